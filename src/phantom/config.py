@@ -1,0 +1,363 @@
+"""The one typed tree behind params.yaml. Every field is stated in the file; the code holds no second set of defaults."""
+
+from __future__ import annotations
+
+import difflib
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from phantom.errors import UserError
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Tubelet = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are errors, values are checked, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class Models(Section):
+    """The frozen parts, each a folder or a hub id; nothing here is trained."""
+
+    base: str  # a diffusers folder or hub id: transformer, vae, text_encoder, tokenizer, scheduler
+    base_revision: str | None
+    physics_encoder: str  # a V-JEPA 2 folder or hub id
+    physics_encoder_revision: str | None
+    dtype: Literal["float32", "bfloat16"]  # of the frozen weights
+
+
+class Physics(Section):
+    """Shape of the physics branch; null means 'as the video branch'."""
+
+    num_layers: Positive | None
+    num_attention_heads: Positive | None
+    attention_head_dim: Positive | None
+    ffn_dim: Positive | None
+    patch_size: tuple[Tubelet, Tubelet, Tubelet]
+
+
+class Coupling(Section):
+    """Shape of Vis-Attention and Phy-Attention; null means 'as the video branch'."""
+
+    blocks: Literal["all"] | Positive | tuple[Count, ...]  # all, every n-th, or a list of block indices
+    num_attention_heads: Positive | None
+    attention_head_dim: Positive | None
+
+
+class Worlds(Section):
+    """The simulated worlds of the mini preset."""
+
+    train_clips: Positive
+    heldout_clips: Count
+    scenarios: Positive  # benchmark scenarios, each with two takes
+    seed: Count
+
+
+class Data(Section):
+    """What the clips are and where they come from."""
+
+    source: Literal["worlds", "folder", "openvid"]
+    path: str | None
+    frames: Positive  # 4m + 1, at most; shorter clips keep the longest 4m + 1 they have
+    min_frames: Positive
+    fps: Positive  # frames are taken by timestamp at this rate
+    height: Positive
+    width: Positive
+    heldout: Fraction  # share of a folder's clips kept for validation
+    max_quarantine: Fraction
+    worlds: Worlds
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Data:
+        for name in ("frames", "min_frames"):
+            value = getattr(self, name)
+            if value % 4 != 1:
+                raise ValueError(f"{name} must be 4m + 1, found {value}; nearest valid: {max(1, (value - 1) // 4 * 4 + 1)}")
+        if self.min_frames > self.frames:
+            raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}; nearest valid: {self.frames}")
+        if self.source != "worlds" and not self.path:
+            raise ValueError(f"path must name a folder when source is {self.source}")
+        return self
+
+
+class Encode(Section):
+    """How latents are made and stored."""
+
+    batch_size: Positive
+    workers: Count
+    shard_mb: Positive
+    max_prefix_frames: Positive  # condition prefixes are 1, 5, ... up to this many frames
+    prefixes_per_clip: Positive
+    text_tokens: Positive
+    seed: Count
+
+    @model_validator(mode="after")
+    def _prefix(self) -> Encode:
+        if self.max_prefix_frames % 4 != 1:
+            raise ValueError(
+                f"max_prefix_frames must be 4m + 1, found {self.max_prefix_frames}; "
+                f"nearest valid: {(self.max_prefix_frames - 1) // 4 * 4 + 1}"
+            )
+        return self
+
+
+class RecursiveWeight(Section):
+    """alpha_z: grows linearly over `growth_steps` to `alpha_max`, back to 0 when the gradient norm passes `threshold`."""
+
+    alpha_max: PositiveFloat
+    growth_steps: Positive  # S
+    threshold: PositiveFloat  # eta_z
+    norm: Literal["raw", "weighted"]
+    every: Positive  # steps between exact measurements
+    between: Literal["hold", "head"]  # between them: nothing new, or the output head's closed-form gradient
+
+
+class Optimizer(Section):
+    learning_rate: PositiveFloat
+    betas: tuple[Fraction, Fraction]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: PositiveFloat
+    warmup_steps: Count
+    decay: Literal["constant", "cosine"]
+
+
+class Train(Section):
+    """The training run. `control: true` trains the same thing with alpha_z held at 0 beside it."""
+
+    steps: Positive
+    batch_size: Positive  # global: over all processes and accumulation steps
+    accumulation: Positive
+    processes: Positive  # torchrun processes on this machine
+    seed: Count
+    flow_shift: PositiveFloat
+    conditioned: Fraction  # share of samples with a condition prefix
+    caption_dropout: Fraction
+    coupling_dropout: Fraction  # share of samples trained with the coupling off (modality guidance)
+    recursive_weight: RecursiveWeight
+    optimizer: Optimizer
+    ema_decay: Fraction | None
+    precision: Literal["float32", "bfloat16"]
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"]
+    activation_checkpointing: Literal["none", "full", "selective"]
+    compile: bool
+    control: bool
+    log_every: Positive
+    checkpoint_every: Positive
+    keep_checkpoints: Positive
+    validate_every: Count  # 0: never
+    max_bad_steps: Positive  # NaN or inf losses in a row before stopping
+
+    @model_validator(mode="after")
+    def _batches(self) -> Train:
+        unit = self.accumulation * self.processes
+        if self.batch_size % unit:
+            raise ValueError(
+                f"batch_size {self.batch_size} must divide by accumulation x processes = {unit}; "
+                f"nearest valid: {max(unit, round(self.batch_size / unit) * unit)}"
+            )
+        return self
+
+
+class Sampling(Section):
+    steps: Positive
+    guidance_scale: PositiveFloat
+    physics_guidance_scale: PositiveFloat
+    flow_shift: PositiveFloat
+    scheduler: Literal["unipc", "euler"]
+    negative_prompt: str
+
+
+class PhysicsIQ(Section):
+    benchmark: str  # "worlds", or the folder of the published benchmark
+    descriptions: str | None
+    modes: tuple[Literal["single", "multi"], ...]
+    protocol: Literal["original", "verified"]
+    mask_codec: Literal["mp4v", "none"]
+    fps: Positive
+    prefix_frames: Positive  # condition frames of the multi-frame mode, 4m + 1
+
+
+class Evaluate(Section):
+    seed: Count
+    batch_size: Positive
+    report_videos: Positive  # scenarios shown side by side in the report
+    sampling: Sampling
+    physics_iq: PhysicsIQ
+
+
+class Register(Section):
+    name: str
+    metric: str  # key of reports/evaluation.json's `score` table that decides who is champion
+
+
+class Tracking(Section):
+    uri: str
+    artifacts: str
+    experiment: str
+
+
+class Compute(Section):
+    """Where a stage runs. Not part of a result's identity, and not a DVC parameter."""
+
+    encode: Literal["local", "kubernetes"]
+    train: Literal["local", "kubernetes"]
+    evaluate: Literal["local", "kubernetes"]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    preset: str
+    models: Models
+    physics: Physics
+    coupling: Coupling
+    data: Data
+    encode: Encode
+    train: Train
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+    tracking: Tracking
+    compute: Compute
+
+
+def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[str, ...] = ()) -> Params:
+    """Reads `path`, applies `key.path=value` overrides, and returns the checked tree. Raises UserError, one line."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom preset mini` writes one")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or 'cannot be decoded'}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: found {type(tree).__name__}, expected a mapping of {', '.join(section_names())}")
+    return validate(apply_overrides(tree, overrides), where=str(path))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Returns `tree` with each `a.b=value` set; values are read as YAML. An unknown key is a UserError."""
+    tree = _copy(tree)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            raise UserError(f"--set {override!r}: expected key=value, for example train.steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: value {text!r} is not valid YAML") from None
+        parts = key.split(".")
+        parent = reduce(lambda node, part: node.setdefault(part, {}) if isinstance(node, dict) else None, parts[:-1], tree)
+        if not isinstance(parent, dict):
+            raise UserError(f"--set {key}: no such setting; nearest: {_nearest(key)}")
+        parent[parts[-1]] = value
+    return tree
+
+
+def validate(tree: dict[str, Any], where: str = "params") -> Params:
+    """Checks a plain tree. The first problem becomes one UserError line naming the field and the nearest valid choice."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        # An unknown key explains the missing one beside it: a misspelling shows as both.
+        problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UserError(f"{where}: {_explain(problems[0])}") from None
+
+
+def section_names() -> list[str]:
+    return [field.alias or name for name, field in Params.model_fields.items()]
+
+
+def preset_names() -> list[str]:
+    """The presets, by file name."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file of the preset `name`. Raises UserError naming the nearest."""
+    path = PRESETS / f"{name}.yaml"
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
+        raise UserError(f"preset {name!r}: no such preset; nearest: {near[0] if near else 'none'} (of {', '.join(preset_names())})")
+    return path
+
+
+def all_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """Every dotted setting name of the tree."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += all_keys(inner, key + ".")
+        else:
+            keys.append(key)
+    return keys
+
+
+def _nearest(key: str) -> str:
+    candidates = all_keys() + section_names()
+    # The same leaf elsewhere in the tree is the likelier intent than a similar spelling here.
+    leaf = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+    near = near or [c for c in candidates if c.rsplit(".", 1)[-1] == leaf]
+    return (near or difflib.get_close_matches(key, candidates, n=1, cutoff=0))[0]
+
+
+def _explain(problem: Any) -> str:
+    path = [str(p) for p in problem["loc"]]
+    # pydantic appends the branch of a union it tried; the field is what the user wrote.
+    known = set(all_keys()) | {k.rsplit(".", n)[0] for k in all_keys() for n in range(1, 4)}
+    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
+    kind, found, context = problem["type"], problem.get("input"), problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{'.'.join(path)}: unknown setting; nearest: {_nearest('.'.join(path))}"
+    if kind == "missing":
+        return f"{'.'.join(path)}: missing; every setting is stated (`phantom preset` shows a complete file)"
+    if kind == "literal_error" or "literal_error" in str(context):
+        choices = _choices(key)
+        near = difflib.get_close_matches(str(found), choices, n=1, cutoff=0)
+        return f"{key}: found {found!r}, accepted: {', '.join(choices)}" + (f"; nearest: {near[0]}" if near else "")
+    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        bound = next(iter(context.values()))
+        sign = {"greater_than_equal": ">=", "less_than_equal": "<=", "greater_than": ">", "less_than": "<"}[kind]
+        nearest = f"; nearest valid: {bound}" if "equal" in kind else ""
+        return f"{key}: found {found!r}, accepted: {sign} {bound}{nearest}"
+    if kind == "value_error":
+        return f"{key + '.' if key else ''}{context['error']}"
+    return f"{key}: found {found!r} ({type(found).__name__}), {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _choices(key: str) -> list[str]:
+    model: Any = Params
+    for part in key.split("."):
+        fields = {f.alias or n: f for n, f in model.model_fields.items()}
+        if part not in fields:
+            return []
+        model = fields[part].annotation
+    found: list[str] = []
+
+    def walk(annotation: Any) -> None:
+        if get_origin(annotation) is Literal:
+            found.extend(str(a) for a in get_args(annotation))
+        elif get_origin(annotation) is not None or isinstance(annotation, type(Union[int, str])):
+            for inner in get_args(annotation):
+                walk(inner)
+
+    walk(model)
+    return found
+
+
+def _copy(tree: Any) -> Any:
+    return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, dict) else tree

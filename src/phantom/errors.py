@@ -1,0 +1,13 @@
+"""The two ways a command ends early on purpose, and the exit codes they carry."""
+
+
+class UserError(Exception):
+    """The user's input is wrong. One line: which file, field or argument, what was found, what is accepted."""
+
+    exit_code = 2
+
+
+class Interrupted(Exception):
+    """The work was stopped after everything was saved; running the same command again goes on."""
+
+    exit_code = 75

@@ -1,0 +1,66 @@
+"""Progress of long work on stderr: a rich bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 5.0  # seconds between plain lines
+
+
+class Bar:
+    """One unit of long work: `advance` counts, `note` shows a short text such as the current loss."""
+
+    def __init__(self, stage: str, total: int, unit: str, done: int, rich: Progress | None) -> None:
+        self.stage, self.total, self.unit, self.done = stage, total, unit, done
+        self._start_done, self._start, self._last, self._note = done, time.monotonic(), 0.0, ""
+        self._rich = rich
+        self._task: TaskID | None = rich.add_task(stage, total=total, completed=done, unit=unit, note="") if rich else None
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Counts `count` more units done."""
+        self.done += count
+        self._note = self._note if note is None else note
+        if self._rich is not None and self._task is not None:
+            self._rich.update(self._task, completed=self.done, note=self._note)
+        elif time.monotonic() - self._last >= PLAIN_EVERY or self.done == self.total:
+            self._last = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        rate = (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        eta = f"{left:.0f} s left" if left < float("inf") else "time left unknown"
+        note = f", {self._note}" if self._note else ""
+        return f"{self.stage}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {eta}{note}"
+
+
+@contextmanager
+def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+    """Shows progress of `total` units of `stage`, `done` of them already finished by an earlier run."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bar(stage, total, unit, done, None)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as rich:
+        yield Bar(stage, total, unit, done, rich)
+
+
+def say(text: str) -> None:
+    """One plain line on stderr."""
+    print(text, file=sys.stderr, flush=True)
