@@ -1,0 +1,356 @@
+"""Small physical worlds, simulated with pymunk: the mini preset's clips and its Physics-IQ-shaped benchmark.
+
+Lengths are in pixels of a 64 x 64 picture (y points down), times in seconds. Everything rests until its release, so a
+single condition frame may show the start of a motion or its middle, as in Physics-IQ. What a clip shows is a pure
+function of its `WorldSpec`, and the spec a pure function of (seed, index): the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import pymunk
+
+KINDS = ("fall", "projectile", "collision", "pendulum", "incline", "occluder")
+SIZE = 64.0  # side of the world, in its own units
+FPS = 4
+SCENE_FRAMES = 40  # 10 s are simulated; clips and benchmark videos are windows of them
+SUBSTEPS = 60  # simulation steps per frame: dt = 1/240 s
+
+COLOURS = {
+    "red": (214, 48, 49),
+    "blue": (38, 84, 214),
+    "green": (30, 150, 70),
+    "yellow": (240, 200, 40),
+    "purple": (140, 60, 190),
+    "black": (35, 35, 40),
+}
+BACKGROUNDS = {"white": (236, 236, 232), "grey": (170, 174, 180), "pink": (244, 196, 200), "cyan": (168, 220, 226)}
+FLOOR = (120, 100, 84)
+OCCLUDER = (96, 120, 104)
+STRING = (70, 70, 76)
+
+# (low, high) in training; the held-out range lies outside of it, on both sides of what training sees.
+TRAINED = {
+    "gravity": (10.0, 16.0),
+    "restitution": (0.55, 0.85),
+    "friction": (0.05, 0.25),
+    "speed": (7.0, 12.0),
+    "radius": (5.0, 7.0),
+    "angle": (0.45, 0.9),
+}
+UNSEEN = {
+    "gravity": ((7.0, 9.0), (18.0, 21.0)),
+    "restitution": ((0.35, 0.5), (0.9, 0.95)),
+    "friction": ((0.0, 0.03), (0.3, 0.38)),
+    "speed": ((5.0, 6.5), (13.0, 15.0)),
+    "radius": ((4.5, 4.9), (7.2, 8.0)),
+    "angle": ((0.3, 0.42), (0.95, 1.1)),
+}
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """One world before anything moves. `direction` is +1 to the right, -1 to the left; `jitter` perturbs a take."""
+
+    kind: str
+    colour: str
+    second_colour: str
+    background: str
+    floor: float  # y of the floor's surface
+    start: tuple[float, float]
+    gravity: float
+    restitution: float
+    friction: float
+    speed: float
+    radius: float
+    second_radius: float
+    angle: float
+    direction: int
+    release: float  # s
+    unseen: bool  # some parameter lies outside the trained ranges
+    first_frame: int = 0  # where a training clip's window starts
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # dx, dy in px; relative change of the speed
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happened: positions (T, N, 2) in px, angles (T, N) in rad, velocities (T, N, 2) in px/s, of N bodies."""
+
+    spec: WorldSpec
+    positions: np.ndarray
+    angles: np.ndarray
+    velocities: np.ndarray
+
+
+def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None = None) -> WorldSpec:
+    """The world number `index` of `seed`. Kinds take turns; `unseen` draws one or two parameters outside training."""
+    rng = np.random.default_rng([seed, index, int(unseen)])
+    chosen = kind or KINDS[index % len(KINDS)]
+    names = list(TRAINED)
+    outside = set(rng.choice(names, size=2, replace=False)) if unseen else set()
+
+    def value(name: str) -> float:
+        low, high = UNSEEN[name][rng.integers(2)] if name in outside else TRAINED[name]
+        return float(rng.uniform(low, high))
+
+    drawn = {name: value(name) for name in names}
+    colour, second = rng.choice(list(COLOURS), size=2, replace=False)
+    direction = int(rng.choice([-1, 1]))
+    floor = float(rng.uniform(54, 59))
+    radius = drawn["radius"]
+    near = SIZE / 2 - direction * float(rng.uniform(17, 22))  # the side the motion starts from
+    starts: dict[str, Callable[[], tuple[float, float]]] = {
+        "fall": lambda: (float(rng.uniform(14, 50)), float(rng.uniform(10, 20))),
+        "projectile": lambda: (near, floor - radius - float(rng.uniform(4, 16))),
+        "collision": lambda: (near, floor - radius),
+        "pendulum": lambda: (float(rng.uniform(28, 36)), 4.0),  # the pivot
+        "incline": lambda: (near, 0.0),
+        "occluder": lambda: (SIZE / 2 - direction * float(rng.uniform(20, 23)), floor - radius),
+    }
+    return WorldSpec(
+        kind=chosen,
+        colour=str(colour),
+        second_colour=str(second),
+        background=str(rng.choice(list(BACKGROUNDS))),
+        floor=floor,
+        start=starts[chosen](),
+        second_radius=float(rng.uniform(*TRAINED["radius"])),
+        direction=direction,
+        release=float(rng.uniform(1.75, 2.75)),
+        unseen=unseen,
+        first_frame=int(rng.integers(3, 12)),
+        **drawn,
+    )
+
+
+def second_take(spec: WorldSpec, seed: int, index: int) -> WorldSpec:
+    """The same world with a slightly different start, as a person repeating an experiment makes it."""
+    rng = np.random.default_rng([seed, index, 2])
+    dx, dy, dv = rng.uniform(-1, 1, size=3) * (0.8, 0.8, 0.04)
+    return replace(spec, jitter=(float(dx), float(dy), float(dv)))
+
+
+def caption(spec: WorldSpec) -> str:
+    """What is seen, in one sentence."""
+    way = "right" if spec.direction > 0 else "left"
+    pace = "quickly" if spec.speed > 9.5 else "slowly"
+    text = {
+        "fall": f"A {spec.colour} ball falls and bounces on the floor",
+        "projectile": f"A {spec.colour} ball is thrown to the {way} and lands on the floor",
+        "collision": f"A {spec.colour} ball rolls {pace} to the {way} and hits a {spec.second_colour} ball",
+        "pendulum": f"A {spec.colour} ball swings on a string",
+        "incline": f"A {spec.colour} box slides down a slope to the {way}",
+        "occluder": f"A {spec.colour} ball rolls {pace} to the {way} behind a wall",
+    }[spec.kind]
+    return f"{text}, {spec.background} background."
+
+
+def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES) -> Scene:
+    """Runs the world for `frames` frames at 4 frames per second."""
+    space = pymunk.Space()
+    space.gravity = (0.0, spec.gravity)
+    space.iterations = 30
+    bodies, launch = _BUILD[spec.kind](space, spec)
+    positions, angles, velocities = [], [], []
+    released, time, dt = False, 0.0, 1.0 / (FPS * SUBSTEPS)
+    for _ in range(frames):
+        positions.append([tuple(b.position) for b in bodies])
+        angles.append([b.angle for b in bodies])
+        velocities.append([tuple(b.velocity) if released else (0.0, 0.0) for b in bodies])
+        for _ in range(SUBSTEPS):
+            time += dt
+            if time < spec.release:
+                continue
+            if not released:
+                launch()
+                released = True
+            space.step(dt)
+    return Scene(spec, np.array(positions), np.array(angles), np.array(velocities))
+
+
+def render(scene: Scene, first: int, count: int, size: int = 64) -> np.ndarray:
+    """Draws frames `first` to `first + count` of `scene`: uint8 RGB (count, size, size, 3), antialiased."""
+    canvas_size = max(256, size)
+    background = _background(scene.spec, canvas_size)
+    frames = []
+    for t in range(first, first + count):
+        canvas = background.copy()
+        _draw_bodies(canvas, scene, t)
+        if canvas_size != size:
+            canvas = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+        frames.append(canvas)
+    return np.stack(frames)
+
+
+# --- the six worlds -------------------------------------------------------------------------------------------------
+
+
+def _segment(space: pymunk.Space, a: tuple[float, float], b: tuple[float, float], spec: WorldSpec) -> None:
+    wall = pymunk.Segment(space.static_body, a, b, 1.0)
+    wall.elasticity, wall.friction = spec.restitution, spec.friction
+    space.add(wall)
+
+
+def _ball(space: pymunk.Space, spec: WorldSpec, x: float, y: float, radius: float, rolls: bool = False) -> pymunk.Body:
+    mass = radius**2 / 25  # one thickness, one density
+    body = pymunk.Body(mass, pymunk.moment_for_circle(mass, 0, radius))
+    body.position = (x + spec.jitter[0], y if rolls else y + spec.jitter[1])
+    shape = pymunk.Circle(body, radius)
+    shape.elasticity, shape.friction = (0.95 if rolls else spec.restitution**0.5), 0.0 if rolls else spec.friction
+    space.add(body, shape)
+    return body
+
+
+def _floor(space: pymunk.Space, spec: WorldSpec) -> None:
+    wall = pymunk.Segment(space.static_body, (-200, spec.floor + 1), (SIZE + 200, spec.floor + 1), 1.0)
+    wall.elasticity, wall.friction = spec.restitution**0.5, spec.friction  # chipmunk multiplies the two
+    space.add(wall)
+
+
+def _push(body: pymunk.Body, spec: WorldSpec, vx: float, vy: float = 0.0) -> Callable[[], None]:
+    def launch() -> None:
+        body.velocity = (vx * (1 + spec.jitter[2]), vy * (1 + spec.jitter[2]))
+
+    return launch
+
+
+def _fall(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    _floor(space, spec)
+    ball = _ball(space, spec, *spec.start, spec.radius)
+    return [ball], _push(ball, spec, 0.0)
+
+
+def _projectile(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    _floor(space, spec)
+    ball = _ball(space, spec, *spec.start, spec.radius)
+    speed = spec.speed * 2.0
+    return [ball], _push(ball, spec, spec.direction * speed * math.cos(1.0), -speed * math.sin(1.0))
+
+
+def _collision(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    _floor(space, spec)
+    ball = _ball(space, spec, *spec.start, spec.radius, rolls=True)
+    x = SIZE / 2 + spec.direction * 6
+    other = _ball(space, spec, x - spec.jitter[0], spec.floor - spec.second_radius, spec.second_radius, rolls=True)
+    return [ball, other], _push(ball, spec, spec.direction * spec.speed)
+
+
+def _pendulum(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    length = 30.0 + spec.radius
+    swing = spec.angle * 0.9
+    x = spec.start[0] - spec.direction * length * math.sin(swing)
+    ball = _ball(space, spec, x, spec.start[1] + length * math.cos(swing), spec.radius)
+    space.add(pymunk.PinJoint(space.static_body, ball, spec.start, (0, 0)))
+    return [ball], _push(ball, spec, 0.0)
+
+
+def _incline(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    _floor(space, spec)
+    top, foot = _slope(spec)
+    _segment(space, top, foot, replace(spec, restitution=0.0))
+    side = spec.radius * 1.7
+    mass = side**2 / 70
+    box = pymunk.Body(mass, pymunk.moment_for_box(mass, (side, side)))
+    tilt = math.atan2(foot[1] - top[1], foot[0] - top[0])
+    tilt = tilt if spec.direction > 0 else tilt - math.pi
+    along = np.array(foot) - np.array(top)
+    along = along / np.linalg.norm(along)
+    normal = np.array([along[1], -along[0]]) * spec.direction
+    centre = np.array(top) + along * (side * 0.8 + 1.5 * spec.jitter[0]) + normal * (side / 2 + 1.0)
+    box.position, box.angle = (float(centre[0]), float(centre[1])), tilt
+    shape = pymunk.Poly.create_box(box, (side, side))
+    shape.elasticity, shape.friction = 0.0, 1.0  # the pair's friction is the slope's
+    space.add(box, shape)
+    return [box], _push(box, spec, 0.0)
+
+
+def _occluder(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    _floor(space, spec)
+    ball = _ball(space, spec, *spec.start, spec.radius, rolls=True)
+    return [ball], _push(ball, spec, spec.direction * spec.speed)
+
+
+_BUILD = {
+    "fall": _fall,
+    "projectile": _projectile,
+    "collision": _collision,
+    "pendulum": _pendulum,
+    "incline": _incline,
+    "occluder": _occluder,
+}
+
+
+def _slope(spec: WorldSpec) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Top and foot of the incline."""
+    run = 40.0
+    top_x = SIZE / 2 - spec.direction * 27
+    return (top_x, spec.floor - run * math.tan(spec.angle * 0.7)), (top_x + spec.direction * run, spec.floor)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+_SHIFT = 4  # cv2 draws with 1/16 pixel
+
+
+def _points(points: list[tuple[float, float]], scale: float) -> np.ndarray:
+    return np.round((np.array(points) * scale - 0.5) * 2**_SHIFT).astype(np.int32)
+
+
+def _polygon(canvas: np.ndarray, points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
+    cv2.fillPoly(canvas, [_points(points, canvas.shape[0] / SIZE)], colour, cv2.LINE_AA, _SHIFT)
+
+
+def _disc(canvas: np.ndarray, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+    scale = canvas.shape[0] / SIZE
+    centre = _points([(x, y)], scale)[0]
+    cv2.circle(
+        canvas, (int(centre[0]), int(centre[1])), round(radius * scale * 2**_SHIFT), colour, -1, cv2.LINE_AA, _SHIFT
+    )
+
+
+def _background(spec: WorldSpec, size: int) -> np.ndarray:
+    canvas = np.full((size, size, 3), BACKGROUNDS[spec.background], np.uint8)
+    _polygon(canvas, [(0, spec.floor), (SIZE, spec.floor), (SIZE, SIZE), (0, SIZE)], FLOOR)
+    if spec.kind == "incline":
+        top, foot = _slope(spec)
+        _polygon(canvas, [top, foot, (top[0], spec.floor)], FLOOR)
+    return canvas
+
+
+def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
+    spec = scene.spec
+    x, y = scene.positions[t, 0]
+    if spec.kind == "pendulum":
+        px, py = spec.start
+        dx, dy = np.array([y - py, px - x]) / max(math.hypot(x - px, y - py), 1e-9) * 0.5
+        _polygon(canvas, [(px - dx, py - dy), (px + dx, py + dy), (x + dx, y + dy), (x - dx, y - dy)], STRING)
+    if spec.kind == "incline":
+        half, angle = spec.radius * 0.85, scene.angles[t, 0]
+        c, s = math.cos(angle) * half, math.sin(angle) * half
+        corners = [(-c + s, -s - c), (c + s, s - c), (c - s, s + c), (-c - s, -s + c)]
+        _polygon(canvas, [(x + a, y + b) for a, b in corners], COLOURS[spec.colour])
+    else:
+        _disc(canvas, x, y, spec.radius, COLOURS[spec.colour])
+    if spec.kind == "collision":
+        _disc(canvas, *scene.positions[t, 1], spec.second_radius, COLOURS[spec.second_colour])
+    if spec.kind == "occluder":
+        half = 8.0
+        wall = [
+            (32 - half, spec.floor - 24),
+            (32 + half, spec.floor - 24),
+            (32 + half, spec.floor),
+            (32 - half, spec.floor),
+        ]
+        _polygon(canvas, wall, OCCLUDER)
+
+
+def is_visible(scene: Scene) -> np.ndarray:
+    """Whether the first body's centre is inside the picture and not behind the wall: bool (T,)."""
+    x, y = scene.positions[:, 0, 0], scene.positions[:, 0, 1]
+    inside = (x >= 0) & (x <= SIZE) & (y >= 0) & (y <= SIZE)
+    return inside & (np.abs(x - SIZE / 2) > 8.0) if scene.spec.kind == "occluder" else inside
