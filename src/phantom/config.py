@@ -82,9 +82,13 @@ class Data(Section):
         for name in ("frames", "min_frames"):
             value = getattr(self, name)
             if value % 4 != 1:
-                raise ValueError(f"{name} must be 4m + 1, found {value}; nearest valid: {max(1, (value - 1) // 4 * 4 + 1)}")
+                raise ValueError(
+                    f"{name} must be 4m + 1, found {value}; nearest valid: {max(1, (value - 1) // 4 * 4 + 1)}"
+                )
         if self.min_frames > self.frames:
-            raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}; nearest valid: {self.frames}")
+            raise ValueError(
+                f"min_frames {self.min_frames} is more than frames {self.frames}; nearest valid: {self.frames}"
+            )
         if self.source != "worlds" and not self.path:
             raise ValueError(f"path must name a folder when source is {self.source}")
         return self
@@ -240,7 +244,9 @@ def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[s
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or 'cannot be decoded'}") from None
+        raise UserError(
+            f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or 'cannot be decoded'}"
+        ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {type(tree).__name__}, expected a mapping of {', '.join(section_names())}")
     return validate(apply_overrides(tree, overrides), where=str(path))
@@ -258,7 +264,9 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]
         except yaml.YAMLError:
             raise UserError(f"--set {key}: value {text!r} is not valid YAML") from None
         parts = key.split(".")
-        parent = reduce(lambda node, part: node.setdefault(part, {}) if isinstance(node, dict) else None, parts[:-1], tree)
+        parent = reduce(
+            lambda node, part: node.setdefault(part, {}) if isinstance(node, dict) else None, parts[:-1], tree
+        )
         if not isinstance(parent, dict):
             raise UserError(f"--set {key}: no such setting; nearest: {_nearest(key)}")
         parent[parts[-1]] = value
@@ -289,7 +297,9 @@ def preset_path(name: str) -> Path:
     path = PRESETS / f"{name}.yaml"
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
-        raise UserError(f"preset {name!r}: no such preset; nearest: {near[0] if near else 'none'} (of {', '.join(preset_names())})")
+        raise UserError(
+            f"preset {name!r}: no such preset; nearest: {near[0] if near else 'none'} (of {', '.join(preset_names())})"
+        )
     return path
 
 

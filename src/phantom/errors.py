@@ -11,3 +11,9 @@ class Interrupted(Exception):
     """The work was stopped after everything was saved; running the same command again goes on."""
 
     exit_code = 75
+
+
+class StageFailed(Exception):
+    """A stage of the pipeline failed for a reason that is not the user's input. One line."""
+
+    exit_code = 1

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 
@@ -20,7 +28,9 @@ class Bar:
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._start_done, self._start, self._last, self._note = done, time.monotonic(), 0.0, ""
         self._rich = rich
-        self._task: TaskID | None = rich.add_task(stage, total=total, completed=done, unit=unit, note="") if rich else None
+        self._task: TaskID | None = (
+            rich.add_task(stage, total=total, completed=done, unit=unit, note="") if rich else None
+        )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Counts `count` more units done."""

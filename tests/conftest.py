@@ -1,0 +1,82 @@
+"""Fixtures shared by all tests: nothing here needs a network, a GPU or the shipped weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import yaml
+
+from phantom.config import Params, apply_overrides, preset_path, validate
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors are slower with more threads, and results must not depend on how many cores a machine has."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like `models/mini` with tiny random weights. Read-only: copy it before changing anything."""
+    return tiny.save_tiny_base(tmp_path_factory.mktemp("base") / "mini")
+
+
+@pytest.fixture
+def tiny_vae():
+    return tiny.tiny_vae()
+
+
+@pytest.fixture
+def tiny_vjepa():
+    return tiny.tiny_vjepa()
+
+
+@pytest.fixture
+def tiny_text_encoder():
+    return tiny.tiny_text_encoder()
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_wan():
+    return tiny.tiny_wan()
+
+
+@pytest.fixture
+def tiny_scheduler():
+    return tiny.tiny_scheduler()
+
+
+@pytest.fixture
+def make_params(tiny_base: Path):
+    """`make_params("train.steps=3", ...)`: the mini preset on the tiny base, with overrides."""
+
+    def make(*overrides: str) -> Params:
+        tree = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
+        tree = apply_overrides(
+            tree, [f"models.base={tiny_base}", f"models.physics_encoder={tiny_base / 'physics_encoder'}"]
+        )
+        return validate(apply_overrides(tree, overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_videos() -> Path:
+    """The folder of real sample videos; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("PHANTOM_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not (folder / "captions.csv").is_file():
+        pytest.skip(f"no sample videos at {folder}; set PHANTOM_VIDEOS")
+    return folder
