@@ -1,0 +1,113 @@
+"""What the coupling needs opened of diffusers' Wan: the two ends of a branch, and a block in two halves.
+
+Every layer is diffusers' own and keeps its name; the arithmetic below follows `WanTransformer3DModel.forward` and
+`WanTransformerBlock.forward` operation by operation, so that a branch left alone gives the same bits. What differs is
+the time modulation: it is held once per group of tokens with one timestep (a latent frame) instead of once per token.
+
+Legend: B batch, L tokens, D width, n groups of tokens that share a timestep (1, the latent frames, or L).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
+from torch import nn
+
+from phantom.model.positions import Rotation
+
+
+def width(config: dict[str, Any]) -> int:
+    """Channels of a branch's tokens."""
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def token_grid(config: dict[str, Any], latents: torch.Tensor) -> tuple[int, int, int]:
+    """(frames, rows, columns) of the tokens of `latents` (B, C, F, H, W)."""
+    frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], config["patch_size"], strict=True))
+    return frames, rows, columns
+
+
+class Ends(nn.Module):
+    """Everything of a Wan transformer but its blocks: embeddings before them, norm and projection after them."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        dim, patch = width(config), tuple(config["patch_size"])
+        self.patch_size = patch
+        self.patch_embedding = nn.Conv3d(config["in_channels"], dim, kernel_size=patch, stride=patch)
+        self.condition_embedder = WanTimeTextImageEmbedding(
+            dim=dim, time_freq_dim=config["freq_dim"], time_proj_dim=dim * 6, text_embed_dim=config["text_dim"]
+        )
+        self.norm_out = FP32LayerNorm(dim, config["eps"], elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, config["out_channels"] * math.prod(patch))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def embed(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, F, H, W) -> tokens (B, L, D)."""
+        return self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+
+    def embed_text(self, text: torch.Tensor) -> torch.Tensor:
+        """(B, S, text_dim) -> (B, S, D)."""
+        return self.condition_embedder.text_embedder(text)
+
+    def embed_time(self, timestep_Bn: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, n) in [0, 1000] -> the embedding (B, n, D), and the modulation of every block (B, n, 6, D)."""
+        embedder = self.condition_embedder
+        time = embedder.timesteps_proj(timestep_Bn.flatten()).unflatten(0, timestep_Bn.shape)
+        time = embedder.time_embedder(time.to(embedder.time_embedder.linear_1.weight.dtype)).to(dtype)
+        return time, embedder.time_proj(embedder.act_fn(time)).unflatten(2, (6, -1))
+
+    def forward(self, x_BLD: torch.Tensor, time_BnD: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """Tokens -> velocity (B, C, F, H, W)."""
+        shift, scale = (self.scale_shift_table.unsqueeze(0) + time_BnD.unsqueeze(2)).unbind(2)
+        x = modulate(self.norm_out(x_BLD.float()), scale.unsqueeze(2), shift.unsqueeze(2)).type_as(x_BLD)
+        x = self.proj_out(x).unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def modulate(x_BLD: torch.Tensor, scale_Bn1D: torch.Tensor, shift_Bn1D: torch.Tensor) -> torch.Tensor:
+    """x * (1 + scale) + shift, each group of tokens with its own scale and shift."""
+    x = x_BLD.unflatten(1, (scale_Bn1D.shape[1], -1))
+    return (x * (1 + scale_Bn1D) + shift_Bn1D).flatten(1, 2)
+
+
+def gated(x_BLD: torch.Tensor, gate_Bn1D: torch.Tensor) -> torch.Tensor:
+    """x * gate, each group of tokens with its own gate."""
+    return (x_BLD.unflatten(1, (gate_Bn1D.shape[1], -1)) * gate_Bn1D).flatten(1, 2)
+
+
+class Block(WanTransformerBlock):
+    """A Wan block in two halves: calling it runs the first, `finish` the second; the coupling comes between them."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(
+            width(config),
+            config["ffn_dim"],
+            config["num_attention_heads"],
+            config["qk_norm"],
+            config["cross_attn_norm"],
+            config["eps"],
+        )
+
+    def forward(
+        self, x_BLD: torch.Tensor, time_Bn6D: torch.Tensor, rotation: Rotation
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Norm, scale and shift, self-attention: its output (B, L, D), and the modulation that `finish` takes."""
+        modulation = (self.scale_shift_table.unsqueeze(0) + time_Bn6D.float()).chunk(6, dim=2)  # each (B, n, 1, D)
+        shift, scale = modulation[:2]
+        y_BLD = self.attn1(modulate(self.norm1(x_BLD.float()), scale, shift).type_as(x_BLD), None, None, rotation)
+        return y_BLD, modulation[2:]
+
+    def finish(
+        self, x_BLD: torch.Tensor, y_BLD: torch.Tensor, text_BSD: torch.Tensor, modulation: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """The gated attention output `y` joins the stream `x`, then text cross-attention and feed-forward."""
+        gate, shift_ffn, scale_ffn, gate_ffn = modulation
+        x = (x_BLD.float() + gated(y_BLD, gate)).type_as(x_BLD)
+        x = x + self.attn2(self.norm2(x.float()).type_as(x), text_BSD, None, None)
+        y = self.ffn(modulate(self.norm3(x.float()), scale_ffn, shift_ffn).type_as(x))
+        return (x.float() + gated(y.float(), gate_ffn)).type_as(x)

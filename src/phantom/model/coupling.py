@@ -1,0 +1,114 @@
+"""Vis-Attention and Phy-Attention: in every coupled block each branch reads the other's self-attention output.
+
+    h'_v = softmax((W_v^Q h_v)(W_v^K h_z)^T / sqrt(d)) W_v^V h_z      (Vis-Attention; Phy-Attention is its mirror image)
+
+Both directions read the outputs as they were before either was changed, so their order cannot matter. The result is
+added to the self-attention output through W_o, which is zero on the video side at first: an untrained coupling leaves
+the frozen prior bit-identical (docs/method.md, section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import nn
+
+from phantom.model.branch import width
+from phantom.model.physics import depths, init_linears
+from phantom.model.positions import Rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class CouplingConfig:
+    """Which blocks are coupled, and how wide. None: as the video branch. None of it is public: docs/method.md."""
+
+    blocks: str | int | tuple[int, ...] = "all"  # all, every n-th, or a list of video block indices
+    num_attention_heads: int | None = None
+    attention_head_dim: int | None = None
+
+    def resolve(self, video: dict[str, Any], physics: dict[str, Any]) -> dict[str, Any]:
+        """The full config, given both branches': `blocks` as a list of indices."""
+        beside = depths(physics["num_layers"], video["num_layers"])
+        match self.blocks:
+            case "all":
+                blocks = beside
+            case int(step) if step >= 1:
+                blocks = beside[step - 1 :: step]
+            case [*indices] if set(indices) <= set(beside):
+                blocks = sorted(set(indices))
+            case other:
+                raise ValueError(
+                    f"coupling.blocks: found {other!r}; accepted: 'all', a number n >= 1, or indices out of {beside}"
+                )
+        return {
+            "blocks": blocks,
+            "num_attention_heads": self.num_attention_heads or video["num_attention_heads"],
+            "attention_head_dim": self.attention_head_dim or video["attention_head_dim"],
+        }
+
+
+class CouplingAttnProcessor:
+    """Cross-attention in which queries and keys each have their own rotation; any backend of diffusers' dispatcher."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: CouplingAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary_emb: tuple[Rotation, Rotation],
+    ) -> torch.Tensor:
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1))
+        query, key = (
+            apply_rotary_emb(x, (cos[0, :, 0], sin[0, :, 0]), sequence_dim=1)
+            for x, (cos, sin) in zip((query, key), rotary_emb, strict=True)
+        )
+        out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+class CouplingAttention(WanAttention):
+    """One direction: queries of width `dim`, keys and values of width `source_dim`. RMS norm of q and k across heads."""
+
+    _default_processor_cls = CouplingAttnProcessor
+    _available_processors = [CouplingAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, source_dim: int, heads: int, dim_head: int, eps: float) -> None:
+        super().__init__(
+            dim=dim, heads=heads, dim_head=dim_head, eps=eps, processor=CouplingAttnProcessor(), is_cross_attention=True
+        )
+        self.to_k = nn.Linear(source_dim, self.inner_dim)
+        self.to_v = nn.Linear(source_dim, self.inner_dim)
+
+
+class Coupling(nn.Module):
+    """Both directions of one block. W_o starts at zero on the video side, normal on the physics side."""
+
+    def __init__(self, coupling: dict[str, Any], video: dict[str, Any], physics: dict[str, Any]) -> None:
+        super().__init__()
+        heads, dim_head = coupling["num_attention_heads"], coupling["attention_head_dim"]
+        dim_v, dim_z = width(video), width(physics)
+        self.vis = CouplingAttention(dim_v, dim_z, heads, dim_head, video["eps"])
+        self.phy = CouplingAttention(dim_z, dim_v, heads, dim_head, video["eps"])
+        init_linears(self)
+        nn.init.zeros_(self.vis.to_out[0].weight)
+        nn.init.normal_(self.phy.to_out[0].weight, std=0.02)
+
+    def forward(
+        self, video_BLD: torch.Tensor, physics_BME: torch.Tensor, rotation_v: Rotation, rotation_z: Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Self-attention outputs of both branches -> what each adds to its own, in its shape."""
+        to_video = self.vis(video_BLD, physics_BME, None, (rotation_v, rotation_z))
+        to_physics = self.phy(physics_BME, video_BLD, None, (rotation_z, rotation_v))
+        return to_video, to_physics

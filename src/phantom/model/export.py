@@ -1,0 +1,188 @@
+"""The export: physics branch and coupling alone, with the identity of the frozen base they were trained beside.
+
+A folder of `config.json` and safetensors, sharded by diffusers' rule. The base is known by its id and revision, and
+recognised by a fingerprint of its weights, so that a moved copy of the same base is welcome and another one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS_PATTERN = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
+_VIDEO = re.compile(r"(?:video_ends|(blocks\.\d+)\.video)\.(.*)")
+
+
+def is_video(name: str) -> bool:
+    """Whether a parameter of the model, by its name, belongs to the frozen video branch."""
+    return _VIDEO.match(name) is not None
+
+
+def diffusers_name(name: str) -> str | None:
+    """The name diffusers' Wan gives to a parameter of the video branch; None for the others."""
+    found = _VIDEO.match(name)
+    return found and ".".join(part for part in found.groups() if part)
+
+
+def video_config(wan: WanTransformer3DModel) -> dict[str, Any]:
+    """The arguments `wan` was built with. Raises ValueError for Wans that this model has no use for."""
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in wan.config.items() if not k.startswith("_")}
+    if config["image_dim"] is not None or config["added_kv_proj_dim"] is not None:
+        raise ValueError("video transformer: has an image encoder's cross-attention; accepted: a text-and-latents Wan")
+    if config["patch_size"][0] != 1:
+        raise ValueError(f"video transformer: patch_size {config['patch_size']}; accepted: one latent frame per token")
+    return config
+
+
+@torch.no_grad()
+def fingerprint(wan: WanTransformer3DModel) -> str | None:
+    """SHA-256 of the modulation tables and q/k norms, in bfloat16: the same however the weights were cast or quantised.
+
+    None for a model without weights (meta device).
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(wan.state_dict().items()):
+        if tensor.is_meta:
+            return None
+        if "scale_shift_table" in name or "norm_q" in name or "norm_k" in name:
+            digest.update(name.encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_export_config(folder: str | Path) -> dict[str, Any] | None:
+    """The config of the export in `folder`; None if there is none."""
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config if "export" in config else None
+
+
+def base_path(folder: str | Path, base_id: str) -> str:
+    """Where the base named in an export lies: a folder, relative to here or to a folder above the export; else a hub id."""
+    for above in (Path(), *Path(folder).resolve().parents):
+        if (above / base_id).is_dir():
+            return str(above / base_id)
+    return base_id
+
+
+class ExportMixin:
+    """Saving and loading exports, for `PhantomTransformer3DModel`."""
+
+    def video_state_dict(self: Any) -> dict[str, torch.Tensor]:
+        """The video branch under diffusers' names: loads into a `WanTransformer3DModel`."""
+        return {new: tensor for name, tensor in self.state_dict().items() if (new := diffusers_name(name))}
+
+    def assign_video(self: Any, wan: WanTransformer3DModel) -> None:
+        """Takes over the weights of `wan`, sharing their memory."""
+        weights = wan.state_dict()
+        state = {name: weights.pop(old) for name in self.state_dict() if (old := diffusers_name(name))}
+        self.load_state_dict(state, strict=False, assign=True)
+
+    def save_export(
+        self: Any,
+        folder: str | Path,
+        *,
+        base_id: str | None = None,
+        base_revision: str | None = None,
+        physics_encoder_id: str | None = None,
+        physics_encoder_revision: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        max_shard_size: str = "10GB",
+    ) -> None:
+        """Writes config and weights of the physics branch and the coupling to `folder`.
+
+        What is not given is taken from the model's own config. `state_dict` replaces the model's weights: those gathered
+        from shards, or their moving average. `metadata` is free JSON; `frames`, `height`, `width`, `fps` and
+        `max_prefix_frames` in it become the defaults of `PhantomPipeline`.
+        """
+        given = {
+            "base_id": base_id,
+            "base_revision": base_revision,
+            "physics_encoder_id": physics_encoder_id,
+            "physics_encoder_revision": physics_encoder_revision,
+            "metadata": metadata,
+        }
+        config = json.loads(self.to_json_string()) | {k: v for k, v in given.items() if v is not None}
+        config["export"] = ["physics", "coupling"]
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video(k)}
+        save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_export(
+        cls,
+        folder: str | Path,
+        base: WanTransformer3DModel | str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        base_revision: str | None = None,
+    ) -> Self:
+        """The whole model: the export in `folder` on its base.
+
+        `base` is a loaded Wan (its memory is shared), or a folder or hub id; None takes the one the export names. The
+        weights have `torch_dtype`, or else the base's. Raises ValueError, naming both, if it is another base.
+        """
+        config = read_export_config(folder)
+        if config is None:
+            raise ValueError(f"{folder}: no export here; accepted: a folder written by save_export, such as models/phantom")
+        named = _name(config["base_id"], config["base_revision"])
+        if base is None:
+            if config["base_id"] is None:
+                raise ValueError(f"{folder}: config.json names no base; pass one")
+            base, base_revision = base_path(folder, config["base_id"]), config["base_revision"]
+        if isinstance(base, WanTransformer3DModel):
+            wan, found = base, _name(base.config.get("_name_or_path"), base_revision)
+        else:
+            subfolder = None if (Path(base) / CONFIG_NAME).is_file() else "transformer"
+            wan = WanTransformer3DModel.from_pretrained(
+                base, subfolder=subfolder, revision=base_revision, torch_dtype=torch_dtype
+            )
+            found = _name(base, base_revision)
+        if video_config(wan) != config["video"] or fingerprint(wan) != config["base_fingerprint"]:
+            raise ValueError(f"{folder} was trained on the base {named} and cannot run on another, found {found}")
+
+        with torch.device("meta"):
+            model = cls.from_config({k: v for k, v in config.items() if k != "export"})  # type: ignore[attr-defined]
+        model.assign_video(wan)
+        dtype = torch_dtype or wan.patch_embedding.weight.dtype
+        device = wan.patch_embedding.weight.device
+        state: dict[str, torch.Tensor] = {}
+        for file in sorted(Path(folder).glob(WEIGHTS_PATTERN.format(suffix="*"))):
+            state |= load_file(file, device=str(device))
+        expected = {name for name, _ in model.trainable_parameters()}
+        if state.keys() != expected:
+            raise ValueError(f"{folder}: {len(expected - state.keys())} weights are missing, {len(state.keys() - expected)} unknown")
+        keep = set(model._keep_in_fp32_modules)
+        state = {k: v.to(torch.float32 if keep & set(k.split(".")) else dtype) for k, v in state.items()}
+        model.load_state_dict(state, strict=False, assign=True)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any) -> Self:
+        """A saved model (diffusers' arguments), an export, or a base (folder or hub id) with an `export` on it."""
+        dtype = kwargs.get("torch_dtype")
+        if export is not None:
+            return cls.from_export(export, str(pretrained_model_name_or_path), dtype, kwargs.get("revision"))
+        if read_export_config(pretrained_model_name_or_path) is not None:
+            return cls.from_export(pretrained_model_name_or_path, torch_dtype=dtype)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+
+
+def _name(base_id: str | None, revision: str | None) -> str:
+    return (base_id or "an unnamed base") + (f"@{revision}" if revision else "")

@@ -1,0 +1,67 @@
+"""Where a token sits in space and time, in units of the video branch's token grid, and its 3D rotation.
+
+A video token's place is its index. A physics token's place is where its centre falls between those indices, so the same
+place and time has the same position, and therefore the same rotation, in both branches (docs/method.md, "positions").
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+Positions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of frames, rows and columns; each 1-D, float64
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (1, tokens, 1, head_dim), float32
+
+
+def tubelets(latent_frames: int) -> int:
+    """V-JEPA tubelets of a clip of F video latents: T = 2F - 1, since the first frame fills tubelet 0 alone."""
+    return 2 * latent_frames - 1
+
+
+def latent_of_tubelet(latent_frames: int, device: torch.device | None = None) -> torch.Tensor:
+    """(T,) the video latent each tubelet belongs to: tubelet 0 to latent 0, tubelets 2k-1 and 2k to latent k."""
+    return (torch.arange(tubelets(latent_frames), device=device) + 1) // 2
+
+
+def video_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Positions:
+    """Positions of a (frames, rows, columns) grid of video tokens: their indices."""
+    frames, rows, columns = (torch.arange(n, device=device, dtype=torch.float64) for n in grid)
+    return frames, rows, columns
+
+
+def physics_positions(
+    grid: tuple[int, int, int], video_grid: tuple[int, int, int], device: torch.device | None = None
+) -> Positions:
+    """Positions of a grid of physics tokens on the video grid: time 0, then j/2 + 1/4; space (i + 1/2) * H_v/H_p - 1/2."""
+    frames = torch.arange(grid[0], device=device, dtype=torch.float64) / 2 + 0.25
+    frames[0] = 0
+    rows, columns = (
+        (torch.arange(n, device=device, dtype=torch.float64) + 0.5) * n_video / n - 0.5
+        for n, n_video in zip(grid[1:], video_grid[1:], strict=True)
+    )
+    return frames, rows, columns
+
+
+def rotation(positions: Positions, head_dim: int) -> Rotation:
+    """3D RoPE at `positions`, with Wan's split of the head (128: 44/42/42) and its frequencies.
+
+    At integer positions it equals `WanRotaryPosEmbed` bit for bit.
+    """
+    space = 2 * (head_dim // 6)
+    axes = zip(positions, (head_dim - 2 * space, space, space), strict=True)
+    tables = [
+        get_1d_rotary_pos_embed(
+            size, position, use_real=True, repeat_interleave_real=True, freqs_dtype=torch.float64
+        )
+        for position, size in axes
+    ]
+    grid = [len(p) for p in positions]
+    views = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
+    cos, sin = (
+        torch.cat(
+            [t[part].view(*view, t[part].shape[-1]).expand(*grid, -1) for t, view in zip(tables, views, strict=True)],
+            dim=-1,
+        ).reshape(1, -1, 1, head_dim)
+        for part in (0, 1)
+    )
+    return cos, sin

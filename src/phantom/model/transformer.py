@@ -1,0 +1,262 @@
+"""PhantomTransformer3DModel: two flow-matching branches, coupled in every block (paper, figure 2; docs/method.md).
+
+Legend: B batch, F video latent frames, T = 2F - 1 tubelets, L video tokens of width D, M physics tokens of width E,
+S text tokens, n groups of tokens that share a timestep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from phantom.model.branch import Block, Ends, token_grid
+from phantom.model.coupling import Coupling, CouplingConfig
+from phantom.model.export import ExportMixin, fingerprint, is_video, video_config
+from phantom.model.physics import PhysicsConfig, depths, physics_block, physics_ends
+from phantom.model.positions import (
+    Rotation,
+    latent_of_tubelet,
+    physics_positions,
+    rotation,
+    tubelets,
+    video_positions,
+)
+
+
+@dataclass
+class PhantomTransformerOutput(BaseOutput):
+    """Velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w), None for the video branch alone."""
+
+    sample: torch.Tensor
+    physics: torch.Tensor | None = None
+
+
+class ProjectedText(NamedTuple):
+    """Text embeddings projected to each branch's width; constant over the steps of a sampler."""
+
+    video: torch.Tensor  # (B, S, D)
+    physics: torch.Tensor  # (B, S, E)
+
+
+class Rotations(NamedTuple):
+    """RoPE of the two self-attentions, and of each branch's tokens within the coupling."""
+
+    video: Rotation
+    physics: Rotation | None = None
+    coupling_video: Rotation | None = None
+    coupling_physics: Rotation | None = None
+
+
+class PhantomBlock(nn.Module):
+    """One depth: a frozen Wan block, the physics block beside it (if any), and the coupling between them (if any)."""
+
+    def __init__(self, video: dict[str, Any], physics: dict[str, Any] | None, coupling: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.video = Block(video)
+        self.physics = physics_block(physics) if physics else None
+        self.coupling = Coupling(coupling, video, physics) if physics and coupling else None
+
+    def forward(
+        self,
+        video_BLD: torch.Tensor,
+        physics_BME: torch.Tensor | None,
+        text: ProjectedText,
+        time_v_Bn6D: torch.Tensor,
+        time_z_Bn6E: torch.Tensor | None,
+        rotations: Rotations,
+        coupling: bool | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One depth of both streams. `coupling`: on, off, or (B,) on per sample."""
+        y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotations.video)
+        if self.physics is None or physics_BME is None:
+            return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
+
+        y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotations.physics)
+        if self.coupling is not None and coupling is not False:
+            # Both directions read y_v and y_z as they are here: the order of the two cannot matter.
+            to_v, to_z = self.coupling(y_v, y_z, rotations.coupling_video, rotations.coupling_physics)
+            if isinstance(coupling, torch.Tensor):
+                to_v, to_z = to_v * coupling.view(-1, 1, 1), to_z * coupling.view(-1, 1, 1)
+            y_v, y_z = y_v + to_v, y_z + to_z
+        video_BLD = self.video.finish(video_BLD, y_v, text.video, modulation_v)
+        return video_BLD, self.physics.finish(physics_BME, y_z, text.physics, modulation_z)
+
+
+class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
+    """Wan's video branch, frozen, beside a physics branch over V-JEPA 2 features, coupled in both directions.
+
+    Build it with `from_video_transformer` (a loaded Wan), `from_export` (`models/phantom`) or `from_pretrained`. All
+    weights have one dtype (norms, time embedding and modulation tables stay float32, as Wan's), or run under autocast.
+
+    Args:
+        video: config of the `WanTransformer3DModel` that is the video branch.
+        physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`).
+        coupling: `blocks` (indices), `num_attention_heads`, `attention_head_dim` (`CouplingConfig.resolve`).
+        base_id, base_revision: where the video branch came from. base_fingerprint: what identifies its weights.
+        physics_encoder_id, physics_encoder_revision: the V-JEPA 2 whose features the physics branch models.
+        metadata: what else an export says of itself (`save_export`).
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _no_split_modules = ["PhantomBlock"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    _repeated_blocks = ["PhantomBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        video: dict[str, Any],
+        physics: dict[str, Any],
+        coupling: dict[str, Any],
+        base_id: str | None = None,
+        base_revision: str | None = None,
+        base_fingerprint: str | None = None,
+        physics_encoder_id: str | None = None,
+        physics_encoder_revision: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        beside = set(depths(physics["num_layers"], video["num_layers"]))
+        self.video_ends = Ends(video)
+        self.physics_ends = physics_ends(physics)
+        self.blocks = nn.ModuleList(
+            PhantomBlock(
+                video, physics if i in beside else None, coupling if i in set(coupling["blocks"]) else None
+            )
+            for i in range(video["num_layers"])
+        )
+        self.gradient_checkpointing = False
+        self.freeze_video()
+
+    @classmethod
+    def from_video_transformer(
+        cls,
+        wan: WanTransformer3DModel,
+        physics: PhysicsConfig | None = None,
+        coupling: CouplingConfig | None = None,
+        base_id: str | None = None,
+        base_revision: str | None = None,
+    ) -> PhantomTransformer3DModel:
+        """A fresh Phantom around `wan`, whose weights it shares; the rest is drawn from torch's global generator.
+
+        The new weights are float32, on the device of `wan`. The video velocity is bit-identical to `wan`'s.
+        """
+        video = video_config(wan)
+        physics_dict = (physics or PhysicsConfig()).resolve(video)
+        coupling_dict = (coupling or CouplingConfig()).resolve(video, physics_dict)
+        with torch.device("meta"):  # the video branch is never allocated a second time
+            model = cls(
+                video,
+                physics_dict,
+                coupling_dict,
+                base_id=base_id,
+                base_revision=base_revision,
+                base_fingerprint=fingerprint(wan),
+            )
+        model.assign_video(wan)
+        with wan.patch_embedding.weight.device:
+            model.physics_ends = physics_ends(physics_dict)
+            for block in model.blocks:
+                if block.physics is not None:
+                    block.physics = physics_block(physics_dict)
+                if block.coupling is not None:
+                    block.coupling = Coupling(coupling_dict, video, physics_dict)
+        return model
+
+    def freeze_video(self) -> None:
+        """No parameter of the video branch takes a gradient. Done at construction; call it again after unfreezing."""
+        for name, parameter in self.named_parameters():
+            if is_video(name):
+                parameter.requires_grad_(False)
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of the physics branch and the coupling."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if not is_video(name))
+
+    @apply_forward_hook
+    def encode_text(self, encoder_hidden_states: torch.Tensor) -> ProjectedText:
+        """Projects text embeddings (B, S, text_dim) for both branches: once per sampling, as they do not depend on t."""
+        return self._project_text(encoder_hidden_states)
+
+    def rotations(
+        self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
+    ) -> Rotations:
+        """RoPE of grids of video and physics tokens (frames, rows, columns); without `grid_z`, of the video alone."""
+        heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
+        at_v = video_positions(grid_v, device)
+        if grid_z is None:
+            return Rotations(rotation(at_v, heads[0]))
+        at_z = physics_positions(grid_z, grid_v, device)
+        return Rotations(
+            rotation(at_v, heads[0]), rotation(at_z, heads[1]), rotation(at_v, heads[2]), rotation(at_z, heads[2])
+        )
+
+    def _project_text(self, text: torch.Tensor) -> ProjectedText:
+        return ProjectedText(self.video_ends.embed_text(text), self.physics_ends.embed_text(text))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        physics_states: torch.Tensor | None,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | ProjectedText,
+        coupling: bool | torch.Tensor = True,
+        return_dict: bool = True,
+    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None]:
+        """Velocities of both modalities at one t.
+
+        Args:
+            hidden_states: video latents (B, C_v, F, H, W).
+            physics_states: physics latents (B, C_z, T, h, w), T = 2F - 1; None runs the video branch alone.
+            timestep: in [0, 1000]; (B,), or (B, F) per latent frame, 0 marking a condition frame in both branches, or
+                per video token as diffusers' Wan takes it (one value per latent frame is read by the physics branch).
+            encoder_hidden_states: text embeddings (B, S, text_dim), or `encode_text` of them.
+            coupling: False switches both directions off; a bool tensor (B,) does so per sample.
+        """
+        batch, frames = hidden_states.shape[0], hidden_states.shape[2]
+        grid_v = token_grid(self.config.video, hidden_states)
+        text = encoder_hidden_states
+        if isinstance(text, torch.Tensor):
+            text = self._project_text(text)
+        time_Bn = timestep.reshape(batch, -1)
+        if time_Bn.shape[1] not in (1, frames, math.prod(grid_v)):
+            raise ValueError(f"timestep: found shape {tuple(timestep.shape)}; accepted: ({batch},) or ({batch}, {frames})")
+
+        x_v = self.video_ends.embed(hidden_states)
+        time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, text.video.dtype)
+        x_z = time_z_Bn6E = grid_z = None
+        if physics_states is not None:
+            if physics_states.shape[2] != tubelets(frames):
+                raise ValueError(
+                    f"physics_states: found {physics_states.shape[2]} tubelets; {frames} latent frames go with {tubelets(frames)}"
+                )
+            grid_z = token_grid(self.config.physics, physics_states)
+            if time_Bn.shape[1] > 1:
+                time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, time_Bn.device), 0]
+            x_z = self.physics_ends.embed(physics_states)
+            time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, text.physics.dtype)
+        rotations = self.rotations(grid_v, grid_z, hidden_states.device)
+
+        for block in self.blocks:
+            inputs = (x_v, x_z, text, time_v_Bn6D, time_z_Bn6E, rotations, coupling)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x_v, x_z = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x_v, x_z = block(*inputs)
+
+        sample = self.video_ends(x_v, time_v, grid_v)
+        physics = None if x_z is None else self.physics_ends(x_z, time_z, grid_z)
+        if not return_dict:
+            return sample, physics
+        return PhantomTransformerOutput(sample=sample, physics=physics)
