@@ -1,0 +1,268 @@
+"""Video files: decoded by timestamp at a given rate and size; written so that the same frames give the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+# Containers that hold one movie each. Playlists (hls, concat, image2) would open other files, or the network.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng"
+MAX_PIXELS = 8192 * 8192  # 8K in either orientation; more is a decompression bomb rather than a clip
+EARLY = 0.002  # s a frame may be shown before its time: containers that count in ms round it
+MAX_REPEATS = 0.5  # share of output frames that may repeat the one before, for want of frames in the file
+MIN_KEPT = 0.25  # share of the picture that the crop must keep
+MIN_SIDE = 16  # pixels
+AVCOL_SPC_SMPTE170M = 6  # of AVColorSpace: the BT.601 matrix
+SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+
+
+class BadClip(Exception):
+    """This file cannot be used as a clip. The message is the reason, as quarantine.jsonl records it."""
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """A file as it is: frames in it, mean frames per second, size as displayed in pixels, length in seconds."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    seconds: float
+
+
+def probe(path: str | Path) -> ClipInfo:
+    """Measures `path`. Decodes one frame only; counts the rest from their packets. Raises BadClip."""
+    with _open(path) as (container, stream):
+        first = next(_timed_frames(container, stream), None)
+        if first is None:
+            raise BadClip("no video frame in it")
+        try:
+            container.seek(0)
+            packets = [p for p in container.demux(stream) if p.size and p.pts is not None]
+        except (av.FFmpegError, OSError) as error:
+            raise BadClip(f"cannot be read: {_reason(error)}") from None
+        starts = [p.pts for p in packets]
+        ends = [p.pts + (p.duration or 0) for p in packets]
+        seconds = float((max(ends) - min(starts)) * Fraction(stream.time_base)) if packets else 0.0
+        if stream.average_rate and (not seconds or max(ends) == max(starts)):
+            seconds = float(len(packets) / stream.average_rate)
+        width, height = round(first[2].width * _pixel_aspect(stream)), first[2].height
+        if _orientation(first[2])[0]:
+            width, height = height, width
+    return ClipInfo(len(packets), len(packets) / seconds if seconds else 0.0, width, height, seconds)
+
+
+def read_clip(
+    path: str | Path, fps: float, height: int, width: int, max_frames: int, min_frames: int = 1
+) -> np.ndarray:
+    """The clip as the models take it: uint8 RGB (F, `height`, `width`, 3) at `fps` frames per second.
+
+    Frame i is the one on display i / fps seconds after the first, whatever rate, constant or not, the file has. F is
+    the longest 4m + 1 up to `max_frames`; decoding stops there. The picture is turned upright, its pixels made square,
+    resized with antialiasing until it covers `height` x `width`, and cropped at the centre: nothing is stretched.
+    Raises BadClip with the reason.
+    """
+    frames: list[np.ndarray] = []
+    distinct = 0
+    reformatter = VideoReformatter()
+    with _open(path) as (container, stream):
+        for _, end, frame in _timed_frames(container, stream):
+            # All output times that fall before the next frame of the file.
+            repeats = max(0, min(_frames_before(end, fps), max_frames) - len(frames))
+            if repeats:
+                frames += [_fit(frame, stream, height, width, reformatter)] * repeats
+                distinct += 1
+            if len(frames) == max_frames:
+                break
+    if len(frames) < min_frames:
+        raise BadClip(f"{len(frames)} frame(s) at {fps:g} per second, at least {min_frames} are needed")
+    if distinct < (1 - MAX_REPEATS) * len(frames):
+        raise BadClip(
+            f"too few frames: {len(frames) - distinct} of {len(frames)} would be repeats at {fps:g} per second"
+        )
+    return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
+
+
+def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
+    """Every frame of `path` at its own size, upright: uint8 RGB (F, H, W, 3), and their mean rate. Raises BadClip."""
+    reformatter = VideoReformatter()
+    with _open(path) as (container, stream):
+        frames, end = [], Fraction(0)
+        for _, end, frame in _timed_frames(container, stream):  # noqa: B007
+            frames.append(_turn(_rgb(frame, frame.width, frame.height, reformatter), _orientation(frame)))
+    if not frames:
+        raise BadClip("no video frame in it")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise BadClip("frames of several sizes")
+    return np.stack(frames), float(len(frames) / end) if end else 1.0
+
+
+def write_mp4(
+    path: str | Path, frames: np.ndarray, fps: float | Fraction, metadata: dict[str, str] | None = None, crf: int = 14
+) -> None:
+    """Writes uint8 RGB `frames` (F, H, W, 3), H and W even, as H.264 yuv420p mp4 with its index in front.
+
+    The same frames give the same bytes: one thread, no dates or versions from the container. `metadata` becomes tags.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames must be uint8 (F, H, W, 3), found {frames.dtype} {frames.shape}")
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"H.264 with 4:2:0 colour needs even sizes, found {width}x{height}")
+    options = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Macroblock trees off: with them x264 gives other bytes on every call.
+        stream.options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0", "flags": "+bitexact"}
+        # Stated, because players guess the matrix of an untagged video from its size.
+        context = stream.codec_context
+        context.colorspace, context.color_range = AVCOL_SPC_SMPTE170M, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
+        container.metadata.update(metadata or {})
+        reformatter = VideoReformatter()
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame = reformatter.reformat(
+                frame,
+                format="yuv420p",
+                dst_colorspace=Colorspace.SMPTE170M,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=SCALING,
+                threads=1,
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    path = Path(path).absolute()  # so that no name is taken for a protocol
+    if not path.is_file():
+        raise BadClip("no such file")
+    if not path.stat().st_size:
+        raise BadClip("empty file")
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        container = av.open(str(path), options=options, metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise BadClip(f"not a video: {_reason(error)}") from None
+    with container:
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            raise BadClip("no video in it")
+        stream = streams[0]
+        context = stream.codec_context
+        if context is None:
+            raise BadClip("no decoder for its codec")
+        if context.width * context.height > MAX_PIXELS:
+            raise BadClip(f"{context.width}x{context.height} is more than {MAX_PIXELS} pixels")
+        context.thread_count = 1  # clips are decoded beside each other, not each with several threads
+        context.options = {"err_detect": "explode"}  # damage is a reason to refuse, not to paint over
+        yield container, stream
+
+
+def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+    """(start, end, frame) in display order, in seconds since the first frame; a frame ends where the next starts."""
+    origin: Fraction | None = None
+    start, step, shown = Fraction(0), Fraction(0), None
+    try:
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                raise BadClip("frames without timestamps")
+            if frame.is_corrupt:
+                raise BadClip(f"damaged frame at {float(start):.2f} s")
+            if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
+                raise BadClip("high dynamic range (PQ or HLG), which needs tone mapping")
+            now = frame.pts * Fraction(frame.time_base)
+            origin = now if origin is None else origin
+            if shown is not None:
+                step = now - origin - start
+                if step <= 0:
+                    raise BadClip(f"timestamps do not increase at {float(start):.2f} s")
+                yield start, now - origin, shown
+            start, shown = now - origin, frame
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise BadClip(f"does not decode at {float(start):.2f} s: {_reason(error)}") from None
+    if shown is not None:
+        own = shown.duration * Fraction(shown.time_base)
+        yield start, start + (own or step or 1 / Fraction(stream.average_rate or 1)), shown
+
+
+def _frames_before(end: Fraction, fps: float) -> int:
+    """How many of the times 0, 1/fps, 2/fps, ... are before `end`."""
+    return math.ceil((float(end) - EARLY) * fps)
+
+
+def _fit(
+    frame: av.VideoFrame, stream: VideoStream, height: int, width: int, reformatter: VideoReformatter
+) -> np.ndarray:
+    turn = _orientation(frame)
+    if turn[0]:
+        height, width = width, height
+    displayed = frame.width * _pixel_aspect(stream)
+    scale = max(width / displayed, height / frame.height)
+    kept = width * height / (displayed * frame.height * scale * scale)
+    if min(displayed, frame.height) < MIN_SIDE:
+        raise BadClip(f"{frame.width}x{frame.height} is too small, at least {MIN_SIDE} pixels a side are needed")
+    if kept < MIN_KEPT:
+        raise BadClip(
+            f"a crop of {width}x{height} would keep {kept:.0%} of its picture of {displayed:.0f}x{frame.height}"
+        )
+    scaled_w, scaled_h = max(width, round(displayed * scale)), max(height, round(frame.height * scale))
+    top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
+    rgb = _rgb(frame, scaled_w, scaled_h, reformatter)
+    return _turn(rgb[top : top + height, left : left + width], turn)
+
+
+def _rgb(frame: av.VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> np.ndarray:
+    alpha = any(component.is_alpha for component in frame.format.components)
+    kind = "rgba" if alpha else "rgb24"
+    # swscale widens its filter when it shrinks: bicubic here antialiases.
+    rgb = reformatter.reformat(
+        frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SCALING, threads=1
+    ).to_ndarray()
+    if alpha:  # over black, as players show it
+        rgb = (rgb[..., :3].astype(np.uint16) * rgb[..., 3:] // 255).astype(np.uint8)
+    return rgb
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.1 < aspect < 10 else 1.0  # further off is damage, not a shape of pixels
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transpose, then flip columns, then flip rows) that turn the stored picture upright."""
+    data = next((d for d in frame.side_data if d.type == SideDataType.DISPLAYMATRIX), None)
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5] / 65536  # x' = a x + c y, y' = b x + d y
+    if abs(b) < 1e-3 and abs(c) < 1e-3:
+        return False, a < 0, d < 0
+    if abs(a) < 1e-3 and abs(d) < 1e-3:
+        return True, c < 0, b < 0
+    raise BadClip("rotated by other than a right angle")
+
+
+def _turn(rgb: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    transpose, columns, rows = turn
+    rgb = rgb.swapaxes(0, 1) if transpose else rgb
+    return np.ascontiguousarray(rgb[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
