@@ -1,0 +1,173 @@
+"""Names and places of the published Physics-IQ files.
+
+A benchmark folder holds, for every recorded `Name`,
+```
+full-videos/take-{n}/{fps}FPS/          {id}_full-videos_{fps}FPS_{view}_take-{n}_{scenario}.mp4           8 s
+split-videos/conditioning/{fps}FPS/     {id}_conditioning-videos_{fps}FPS_{view}_take-{n}_{scenario}.mp4   3 s
+split-videos/testing/{fps}FPS/          {id}_testing-videos_{fps}FPS_{view}_take-{n}_{scenario}.mp4        5 s
+switch-frames/                          {id}_switch-frames_anyFPS_{view}_{scenario}.jpg                    take 1
+video-masks/real/{fps}FPS/              {id}_video-masks_{fps}FPS_{view}_take-{n}_{scenario}.mp4           5 s
+```
+and a model's folder holds `{id}_{view}_{scenario}.mp4` (only the id counts) for every take-1 name.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.errors import UserError
+
+SECONDS = 5  # of every scored video
+DESCRIPTIONS = "descriptions.csv"
+COLUMNS = ("scenario", "description", "category", "generated_video_name")
+PUBLISHED_FPS = 30  # the rate every published video exists at; others are made from it
+ROOTS = {"original": "physics-IQ-benchmark", "verified": "physics-IQ-benchmark-verified"}
+
+_ROW = re.compile(r"(?P<id>\d{4})_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
+_REAL = re.compile(r"(?P<id>\d{4})_[^_]+_\d+FPS_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """One recording: `id` (unique over views and takes), `view` (`perspective-left`), `take` 1 or 2, and `scenario`.
+
+    `scenario` is written as in the file names, without the suffix (`trimmed-ball-hits-duck`); no part contains `_`.
+    """
+
+    id: int
+    view: str
+    take: int
+    scenario: str
+
+    def __post_init__(self) -> None:
+        if not _ROW.fullmatch(self.row):
+            raise ValueError(f"not a Physics-IQ name: {self.row!r}")
+
+    @property
+    def row(self) -> str:
+        """The `scenario` column of the descriptions."""
+        return f"{self.id:04d}_{self.view}_take-{self.take}_{self.scenario}.mp4"
+
+    @property
+    def generated(self) -> str:
+        """The file that a model writes for this recording."""
+        return f"{self.id:04d}_{self.view}_{self.scenario}.mp4"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the descriptions."""
+
+    name: Name
+    description: str
+    category: str
+
+
+def full_video(root: Path, name: Name, fps: int) -> Path:
+    """The whole recording: 3 s of condition, then 5 s of test."""
+    return root / "full-videos" / f"take-{name.take}" / f"{fps}FPS" / _real(name, "full-videos", fps)
+
+
+def conditioning_video(root: Path, name: Name, fps: int) -> Path:
+    """The 3 s that a video-to-video model may see."""
+    return root / "split-videos" / "conditioning" / f"{fps}FPS" / _real(name, "conditioning-videos", fps)
+
+
+def testing_video(root: Path, name: Name, fps: int) -> Path:
+    """The 5 s that a model must continue with."""
+    return testing_folder(root, fps) / _real(name, "testing-videos", fps)
+
+
+def testing_folder(root: Path, fps: int) -> Path:
+    """Where the test videos of one rate are."""
+    return root / "split-videos" / "testing" / f"{fps}FPS"
+
+
+def mask_video(root: Path, name: Name, fps: int) -> Path:
+    """The motion masks of the test video."""
+    return root / "video-masks" / "real" / f"{fps}FPS" / _real(name, "video-masks", fps)
+
+
+def switch_frame(root: Path, name: Name) -> Path:
+    """The last condition frame, from which an image-to-video model starts."""
+    return root / "switch-frames" / f"{name.id:04d}_switch-frames_anyFPS_{name.view}_{name.scenario}.jpg"
+
+
+def _real(name: Name, kind: str, fps: int) -> str:
+    return f"{name.id:04d}_{kind}_{fps}FPS_{name.view}_take-{name.take}_{name.scenario}.mp4"
+
+
+def write_descriptions(folder: Path, rows: Iterable[tuple[Name, str, str]]) -> Path:
+    """Writes `descriptions.csv` into `folder` from (name, description, category), sorted by id; returns its path."""
+    path = folder / DESCRIPTIONS
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, description, category in sorted(rows):
+            writer.writerow([name.row, description, category, name.generated])
+    return path
+
+
+def read_descriptions(path: Path) -> list[Row]:
+    """The descriptions, by id. Raises UserError naming the line that is off."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the descriptions csv of the benchmark is needed")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if "scenario" not in (reader.fieldnames or ()):
+            raise UserError(f"{path}: columns {reader.fieldnames}, expected {','.join(COLUMNS)}")
+        rows = []
+        for line in reader:
+            match = _ROW.fullmatch((line["scenario"] or "").strip())
+            if not match:
+                raise UserError(
+                    f"{path} line {reader.line_num}: scenario {line['scenario']!r}, "
+                    "expected a name such as 0001_perspective-left_take-1_trimmed-ball-and-block-fall.mp4"
+                )
+            rows.append(Row(_name(match), line.get("description") or "", line.get("category") or ""))
+    if len({row.name.id for row in rows}) < len(rows):
+        raise UserError(f"{path}: the ids of its {len(rows)} rows are not all different")
+    if not any(row.name.take == 1 for row in rows):
+        raise UserError(f"{path}: no row of take-1")
+    return sorted(rows, key=lambda row: row.name)
+
+
+def recordings(root: Path) -> dict[tuple[str, str, int], Name]:
+    """Every recording with a test video at any rate, by (scenario, view, take)."""
+    names = {}
+    for path in sorted((root / "split-videos" / "testing").glob("*FPS/*.mp4")):
+        if match := _REAL.fullmatch(path.name):
+            name = _name(match)
+            names[name.scenario, name.view, name.take] = name
+    return names
+
+
+def find_root(benchmark: Path, protocol: str) -> Path:
+    """The folder that holds `split-videos`: `benchmark` itself, or the published folder inside of it."""
+    for root in (benchmark, benchmark / ROOTS[protocol]):
+        if (root / "split-videos" / "testing").is_dir():
+            return root
+    raise UserError(
+        f"{benchmark}: no split-videos/testing in it, nor in {ROOTS[protocol]}/; is it a Physics-IQ folder?"
+    )
+
+
+def source_rate(root: Path, name: Name, fps: int) -> int | None:
+    """The rate of the test video to read for `fps`: `fps` itself, else 30, else the highest there is; None if none."""
+    rates = {int(p.name[:-3]) for p in (root / "split-videos" / "testing").glob("*FPS") if p.name[:-3].isdigit()}
+    there = [rate for rate in rates if testing_video(root, name, rate).is_file()]
+    return next((rate for rate in (fps, PUBLISHED_FPS) if rate in there), max(there, default=None))
+
+
+def listed(names: Sequence[object], most: int = 6) -> str:
+    """The first few of `names`, for a one-line message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(str(name) for name in names[:most]) + more
+
+
+def _name(match: re.Match[str]) -> Name:
+    return Name(int(match["id"]), match["view"], int(match["take"]), match["scenario"])

@@ -1,0 +1,87 @@
+"""The four Physics-IQ metrics of one view, accumulated frame by frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from phantom.evaluation.physics_iq.video import Frames
+
+# Names of the official csv. Lists have one value per frame.
+LISTS = (
+    "spatiotemporal_iou_v1",
+    "spatiotemporal_iou_v2",
+    "v1_mse",
+    "v2_mse",
+    "variance_spatiotemporal_iou",
+    "variance_mse",
+)
+SCALARS = (
+    "spatial_iou_v1",
+    "spatial_iou_v2",
+    "weighted_spatial_iou_v1",
+    "weighted_spatial_iou_v2",
+    "variance_spatial",
+    "variance_weighted_spatial",
+)
+
+Metrics = dict[str, Any]
+
+
+def view_metrics(
+    real_1: Frames, real_2: Frames, generated: Frames, mask_1: Frames, mask_2: Frames, mask_generated: Frames
+) -> Metrics:
+    """The generated video against take 1 (`_v1`) and take 2 (`_v2`), and the takes against each other (`variance_`).
+
+    Frames are uint8 (h, w, 3), masks bool (h, w), all of one size and count; iterables are read once, in step.
+    Raises ValueError where counts or sizes differ.
+    """
+    lists: dict[str, list[float]] = {key: [] for key in LISTS}
+    counts: list[np.ndarray] = []  # for take 1, take 2, generated: in how many frames each pixel moves
+    for real1, real2, fake, *masks in zip(real_1, real_2, generated, mask_1, mask_2, mask_generated, strict=True):
+        lists["v1_mse"].append(mse(real1, fake))
+        lists["v2_mse"].append(mse(real2, fake))
+        lists["variance_mse"].append(mse(real1, real2))
+        m1, m2, mg = masks
+        lists["spatiotemporal_iou_v1"].append(iou(m1, mg))
+        lists["spatiotemporal_iou_v2"].append(iou(m2, mg))
+        lists["variance_spatiotemporal_iou"].append(iou(m1, m2))
+        if not counts:
+            counts = [np.zeros(mask.shape, np.uint16) for mask in masks]
+        for count, mask in zip(counts, masks, strict=True):
+            count += mask
+    if not counts:
+        raise ValueError("no frames")
+    c1, c2, cg = counts
+    return {
+        **lists,
+        "spatial_iou_v1": iou(c1 > 0, cg > 0),
+        "spatial_iou_v2": iou(c2 > 0, cg > 0),
+        "variance_spatial": iou(c1 > 0, c2 > 0),
+        "weighted_spatial_iou_v1": weighted_iou(c1, cg),
+        "weighted_spatial_iou_v2": weighted_iou(c2, cg),
+        "variance_weighted_spatial": weighted_iou(c1, c2),
+    }
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """|a and b| / |a or b| of bool arrays of one shape; 1 where both are empty."""
+    if a.shape != b.shape:
+        raise ValueError(f"masks of {a.shape} and {b.shape}")
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
+
+
+def weighted_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """sum min / sum max of how often each pixel moves (uint16 counts over equally many frames); 1 if it never does."""
+    union = int(np.maximum(a, b).sum(dtype=np.int64))
+    return int(np.minimum(a, b).sum(dtype=np.int64)) / union if union else 1.0
+
+
+def mse(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared difference of two uint8 (h, w, 3) frames scaled to [0, 1]. The sum is exact, in integers."""
+    if a.shape != b.shape:
+        raise ValueError(f"frames of {a.shape} and {b.shape}")
+    return cv2.norm(a, b, cv2.NORM_L2SQR) / (a.size * 255.0**2)

@@ -1,0 +1,93 @@
+"""Reading videos exactly as the official scorer does: decoded by OpenCV, resized bilinearly, resampled by blending."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from phantom.errors import UserError
+
+Frames = Iterable[np.ndarray]  # uint8 (H, W, 3) in BGR, or masks (H, W)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a container says of itself: frames per second, length in seconds, frame count, size in pixels."""
+
+    fps: float
+    seconds: float
+    frames: int
+    width: int
+    height: int
+
+
+def probe(path: Path) -> Probe:
+    """Reads the header of `path`. Raises UserError if it is no video."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate = stream.guessed_rate or stream.average_rate
+            seconds = (container.duration or 0) / av.time_base
+            return Probe(float(rate or 0), seconds, stream.frames, stream.width, stream.height)
+    except (av.FFmpegError, OSError, IndexError, ValueError):
+        raise UserError(f"{path}: not a video that can be decoded") from None
+
+
+def frames(path: Path) -> Iterator[np.ndarray]:
+    """Every frame of `path`, uint8 (H, W, 3) in BGR. One frame is held at a time, one thread is used."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise UserError(f"{path}: not a video that can be decoded")
+        while True:
+            there, frame = capture.read()
+            if not there:
+                return
+            yield frame
+    finally:
+        capture.release()
+
+
+def resized(video: Frames, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Each frame at `size` = (width, height): bilinear without antialiasing, aspect not preserved."""
+    for frame in video:
+        yield cv2.resize(frame, size)
+
+
+def resampled(video: Frames, count: int, wanted: int) -> Iterator[np.ndarray]:
+    """`wanted` frames blended linearly from the first `count` of `video`, truncated to uint8, cut to even sizes.
+
+    Frame j is taken at j (count - 1) / (wanted - 1), so that first and last coincide. Two source frames are held.
+    Raises ValueError if `video` ends before `count`.
+    """
+    source = iter(video)
+    first = second = _even(source)
+    index = 0  # of `first`; `second` is its successor, or itself at the end
+    if count > 1:
+        second = _even(source)
+    for j in range(wanted):
+        position = j * (count - 1) / (wanted - 1) if wanted > 1 else 0.0
+        while index < int(position):
+            index += 1
+            first, second = second, _even(source) if index + 1 < count else second
+        share = position - index
+        blend = (1 - share) * first.astype(np.float32) + share * second.astype(np.float32)
+        yield blend.astype(np.uint8)
+
+
+def resampled_counts(info: Probe, new_fps: float) -> tuple[int, int]:
+    """How many frames the official tool takes of a video, and makes of them, for at most its first 5 seconds."""
+    seconds = min(5, info.frames / info.fps)
+    return int(seconds * info.fps), int(seconds * new_fps)
+
+
+def _even(source: Iterator[np.ndarray]) -> np.ndarray:
+    frame = next(source, None)
+    if frame is None:
+        raise ValueError("ends before the frame count in its header")
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
