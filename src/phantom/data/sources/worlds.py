@@ -349,8 +349,8 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
         _polygon(canvas, wall, OCCLUDER)
 
 
-def is_visible(scene: Scene) -> np.ndarray:
-    """Whether the first body's centre is inside the picture and not behind the wall: bool (T,)."""
-    x, y = scene.positions[:, 0, 0], scene.positions[:, 0, 1]
+def is_visible(scene: Scene, body: int = 0) -> np.ndarray:
+    """Whether the centre of `body` is inside the picture and not behind the wall: bool (T,)."""
+    x, y = scene.positions[:, body, 0], scene.positions[:, body, 1]
     inside = (x >= 0) & (x <= SIZE) & (y >= 0) & (y <= SIZE)
     return inside & (np.abs(x - SIZE / 2) > 8.0) if scene.spec.kind == "occluder" else inside

@@ -1,0 +1,132 @@
+"""Writes simulated worlds to disk: captioned clips to train on, and a benchmark in Physics-IQ's published layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from phantom.config import Params
+from phantom.data.manifest import Clip
+from phantom.data.sources import worlds
+from phantom.data.video import write_mp4
+from phantom.evaluation.physics_iq import layout, masks
+from phantom.progress import track
+
+CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s that a model may see, then 5 s that it must continue
+TRUTH_SIZE = 256  # the scorer compares at a quarter of the truth's size: the 64 pixels of a generated video
+VIEW = "perspective-center"
+BENCHMARK_SEED = 500_000  # added to the worlds' seed: scenarios are never clips of the training set
+
+
+def write_clips(folder: Path, params: Params) -> list[Clip]:
+    """Writes the training and the held-out clips as mp4 into `folder`. Half of the held-out ones lie outside training.
+
+    The same params give the same bytes.
+    """
+    settings = params.data.worlds
+    total = settings.train_clips + settings.heldout_clips
+    size = min(params.data.height, params.data.width)
+    clips = []
+    with track("prepare", total, "clips") as bar:
+        for index in range(total):
+            heldout = index >= settings.train_clips
+            spec = worlds.draw_spec(settings.seed, index, unseen=heldout and index % 2 == 1)
+            count = min(params.data.frames, worlds.SCENE_FRAMES - spec.first_frame)
+            frames = worlds.render(worlds.simulate(spec), spec.first_frame, count, size)
+            name = f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
+            path = folder / f"{name}.mp4"
+            write_mp4(path, frames, fps=worlds.FPS)
+            clips.append(
+                Clip(
+                    id=name,
+                    path=path.name,
+                    caption=worlds.caption(spec),
+                    frames=count,
+                    fps=float(worlds.FPS),
+                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                    split="heldout" if heldout else "train",
+                )
+            )
+            bar.advance()
+    return clips
+
+
+def write_benchmark(folder: Path, params: Params) -> None:
+    """Writes `scenarios` worlds, each in two takes, as videos, switch frames, masks and descriptions (Physics-IQ).
+
+    `trajectories.json` holds what only a simulation knows: where each body of take 1 is in every test frame.
+    """
+    settings = params.data.worlds
+    seed = BENCHMARK_SEED + settings.seed
+    rows, known = [], {}
+    with track("prepare benchmark", settings.scenarios, "scenarios") as bar:
+        for index in range(settings.scenarios):
+            # Each kind appears once within the trained ranges before it appears outside of them.
+            spec = worlds.draw_spec(seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
+            for take, shown in ((1, spec), (2, worlds.second_take(spec, seed, index))):
+                name = layout.Name(
+                    id=index + 1 + (take - 1) * settings.scenarios,
+                    view=VIEW,
+                    take=take,
+                    scenario=f"{spec.kind}-{index // len(worlds.KINDS) + 1}" + ("-unseen" if spec.unseen else ""),
+                )
+                scene = worlds.simulate(shown)
+                _write_take(folder, name, worlds.render(scene, 0, CONDITION_FRAMES + TEST_FRAMES, TRUTH_SIZE))
+                rows.append((name, worlds.caption(spec), spec.kind))
+                if take == 1:
+                    known[f"{name.id:04d}"] = trajectory(scene)
+            bar.advance()
+    layout.write_descriptions(folder, rows)
+    text = json.dumps(known, indent=1) + "\n"
+    (folder / "trajectories.json").write_text(text, encoding="utf-8")
+
+
+def trajectory(scene: worlds.Scene) -> dict[str, Any]:
+    """The bodies of `scene` in the test frames, for metrics that need known physics. Lengths in 1/64 of the picture."""
+    spec = scene.spec
+    test = slice(CONDITION_FRAMES, CONDITION_FRAMES + TEST_FRAMES)
+    looks = [(spec.colour, spec.radius), (spec.second_colour, spec.second_radius)]
+    return {
+        "kind": spec.kind,
+        "unseen": spec.unseen,
+        "fps": worlds.FPS,
+        "size": worlds.SIZE,
+        "gravity": round(spec.gravity, 4),  # per s^2
+        "floor": round(spec.floor, 4),
+        "pivot": [round(v, 4) for v in spec.start] if spec.kind == "pendulum" else None,
+        "bodies": [
+            {
+                "colour": list(worlds.COLOURS[colour]),
+                "radius": round(radius, 4),
+                "positions": np.round(scene.positions[test, body], 3).tolist(),
+                "visible": worlds.is_visible(scene, body)[test].tolist(),
+            }
+            for body, (colour, radius) in enumerate(looks[: scene.positions.shape[1]])
+        ],
+    }
+
+
+def _write_take(folder: Path, name: layout.Name, frames: np.ndarray) -> None:
+    """All files of one recording: `frames` uint8 RGB (32, H, W, 3)."""
+    fps = worlds.FPS
+    test = frames[CONDITION_FRAMES:]
+    for path, part in (
+        (layout.full_video(folder, name, fps), frames),
+        (layout.conditioning_video(folder, name, fps), frames[:CONDITION_FRAMES]),
+        (layout.testing_video(folder, name, fps), test),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(path, part, fps=fps)
+    mask = layout.mask_video(folder, name, fps)
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    masks.write_masks(mask, masks.motion_masks(f[..., ::-1] for f in test), fps)
+    if name.take == 1:
+        switch = layout.switch_frame(folder, name)
+        switch.parent.mkdir(parents=True, exist_ok=True)
+        bgr = np.ascontiguousarray(frames[CONDITION_FRAMES - 1][..., ::-1])
+        cv2.imwrite(str(switch), bgr, [cv2.IMWRITE_JPEG_QUALITY, 97])

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from phantom.data.sources import worlds
+
+
+@pytest.mark.parametrize("index", range(len(worlds.KINDS)))
+def test_the_same_seed_draws_the_same_picture(index):
+    first, again = (worlds.simulate(worlds.draw_spec(3, index)) for _ in range(2))
+    assert np.array_equal(worlds.render(first, 8, 6), worlds.render(again, 8, 6))
+    other = worlds.simulate(worlds.draw_spec(4, index))
+    assert not np.array_equal(worlds.render(first, 8, 6), worlds.render(other, 8, 6))
+
+
+def test_kinds_take_turns_and_captions_say_what_is_seen():
+    for index in range(12):
+        spec = worlds.draw_spec(0, index)
+        text = worlds.caption(spec)
+        assert spec.kind == worlds.KINDS[index % 6]
+        assert spec.colour in text and spec.background in text
+        assert (spec.second_colour in text) == (spec.kind == "collision")
+
+
+@pytest.mark.parametrize("index", range(60))
+def test_unseen_worlds_leave_the_trained_ranges_and_seen_ones_do_not(index):
+    def outside(spec):
+        return [n for n, (low, high) in worlds.TRAINED.items() if not low <= getattr(spec, n) <= high]
+
+    assert len(outside(worlds.draw_spec(1, index, unseen=True))) == 2
+    assert outside(worlds.draw_spec(1, index)) == []
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_everything_rests_until_its_release_and_then_moves(index):
+    spec = worlds.draw_spec(5, index)
+    scene = worlds.simulate(spec)
+    still = int(spec.release * worlds.FPS)
+    assert np.allclose(scene.positions[: still + 1], scene.positions[0])
+    assert np.abs(scene.positions[still + 8, 0] - scene.positions[0, 0]).max() > 1.5
+
+
+def test_a_falling_ball_obeys_gravity_until_it_touches_the_floor():
+    spec = worlds.draw_spec(0, 0, kind="fall")
+    scene = worlds.simulate(spec)
+    t = np.arange(worlds.SCENE_FRAMES) / worlds.FPS - spec.release
+    expected = scene.positions[0, 0, 1] + 0.5 * spec.gravity * np.maximum(t, 0) ** 2
+    before = expected < spec.floor - spec.radius - 1
+    assert before.sum() > np.ceil(spec.release * worlds.FPS) + 2
+    assert np.abs(scene.positions[before, 0, 1] - expected[before]).max() < 0.15
+
+
+def test_a_collision_keeps_momentum_and_a_pendulum_its_energy():
+    spec = worlds.draw_spec(0, 2, kind="collision")
+    scene = worlds.simulate(spec)
+    moving = scene.velocities[int(np.ceil(spec.release * worlds.FPS)) :, :, 0]
+    masses = np.array([spec.radius**2, spec.second_radius**2])
+    momentum = (moving * masses).sum(1)
+    assert np.abs(momentum / momentum[0] - 1).max() < 0.02
+    assert np.abs(moving[-1] - moving[0]).min() > 1  # and they did collide
+
+    spec = worlds.draw_spec(0, 3, kind="pendulum")
+    scene = worlds.simulate(spec)
+    height, speed = spec.floor - scene.positions[:, 0, 1], np.linalg.norm(scene.velocities[:, 0], axis=1)
+    energy = spec.gravity * height + speed**2 / 2
+    swing = np.ptp(spec.gravity * height)
+    assert np.ptp(energy) < 0.05 * swing
+
+
+def test_the_wall_hides_the_ball_for_a_while():
+    spec = worlds.draw_spec(0, 5, kind="occluder")
+    scene = worlds.simulate(spec)
+    seen = worlds.is_visible(scene)
+    assert seen[0] and not seen.all()
+    hidden = int(np.flatnonzero(~seen)[len(np.flatnonzero(~seen)) // 2])
+    frame = worlds.render(scene, hidden, 1)[0].astype(int)
+    colour = np.array(worlds.COLOURS[spec.colour])
+    near = (np.abs(frame - colour).sum(-1) < 60).sum()
+    assert near < np.pi * spec.radius**2 / 2
+
+
+def test_the_second_take_is_close_to_the_first_and_not_the_same():
+    spec = worlds.draw_spec(7, 1)
+    first, second = worlds.simulate(spec), worlds.simulate(worlds.second_take(spec, 7, 1))
+    gap = np.abs(first.positions - second.positions)
+    assert 0 < gap[0].max() <= 1.2 and gap[:16].max() < 6
