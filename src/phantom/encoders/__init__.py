@@ -1,0 +1,57 @@
+"""The frozen encoders: video to latents, video to physical states, captions to embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import AutoTokenizer, UMT5EncoderModel, VJEPA2Model
+
+from phantom.config import Params
+from phantom.encoders.text import TextEncoder
+from phantom.encoders.vae import VideoEncoder
+from phantom.encoders.vjepa import PhysicsEncoder
+from phantom.errors import UserError
+
+__all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_encoders"]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """All three, on one device."""
+
+    video: VideoEncoder
+    physics: PhysicsEncoder
+    text: TextEncoder
+
+
+def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoders:
+    """Loads the frozen parts named in `params.models`, from folders or the hub. Raises UserError if one is not there.
+
+    The VAE stays float32, as Wan runs it; the others have `models.dtype`.
+    """
+    models = params.models
+    base = {"pretrained_model_name_or_path": models.base, "revision": models.base_revision}
+    dtype = getattr(torch, models.dtype)
+    try:
+        vae = AutoencoderKLWan.from_pretrained(**base, subfolder="vae", torch_dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**base, subfolder="tokenizer")
+        text = UMT5EncoderModel.from_pretrained(**base, subfolder="text_encoder", dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"models.base: {models.base!r}: {first_line(error)}") from None
+    try:
+        physics = VJEPA2Model.from_pretrained(
+            models.physics_encoder, revision=models.physics_encoder_revision, dtype=dtype
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
+    frozen = [model.to(device).eval().requires_grad_(False) for model in (vae, physics, text)]
+    return Encoders(
+        VideoEncoder(frozen[0]), PhysicsEncoder(frozen[1]), TextEncoder(tokenizer, frozen[2], params.encode.text_tokens)
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, for an error of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
