@@ -1,0 +1,1 @@
+"""Makes the frozen parts of the mini preset: `phantom pretrain`."""

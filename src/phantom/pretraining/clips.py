@@ -1,0 +1,50 @@
+"""Clips for pretraining, in memory: worlds drawn, encoded as H.264 and decoded again, so that codec noise is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from phantom.data.sources import worlds
+from phantom.data.video import read_frames, write_mp4
+from phantom.progress import track
+
+FRAMES = 29
+TRAINING_SEED, HELDOUT_SEED = 1000, 2000  # never those of a pipeline's own clips
+
+
+@dataclass(frozen=True)
+class Clips:
+    """frames uint8 (N, F, H, W, 3), captions, states float32 (N, F, 4) x y vx vy of the first body, visible (N, F)."""
+
+    frames: torch.Tensor
+    captions: list[str]
+    states: torch.Tensor
+    visible: torch.Tensor
+
+
+def draw(count: int, seed: int, name: str) -> Clips:
+    """Draws `count` clips of the worlds of `seed`, kinds in turn."""
+    frames, captions, states, visible = [], [], [], []
+    with TemporaryDirectory() as folder, track(f"draw {name} clips", count, "clips") as bar:
+        for index in range(count):
+            spec = worlds.draw_spec(seed, index)
+            scene = worlds.simulate(spec)
+            window = slice(spec.first_frame, spec.first_frame + FRAMES)
+            path = Path(folder) / "clip.mp4"
+            write_mp4(path, worlds.render(scene, spec.first_frame, FRAMES), fps=worlds.FPS)
+            frames.append(read_frames(path)[0])
+            captions.append(worlds.caption(spec))
+            states.append(np.concatenate([scene.positions[window, 0], scene.velocities[window, 0]], axis=-1))
+            visible.append(worlds.is_visible(scene)[window])
+            bar.advance()
+    return Clips(
+        torch.from_numpy(np.stack(frames)),
+        captions,
+        torch.from_numpy(np.stack(states)).float(),
+        torch.from_numpy(np.stack(visible)),
+    )

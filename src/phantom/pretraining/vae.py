@@ -1,0 +1,80 @@
+"""A small AutoencoderKLWan, trained by reconstruction."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from phantom.pretraining.clips import Clips
+from phantom.pretraining.loop import fit
+from phantom.progress import track
+
+BATCH = 2
+SHORT_FRAMES, SHORT_SHARE = 13, 0.8  # the first steps see short windows: more updates for the same work
+PEAK_LEARNING_RATE = 2e-3
+LATENT_NOISE = 0.05  # the decoder must stand the denoiser's residual error
+SCALE_PENALTY = 1e-5  # keeps the latents near unit scale, so that the noise above means something
+
+CONFIG = {
+    "base_dim": 16,
+    "decoder_base_dim": 16,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [True, True],
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "is_residual": True,
+    "scale_factor_spatial": 8,
+    "scale_factor_temporal": 4,
+    "latents_mean": [0.0] * 16,
+    "latents_std": [1.0] * 16,
+}
+
+
+def to_pixels(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, F, H, W, 3) -> float32 (B, 3, F, H, W) in [-1, 1]."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def train_vae(clips: Clips, steps: int, seed: int) -> AutoencoderKLWan:
+    """Minimises the squared error; then writes the latents' mean and std per channel into the config."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLWan(**CONFIG)
+    step = 0
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        nonlocal step
+        chosen = torch.randint(len(clips.frames), (BATCH,), generator=generator)
+        frames = clips.frames[chosen]
+        if step < steps * SHORT_SHARE:
+            start = int(torch.randint(frames.shape[1] - SHORT_FRAMES + 1, (1,), generator=generator))
+            frames = frames[:, start : start + SHORT_FRAMES]
+        step += 1
+        x = to_pixels(frames)
+        z = vae.encode(x).latent_dist.mode()
+        noisy = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
+        return (vae.decode(noisy).sample - x).square().mean() + SCALE_PENALTY * z.square().mean()
+
+    fit("vae", list(vae.parameters()), loss, steps, PEAK_LEARNING_RATE, seed)
+    vae.eval()
+    with torch.no_grad():
+        z = torch.cat([vae.encode(to_pixels(batch)).latent_dist.mode() for batch in clips.frames[:256].split(8)])
+    vae.register_to_config(latents_mean=z.mean(dim=(0, 2, 3, 4)).tolist(), latents_std=z.std(dim=(0, 2, 3, 4)).tolist())
+    return vae
+
+
+@torch.no_grad()
+def heldout_psnr(vae: AutoencoderKLWan, clips: Clips) -> float:
+    """Mean over clips of 10 log10(255^2 / MSE) of the rounded reconstruction, in dB."""
+    values = []
+    with track("vae on held-out clips", len(clips.frames), "clips") as bar:
+        for batch in clips.frames.split(8):
+            out = vae.decode(vae.encode(to_pixels(batch)).latent_dist.mode()).sample
+            pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 4, 1)
+            mse = (pixels - batch.float()).square().mean(dim=(1, 2, 3, 4))
+            values += (10 * torch.log10(255**2 / mse)).tolist()
+            bar.advance(len(batch))
+    return sum(values) / len(values)
