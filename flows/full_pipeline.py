@@ -1,0 +1,131 @@
+"""The pipeline as a Prefect flow: a task for each stage, each a `dvc repro` of it.
+
+DVC decides whether a stage runs; Prefect adds retries, timeouts, progress, approval and a record, and caches nothing.
+Run as a script it serves the deployment `full-pipeline`; `prefect deploy --all` puts it on a work pool instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+
+from phantom.config import load_params
+from phantom.errors import Interrupted, StageFailed
+from phantom.privacy import no_telemetry
+from phantom.run import STAGES, checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUR = 3600
+APPROVAL_SECONDS = 7 * 24 * HOUR
+# What a retry can help: a stage that saves as it goes continues; the others start anew, unharmed.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "prepare": {"retries": 1, "timeout_seconds": 24 * HOUR},
+    "encode": {"retries": 3, "timeout_seconds": 7 * 24 * HOUR},
+    "train": {"retries": 5, "timeout_seconds": 30 * 24 * HOUR},
+    "evaluate": {"retries": 1, "timeout_seconds": 7 * 24 * HOUR},
+    "register": {"retries": 3, "timeout_seconds": HOUR},
+}
+_PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")
+
+no_telemetry()
+
+
+class Approval(RunInput):
+    """What `phantom approve` answers."""
+
+    approved: bool = True
+
+
+def _can_help(task: Any, run: Any, state: Any) -> bool:
+    """Wrong input stays wrong; an interrupted or failed stage may go on."""
+    return isinstance(state.result(raise_on_failure=False), Interrupted | StageFailed)
+
+
+@task(cache_policy=NO_CACHE, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_can_help, task_run_name="{stage}")
+def repro(stage: str, lock: int) -> bool:
+    """`dvc repro --single-item <stage>`, its lines to the log and its progress to an artifact. True if it ran."""
+    logger = get_run_logger()
+    artifact = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"Progress of {stage}")
+
+    def show(line: str) -> None:
+        logger.info(line)
+        if found := _PROGRESS.match(line):
+            update_progress_artifact(artifact, progress=100 * int(found[1]) / max(1, int(found[2])))  # type: ignore[arg-type]
+
+    done = run_stage(stage, load_params(ROOT / "params.yaml"), ROOT, lock=lock, on_line=show)
+    update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
+    logger.info(describe(done))
+    return done.ran
+
+
+TASKS = {stage: repro.with_options(name=stage, tags=["phantom", stage], **OPTIONS[stage]) for stage in STAGES}
+
+
+@flow(name="phantom", log_prints=True)
+def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) -> dict[str, bool]:
+    """Runs every stage that is not up to date, and says of each whether it ran.
+
+    `params` changes settings, nested as in params.yaml: {"train": {"steps": 50}}; they are checked and written there.
+    With `approval`, registering waits for `phantom approve`: the run is suspended and holds neither process nor lock.
+    """
+    ran: dict[str, bool] = {}
+    with checkout_lock(ROOT) as lock:
+        for change in write_params(ROOT / "params.yaml", overrides_of(params or {})):
+            print(change)
+        for stage in STAGES:
+            if stage == "register" and approval and not _approved():
+                print("not approved: the model is not registered")
+                break
+            ran[stage] = TASKS[stage](stage, lock)
+            if stage == "evaluate":
+                _show_evaluation()
+        else:
+            _link_model()
+    return ran
+
+
+def _approved() -> bool:
+    """Suspends the run until it is answered. On resuming, the stages before are found up to date."""
+    answer = suspend_flow_run(
+        wait_for_input=Approval.with_initial_data(description="Register this model?"), timeout=APPROVAL_SECONDS
+    )
+    return answer.approved
+
+
+def _show_evaluation() -> None:
+    evaluation = json.loads((ROOT / "reports/evaluation.json").read_text(encoding="utf-8"))
+    create_table_artifact(score_rows(evaluation), key="evaluation", description="Scores on the held-out benchmark")
+
+
+def _link_model() -> None:
+    """A link to the registration's run, where MLflow's pages are served."""
+    tracking = load_params(ROOT / "params.yaml").tracking
+    pages = os.environ.get("PHANTOM_MLFLOW_PAGES") or (tracking.uri if tracking.uri.startswith("http") else None)
+    if pages:
+        made = json.loads((ROOT / "reports/registered.json").read_text(encoding="utf-8"))
+        link = f"{pages}/#/experiments/{made['experiment_id']}/runs/{made['run_id']}"
+        create_link_artifact(link, link_text=f"{made['name']} version {made['version']}", key="mlflow-run")
+
+
+if __name__ == "__main__":
+    full_pipeline.serve(
+        name="full-pipeline",
+        limit=1,
+        global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        tags=["phantom"],
+    )

@@ -1,0 +1,37 @@
+"""`phantom approve`: answers a pipeline run that waits before registering."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from phantom.errors import UserError
+
+
+def approve(run: str | None = None, reject: bool = False) -> str:
+    """Resumes the run named by `run` (its name or id; by default the only one that waits) with the answer.
+
+    Returns the run's name. Raises UserError if no such run waits, or if several do and none was named.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+    from prefect.client.schemas.objects import StateType
+    from prefect.flow_runs import resume_flow_run
+
+    waiting = []
+    with get_client(sync_client=True) as client:
+        waiting = client.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": ["phantom"]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
+        )
+    names = ", ".join(sorted(r.name for r in waiting)) or "none"
+    chosen = [r for r in waiting if run is None or run == r.name or _is_id(run, r.id)]
+    if not chosen:
+        raise UserError(f"approve: {f'run {run!r} does not wait' if run else 'no run waits'}; waiting: {names}")
+    if len(chosen) > 1:
+        raise UserError(f"approve: {len(chosen)} runs wait, name one: {names}")
+    resume_flow_run(chosen[0].id, run_input={"approved": not reject})
+    return chosen[0].name
+
+
+def _is_id(text: str, number: UUID) -> bool:
+    return len(text) >= 8 and str(number).startswith(text)

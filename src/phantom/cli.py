@@ -1,0 +1,303 @@
+"""`phantom ...`: reads arguments, calls one function, shows what it returns.
+
+Progress goes to stderr, results to stdout. Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 75 interrupted
+after saving. What is slow to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from phantom.config import Params, load_params, preset_names, preset_path
+from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.privacy import no_telemetry, stay_offline
+from phantom.progress import say
+
+app = typer.Typer(
+    help="Physics-infused video generation: train, evaluate and use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+score = typer.Typer(help="Score a folder of mp4 of any model.", no_args_is_help=True)
+app.add_typer(score, name="score")
+
+ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+
+@app.callback()
+def _global(context: typer.Context, params: ParamsFile = None, set_: Set = None) -> None:
+    """Options that hold for every command may stand before it as well."""
+    context.obj = (params, set_ or [])
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def preset(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which to write; without it they are listed.")] = None,
+    params: ParamsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the presets, or write params.yaml from one."""
+    if name is None:
+        first = {n: preset_path(n).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for n in preset_names()}
+        show(first, as_json, "\n".join(f"{n:18} {line}" for n, line in first.items()))
+        return
+    target = _params_file(context, params)
+    kept = _replace(target, preset_path(name))
+    show({"preset": name, "file": target, "kept": kept}, as_json, f"{target}: preset {name}")
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    preset: Annotated[str | None, typer.Option(help="A preset instead of the settings file.")] = None,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU.")] = "H200",
+    gpus: Annotated[int, typer.Option(help="How many.", min=1)] = 8,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, FLOPs, memory, storage and hours, from the settings alone."""
+    from phantom import plan as planning
+
+    file = preset_path(preset) if preset else params
+    result = planning.plan(settings(context, file, set_), gpu, gpus)
+    show(result, as_json, planning.as_text(result))
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster too.")] = False,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, and the cluster: each line a check, its finding and the mend."""
+    from phantom import doctor as checking
+
+    checks = checking.doctor(settings(context, params, set_), cluster=cluster)
+    show([asdict(c) for c in checks], as_json, checking.as_text(checks))
+    raise typer.Exit(0 if all(c.ok for c in checks) else 1)
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Make the clips: data/clips, and data/benchmark for the simulated worlds."""
+    with stage("prepare", context, params, set_) as tree:
+        from phantom.data.prepare import prepare
+        from phantom.run import stand_in
+
+        result = prepare(tree)
+        if tree.evaluate.physics_iq.benchmark != "worlds":
+            stand_in(Path("data/benchmark"), f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}.")
+    show(result, as_json)
+
+
+@app.command()
+def encode(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Encode the clips into latents: data/latents."""
+    with stage("encode", context, params, set_) as tree:
+        from phantom.data.encode import encode
+
+        result = encode(tree)
+    show(result, as_json)
+
+
+@app.command()
+def train(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Train the physics branch and the coupling: models/phantom."""
+    with stage("train", context, params, set_) as tree:
+        from phantom.run import stand_in
+        from phantom.training.trainer import train
+
+        result = train(tree)
+        if not tree.train.control:
+            stand_in(Path("models/control"), "Trained with train.control: false, so there is no control.")
+    show(result, as_json)
+
+
+@app.command()
+def evaluate(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Score base, control and Phantom: reports/evaluation.json and reports/index.html."""
+    with stage("evaluate", context, params, set_) as tree:
+        from phantom.evaluation.stage import evaluate
+
+        result = evaluate(tree)
+    show(result, as_json)
+
+
+@app.command()
+def register(
+    context: typer.Context,
+    promote: Annotated[bool, typer.Option("--promote", help="Champion whatever the score.")] = False,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register the evaluated model in MLflow; the best is champion."""
+    with stage("register", context, params, set_) as tree:
+        from phantom.registry import register
+
+        result = register(tree, promote=promote)
+    alias = "champion" if result.champion else "challenger"
+    against = "" if result.champion_score is None else f", the champion's was {result.champion_score:.3f}"
+    show(result, as_json, f"{result.name} version {result.version}: {alias}, score {result.score:.3f}{against}")
+
+
+# --- the pipeline ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """Run the whole pipeline here; stages that are up to date are left as they are.
+
+    --set and --params change params.yaml, which the pipeline reads.
+    """
+    from phantom import run as pipeline
+
+    file, overrides = _arguments(context, params, set_)
+    target = Path("params.yaml")
+    load_params(file or target, overrides)
+    if file and file.resolve() != target.resolve():
+        _replace(target, file)
+    for change in pipeline.write_params(target, overrides):
+        say(change)
+    done = pipeline.run()
+    result = pipeline.summary(load_params(target), done)
+    show(result, as_json, pipeline.as_text(result))
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    prefect_port: Annotated[int | None, typer.Option(help="Port of Prefect's server.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow.")] = None,
+    params: ParamsFile = None,
+    set_: Set = None,
+) -> None:
+    """Start Prefect, MLflow and the served deployment here, until Ctrl-C."""
+    from phantom.up import up as start
+
+    start(settings(context, params, set_), prefect_port, mlflow_port)
+
+
+@app.command()
+def approve(
+    run: Annotated[str | None, typer.Argument(help="The run's name or id; by default the one that waits.")] = None,
+    reject: Annotated[bool, typer.Option("--reject", help="Do not register.")] = False,
+) -> None:
+    """Answer a pipeline run that waits before registering."""
+    from phantom.approve import approve as answer
+
+    name = answer(run, reject)
+    typer.echo(f"{name}: {'rejected' if reject else 'approved'}")
+
+
+# --- what the process says -------------------------------------------------------------------------------------------
+
+
+def settings(context: typer.Context, params: Path | None, set_: list[str] | None) -> Params:
+    """The checked settings of this call; the hub client is kept offline if they need no hub."""
+    file, overrides = _arguments(context, params, set_)
+    tree = load_params(file or "params.yaml", overrides)
+    stay_offline(tree)
+    return tree
+
+
+def show(result: Any, as_json: bool, text: str | None = None) -> None:
+    """Prints a result on stdout: as JSON, or as `text`, or as a line for each field."""
+    plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    if as_json:
+        typer.echo(json.dumps(plain, indent=2, default=str))
+    else:
+        typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items()))
+
+
+@contextmanager
+def stage(name: str, context: typer.Context, params: Path | None, set_: list[str] | None) -> Iterator[Params]:
+    """The settings for a stage, checked before anything slow is imported.
+
+    A stage replaces its outputs whole, or keeps its progress aside: it may be stopped at any time and run again.
+    """
+    tree = settings(context, params, set_)
+    try:
+        yield tree
+    except KeyboardInterrupt:
+        raise Interrupted(f"{name}: interrupted; what was finished is kept, run again to go on") from None
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    no_telemetry()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    code, error = _run()
+    # Inside `phantom run` the line is left to it; else it is ours to say.
+    from phantom.run import leave_outcome
+
+    if not leave_outcome(code, error) and error:
+        say(error)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """Exit code and error line of this call."""
+    wrong_usage = typer.BadParameter.__mro__[2]  # typer's base of everything that is wrong with the arguments
+    try:
+        return int(app(standalone_mode=False) or 0), ""
+    except (UserError, Interrupted, StageFailed) as error:
+        return error.exit_code, str(error)
+    except wrong_usage as error:  # type: ignore[misc]
+        said = error.format_message()  # type: ignore[attr-defined]
+        where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""  # type: ignore[attr-defined]
+        return 2, said and where + said  # nothing is said where help was shown instead
+    except KeyboardInterrupt:
+        return 1, "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+
+
+def _arguments(context: typer.Context, params: Path | None, set_: list[str] | None) -> tuple[Path | None, list[str]]:
+    before, overrides = context.obj or (None, [])
+    return params or before, [*overrides, *(set_ or [])]
+
+
+def _params_file(context: typer.Context, params: Path | None) -> Path:
+    return _arguments(context, params, None)[0] or Path("params.yaml")
+
+
+def _replace(target: Path, source: Path) -> Path | None:
+    """Copies `source` over a settings file. One that is nobody's preset is kept beside it; returns where."""
+    new, kept = source.read_bytes(), None
+    if target.is_file() and target.read_bytes() not in [new, *(preset_path(n).read_bytes() for n in preset_names())]:
+        kept = target.with_name(target.name + ".bak")
+        target.replace(kept)
+        say(f"{target}: the former one is now {kept}")
+    target.write_bytes(new)
+    return kept
+
+
+if __name__ == "__main__":
+    main()
