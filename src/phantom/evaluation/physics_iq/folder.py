@@ -261,17 +261,11 @@ def compare(job: Job, cache: Path | None = None) -> Metrics:
     if place and place.is_file():
         return json.loads(place.read_text(encoding="utf-8"))
     size = _quarter(job.takes[0])
-    sources = {job.generated: job.fps, **dict(zip(job.takes, job.rates, strict=True))}
-    videos = [
-        _five_seconds(resized(at_rate(path, rate, job.fps), size), path, job.fps) for path, rate in sources.items()
-    ]
+    sources = list(zip((job.generated, *job.takes), (job.fps, *job.rates), strict=True))
+    videos = [_five_seconds(resized(at_rate(path, rate, job.fps), size), path, job.fps) for path, rate in sources]
     masks = []
-    for path, ready in zip(sources, (None, *job.masks), strict=True):
-        moving = (
-            read_masks(ready)
-            if ready
-            else stored(motion_masks(at_rate(path, sources[path], job.fps)), job.fps, job.codec)
-        )
+    for (path, rate), ready in zip(sources, (None, *job.masks), strict=True):
+        moving = read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, job.fps)), job.fps, job.codec)
         masks.append(_five_seconds(binary(moving, size), ready or path, job.fps))
     metrics = view_metrics(videos[1], videos[2], videos[0], masks[1], masks[2], masks[0])
     if place:

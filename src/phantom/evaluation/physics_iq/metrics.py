@@ -71,7 +71,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         raise ValueError(f"masks of {a.shape} and {b.shape}")
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
+    return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
 def weighted_iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -35,7 +35,7 @@ ORDER = (
     "variance_spatiotemporal_iou",
     "variance_mse",
 )
-_FLOAT = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"(?<![\w.])[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")  # also within np.float64(...)
 
 
 def write(path: Path, table: Table) -> None:
