@@ -48,8 +48,8 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
         "PHANTOM_MLFLOW_PAGES": pages,
     }
     python = [sys.executable, "-m"]
-    server = [*python, "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
-    mlflow = [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
+    server = [*python, "prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])]
+    mlflow = [*python, "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])]
     mlflow += ["--backend-store-uri", params.tracking.uri, "--default-artifact-root", params.tracking.artifacts]
     flow = [sys.executable, str(FLOW)]
 
