@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phantom.errors import UserError
 
+_UNKNOWN = ("extra_forbidden", "invalid_key")  # pydantic's types of error
+_SIGNS = {"greater_than_equal": ">=", "less_than_equal": "<=", "greater_than": ">", "less_than": "<"}
+
 PRESETS = Path(__file__).resolve().parent / "presets"
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: YAML's yes and no are not numbers
+Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Tubelet = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
     """A part of the tree: unknown keys are errors, values are checked, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _check_clip_length(section: Section, *names: str) -> None:
+    """The causal VAE takes 4m + 1 frames."""
+    for name in names:
+        value = getattr(section, name)
+        if value % 4 != 1:
+            raise ValueError(f"{name} must be 4m + 1, found {value}; nearest valid: {max(1, (value + 1) // 4 * 4 + 1)}")
 
 
 class Models(Section):
@@ -43,13 +54,15 @@ class Physics(Section):
     num_attention_heads: Positive | None
     attention_head_dim: Positive | None
     ffn_dim: Positive | None
-    patch_size: tuple[Tubelet, Tubelet, Tubelet]
+    patch_size: tuple[Positive, Positive, Positive]
 
 
 class Coupling(Section):
     """Shape of Vis-Attention and Phy-Attention; null means 'as the video branch'."""
 
-    blocks: Literal["all"] | Positive | tuple[Count, ...]  # all, every n-th, or a list of block indices
+    blocks: Literal["all"] | Positive | tuple[Count, ...] = Field(
+        description="all, a number n >= 1 for every n-th, or a list of block indices"
+    )
     num_attention_heads: Positive | None
     attention_head_dim: Positive | None
 
@@ -79,12 +92,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _lengths(self) -> Data:
-        for name in ("frames", "min_frames"):
-            value = getattr(self, name)
-            if value % 4 != 1:
-                raise ValueError(
-                    f"{name} must be 4m + 1, found {value}; nearest valid: {max(1, (value - 1) // 4 * 4 + 1)}"
-                )
+        _check_clip_length(self, "frames", "min_frames")
         if self.min_frames > self.frames:
             raise ValueError(
                 f"min_frames {self.min_frames} is more than frames {self.frames}; nearest valid: {self.frames}"
@@ -107,11 +115,7 @@ class Encode(Section):
 
     @model_validator(mode="after")
     def _prefix(self) -> Encode:
-        if self.max_prefix_frames % 4 != 1:
-            raise ValueError(
-                f"max_prefix_frames must be 4m + 1, found {self.max_prefix_frames}; "
-                f"nearest valid: {(self.max_prefix_frames - 1) // 4 * 4 + 1}"
-            )
+        _check_clip_length(self, "max_prefix_frames")
         return self
 
 
@@ -122,8 +126,7 @@ class RecursiveWeight(Section):
     growth_steps: Positive  # S
     threshold: PositiveFloat  # eta_z
     norm: Literal["raw", "weighted"]
-    every: Positive  # steps between exact measurements
-    between: Literal["hold", "head"]  # between them: nothing new, or the output head's closed-form gradient
+    every: Positive  # steps between measurements
 
 
 class Optimizer(Section):
@@ -190,6 +193,11 @@ class PhysicsIQ(Section):
     fps: Positive
     prefix_frames: Positive  # condition frames of the multi-frame mode, 4m + 1
 
+    @model_validator(mode="after")
+    def _prefix(self) -> PhysicsIQ:
+        _check_clip_length(self, "prefix_frames")
+        return self
+
 
 class Evaluate(Section):
     seed: Count
@@ -241,12 +249,10 @@ def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[s
         raise UserError(f"{path}: no such file; `phantom preset mini` writes one")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise UserError(
-            f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or 'cannot be decoded'}"
-        ) from None
+        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {type(tree).__name__}, expected a mapping of {', '.join(section_names())}")
     return validate(apply_overrides(tree, overrides), where=str(path))
@@ -254,14 +260,14 @@ def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[s
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     """Returns `tree` with each `a.b=value` set; values are read as YAML. An unknown key is a UserError."""
-    tree = _copy(tree)
+    tree = copy.deepcopy(tree)
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
             raise UserError(f"--set {override!r}: expected key=value, for example train.steps=100")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {key}: value {text!r} is not valid YAML") from None
         parts = key.split(".")
         parent = reduce(
@@ -279,7 +285,7 @@ def validate(tree: dict[str, Any], where: str = "params") -> Params:
         return Params.model_validate(tree)
     except ValidationError as error:
         # An unknown key explains the missing one beside it: a misspelling shows as both.
-        problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        problems = sorted(error.errors(), key=lambda e: e["type"] not in _UNKNOWN)
         raise UserError(f"{where}: {_explain(problems[0])}") from None
 
 
@@ -330,44 +336,50 @@ def _explain(problem: Any) -> str:
     # pydantic appends the branch of a union it tried; the field is what the user wrote.
     known = set(all_keys()) | {k.rsplit(".", n)[0] for k in all_keys() for n in range(1, 4)}
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
-    kind, found, context = problem["type"], problem.get("input"), problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"{'.'.join(path)}: unknown setting; nearest: {_nearest('.'.join(path))}"
-    if kind == "missing":
-        return f"{'.'.join(path)}: missing; every setting is stated (`phantom preset` shows a complete file)"
-    if kind == "literal_error" or "literal_error" in str(context):
+    kind, context = problem["type"], problem.get("ctx", {})
+    found = f"{key}: found {_short(problem.get('input'))}"
+    if kind in _UNKNOWN:
+        return f"{_short('.'.join(path))[1:-1]}: unknown setting; nearest: {_nearest('.'.join(path))}"
+    if accepted := getattr(_field(key), "description", None):
+        return f"{found}, accepted: {accepted}"
+    if kind == "missing" and key == ".".join(path):
+        return f"{key}: missing; every setting is stated (`phantom preset` shows a complete file)"
+    if kind == "literal_error":
         choices = _choices(key)
-        near = difflib.get_close_matches(str(found), choices, n=1, cutoff=0)
-        return f"{key}: found {found!r}, accepted: {', '.join(choices)}" + (f"; nearest: {near[0]}" if near else "")
-    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0)
+        return f"{found}, accepted: {', '.join(choices)}" + (f"; nearest: {near[0]}" if near else "")
+    if kind in _SIGNS:
         bound = next(iter(context.values()))
-        sign = {"greater_than_equal": ">=", "less_than_equal": "<=", "greater_than": ">", "less_than": "<"}[kind]
         nearest = f"; nearest valid: {bound}" if "equal" in kind else ""
-        return f"{key}: found {found!r}, accepted: {sign} {bound}{nearest}"
+        return f"{found}, accepted: {_SIGNS[kind]} {bound}{nearest}"
     if kind == "value_error":
         return f"{key + '.' if key else ''}{context['error']}"
-    return f"{key}: found {found!r} ({type(found).__name__}), {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    said = "too few values" if kind == "missing" else problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{found} ({type(problem['input']).__name__}), {said}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _field(key: str) -> Any:
+    """The pydantic field of a dotted setting; None for the whole tree."""
+    model, field = Params, None
+    for part in filter(None, key.split(".")):
+        field = {f.alias or n: f for n, f in model.model_fields.items()}.get(part)
+        model = field.annotation if field else Section
+    return field
 
 
 def _choices(key: str) -> list[str]:
-    model: Any = Params
-    for part in key.split("."):
-        fields = {f.alias or n: f for n, f in model.model_fields.items()}
-        if part not in fields:
-            return []
-        model = fields[part].annotation
     found: list[str] = []
 
     def walk(annotation: Any) -> None:
         if get_origin(annotation) is Literal:
             found.extend(str(a) for a in get_args(annotation))
-        elif get_origin(annotation) is not None or isinstance(annotation, type(Union[int, str])):
-            for inner in get_args(annotation):
-                walk(inner)
+        for inner in get_args(annotation):
+            walk(inner)
 
-    walk(model)
+    walk(_field(key).annotation)
     return found
-
-
-def _copy(tree: Any) -> Any:
-    return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
