@@ -136,9 +136,12 @@ def run_stage(
 
 
 def leave_outcome(code: int, error: str = "") -> bool:
-    """Called at the end of a stage's own process: tells the run how it went. False where nobody asked."""
+    """Called at the end of a stage's own process: tells the run how it went. False where nobody asked.
+
+    Of several processes of a stage the first to end is heard: the others end because it did.
+    """
     path = os.environ.get(OUTCOME)
-    if path:
+    if path and not Path(path).exists():
         Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
     return bool(path)
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan
 
 
 class VideoEncoder:
-    """Wraps a frozen `AutoencoderKLWan`. A clip of 4m + 1 frames is m + 1 latents: the first frame is one of its own."""
+    """Wraps a frozen `AutoencoderKLWan`. 4m + 1 frames are m + 1 latents, the first frame one of its own."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae

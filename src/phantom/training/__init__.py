@@ -1,0 +1,1 @@
+"""Training of the physics branch and the coupling beside the frozen video branch."""

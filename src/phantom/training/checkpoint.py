@@ -1,0 +1,97 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `step-0000100` of safetensors and `state.json`. It is written aside, synced, and renamed, so a
+folder of that name is whole; its files are hashed, so a damaged one is found out and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from phantom.progress import say
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Step it was taken after, its folder, and the plain state beside the tensors."""
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors saved as `name`."""
+        return load_file(self.path / f"{name}.safetensors")
+
+
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
+) -> Path:
+    """Writes the checkpoint of `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
+    final = folder / f"step-{step:07d}"
+    new = folder / f".{final.name}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    hashes = {}
+    for name, group in tensors.items():
+        path = new / f"{name}.safetensors"
+        save_file({k: v.detach().contiguous() for k, v in group.items()}, path)
+        hashes[path.name] = _digest(path)
+        _sync(path)
+    text = json.dumps({"step": step, "sha256": hashes, **state})
+    (new / STATE).write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
+    _sync(new / STATE)
+    _sync(new)
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)
+    _sync(folder)
+    for old in saved(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in `folder` that is whole; one that is damaged is passed over with a warning."""
+    for path in reversed(saved(folder)):
+        try:
+            sealed = json.loads((path / STATE).read_text(encoding="utf-8"))
+            if hashlib.sha256(sealed["state"].encode()).hexdigest() != sealed["sha256"]:
+                raise ValueError(f"{STATE} is not what was written")
+            state = json.loads(sealed["state"])
+            for name, digest in state["sha256"].items():
+                if _digest(path / name) != digest:
+                    raise ValueError(f"{name} is not what was written")
+        except (OSError, ValueError, KeyError) as error:
+            say(f"{path}: damaged, the checkpoint before it is taken ({error})")
+            continue
+        return Checkpoint(state["step"], path, state)
+    return None
+
+
+def saved(folder: Path) -> list[Path]:
+    """All checkpoints there, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

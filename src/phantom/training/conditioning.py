@@ -1,0 +1,110 @@
+"""What one training sample is: its clip, what of it is given, its sigma and its noises.
+
+Every random choice comes from a generator seeded by (seed, number of the sample in the run) alone. A resumed run
+therefore draws what the unbroken run would have drawn, on any number of processes.
+
+Legend: F video latents, T = 2F - 1 tubelets, S text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from phantom.config import Params
+from phantom.data.shards import LatentSet
+from phantom.encoders.text import pad
+from phantom.model.positions import latent_of_tubelet, tubelets
+from phantom.training.flow import shifted
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side, float32. `sigma` is per video latent: 0 marks a given one, whose tokens stay clean."""
+
+    video: torch.Tensor  # (B, C_v, F, h, w)
+    physics: torch.Tensor  # (B, C_z, T, h, w); where it is given, encoded from the prefix alone
+    noise_video: torch.Tensor
+    noise_physics: torch.Tensor
+    sigma: torch.Tensor  # (B, F)
+    text: torch.Tensor  # (B, S, D)
+    coupled: torch.Tensor  # (B,) bool: whether the branches see each other
+
+    @property
+    def sigma_physics(self) -> torch.Tensor:
+        """(B, T): every tubelet has the sigma of its video latent."""
+        return self.sigma[:, latent_of_tubelet(self.sigma.shape[1], self.sigma.device)]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    @staticmethod
+    def of(samples: list[Batch]) -> Batch:
+        """Stacks batches of clips of one shape."""
+        return Batch(**{f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Batch)})
+
+
+class TrainingSet(Dataset[Batch]):
+    """Latents of the training clips as samples. An item's key is (clip, number of the sample in the run)."""
+
+    def __init__(self, latents: LatentSet, params: Params) -> None:
+        self.latents, self.train, self.text_tokens = latents, params.train, params.encode.text_tokens
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        clip, number = key
+        latents, train = self.latents[clip], self.train
+        generator = sample_generator(train.seed, number)
+        conditioned, captionless, alone, u, which = torch.rand(5, generator=generator).tolist()
+        lengths = sorted(latents.prefixes)
+        given = lengths[int(which * len(lengths))] if lengths and conditioned < train.conditioned else 0
+        text = self.latents.empty_text if captionless < train.caption_dropout else latents.text
+        return sample(
+            latents.video,
+            latents.physics,
+            latents.prefixes.get(given),
+            pad([text], self.text_tokens),
+            float(shifted(torch.tensor(u), train.flow_shift)),
+            generator,
+            coupled=alone >= train.coupling_dropout,
+        )
+
+
+def sample(
+    video: torch.Tensor,
+    physics: torch.Tensor,
+    prefix: torch.Tensor | None,
+    text: torch.Tensor,
+    sigma: float,
+    generator: torch.Generator,
+    coupled: bool = True,
+) -> Batch:
+    """A batch of one: `video` (C_v, F, h, w), `physics` (C_z, T, h, w), `prefix` z^o (C_z, 2K - 1, h, w) or None.
+
+    With a prefix the first K video latents are given, and the physics states of their tubelets are z^o: features cut
+    from the whole clip would show the future.
+    """
+    sigmas = torch.full((1, video.shape[1]), sigma)
+    if prefix is not None:
+        known = prefix.shape[1]
+        physics = torch.cat([prefix, physics[:, known:]], dim=1)
+        sigmas[:, : (known + 1) // 2] = 0
+    assert physics.shape[1] == tubelets(video.shape[1])
+    return Batch(
+        video=video[None],
+        physics=physics[None],
+        noise_video=torch.randn(video.shape, generator=generator)[None],
+        noise_physics=torch.randn(physics.shape, generator=generator)[None],
+        sigma=sigmas,
+        text=text,
+        coupled=torch.tensor([coupled]),
+    )
+
+
+def sample_generator(seed: int, number: int) -> torch.Generator:
+    """Randomness of sample `number` of a run."""
+    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

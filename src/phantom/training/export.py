@@ -1,0 +1,70 @@
+"""Writes `models/<name>`: the trained parts, how they were made, and how the run went."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom.config import Params
+from phantom.model import PhantomTransformer3DModel
+
+
+def write_export(
+    out: Path,
+    model: PhantomTransformer3DModel,
+    weights: dict[str, torch.Tensor],
+    params: Params,
+    recipe: dict[str, Any],
+    history: list[dict[str, Any]],
+    result: dict[str, Any],
+    held: bool,
+) -> None:
+    """Replaces `out` whole: export (`save_export`), `history.json`, `result.json` and a model card."""
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_export(
+        new,
+        state_dict=weights,
+        metadata={
+            "frames": params.data.frames,
+            "height": params.data.height,
+            "width": params.data.width,
+            "fps": params.data.fps,
+            "max_prefix_frames": params.encode.max_prefix_frames,
+            "text_tokens": params.encode.text_tokens,
+            "sampling": params.evaluate.sampling.model_dump(mode="json"),
+            "trained": {"steps": result["steps"], "alpha_z": "held at 0" if held else "recursive"},
+            "latents": recipe,
+        },
+    )
+    files = {
+        "history.json": json.dumps(history, indent=0),
+        "result.json": json.dumps(result, indent=2),
+        "README.md": model_card(params, result, held),
+    }
+    for name, text in files.items():
+        (new / name).write_text(text + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
+
+
+def model_card(params: Params, result: dict[str, Any], held: bool) -> str:
+    """README.md of an export."""
+    return f"""# Phantom: {"control, alpha_z held at 0" if held else "physics branch and coupling"}
+
+The trained parts only. The frozen base is loaded from where `config.json` says, and refused if it is another one.
+
+- base `{params.models.base}`, physics encoder `{params.models.physics_encoder}`
+- {result["steps"]} steps of {params.train.batch_size} clips, seed {params.train.seed}
+- last losses: video {result["loss_video"]:.4g}, physics {result["loss_physics"]:.4g}
+- alpha_z: {"held at 0" if held else f"{result['resets']} resets"}
+
+```python
+from phantom import PhantomPipeline
+
+frames = PhantomPipeline.from_pretrained("models/{"control" if held else "phantom"}")(prompt="...").frames
+```"""

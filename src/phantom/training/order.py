@@ -1,0 +1,58 @@
+"""Which clips make which batch: a function of (seed, epoch), whatever the number of processes and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+def epoch_batches(shapes: Sequence[Shape], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of an epoch's batches. A batch holds clips of one shape; the last is filled from the start."""
+    rng = np.random.default_rng([seed, epoch])
+    batches: list[list[int]] = []
+    for shape in sorted(set(shapes)):
+        order = rng.permutation([i for i, s in enumerate(shapes) if s == shape]).tolist()
+        count = -(-len(order) // batch_size)
+        filled = np.resize(order, count * batch_size).tolist()
+        batches += [filled[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class ShareOfBatches:
+    """A batch sampler: from step `first` on, one process's part of every micro-batch, as keys (clip, sample number).
+
+    A step's global batch is cut into `accumulation` micro-batches, each of them into `processes` parts.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        batch_size: int,
+        seed: int,
+        steps: range,
+        accumulation: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.shapes, self.batch_size, self.seed, self.steps = shapes, batch_size, seed, steps
+        self.accumulation, self.process, self.processes = accumulation, process, processes
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = len(epoch_batches(self.shapes, self.batch_size, self.seed, 0))
+        share = self.batch_size // self.accumulation // self.processes
+        epoch, batches = -1, []
+        for step in self.steps:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                batches = epoch_batches(self.shapes, self.batch_size, self.seed, epoch)
+            clips = batches[step % per_epoch]
+            keys = [(clip, step * self.batch_size + i) for i, clip in enumerate(clips)]
+            for micro in range(self.accumulation):
+                start = (micro * self.processes + self.process) * share
+                yield keys[start : start + share]

@@ -1,0 +1,75 @@
+"""Checkpoints are whole or not there, and a damaged one is passed over."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from phantom.training import checkpoint
+
+
+def write(folder, step, value, keep=3):
+    tensors = {"model": {"w": torch.full((4,), value)}, "optimizer": {"w/exp_avg": torch.full((4,), -value)}}
+    return checkpoint.save(folder, step, tensors, {"note": f"at {step}"}, keep)
+
+
+def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    for step in (10, 20, 30, 40):
+        write(tmp_path, step, step / 3)
+    assert [p.name for p in checkpoint.saved(tmp_path)] == ["step-0000020", "step-0000030", "step-0000040"]
+    found = checkpoint.newest(tmp_path)
+    assert found.step == 40 and found.state["note"] == "at 40"
+    assert torch.equal(found.tensors("model")["w"], torch.full((4,), 40 / 3))
+    assert torch.equal(found.tensors("optimizer")["w/exp_avg"], torch.full((4,), -40 / 3))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "state", "state text"])
+def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage, capsys):
+    write(tmp_path, 1, 1.0)
+    path = write(tmp_path, 2, 2.0)
+    weights, state = path / "model.safetensors", path / checkpoint.STATE
+    match damage:
+        case "flip":
+            data = bytearray(weights.read_bytes())
+            data[-1] ^= 1
+            weights.write_bytes(data)
+        case "truncate":
+            weights.write_bytes(weights.read_bytes()[:-3])
+        case "remove":
+            weights.unlink()
+        case "state":
+            state.write_bytes(state.read_bytes()[:-10])
+        case "state text":
+            state.write_text(state.read_text().replace("at 2", "at 3"))
+    assert checkpoint.newest(tmp_path).step == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_writer_killed_at_any_moment_leaves_the_one_before(tmp_path):
+    code = f"""
+    import torch
+    from pathlib import Path
+    from phantom.training import checkpoint
+    print("ready", flush=True)
+    step = 0
+    while True:
+        step += 1
+        tensors = {{"model": {{f"w{{i}}": torch.full((50_000,), float(step)) for i in range(4)}}}}
+        checkpoint.save(Path({str(tmp_path)!r}), step, tensors, {{}}, 2)
+    """
+    for delay in (0.02, 0.13, 0.31):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        found = checkpoint.newest(tmp_path)
+        if found is not None:
+            assert all((t == found.step).all() for t in found.tensors("model").values())
+    assert found is not None

@@ -1,0 +1,60 @@
+"""The cycle of alpha_z."""
+
+import pytest
+
+from phantom.config import RecursiveWeight as Settings
+from phantom.training.recursive_weight import RecursiveWeight
+
+
+def settings(**changed):
+    return Settings(**{"alpha_max": 2.0, "growth_steps": 4, "threshold": 1.0, "norm": "raw", "every": 1, **changed})
+
+
+def run(weight, norms):
+    """alpha_z as each step used it."""
+    used = []
+    for norm in norms:
+        weight.observe(norm)
+        used.append(weight.alpha)
+        weight.advance()
+    return used
+
+
+def test_alpha_grows_linearly_to_its_maximum_and_stays():
+    assert run(RecursiveWeight(settings()), [0.1] * 7) == [0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+def test_a_large_norm_resets_before_its_gradient_is_used_and_the_cycle_starts_again():
+    weight = RecursiveWeight(settings())
+    assert run(weight, [0.1, 0.1, 0.1, 1.1, 0.1, 0.1]) == [0, 0.5, 1.0, 0, 0.5, 1.0]
+    assert weight.resets == 1
+    assert run(weight, [1.0]) == [1.5]  # at the threshold, not above
+
+
+def test_a_raw_norm_above_the_threshold_keeps_alpha_at_zero_and_a_weighted_one_starts_again():
+    assert set(run(RecursiveWeight(settings()), [3.0] * 6)) == {0}
+    weighted = RecursiveWeight(settings(norm="weighted"))
+    assert run(weighted, [3.0] * 6) == [0, 0, 0, 0, 0, 0]
+    assert run(RecursiveWeight(settings(norm="weighted")), [1.5] * 6) == [0, 0.5, 0, 0.5, 0, 0.5]
+
+
+def test_the_control_never_leaves_zero():
+    held = RecursiveWeight(settings(), held=True)
+    assert set(run(held, [0.1] * 6 + [9.0])) == {0} and held.resets == 0
+
+
+def test_the_state_continues():
+    whole, first = RecursiveWeight(settings()), RecursiveWeight(settings())
+    norms = [0.1, 0.2, 5.0, 0.1, 0.1, 0.3, 0.1]
+    used = run(whole, norms)
+    head = run(first, norms[:4])
+    second = RecursiveWeight(settings())
+    second.load(first.state())
+    assert head + run(second, norms[4:]) == used
+    assert second.resets == whole.resets == 1
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_measuring_is_due_at_every_nth_step(every):
+    weight = RecursiveWeight(settings(every=every))
+    assert [step for step in range(7) if weight.due(step)] == list(range(0, 7, every))
