@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -51,18 +51,19 @@ def probe(path: str | Path) -> ClipInfo:
             raise BadClip("no video frame in it")
         try:
             container.seek(0)
-            packets = [p for p in container.demux(stream) if p.size and p.pts is not None]
+            shown = [
+                (p.pts, p.pts + (p.duration or 0)) for p in container.demux(stream) if p.size and p.pts is not None
+            ]
         except (av.FFmpegError, OSError) as error:
             raise BadClip(f"cannot be read: {_reason(error)}") from None
-        starts = [p.pts for p in packets]
-        ends = [p.pts + (p.duration or 0) for p in packets]
-        seconds = float((max(ends) - min(starts)) * Fraction(stream.time_base)) if packets else 0.0
+        starts, ends = [start for start, _ in shown], [end for _, end in shown]
+        seconds = float((max(ends) - min(starts)) * Fraction(stream.time_base or 1)) if shown else 0.0
         if stream.average_rate and (not seconds or max(ends) == max(starts)):
-            seconds = float(len(packets) / stream.average_rate)
+            seconds = float(len(shown) / stream.average_rate)
         width, height = round(first[2].width * _pixel_aspect(stream)), first[2].height
         if _orientation(first[2])[0]:
             width, height = height, width
-    return ClipInfo(len(packets), len(packets) / seconds if seconds else 0.0, width, height, seconds)
+    return ClipInfo(len(shown), len(shown) / seconds if seconds else 0.0, width, height, seconds)
 
 
 def read_clip(
@@ -187,7 +188,7 @@ def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tu
                 raise BadClip(f"damaged frame at {float(start):.2f} s")
             if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
                 raise BadClip("high dynamic range (PQ or HLG), which needs tone mapping")
-            now = frame.pts * Fraction(frame.time_base)
+            now = frame.pts * Fraction(frame.time_base or 1)
             origin = now if origin is None else origin
             if shown is not None:
                 step = now - origin - start
@@ -198,7 +199,7 @@ def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tu
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadClip(f"does not decode at {float(start):.2f} s: {_reason(error)}") from None
     if shown is not None:
-        own = shown.duration * Fraction(shown.time_base)
+        own = shown.duration * Fraction(shown.time_base or 1)
         yield start, start + (own or step or 1 / Fraction(stream.average_rate or 1)), shown
 
 
@@ -247,7 +248,7 @@ def _pixel_aspect(stream: VideoStream) -> float:
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """(transpose, then flip columns, then flip rows) that turn the stored picture upright."""
-    data = next((d for d in frame.side_data if d.type == SideDataType.DISPLAYMATRIX), None)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5] / 65536  # x' = a x + c y, y' = b x + d y

@@ -14,6 +14,7 @@ from phantom.config import Params
 from phantom.data.manifest import Clip
 from phantom.data.sources import worlds
 from phantom.data.video import write_mp4
+from phantom.errors import UserError
 from phantom.evaluation.physics_iq import layout, masks
 from phantom.progress import track
 
@@ -26,18 +27,25 @@ BENCHMARK_SEED = 500_000  # added to the worlds' seed: scenarios are never clips
 def write_clips(folder: Path, params: Params) -> list[Clip]:
     """Writes the training and the held-out clips as mp4 into `folder`. Half of the held-out ones lie outside training.
 
-    The same params give the same bytes.
+    The same params give the same bytes. Raises UserError where the worlds cannot be drawn as `params.data` asks.
     """
-    settings = params.data.worlds
+    data, settings = params.data, params.data.worlds
+    if data.fps != worlds.FPS:
+        raise UserError(f"data.fps: found {data.fps}, accepted where data.source is worlds: {worlds.FPS}")
+    if data.height != data.width:
+        raise UserError(f"data.width: found {data.width}, accepted where data.source is worlds: the height")
     total = settings.train_clips + settings.heldout_clips
-    size = min(params.data.height, params.data.width)
     clips = []
     with track("prepare", total, "clips") as bar:
         for index in range(total):
             heldout = index >= settings.train_clips
             spec = worlds.draw_spec(settings.seed, index, unseen=heldout and index % 2 == 1)
-            count = min(params.data.frames, worlds.SCENE_FRAMES - spec.first_frame)
-            frames = worlds.render(worlds.simulate(spec), spec.first_frame, count, size)
+            count = min(data.frames, (worlds.SCENE_FRAMES - spec.first_frame - 1) // 4 * 4 + 1)
+            if count < data.min_frames:
+                raise UserError(
+                    f"data.min_frames: found {data.min_frames}, accepted where data.source is worlds: {count}"
+                )
+            frames = worlds.render(worlds.simulate(spec), spec.first_frame, count, data.height)
             name = f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
             path = folder / f"{name}.mp4"
             write_mp4(path, frames, fps=worlds.FPS)

@@ -1,0 +1,204 @@
+"""`phantom encode`: the clips of data/clips as latents of the frozen encoders, in data/latents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from phantom.config import Models, Params
+from phantom.data.ahead import ahead
+from phantom.data.files import fresh_folder, link, replace_folder, sha256
+from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
+from phantom.data.shards import (
+    EMPTY_TEXT,
+    FORMAT,
+    INDEX,
+    LATENTS,
+    Latents,
+    ShardWriter,
+    make_recipe,
+    write_tensors,
+)
+from phantom.data.video import BadClip, read_frames
+from phantom.encoders import Encoders, load_encoders
+from phantom.errors import UserError
+from phantom.progress import track
+
+WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before it runs the stage
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """How many clips there are, how many of them an interrupted run had encoded already, and what they take."""
+
+    clips: int
+    kept: int
+    shards: int
+    megabytes: float
+    folder: str
+
+
+def encode(params: Params, root: Path = Path()) -> EncodeResult:
+    """Encodes every clip of data/clips into data/latents, which is replaced whole, at the end.
+
+    Finished shards are kept aside, by recipe and clips: stopped at any time, the next call goes on behind them and
+    leaves the same bytes. Raises UserError if a clip is not the one that the manifest names.
+    """
+    manifest = root / CLIPS / MANIFEST
+    clips = read_manifest(manifest)
+    if not clips:
+        raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
+    for clip in clips:
+        _refuse_unfit(clip, params, manifest)
+    recipe = {**make_recipe(params), "weights": _weights(params.models)}
+    recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    work = root / WORK / hashlib.sha256(f"{recipe_hash} {sha256(manifest)}".encode()).hexdigest()[:16]
+    dtype = getattr(torch, params.models.dtype)
+    writer = ShardWriter(work, params.encode.shard_mb, dtype)
+    done = writer.done
+    kept = len(done)
+
+    # Batches of one length, in the manifest's order: what finished shards hold is always a whole number of them.
+    by_length: dict[int, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if clip.id not in done:
+            by_length[clip.frames].append(clip)
+    size = params.encode.batch_size
+    batches = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
+
+    empty = work / f"{EMPTY_TEXT}.json"
+    if batches or not empty.is_file():
+        encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
+        _refuse_size(params, encoders)
+        stated = write_tensors(work / EMPTY_TEXT, {"text": encoders.text.encode([""])[0].to("cpu", dtype).clone()})
+        empty.write_text(json.dumps(stated), encoding="utf-8")
+        read = partial(_read_batch, root / CLIPS)
+        with track("encode", len(clips), "clips", done=kept) as bar:
+            for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
+                writer.add(_encode_batch(batch, frames, encoders, params))
+                bar.advance(len(batch))
+        writer.close()
+    return _publish(clips, writer, recipe, recipe_hash, json.loads(empty.read_text(encoding="utf-8")), root, kept)
+
+
+def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
+    """Which condition prefixes of `clip` are encoded: `count` of 1, 5, ..., `longest` frames, or all that are shorter
+    than the clip. A function of (seed, id): the other clips do not matter. A single frame has none.
+    """
+    choices = range(1, min(longest, clip.frames - 1) + 1, 4)
+    digest = hashlib.sha256(clip.id.encode()).digest()
+    rng = np.random.default_rng([seed, int.from_bytes(digest[:8])])
+    drawn = rng.choice(choices, size=min(count, len(choices)), replace=False) if choices else ()
+    return sorted(int(k) for k in drawn)
+
+
+def _encode_batch(batch: list[Clip], frames: torch.Tensor, encoders: Encoders, params: Params) -> list[Latents]:
+    """Latents of clips of one length: `frames` uint8 (B, F, H, W, 3)."""
+    settings = params.encode
+    video = encoders.video.encode(frames)
+    physics = encoders.physics.encode(frames)
+    text = encoders.text.encode([clip.caption for clip in batch])
+    lengths = [
+        prefix_lengths(clip, settings.seed, settings.max_prefix_frames, settings.prefixes_per_clip) for clip in batch
+    ]
+    prefixes: list[dict[int, torch.Tensor]] = [{} for _ in batch]
+    for k in sorted({k for row in lengths for k in row}):
+        rows = [i for i, row in enumerate(lengths) if k in row]
+        # The frames of the prefix alone go in: features cut from those of the whole clip would know the future.
+        for i, z in zip(rows, encoders.physics.encode(frames[rows, :k]), strict=True):
+            prefixes[i][k] = z
+    return [Latents(clip.id, clip.caption, video[i], physics[i], prefixes[i], text[i]) for i, clip in enumerate(batch)]
+
+
+def _read_batch(folder: Path, batch: list[Clip]) -> torch.Tensor:
+    """uint8 (B, F, H, W, 3). Raises UserError if a file is not what the manifest says."""
+    return torch.from_numpy(np.stack([_read(folder / clip.path, clip) for clip in batch]))
+
+
+def _read(path: Path, clip: Clip) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom prepare` makes the clips")
+    if sha256(path) != clip.sha256:
+        raise UserError(f"{path}: not the file that {MANIFEST} names (sha256 differs); run `phantom prepare` again")
+    try:
+        frames = read_frames(path)[0]
+    except BadClip as reason:
+        raise UserError(f"{path}: {reason}") from None
+    if len(frames) != clip.frames:
+        raise UserError(f"{path}: {len(frames)} frames, {MANIFEST} says {clip.frames}; run `phantom prepare` again")
+    return frames
+
+
+def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
+    """Raises UserError for clips that were prepared with other settings."""
+    if clip.frames % 4 != 1 or not params.data.min_frames <= clip.frames <= params.data.frames:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} has {clip.frames} frames, accepted: 4m + 1 from {params.data.min_frames} "
+            f"to {params.data.frames} (data.min_frames, data.frames); run `phantom prepare` again"
+        )
+    if clip.fps != params.data.fps:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} has {clip.fps:g} frames per second, accepted: {params.data.fps} (data.fps); "
+            "run `phantom prepare` again"
+        )
+
+
+def _refuse_size(params: Params, encoders: Encoders) -> None:
+    """Raises UserError if the VAE cannot halve the picture as often as it has to."""
+    stride = encoders.video.vae.config.scale_factor_spatial
+    for key, value in (("height", params.data.height), ("width", params.data.width)):
+        if value % stride:
+            nearest = max(stride, round(value / stride) * stride)
+            raise UserError(
+                f"data.{key}: found {value}, accepted by this VAE: multiples of {stride}; nearest valid: {nearest}"
+            )
+
+
+def _weights(models: Models) -> str | None:
+    """A digest of the frozen parts that latents depend on, where they are folders here; hub ids have a revision."""
+    parts = [Path(models.base) / name for name in ("vae", "text_encoder", "tokenizer")] + [Path(models.physics_encoder)]
+    files = [file for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest() if files else None
+
+
+def _publish(
+    clips: list[Clip],
+    writer: ShardWriter,
+    recipe: dict[str, Any],
+    recipe_hash: str,
+    empty: dict[str, Any],
+    root: Path,
+    kept: int,
+) -> EncodeResult:
+    """Puts the finished shards and their index in the place of data/latents."""
+    out = root / LATENTS
+    new = fresh_folder(out.with_name(out.name + ".new"))
+    shards = [{key: shard[key] for key in ("file", "sha256", "bytes")} for shard in writer.finished]
+    for stated in (*shards, empty):
+        link(writer.folder / stated["file"], new / stated["file"])
+    encoded = {clip["id"]: {**clip, "shard": shard["file"]} for shard in writer.finished for clip in shard["clips"]}
+    index = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "recipe_hash": recipe_hash,
+        "shards": shards,
+        "empty_text": empty,
+        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in clips],
+    }
+    (new / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_folder(new, out)
+    shutil.rmtree(writer.folder)
+    size = sum(stated["bytes"] for stated in (*shards, empty)) / 2**20
+    return EncodeResult(len(clips), kept, len(shards), round(size, 1), str(out))

@@ -1,0 +1,46 @@
+"""Files that are whole or not there: digests, links, and folders that are replaced at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link(source: Path, target: Path) -> None:
+    """Puts the file `source` at `target` too, without copying where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def settle(path: Path) -> None:
+    """Waits until a file's contents are on the disk: what is renamed afterwards is never half there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fresh_folder(folder: Path) -> Path:
+    """`folder`, empty, whatever an earlier run left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Puts the finished folder `new` in the place of `out`. Both lie beside each other."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

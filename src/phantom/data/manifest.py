@@ -1,0 +1,97 @@
+"""What data/clips holds: `manifest.jsonl` names every clip, `quarantine.jsonl` every file that could not be one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from phantom.errors import UserError
+
+CLIPS = Path("data/clips")
+MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip, decoded at the rate and size of the run and written again."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    id: str
+    path: str  # relative to data/clips
+    caption: str
+    frames: int
+    fps: float
+    sha256: str  # of the file at `path`
+    split: Split
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One file of the source that is left out, and why."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    id: str
+    path: str  # as the source names it
+    reason: str
+
+
+Row = TypeVar("Row", Clip, Quarantined)
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Writes the clips to `path`, a JSON object a line."""
+    _write(path, clips)
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """The clips of `path`, in its order. Raises UserError naming the line that is off."""
+    clips = _read(path, Clip)
+    lines: dict[str, int] = {}
+    for number, clip in enumerate(clips, 1):
+        if lines.setdefault(clip.id, number) != number:
+            raise UserError(f"{path} line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
+    return clips
+
+
+def write_quarantine(path: Path, quarantined: Iterable[Quarantined]) -> None:
+    """Writes what was left out to `path`, a JSON object a line."""
+    _write(path, quarantined)
+
+
+def read_quarantine(path: Path) -> list[Quarantined]:
+    """What `path` says was left out. Raises UserError naming the line that is off."""
+    return _read(path, Quarantined)
+
+
+def _write(path: Path, rows: Iterable[Any]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+
+def _read(path: Path, kind: type[Row]) -> list[Row]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom prepare` writes it")
+    adapter: TypeAdapter[Row] = TypeAdapter(kind)
+    rows = []
+    # As bytes, which break at \n alone: a caption may hold other line separators.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(adapter.validate_json(line, strict=True))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = "".join(f"{part}: " for part in problem["loc"])
+                names = ", ".join(f.name for f in fields(kind))
+                raise UserError(
+                    f"{path} line {number}: {where}{problem['msg']}; expected an object of {names}"
+                ) from None
+    return rows

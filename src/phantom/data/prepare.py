@@ -1,0 +1,94 @@
+"""`phantom prepare`: whatever the source has, as clips of one rate and size in data/clips."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.config import Data, Params
+from phantom.data.files import fresh_folder, replace_folder
+from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, Quarantined, write_manifest, write_quarantine
+from phantom.data.sources import folder, worlds_files
+from phantom.errors import UserError
+
+BENCHMARK = Path("data/benchmark")
+WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before it runs the stage
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """How many clips there are, how many of them for validation, how many files were left out, and where."""
+
+    train: int
+    heldout: int
+    quarantined: int
+    folder: str
+
+
+def prepare(params: Params, root: Path = Path()) -> PrepareResult:
+    """Makes data/clips and, where the benchmark is the simulated worlds, data/benchmark.
+
+    Both are replaced whole, at the end. Files that cannot be clips are named in quarantine.jsonl; more of them than
+    `data.max_quarantine` are a UserError that gives the commonest reasons.
+    """
+    out, benchmark = root / CLIPS, root / BENCHMARK
+    new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
+    try:
+        clips, bad = _write_clips(new, params, root)
+        _refuse_too_many(clips, bad, params.data, root / WORK / QUARANTINE)
+        write_manifest(new / MANIFEST, clips)
+        write_quarantine(new / QUARANTINE, bad)
+        if params.evaluate.physics_iq.benchmark == "worlds":
+            worlds_files.write_benchmark(new_benchmark, params)
+            replace_folder(new_benchmark, benchmark)
+        replace_folder(new, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new_benchmark, ignore_errors=True)
+    shutil.rmtree(root / WORK, ignore_errors=True)
+    heldout = sum(clip.split == "heldout" for clip in clips)
+    return PrepareResult(len(clips) - heldout, heldout, len(bad), str(out))
+
+
+def _write_clips(new: Path, params: Params, root: Path) -> tuple[list[Clip], list[Quarantined]]:
+    data = params.data
+    for key, value in (("height", data.height), ("width", data.width)):
+        if value % 2:
+            raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
+    if data.source == "worlds":
+        return worlds_files.write_clips(new, params), []
+    if data.source == "folder":
+        source = root / str(data.path)
+        here, there = source.resolve(), (root / CLIPS).resolve()
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
+        return folder.write_clips(new, source, data, root / WORK / _recipe(data))
+    raise UserError(f"data.source: {data.source!r} is not built yet, accepted: worlds, folder")
+
+
+def _recipe(data: Data) -> str:
+    """A name for all that decides how a file becomes a clip: progress made otherwise is not taken up."""
+    made_by = data.model_dump(include={"frames", "min_frames", "fps", "height", "width"})
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _refuse_too_many(clips: list[Clip], bad: list[Quarantined], data: Data, record: Path) -> None:
+    total = len(clips) + len(bad)
+    if clips and len(bad) <= data.max_quarantine * total:
+        return
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_quarantine(record, bad)
+    kinds: dict[str, list[Quarantined]] = defaultdict(list)
+    for one in bad:  # reasons that differ in numbers or details only are one
+        kinds[re.sub(r"\d+(\.\d+)?", "#", one.reason.partition(":")[0])].append(one)
+    commonest = sorted(kinds.values(), key=len, reverse=True)[:5]
+    reasons = "; ".join(f"{len(ones)} such as {ones[0].path!r}: {ones[0].reason}" for ones in commonest)
+    raise UserError(
+        f"data.max_quarantine: {len(bad)} of {total} clips cannot be used, accepted: {data.max_quarantine:.0%}"
+        f"{'' if clips else ' and at least one good clip'} ({reasons}); all are in {record}"
+    )
