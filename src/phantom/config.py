@@ -1,4 +1,4 @@
-"""The one typed tree behind params.yaml. Every field is stated in the file; the code holds no second set of defaults."""
+"""The one typed tree behind params.yaml. Every field is stated in the file; the code holds no defaults of its own."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Encode(Section):
 
 
 class RecursiveWeight(Section):
-    """alpha_z: grows linearly over `growth_steps` to `alpha_max`, back to 0 when the gradient norm passes `threshold`."""
+    """alpha_z: grows over `growth_steps` to `alpha_max`, back to 0 when the gradient norm passes `threshold`."""
 
     alpha_max: PositiveFloat
     growth_steps: Positive  # S
@@ -264,23 +264,23 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
-            raise UserError(f"--set {override!r}: expected key=value, for example train.steps=100")
+            raise UserError(f"--set {_short(override)}: expected key=value, for example train.steps=100")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
-            raise UserError(f"--set {key}: value {text!r} is not valid YAML") from None
+            raise UserError(f"--set {_short(key)[1:-1]}: value {_short(text)} is not valid YAML") from None
         parts = key.split(".")
         parent = reduce(
             lambda node, part: node.setdefault(part, {}) if isinstance(node, dict) else None, parts[:-1], tree
         )
         if not isinstance(parent, dict):
-            raise UserError(f"--set {key}: no such setting; nearest: {_nearest(key)}")
+            raise UserError(f"--set {_short(key)[1:-1]}: no such setting; nearest: {_nearest(key)}")
         parent[parts[-1]] = value
     return tree
 
 
 def validate(tree: dict[str, Any], where: str = "params") -> Params:
-    """Checks a plain tree. The first problem becomes one UserError line naming the field and the nearest valid choice."""
+    """Checks a plain tree. The first problem becomes a UserError: one line with the field and what is accepted."""
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
@@ -340,10 +340,10 @@ def _explain(problem: Any) -> str:
     found = f"{key}: found {_short(problem.get('input'))}"
     if kind in _UNKNOWN:
         return f"{_short('.'.join(path))[1:-1]}: unknown setting; nearest: {_nearest('.'.join(path))}"
-    if accepted := getattr(_field(key), "description", None):
-        return f"{found}, accepted: {accepted}"
     if kind == "missing" and key == ".".join(path):
         return f"{key}: missing; every setting is stated (`phantom preset` shows a complete file)"
+    if accepted := getattr(_field(key), "description", None):
+        return f"{found}, accepted: {accepted}"
     if kind == "literal_error":
         choices = _choices(key)
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0)
@@ -354,7 +354,9 @@ def _explain(problem: Any) -> str:
         return f"{found}, accepted: {_SIGNS[kind]} {bound}{nearest}"
     if kind == "value_error":
         return f"{key + '.' if key else ''}{context['error']}"
-    said = "too few values" if kind == "missing" else problem["msg"][0].lower() + problem["msg"][1:]
+    said = {"missing": "too few values", "model_type": "expected a mapping of settings"}.get(
+        kind, problem["msg"][0].lower() + problem["msg"][1:]
+    )
     return f"{found} ({type(problem['input']).__name__}), {said}"
 
 
@@ -365,7 +367,8 @@ def _short(value: Any) -> str:
 
 def _field(key: str) -> Any:
     """The pydantic field of a dotted setting; None for the whole tree."""
-    model, field = Params, None
+    model: Any = Params
+    field = None
     for part in filter(None, key.split(".")):
         field = {f.alias or n: f for n, f in model.model_fields.items()}.get(part)
         model = field.annotation if field else Section
