@@ -269,8 +269,8 @@ def _run() -> tuple[int, str]:
     except (UserError, Interrupted, StageFailed) as error:
         return error.exit_code, str(error)
     except wrong_usage as error:  # type: ignore[misc]
-        said = error.format_message()  # type: ignore[attr-defined]
-        where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""  # type: ignore[attr-defined]
+        said = error.format_message()
+        where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""
         return 2, said and where + said  # nothing is said where help was shown instead
     except KeyboardInterrupt:
         return 1, "interrupted"
