@@ -1,0 +1,39 @@
+"""The end of a video: what a generated video goes on from."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import groupby
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from phantom.data.video import MAX_REPEATS, BadClip, _fit, _frames_before, _open, _timed_frames
+
+
+def read_ending(path: str | Path, fps: float, height: int, width: int, longest: int) -> tuple[np.ndarray, int]:
+    """The last 4m + 1 frames of `path`, as many as there are up to `longest`, and how many there are in all.
+
+    Taken at `fps` and fitted as by `read_clip`: uint8 RGB (4m + 1, `height`, `width`, 3). A video of any length needs
+    the memory of `longest` frames. Raises BadClip with the reason.
+    """
+    kept: deque[av.VideoFrame] = deque(maxlen=longest)
+    count = 0
+    reformatter = VideoReformatter()
+    with _open(path) as (container, stream):
+        for _, end, frame in _timed_frames(container, stream):
+            repeats = max(0, _frames_before(end, fps) - count)
+            kept.extend([frame] * repeats)
+            count += repeats
+        if not kept:
+            raise BadClip("no video frame in it")
+        taken = list(kept)[-((len(kept) - 1) // 4 * 4 + 1) :]
+        runs = [list(run) for _, run in groupby(taken, key=id)]
+        if len(runs) < (1 - MAX_REPEATS) * len(taken):
+            raise BadClip(
+                f"too few frames: {len(taken) - len(runs)} of {len(taken)} would be repeats at {fps:g} per second"
+            )
+        frames = [f for run in runs for f in [_fit(run[0], stream, height, width, reformatter)] * len(run)]
+    return np.stack(frames), count
