@@ -102,9 +102,7 @@ def test_an_epoch_holds_every_clip_in_batches_of_one_shape(lengths, batch_size, 
 def test_processes_and_micro_batches_share_the_same_samples(accumulation, processes):
     shapes = [(1, 2, 3, 4)] * 21
     whole = list(ShareOfBatches(shapes, 8, 3, range(2, 9)))
-    parts = [
-        list(ShareOfBatches(shapes, 8, 3, range(2, 9), accumulation, p, processes)) for p in range(processes)
-    ]
+    parts = [list(ShareOfBatches(shapes, 8, 3, range(2, 9), accumulation, p, processes)) for p in range(processes)]
     for number, batch in enumerate(whole):
         shares = [part[number * accumulation + m] for m in range(accumulation) for part in parts]
         assert [key for share in shares for key in share] == batch
@@ -113,5 +111,7 @@ def test_processes_and_micro_batches_share_the_same_samples(accumulation, proces
 
 
 def test_batches_stack():
-    one = sample(torch.randn(4, 4, 4, 4), torch.randn(6, 7, 4, 4), None, torch.zeros(1, 2, 8), 0.5, sample_generator(0, 1))
+    one = sample(
+        torch.randn(4, 4, 4, 4), torch.randn(6, 7, 4, 4), None, torch.zeros(1, 2, 8), 0.5, sample_generator(0, 1)
+    )
     assert Batch.of([one, one, one]).video.shape == (3, 4, 4, 4, 4)

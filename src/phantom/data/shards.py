@@ -10,6 +10,7 @@ Tensors are stored in the precision of the frozen models (`models.dtype`) and re
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ class LatentSet:
         index = _read_index(folder)
         self.recipe: dict[str, Any] = index["recipe"]
         self._clips = [clip for clip in index["clips"] if clip["split"] == split]
+        contents = [self.recipe, [(clip["id"], clip["split"], clip["crc32"]) for clip in index["clips"]]]
+        self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
         self._files = {
             stated["file"]: _open_tensors(folder, stated) for stated in (*index["shards"], index["empty_text"])
@@ -198,7 +201,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
-        return index
+        return {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, "not an index of latents") from None
 

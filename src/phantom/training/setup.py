@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -45,8 +44,8 @@ def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DMo
     return model
 
 
-def run_identity(params: Params, recipe: dict[str, Any], held: bool) -> str:
-    """Names the result that a run works towards: a run of the same name continues its checkpoints.
+def run_identity(params: Params, latents: str, held: bool) -> str:
+    """Names the result that a run works towards, from the digest of its `latents`: its checkpoints are continued.
 
     How often it saves or logs, and over how many processes it is spread, is not part of it. With a constant learning
     rate the number of steps is not either: a longer run goes on from a shorter one.
@@ -60,7 +59,7 @@ def run_identity(params: Params, recipe: dict[str, Any], held: bool) -> str:
         "models": params.models.model_dump(mode="json"),
         "physics": params.physics.model_dump(mode="json"),
         "coupling": params.coupling.model_dump(mode="json"),
-        "latents": recipe,
+        "latents": latents,
         "held": held,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

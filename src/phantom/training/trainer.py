@@ -96,7 +96,7 @@ class Trainer:
         self.window = Window(self.device)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.bad, self.history = 0, 0, list[dict[str, Any]]()
-        self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.recipe, held)}"
+        self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
         run_id = self._resume()
         self.tracker = (
             Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}) if self.is_first else None

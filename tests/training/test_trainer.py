@@ -1,0 +1,300 @@
+"""Training on tiny models: what it learns, its norms against plain autograd, and that nothing is ever lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from phantom.data.shards import LatentSet
+from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.model import PhantomTransformer3DModel
+from phantom.training import checkpoint, parallel
+from phantom.training.conditioning import Batch, TrainingSet
+from phantom.training.objective import losses
+from phantom.training.order import ShareOfBatches
+from phantom.training.setup import build_model
+from phantom.training.trainer import Trainer, train
+from tests.training.worlds import write_latents
+
+QUICK = (
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.control=false",
+    "train.log_every=1",
+    "train.checkpoint_every=2",
+    "train.validate_every=0",
+    "train.recursive_weight.growth_steps=4",
+    "train.recursive_weight.threshold=1000",
+    "train.optimizer.warmup_steps=2",
+)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, make_params):
+    """A working folder with latents, and the settings of a short run in it."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides):
+        params = make_params(*QUICK, *overrides)
+        if not Path("data/latents").exists():
+            write_latents(Path(), params)
+        return params
+
+    return make
+
+
+def weights(name="phantom", root=Path()):
+    return load_file(root / "models" / name / "diffusion_pytorch_model.safetensors")
+
+
+def history(name="phantom", root=Path()):
+    return json.loads((root / "models" / name / "history.json").read_text())
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def start(params, folder: Path, name: str = "params.yaml") -> subprocess.Popen:
+    """`phantom train` in a process tree of its own."""
+    (folder / name).write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    command = [sys.executable, "-m", "phantom.cli", "train", "--params", name]
+    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_run_trains_exports_and_tells(place):
+    params = place("train.validate_every=3", "train.control=true", "train.ema_decay=0.5")
+    result = train(params)
+    assert result.steps == 6 and result.resets == 0
+    records = history()
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["alpha"] for r in records] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [r["alpha"] for r in history("control")] == [0] * 6
+    assert all(r["grad_norm_physics"] > 0 and r["grad_norm_video"] > 0 for r in records)
+    for r in records:
+        assert r["loss"] == pytest.approx(r["loss_video"] + r["alpha"] * r["loss_physics"], rel=1e-4)
+    assert [r["step"] for r in records if "val_loss_physics" in r] == [3, 6]
+    assert records[2]["val_loss_video_base"] == records[5]["val_loss_video_base"]
+    assert records[0]["learning_rate"] == pytest.approx(0.5 * params.train.optimizer.learning_rate)
+
+    model = PhantomTransformer3DModel.from_export("models/phantom")
+    assert model.config.metadata["max_prefix_frames"] == params.encode.max_prefix_frames
+    assert model.config.physics_encoder_id == params.models.physics_encoder
+    assert not same(weights("phantom"), weights("control"))
+    fresh = dict(build_model(params, model.config.physics["in_channels"]).trainable_parameters())
+    assert all(not torch.equal(value, fresh[name]) for name, value in weights().items())
+
+    client = mlflow.MlflowClient(params.tracking.uri)
+    experiment = client.get_experiment_by_name(params.tracking.experiment).experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"train phantom", "train control"}
+    logged = client.get_metric_history(runs["train phantom"].info.run_id, "grad_norm_physics")
+    assert [m.value for m in logged] == pytest.approx([r["grad_norm_physics"] for r in records], rel=1e-5)
+    assert "samples_per_second" in runs["train phantom"].data.metrics
+    models = client.search_logged_models([experiment], f"source_run_id = '{runs['train phantom'].info.run_id}'")
+    assert {m.name for m in models} == {"step-2", "step-4", "step-6"}
+
+
+def test_the_branch_learns_what_repeats(place):
+    params = place("train.steps=60", "train.optimizer.learning_rate=3.0e-3", "train.checkpoint_every=100")
+    train(params)
+    records = history()
+    first, last = (sum(r["loss_physics"] for r in part) / 10 for part in (records[:10], records[-10:]))
+    assert last < 0.9 * first
+
+
+# --- the gradient norms ------------------------------------------------------------------------------------------------
+
+
+def truth(params, alpha=0.0):
+    """Norms of both losses' gradients over the first global batch, and their weighted sum, by plain autograd."""
+    latents = LatentSet(Path("data/latents"), "train")
+    model = build_model(params, latents[0].physics.shape[0])
+    (keys,) = list(ShareOfBatches(latents.shapes, params.train.batch_size, params.train.seed, range(1)))
+    each = losses(model, Batch.of([TrainingSet(latents, params)[key] for key in keys]))
+    named = dict(model.trainable_parameters())
+    apart = [
+        torch.autograd.grad(loss.mean(), list(named.values()), retain_graph=True, allow_unused=True)
+        for loss in (each.video, each.physics)
+    ]
+    norms = [float(torch.cat([g.flatten() for g in gs if g is not None]).norm()) for gs in apart]
+    total = {
+        name: sum(w * g for w, g in ((1, v), (alpha, z)) if g is not None)
+        for name, v, z in zip(named, *apart, strict=True)
+    }
+    return norms, total
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_norms_and_gradient_are_those_of_the_global_batch(place, accumulation, checkpointing):
+    params = place(f"train.accumulation={accumulation}", f"train.activation_checkpointing={checkpointing}")
+    trainer = Trainer(params, Path(), "phantom", held=False)
+    trainer.weight.since_reset = 3  # alpha 0.75
+    seen = {}
+    trainer.optimizer.step = lambda: seen.update(  # type: ignore[method-assign]
+        {n: p.grad.clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+    )
+    trainer.settings.optimizer.__dict__["clip_norm"] = 1e9
+    batches = trainer._batches()
+    figures = trainer.train_step([next(batches) for _ in range(accumulation)])
+    trainer.tracker.close()
+    (norm_v, norm_z), gradient = truth(params, alpha=0.75)
+    assert figures["grad_norm_video"] == pytest.approx(norm_v, rel=1e-5)
+    assert figures["grad_norm_physics"] == pytest.approx(norm_z, rel=1e-5)
+    assert figures["alpha"] == 0.75
+    for name, expected in gradient.items():
+        assert torch.allclose(seen[name], expected, atol=1e-6), name
+
+
+def test_two_processes_measure_and_train_as_one(place, tmp_path):
+    params = place("train.steps=3", "train.seed=4", "train.recursive_weight.every=2")
+    train(params)
+    one, alone = history(), weights()
+    two = place("train.steps=3", "train.seed=4", "train.recursive_weight.every=2", "train.processes=2")
+    (tmp_path / "two/data").mkdir(parents=True)
+    (tmp_path / "data/latents").rename(tmp_path / "two/data/latents")
+    process = start(two, tmp_path / "two")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    for a, b in zip(one, history(root=tmp_path / "two"), strict=True):
+        for key in ("grad_norm_physics", "grad_norm_video", "loss", "loss_video"):
+            assert b[key] == pytest.approx(a[key], rel=1e-5), key
+    together = weights(root=tmp_path / "two")
+    assert all(torch.allclose(together[k], alone[k], atol=1e-6) for k in alone)
+    # The same norms as plain autograd over the whole batch.
+    (tmp_path / "two/data/latents").rename(tmp_path / "data/latents")
+    norms, _ = truth(params)
+    assert [one[0]["grad_norm_video"], one[0]["grad_norm_physics"]] == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_norm_above_the_threshold_starts_the_cycle_again(place):
+    params = place("train.steps=5")
+    (_, norm_z), _ = truth(params)
+    train(place("train.steps=5", f"train.recursive_weight.threshold={norm_z * 0.5}"))
+    assert [r["alpha"] for r in history()][0] == 0 and history()[-1]["resets"] > 0
+
+
+# --- nothing lost ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(place, tmp_path):
+    params = place("train.steps=10", "train.validate_every=4", "train.ema_decay=0.9")
+    train(params)
+    expected, curve = weights(), history()
+    (tmp_path / "other/data").mkdir(parents=True)
+    (tmp_path / "data/latents").rename(tmp_path / "other/data/latents")
+    moments = random.Random(7)
+    killed = 0
+    for _ in range(4):
+        process = start(params, tmp_path / "other")
+        wait_for_checkpoint(process, tmp_path / "other", moments.random() * 0.3)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+    process = start(params, tmp_path / "other")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert killed
+    assert same(weights(root=tmp_path / "other"), expected)
+    assert history(root=tmp_path / "other") == curve
+    # Each step is in MLflow once.
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/other/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])
+    done = [r for r in runs if r.info.status == "FINISHED"]
+    steps = [m.step for m in client.get_metric_history(done[0].info.run_id, "loss")]
+    assert steps == sorted(set(steps)) and steps[-1] == 10
+
+
+def wait_for_checkpoint(process, folder, extra):
+    """Until there is a checkpoint that was not there, then `extra` seconds."""
+    before = set(folder.glob("checkpoints/*/step-*"))
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if set(folder.glob("checkpoints/*/step-*")) - before:
+            time.sleep(extra)
+            return
+        time.sleep(0.01)
+
+
+def test_a_request_to_stop_saves_first(place, monkeypatch):
+    params = place("train.steps=10", "train.checkpoint_every=100")
+    train(params)
+    expected, curve = weights(), history()
+    for path in Path("checkpoints").rglob("*.json"):
+        path.unlink()
+    step = Trainer.train_step
+
+    def signalled(self, micro_batches):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    with pytest.raises(Interrupted, match="after step 4, which is saved"):
+        train(params)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert train(params).steps == 10
+    assert same(weights(), expected) and history() == curve
+
+
+def test_bad_gradients_are_skipped_and_too_many_of_them_stop_the_run(place, monkeypatch, capsys):
+    params = place("train.max_bad_steps=2", "train.checkpoint_every=1")
+    original = parallel.sum_over_processes
+    poisoned: set[int] = {2}
+
+    def poison(tensors):
+        if trainer.step in poisoned and len(tensors) == len(trainer.parameters):
+            next(t for t in tensors if t is not None).fill_(float("nan"))
+        original(tensors)
+
+    monkeypatch.setattr("phantom.training.parallel.sum_over_processes", poison)
+    trainer = Trainer(params, Path(), "phantom", held=False)
+    trainer.run()
+    assert "step 3: the gradient is not finite, the step is skipped" in capsys.readouterr().err
+    assert all(torch.isfinite(w).all() for w in weights().values())
+
+    poisoned = {2, 3, 4}
+    trainer = Trainer(
+        place("train.max_bad_steps=2", "train.checkpoint_every=1", "train.seed=9"), Path(), "phantom", False
+    )
+    with pytest.raises(StageFailed, match="2 steps in a row"):
+        trainer.run()
+    found = checkpoint.newest(trainer.checkpoints)
+    assert all(torch.isfinite(w).all() for w in found.tensors("model").values())
+
+
+def test_changed_settings_or_data_begin_a_new_run(place):
+    first = Trainer(place(), Path(), "phantom", False)
+    other = Trainer(place("train.optimizer.learning_rate=0.5"), Path(), "phantom", False)
+    saving = Trainer(place("train.checkpoint_every=1", "train.keep_checkpoints=9"), Path(), "phantom", False)
+    control = Trainer(place(), Path(), "phantom", held=True)
+    assert first.checkpoints == saving.checkpoints
+    assert len({first.checkpoints, other.checkpoints, control.checkpoints}) == 3
+
+
+def test_wrong_input_is_one_line(place, monkeypatch, tmp_path):
+    params = place()
+    with pytest.raises(UserError, match="fsdp2"):
+        train(place("train.strategy=fsdp2"))
+    with pytest.raises(UserError, match=r"data\.fps"):
+        train(place("data.fps=8"))
+    with pytest.raises(UserError, match=r"models\.base"):
+        build_model(place(f"models.base={tmp_path}/nowhere"), 48)
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UserError, match="phantom encode"):
+        train(params)

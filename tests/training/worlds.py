@@ -1,0 +1,56 @@
+"""A few random latents on disk, as `phantom encode` leaves them, for training to run on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from phantom.config import Params
+from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, make_recipe, write_tensors
+from tests import tiny
+
+
+def write_latents(
+    root: Path, params: Params, train: int = 12, heldout: int = 4, frames: tuple[int, ...] = (2, 3)
+) -> None:
+    """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 places, prefixes of 1 and 5 frames."""
+    folder = root / "data/latents"
+    generator = torch.Generator().manual_seed(0)
+    writer = ShardWriter(folder, 64, torch.float32)
+    channels = tiny.PHYSICS_CHANNELS
+    pattern = 2 * torch.randn(channels, 1, 1, 1, generator=generator)  # something that can be learnt
+    clips = []
+    for index in range(train + heldout):
+        count = frames[index % len(frames)]
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        def states(*shape: int) -> torch.Tensor:
+            return pattern + 0.2 * random(channels, *shape)
+
+        prefixes = {1: states(1, 8, 8)} | ({5: states(3, 8, 8)} if count > 2 else {})
+        clips.append(
+            Latents(
+                id=f"clip-{index}",
+                caption=f"clip {index}",
+                video=random(tiny.VIDEO_CHANNELS, count, 4, 4),
+                physics=states(2 * count - 1, 8, 8),
+                prefixes=prefixes,
+                text=random(5, tiny.TEXT_CHANNELS),
+            )
+        )
+    writer.add(clips)
+    writer.close()
+    shard = writer.finished[0]
+    entries = [
+        {**entry, "split": "train" if i < train else "heldout", "caption": f"clip {i}", "shard": shard["file"]}
+        for i, entry in enumerate(shard["clips"])
+    ]
+    empty = write_tensors(
+        folder / "empty_text.safetensors", {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)}
+    )
+    index = {"format": FORMAT, "recipe": make_recipe(params), "shards": [shard], "empty_text": empty, "clips": entries}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
