@@ -204,8 +204,8 @@ def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tu
 
 
 def _frames_before(end: Fraction, fps: float) -> int:
-    """How many of the times 0, 1/fps, 2/fps, ... are before `end`."""
-    return math.ceil((float(end) - EARLY) * fps)
+    """How many of the times 0, 1/fps, 2/fps, ... are before `end`; the first always is."""
+    return max(1, math.ceil((float(end) - EARLY) * fps))
 
 
 def _fit(

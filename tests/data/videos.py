@@ -1,0 +1,73 @@
+"""Small video files of every sort, made with PyAV."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+
+RIGHT_ANGLES = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+
+def grey(levels: Sequence[int], height: int = 32, width: int = 32) -> np.ndarray:
+    """Frames of one grey each: uint8 RGB (F, H, W, 3). Their level tells which one was decoded."""
+    return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
+
+
+def moving(count: int, seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
+    """A bright square that crosses a coloured picture: uint8 RGB (F, H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    background = rng.integers(20, 120, 3)
+    frames = np.broadcast_to(background, (count, height, width, 3)).astype(np.uint8)
+    top, left = (int(v) for v in rng.integers(4, 16, 2))
+    for i, frame in enumerate(frames):
+        frame[top : top + 16, left + i : left + i + 16] = (240, 220, 60)
+    return frames
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    times: Sequence[float],
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    aspect: Fraction | None = None,
+) -> Path:
+    """Writes `frames`, each shown from its time (in s) on; the last as long as the one before."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        lengths = [*(b - a for a, b in pairwise(times)), times[-1] - times[-2] if len(times) > 1 else 0.25]
+        until = {round(time * 1000): round(length * 1000) for time, length in zip(times, lengths, strict=True)}
+        packets = []
+        for array, pts in zip(frames, until, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for packet in [*packets, *stream.encode()]:
+            packet.duration = until[packet.pts]
+            container.mux(packet)
+    return path
+
+
+def turn(path: Path, matrix: tuple[float, float, float, float]) -> None:
+    """Writes a display matrix (a, b, c, d) into an mp4, as phones do to say how they were held."""
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"tkhd") + 4 + 24 + 16  # behind version, flags, times, id and length; layer, group and volume
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    raw[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(raw)
+
+
+def every(seconds: float, count: int, start: float = 0.0) -> list[float]:
+    """`count` times, `seconds` apart."""
+    return [start + seconds * i for i in range(count)]
