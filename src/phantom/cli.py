@@ -202,6 +202,22 @@ def up(
 
 
 @app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Where the parts go.")] = Path("models/mini"),
+    seed: Annotated[int, typer.Option(help="Of clips, weights and batches.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make the frozen parts of the mini preset again: models/mini. About an hour on two cores."""
+    from phantom.pretraining.stage import pretrain
+
+    try:
+        made = pretrain(out, seed)
+    except KeyboardInterrupt:
+        raise Interrupted("pretrain: interrupted; finished parts are kept, run again to go on") from None
+    show(made, as_json, "\n".join(f"{name}: {figures}" for name, figures in made["heldout"].items()))
+
+
+@app.command()
 def approve(
     run: Annotated[str | None, typer.Argument(help="The run's name or id; by default the one that waits.")] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Do not register.")] = False,
