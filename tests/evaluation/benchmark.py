@@ -1,4 +1,4 @@
-"""A small benchmark in Physics-IQ's layout, made of squares that slide: three scenarios, two views, two takes, 8 fps."""
+"""A small benchmark in Physics-IQ's layout: squares that slide, in three scenarios, two views, two takes, at 8 fps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What only known physics can tell of a generated video: where the simulator has each body, and where the video has it.
+"""What only known physics can tell of a video: where the simulator has each body, and where the video has it.
 
-Positions are in pixels of a 64 x 64 picture, y downwards, times in seconds, masses cancel or go with the radius squared.
+Positions are in pixels of a 64 x 64 picture, y downwards, times in seconds; a mass goes with the radius squared.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_a_missing_or_unknown_video_is_named_and_a_subset_scores_the_rest(benchm
     found = score_folder(copied, benchmark, subset=True)
     assert found["videos"] == 5 and found["subset"] is True
     shutil.copy(copied / "0099_view_thing.mp4", copied / "0002_b.mp4")
-    with pytest.raises(UserError, match="0002_b.mp4 and 0002_perspective-right.* have the same id"):
+    with pytest.raises(UserError, match=r"0002_b\.mp4 and 0002_perspective-right.* have the same id"):
         score_folder(copied, benchmark)
     for path in copied.iterdir():
         path.unlink()

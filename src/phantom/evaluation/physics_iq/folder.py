@@ -90,7 +90,7 @@ def score_folder(
             f"protocol {protocol!r}, mask codec {mask_codec!r}: accepted are {PROTOCOLS} and {CODECS}".replace("'", "")
         )
     generated, root = Path(generated), layout.find_root(Path(benchmark), protocol)
-    rows = layout.read_descriptions(_descriptions(Path(benchmark), root, descriptions))
+    rows = layout.read_descriptions(layout.find_descriptions(Path(benchmark), root, descriptions))
     expected = [row for row in rows if row.name.take == 1]
     pairs = find_pairs(generated, root, rows, subset)
     fps = common_rate([pair.generated for pair in pairs])
@@ -209,7 +209,7 @@ def common_rate(paths: Sequence[Path]) -> int:
 
 
 def find_jobs(pairs: Sequence[Pair], root: Path, fps: int, codec: Codec) -> list[Job]:
-    """The recordings and masks of every pair, before any work starts. Raises UserError naming those that are missing."""
+    """The recordings and masks of every pair, before any work starts. Raises UserError naming what is missing."""
     jobs, missing = [], []
     for pair in pairs:
         names = (pair.first, pair.second)
@@ -309,16 +309,6 @@ def _quarter(path: Path) -> tuple[int, int]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _descriptions(benchmark: Path, root: Path, given: Path | str | None) -> Path:
-    if given:
-        return Path(given)
-    places = [folder / layout.DESCRIPTIONS for folder in (root, benchmark)]
-    found = next((place for place in places if place.is_file()), None)
-    if not found:
-        raise UserError(f"{places[0]}: no such file; name the descriptions csv with --descriptions")
-    return found
 
 
 def _category(part: score.Table, protocol: Protocol) -> dict[str, Any]:

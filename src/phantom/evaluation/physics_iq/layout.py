@@ -136,6 +136,17 @@ def read_descriptions(path: Path) -> list[Row]:
     return sorted(rows, key=lambda row: row.name)
 
 
+def find_descriptions(benchmark: Path, root: Path, given: Path | str | None = None) -> Path:
+    """The descriptions csv: `given`, else the one in the benchmark's root or in the folder that the user named."""
+    if given:
+        return Path(given)
+    places = [folder / DESCRIPTIONS for folder in (root, benchmark)]
+    found = next((place for place in places if place.is_file()), None)
+    if not found:
+        raise UserError(f"{places[0]}: no such file; name the descriptions csv with --descriptions")
+    return found
+
+
 def recordings(root: Path) -> dict[tuple[str, str, int], Name]:
     """Every recording with a test video at any rate, by (scenario, view, take)."""
     names = {}

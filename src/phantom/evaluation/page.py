@@ -1,0 +1,142 @@
+"""One self-contained HTML page: tables of models, videos side by side, charts. Nothing in it asks the network."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from phantom.data.video import read_frames, write_mp4
+from phantom.evaluation.charts import Chart
+
+EMBEDDED_WIDTH = 480  # pixels; wider videos are shrunk to it
+PIXELATED_WIDTH = 200  # narrower videos are enlarged without smoothing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as shown, and beside it how it differs from the base: `tone` good, bad or nothing."""
+
+    text: str
+    delta: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A figure: its name, what it means, and a cell for each column."""
+
+    name: str
+    note: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures as rows under models as columns, in titled groups. `kinds` colours the columns."""
+
+    title: str
+    columns: Sequence[str]
+    kinds: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[TableRow]]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A score from 0 to 100 as a bar: `low` and `high` bound it, if given, relative to the same zero."""
+
+    name: str
+    kind: str
+    value: float
+    text: str
+    delta: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A video, or a still, in a scene. `mode` is empty if it belongs to every mode."""
+
+    name: str
+    kind: str
+    source: str  # a data URI
+    still: bool
+    mode: str = ""
+    figures: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scenario: what is asked for, and what became of it."""
+
+    title: str
+    tag: str
+    caption: str
+    shown: Sequence[Shown]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template shows."""
+
+    title: str
+    lede: str
+    facts: Sequence[tuple[str, str]] = ()
+    bars: Sequence[tuple[str, Sequence[Bar]]] = ()
+    tables: Sequence[Table] = ()
+    scenes: Sequence[Scene] = ()
+    modes: Sequence[tuple[str, str]] = ()  # (mode, its name)
+    fps: int = 1
+    seconds: float = 0.0
+    shape: tuple[int, int] = (1, 1)  # width and height of the videos
+    charts: Sequence[Chart] = ()
+    notes: Sequence[tuple[str, str]] = field(default=())
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether the videos are so small that smoothing would blur them."""
+        return self.shape[0] < PIXELATED_WIDTH
+
+
+def render(page: Page) -> str:
+    """The page as HTML. All text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("phantom", "evaluation"),
+        autoescape=lambda name: name == "page.html",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(page=page)
+
+
+def embed_file(path: Path, fps: int) -> str:
+    """A video as a data URI: its own bytes, or a smaller copy of a wide one."""
+    frames, _ = read_frames(path)
+    if frames.shape[2] <= EMBEDDED_WIDTH:
+        return _uri("video/mp4", path.read_bytes())
+    return embed_frames(frames, fps, EMBEDDED_WIDTH)
+
+
+def embed_frames(frames: np.ndarray, fps: int, width: int | None = None) -> str:
+    """uint8 RGB (F, H, W, 3) as a data URI: an mp4, `width` pixels wide if given, or a png if it is one frame."""
+    if width and frames.shape[2] != width:
+        size = (width, round(frames.shape[1] * width / frames.shape[2] / 2) * 2)
+        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    if len(frames) == 1:
+        return _uri("image/png", cv2.imencode(".png", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR))[1].tobytes())
+    with tempfile.TemporaryDirectory(prefix="phantom-page-") as folder:
+        path = Path(folder) / "video.mp4"
+        write_mp4(path, frames, fps, crf=18)
+        return _uri("video/mp4", path.read_bytes())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

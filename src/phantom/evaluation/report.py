@@ -1,0 +1,299 @@
+"""The page of the evaluate stage: `reports/index.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from phantom.config import Params
+from phantom.data.video import read_frames
+from phantom.evaluation.charts import Chart, chart
+from phantom.evaluation.page import Bar, Cell, Page, Scene, Shown, Table, TableRow, embed_file, embed_frames, render
+from phantom.evaluation.physics_iq import layout
+from phantom.evaluation.physics_iq.layout import Row
+from phantom.evaluation.sample import Settings, condition, source
+
+NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom", "truth": "Truth"}
+MODES = {"single": "from one frame", "multi": "from several frames"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How a number of evaluation.json is shown. `better`: +1 if more is better, -1 if less is."""
+
+    key: str
+    name: str
+    note: str
+    digits: int
+    better: int
+    scale: float = 1.0
+
+
+PHYSICS_IQ = (
+    Figure("score", "Score", "0 to 100: how close to the other take of the same experiment", 1, 1),
+    Figure("spatial_iou", "Spatial IoU", "where something moves", 3, 1),
+    Figure("spatiotemporal_iou", "Spatiotemporal IoU", "where and when", 3, 1),
+    Figure("weighted_spatial_iou", "Weighted spatial IoU", "where and how much", 3, 1),
+    Figure("mse", "Squared error", "of the pixels", 4, -1),
+    Figure("verified", "Verified score", "Physics-IQ Verified, 0 to 100", 1, 1),
+)
+WORLDS = (
+    Figure("position_error", "Position error", "of the bodies, in pixels of 64", 2, -1),
+    Figure(
+        "position_error_unseen", "… beyond training", "in worlds with parameters outside of the trained ranges", 2, -1
+    ),
+    Figure("missing", "Body missing, %", "of the frames that should show it", 1, -1, 100),
+    Figure("energy_drift", "Energy drift, %", "mean departure from the energy that is conserved", 0, -1, 100),
+    Figure("momentum_drift", "Momentum drift, %", "the same of colliding balls' momentum", 0, -1, 100),
+)
+COUNTS = (
+    ("vanished", "bodies", "Bodies vanished", "never seen in the last second"),
+    ("lost", "hidden", "Lost behind the wall", "of those that should come out again"),
+)
+
+
+def evaluation_page(
+    evaluation: Mapping[str, Any],
+    params: Params,
+    root: Path,
+    place: Path,
+    rows: Sequence[Row],
+    videos: Mapping[str, Mapping[str, Path]],
+) -> str:
+    """The page as HTML.
+
+    evaluation: what evaluation.json will hold. place: the benchmark's files. videos: folder by mode and model.
+    """
+    models = list(next(iter(evaluation["physics_iq"].values())))
+    settings, benchmark = params.evaluate, evaluation["benchmark"]
+    worlds = benchmark["recordings"] == "worlds"
+    scenes = _scenes(evaluation, params, place, rows, videos)
+    return render(
+        Page(
+            title="Phantom against its base",
+            lede=(
+                f"{len(rows)} {'simulated worlds' if worlds else 'recordings'} that no model was trained on, each "
+                "continued for five seconds by "
+                + ("three models" if "control" in models else "two models")
+                + " from the same condition, the same prompt and the same noise."
+            ),
+            facts=[
+                ("Benchmark", f"Physics-IQ {settings.physics_iq.protocol}, {benchmark['scenarios']} scenarios"),
+                ("Recordings", "simulated worlds (data/benchmark)" if worlds else str(benchmark["recordings"])),
+                ("Videos", f"{params.data.width}x{params.data.height} at {benchmark['fps']} frames per second"),
+                (
+                    "Sampler",
+                    f"{settings.sampling.scheduler}, {settings.sampling.steps} steps, "
+                    f"guidance {settings.sampling.guidance_scale:g}, seed {settings.seed}",
+                ),
+                ("Base", params.models.base),
+                ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
+            ],
+            bars=[(_mode(mode, params), _bars(found)) for mode, found in evaluation["physics_iq"].items()],
+            tables=[_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]]
+            + [_categories(evaluation, models, params)],
+            scenes=scenes,
+            modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
+            fps=benchmark["fps"],
+            seconds=float(layout.SECONDS),
+            shape=(params.data.width, params.data.height),
+            charts=_charts(root, params),
+            notes=_notes(models, worlds),
+        )
+    )
+
+
+def number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    """As shown in a table; a dash for what could not be measured."""
+    return "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+def compared(figure: Figure, value: float | None, base: float | None) -> Cell:
+    """A cell with its difference to the base, if there is one."""
+    text = number(value, figure.digits, figure.scale)
+    if value is None or base is None:
+        return Cell(text)
+    change = round((value - base) * figure.scale, figure.digits)
+    tone = "good" if change * figure.better > 0 else "bad" if change else ""
+    return Cell(text, f"{change:+.{figure.digits}f}".replace("-", "−") if change else "±0", tone)
+
+
+def _mode(mode: str, params: Params) -> str:
+    frames = 1 if mode == "single" else params.evaluate.physics_iq.prefix_frames
+    return f"{MODES[mode].capitalize()} ({frames})" if frames > 1 else MODES[mode].capitalize()
+
+
+def _bars(models: Mapping[str, Any]) -> list[Bar]:
+    bars = []
+    for name, found in models.items():
+        gain = found["gain"]
+        cell = compared(PHYSICS_IQ[0], found["score"], None if name == "base" else models["base"]["score"])
+        delta = cell.delta
+        if gain:
+            delta += f" (95%: {gain['low']:+.1f} to {gain['high']:+.1f})".replace("-", "−")
+        bars.append(Bar(NAMES[name], name, found["score"] or 0.0, cell.text, delta, cell.tone))
+    return bars
+
+
+def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
+    found = evaluation["physics_iq"][mode]
+    columns, groups = list(models), [("Physics-IQ", _rows(PHYSICS_IQ, found, models))]
+    if worlds := evaluation.get("worlds", {}).get(mode):
+        columns.append("truth")
+        groups[0] = ("Physics-IQ", _rows(PHYSICS_IQ, {**found, "truth": {}}, columns))
+        counted = [
+            TableRow(name, note, [Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in columns])
+            for key, of, name, note in COUNTS
+        ]
+        groups.append(("Against the simulator", _rows(WORLDS, worlds, columns) + counted))
+    return Table(_mode(mode, params), [NAMES[name] for name in columns], columns, groups)
+
+
+def _rows(figures: Sequence[Figure], found: Mapping[str, Any], columns: Sequence[str]) -> list[TableRow]:
+    return [
+        TableRow(
+            figure.name,
+            figure.note,
+            [
+                compared(
+                    figure, found[m].get(figure.key), None if m in ("base", "truth") else found["base"][figure.key]
+                )
+                for m in columns
+            ],
+        )
+        for figure in figures
+    ]
+
+
+def _categories(evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
+    groups = []
+    for mode, found in evaluation["physics_iq"].items():
+        scores = {m: {part["category"]: part["score"] for part in found[m]["categories"]} for m in models}
+        rows = [
+            TableRow(
+                category,
+                "",
+                [
+                    compared(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
+                    for m in models
+                ],
+            )
+            for category in scores["base"]
+        ]
+        groups.append((_mode(mode, params), rows))
+    note = "Scores of few scenarios: they show where to look, not which model is better."
+    return Table("Score by kind of scenario", [NAMES[m] for m in models], models, groups, note)
+
+
+def _scenes(
+    evaluation: Mapping[str, Any],
+    params: Params,
+    place: Path,
+    rows: Sequence[Row],
+    videos: Mapping[str, Mapping[str, Path]],
+) -> list[Scene]:
+    """Evenly spaced scenarios, at most `evaluate.report_videos`."""
+    count = min(params.evaluate.report_videos, len(rows))
+    fps = params.evaluate.physics_iq.fps
+    scenes = []
+    for row in (rows[i * len(rows) // count] for i in range(count)):
+        rate = layout.source_rate(place, row.name, fps)
+        truth, _ = read_frames(layout.testing_video(place, row.name, rate or fps))
+        shown = []
+        for mode in videos:
+            settings = Settings.of(params, mode)  # type: ignore[arg-type]
+            given = embed_frames(condition(source(place, row.name, settings), settings), fps)
+            shown.append(Shown("Condition", "condition", given, mode == "single", mode))
+        shown.append(Shown("Truth", "truth", embed_frames(truth, rate or fps, min(params.data.width, 480)), False))
+        for mode, folders in videos.items():
+            for model, folder in folders.items():
+                figures = _scene_figures(evaluation, mode, model, row)
+                shown.append(
+                    Shown(NAMES[model], model, embed_file(folder / row.name.generated, fps), False, mode, figures)
+                )
+        title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
+        scenes.append(Scene(title, row.category, row.description, shown))
+    return scenes
+
+
+def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Row) -> list[str]:
+    def of(table: Mapping[str, Any]) -> dict[str, Any]:
+        return next(r for r in table[mode][model]["per_scenario"] if r["scenario"] == row.name.scenario)
+
+    found = of(evaluation["physics_iq"])
+    figures = [f"verified {found['views'][row.name.view]['score']:.0f}", f"IoU {found['spatial_iou']:.2f}"]
+    if "worlds" in evaluation:
+        figures.append(f"off by {number(of(evaluation['worlds'])['position_error'], 1)} px")
+    return figures
+
+
+def _charts(root: Path, params: Params) -> list[Chart]:
+    """Curves of the training, from the exports' histories."""
+    history, control = (_history(root / f"models/{name}/history.json") for name in ("phantom", "control"))
+    weight = params.train.recursive_weight
+    resets = [b["step"] for a, b in pairwise(history) if (b.get("resets") or 0) > (a.get("resets") or 0)]
+    losses = {"video": _line(history, "loss_video"), "physics": _line(history, "loss_physics")}
+    if control:
+        losses["video, control"] = _line(control, "loss_video")
+    norms = {
+        "of the physics loss": _line(history, "grad_norm_physics"),
+        "of the video loss": _line(history, "grad_norm_video"),
+    }
+    drawn = [
+        chart("Losses", losses, "Flow-matching losses, means since the record before.", log=True),
+        chart(
+            "Weight of the physics loss",
+            {"alpha_z": _line(history, "alpha")},
+            f"{max((r.get('resets') or 0 for r in history), default=0)} resets; ticks mark the records after one.",
+            marks=resets,
+        ),
+        chart(
+            "Gradient norms",
+            norms,
+            "When the physics norm passes the threshold, alpha_z returns to 0.",
+            log=True,
+            level=("threshold", weight.threshold),
+        ),
+    ]
+    return [found for found in drawn if found]
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _line(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(r["step"], r[key]) for r in history if r.get(key) is not None]
+
+
+def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
+    notes = [
+        ("Base", "The frozen video branch alone, without the physics branch."),
+        ("Phantom", "Both branches, coupled in every block."),
+        (
+            "95% interval",
+            "Of the gain over the base: 10,000 times the scenarios are drawn again with replacement, the same ones for "
+            "both models. An interval that holds 0 leaves open which model is better.",
+        ),
+    ]
+    if "control" in models:
+        what = "The same parameters, data and steps as Phantom with alpha_z held at 0: no loss on the physics states."
+        notes.insert(1, ("Control", what))
+    if worlds:
+        notes += [
+            (
+                "Against the simulator",
+                "Each body is tracked by its colour and compared with where the simulator has it, while it is whole in "
+                "the picture. The column Truth tracks the recording itself: what tracking cannot resolve.",
+            ),
+            (
+                "Energy drift",
+                "Kinetic and potential energy from the tracked positions, against the simulator's, until something is "
+                "touched; a frozen ball departs from it just as a faster one.",
+            ),
+        ]
+    return notes

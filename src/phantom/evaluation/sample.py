@@ -1,0 +1,309 @@
+"""Makes the videos that Physics-IQ wants, with Phantom or any other video pipeline of diffusers.
+
+A video goes on from one frame (`single`) or from the end of the conditioning video (`multi`); only the 5 s after the
+condition are written. What a video shows depends on its scenario, the model and the settings, not on how far an earlier
+run has come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, WanImageToVideoPipeline
+from PIL import Image
+
+import phantom
+from phantom.config import Params, Sampling
+from phantom.data.video import write_mp4
+from phantom.encoders import first_line
+from phantom.errors import UserError
+from phantom.evaluation.physics_iq import layout, video
+from phantom.evaluation.physics_iq.layout import SECONDS, Row
+from phantom.model.export import base_path, read_export_config
+from phantom.pipeline import PhantomPipeline, make_scheduler
+from phantom.progress import track
+
+Mode = Literal["single", "multi"]
+RECORD = "sampling.json"  # beside the videos: what made them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every video is made: rate, sizes in pixels, seed, sampler, and how many frames are its condition."""
+
+    mode: Mode
+    prefix_frames: int
+    fps: int
+    height: int
+    width: int
+    seed: int
+    batch_size: int
+    sampling: Sampling
+
+    @classmethod
+    def of(cls, params: Params, mode: Mode) -> Settings:
+        """Those of `evaluate` and `data`."""
+        evaluate, data = params.evaluate, params.data
+        prefix = 1 if mode == "single" else evaluate.physics_iq.prefix_frames
+        size = (data.height, data.width)
+        return cls(mode, prefix, evaluate.physics_iq.fps, *size, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+
+    @property
+    def scored(self) -> slice:
+        """Where in a generated video the 5 s after the condition are."""
+        return slice(self.prefix_frames, self.prefix_frames + SECONDS * self.fps)
+
+    @property
+    def num_frames(self) -> int:
+        """The shortest 4m + 1 frames that hold the condition and 5 s."""
+        return (self.scored.stop + 2) // 4 * 4 + 1
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able. Batches are no part of a result."""
+        record = {**asdict(self), "sampling": self.sampling.model_dump(mode="json")}
+        return {key: value for key, value in record.items() if key != "batch_size"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by what it is made of (`identity`, JSON-able), loaded only if a video is missing."""
+
+    name: str
+    identity: dict[str, Any]
+    load: Callable[[], DiffusionPipeline]
+    physics: bool = True  # of Phantom: False runs the frozen video branch alone
+
+
+def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = None) -> tuple[Path, list[Row]]:
+    """The folder that holds the files, and the rows for which a video is made. Raises UserError."""
+    root = layout.find_root(benchmark, protocol)
+    rows = layout.read_descriptions(layout.find_descriptions(benchmark, root, descriptions))
+    return root, [row for row in rows if row.name.take == 1]
+
+
+def sample(model: Model, rows: Sequence[Row], root: Path, settings: Settings, out: Path) -> None:
+    """Writes the video of every take-1 row of the benchmark in `root` into `out`. Those that are there are kept.
+
+    Raises UserError for a folder with videos of another model or other settings, and for missing conditions.
+    """
+    sources = {row.name: source(root, row.name, settings) for row in rows}
+    _claim(out, record(model, rows, root, settings))
+    batches = [rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)]
+    # Batches stay whole: with another batch beside it a video might differ in its last bits.
+    missing = [batch for batch in batches if not all((out / row.name.generated).is_file() for row in batch)]
+    if not missing:
+        return
+    pipe = model.load()
+    done = len(rows) - sum(map(len, missing))
+    with track(f"sample {model.name}, {settings.mode}", len(rows), "videos", done) as bar:
+        for batch in missing:
+            conditions = [condition(sources[row.name], settings) for row in batch]
+            prompts, ids = [row.description for row in batch], [row.name.id for row in batch]
+            videos = generate(pipe, prompts, conditions, ids, settings, model.physics, lambda s: bar.advance(0, s))
+            for row, frames in zip(batch, videos, strict=True):
+                part = (out / row.name.generated).with_suffix(".part")
+                write_mp4(part, frames[settings.scored], fps=settings.fps)
+                part.replace(out / row.name.generated)
+            bar.advance(len(batch))
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    conditions: Sequence[np.ndarray],
+    ids: Sequence[int],
+    settings: Settings,
+    physics: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> np.ndarray:
+    """uint8 RGB (B, F, H, W, 3) that begin with the `conditions`, each uint8 (k, H, W, 3). `ids` name the noises."""
+    takes = set(inspect.signature(pipe.__call__).parameters)
+    needed = "image" if settings.mode == "single" else "video"
+    if needed not in takes:
+        raise UserError(f"{type(pipe).__name__} takes no {needed}, which mode {settings.mode} starts from")
+
+    def after_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        note(f"step {step + 1}/{settings.sampling.steps}")
+        return {}
+
+    arguments: dict[str, Any] = {
+        "height": settings.height,
+        "width": settings.width,
+        "num_frames": settings.num_frames,
+        "num_inference_steps": settings.sampling.steps,
+        "guidance_scale": settings.sampling.guidance_scale,
+        "frame_rate": settings.fps,
+        "fps": settings.fps,
+        "callback_on_step_end": after_step,
+    }
+    arguments = {key: value for key, value in arguments.items() if key in takes}
+    negative = settings.sampling.negative_prompt
+    generators = [noise(settings.seed, number) for number in ids]
+    if isinstance(pipe, PhantomPipeline):
+        if settings.prefix_frames > pipe.defaults["max_prefix_frames"]:
+            raise UserError(
+                f"evaluate.physics_iq.prefix_frames: found {settings.prefix_frames}, accepted: at most "
+                f"{pipe.defaults['max_prefix_frames']}, the longest prefix of the model's training"
+            )
+        given = [clip[0] for clip in conditions] if needed == "image" else list(conditions)
+        return pipe(
+            prompt=list(prompts),
+            negative_prompt=negative,
+            generator=generators,
+            physics=physics,
+            physics_guidance_scale=settings.sampling.physics_guidance_scale,
+            output_type="uint8",
+            **{needed: given},
+            **arguments,
+        ).frames
+    # Few pipelines take a batch of conditions.
+    videos = []
+    for prompt, clip, generator in zip(prompts, conditions, generators, strict=True):
+        pictures = [Image.fromarray(frame) for frame in clip]
+        given = pictures[0] if needed == "image" else pictures
+        texts = {"prompt": prompt, "negative_prompt": negative or None} if "prompt" in takes else {}
+        frames = pipe(generator=generator, output_type="np", **{needed: given}, **texts, **arguments).frames[0]
+        if len(frames) < settings.scored.stop:
+            raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {settings.scored.stop} are needed")
+        videos.append((np.asarray(frames, np.float32).clip(0, 1) * 255).round().astype(np.uint8))
+    return np.stack(videos)
+
+
+def load(folder: Path, params: Params) -> DiffusionPipeline:
+    """The pipeline in `folder`: Phantom's export, or whatever diffusers finds there. Raises UserError."""
+    dtype: Any = getattr(torch, params.models.dtype)
+    index = folder / "model_index.json"
+    kind = "PhantomPipeline" if read_export_config(folder) is not None else None
+    if kind is None and index.is_file():
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    if kind is None:
+        raise UserError(f"{folder}: no model here; accepted: an export (models/phantom) or a pipeline of diffusers")
+    found: type[DiffusionPipeline] = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
+    if kind.startswith("Wan"):
+        dtype = {"default": dtype, "vae": torch.float32}  # as Wan runs it
+        # Wan 2.2 TI2V is stored as a text-to-video pipeline.
+        found = WanImageToVideoPipeline if kind == "WanPipeline" else DiffusionPipeline
+    try:
+        pipe = found.from_pretrained(folder, torch_dtype=dtype)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {first_line(error)}") from None
+    if kind == "PhantomPipeline" or kind.startswith("Wan"):
+        pipe.scheduler = make_scheduler(params.evaluate.sampling.scheduler, params.evaluate.sampling.flow_shift)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def noise(seed: int, number: int) -> torch.Generator:
+    """The generator of scenario `number`: the same for every model and in every batch."""
+    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+# --- conditions ------------------------------------------------------------------------------------------------------
+
+
+def source(root: Path, name: layout.Name, settings: Settings) -> tuple[Path, int]:
+    """The file that holds the condition of `name`, and its frames per second. Raises UserError if there is none."""
+    if settings.mode == "single":
+        places = [(layout.switch_frame(root, name), 0)]
+    else:
+        rates = (settings.fps, layout.PUBLISHED_FPS)
+        places = [(layout.conditioning_video(root, name, rate), rate) for rate in rates]
+    found = next((place for place in places if place[0].is_file()), None)
+    if not found:
+        raise UserError(f"{places[0][0]}: no such file; it is the condition of {name.generated}")
+    return found
+
+
+def condition(source: tuple[Path, int], settings: Settings) -> np.ndarray:
+    """The condition frames, uint8 RGB (k, H, W, 3), of which the last is the one before the 5 s.
+
+    The whole picture is resized, not cropped: the scorer compares whole pictures whatever their shape.
+    """
+    path, rate = source
+    size = (settings.width, settings.height)
+    if settings.mode == "single":
+        picture = cv2.imread(str(path))
+        if picture is None:
+            raise UserError(f"{path}: not an image that can be decoded")
+        frames = [picture]
+    else:
+        frames = [_shrunk(frame, size) for frame in video.frames(path)]
+        picks = [len(frames) - 1 - round(i * rate / settings.fps) for i in reversed(range(settings.prefix_frames))]
+        if picks[0] < 0:
+            raise UserError(
+                f"{path}: {len(frames)} frames at {rate} per second, too few for {settings.prefix_frames} condition "
+                f"frames at {settings.fps}"
+            )
+        frames = [frames[i] for i in picks]
+    return np.stack([cv2.cvtColor(_shrunk(frame, size), cv2.COLOR_BGR2RGB) for frame in frames])
+
+
+def _shrunk(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return frame if frame.shape[1::-1] == size else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+
+def export(name: str, folder: Path, load: Callable[[], DiffusionPipeline], physics: bool = True) -> Model:
+    """The export in `folder`; without physics its frozen base, whatever export stands on it."""
+    config = read_export_config(folder) or {}
+    parts: dict[str, Any] = {"physics": physics}
+    for part in ("base", "physics_encoder") if physics else ("base",):
+        path = Path(base_path(folder, str(config.get(f"{part}_id"))))
+        parts[part] = digest(path) if path.is_dir() else [str(path), config.get(f"{part}_revision")]
+    if physics:
+        parts["export"] = digest(folder)
+    return Model(name, parts, load, physics)
+
+
+def record(model: Model, rows: Iterable[Row], root: Path, settings: Settings) -> dict[str, Any]:
+    """All that decides what the videos show, JSON-able."""
+    package = Path(phantom.__file__).parent
+    code = [package / "conditions.py", package / "pipeline.py", package / "model", package / "encoders", Path(__file__)]
+    conditions = [[row.name.generated, row.description, digest(source(root, row.name, settings)[0])] for row in rows]
+    return {
+        "model": model.identity,
+        "settings": settings.record(),
+        "conditions": hashlib.sha256(json.dumps(conditions).encode()).hexdigest(),
+        "code": [digest(path, "*.py") for path in code],
+    }
+
+
+def key(record: dict[str, Any]) -> str:
+    """A short name for a record."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(path: Path, pattern: str = "*") -> str:
+    """SHA-256 of a file, or of the names and contents of all files of a folder."""
+    total = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob(pattern) if p.is_file())
+    for file in files:
+        total.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Writes `record` into `out`, or checks that what is there was made under the same."""
+    place, text = out / RECORD, json.dumps(record, indent=2) + "\n"
+    if place.is_file() and place.read_text(encoding="utf-8") != text:
+        raise UserError(f"{out}: holds videos of another model or other settings ({RECORD}); name another folder")
+    if not place.is_file() and any(out.glob("*.mp4")):
+        raise UserError(f"{out}: holds videos of unknown origin (no {RECORD}); name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    place.write_text(text, encoding="utf-8")

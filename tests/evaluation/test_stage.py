@@ -1,0 +1,188 @@
+"""The whole evaluate stage on tiny random models and two simulated worlds."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from phantom.data.sources.worlds_files import write_benchmark
+from phantom.data.video import read_frames
+from phantom.errors import UserError
+from phantom.evaluation import sample, stage
+from phantom.evaluation.stage import evaluate
+from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.registry import flatten
+from phantom.run import score_rows
+from tests import tiny
+
+SMALL = ("data.worlds.scenarios=2", "evaluate.sampling.steps=2", "evaluate.batch_size=2")
+
+
+def save_export(folder, base, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        physics = PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS)
+        model = PhantomTransformer3DModel.from_video_transformer(tiny.tiny_wan(), physics, base_id=str(base))
+        with torch.no_grad():  # an untrained coupling leaves the video as the base's
+            for name, parameter in model.trainable_parameters():
+                if "coupling" in name:
+                    parameter.normal_(std=0.2)
+    model.save_export(
+        folder,
+        physics_encoder_id=str(base / "physics_encoder"),
+        metadata={"max_prefix_frames": 9, "text_tokens": 16, "frames": 29, "height": 64, "width": 64, "fps": 4},
+    )
+    history = [{"step": 10 * i, "loss_video": 1 / (i + 1), "alpha": i / 10, "resets": i // 3} for i in range(8)]
+    (folder / "history.json").write_text(json.dumps([*history, {"step": 80, "loss_video": None}]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_base):
+    root = tmp_path_factory.mktemp("run")
+    save_export(root / "models/phantom", tiny_base, 0)
+    save_export(root / "models/control", tiny_base, 1)
+    return root
+
+
+@pytest.fixture
+def checkout(made, tmp_path):
+    """A run's folder of its own, up to the models."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.fixture
+def params(make_params, checkout):
+    params = make_params(*SMALL)
+    write_benchmark(checkout / "data/benchmark", params)
+    return params
+
+
+def videos(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*.mp4") if "evaluate" in path.parts}
+
+
+def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
+    result = evaluate(params, checkout)
+    evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
+    assert list(evaluation["physics_iq"]) == ["single", "multi"]
+    for mode, models in evaluation["physics_iq"].items():
+        assert list(models) == ["base", "control", "phantom"]
+        assert list(evaluation["worlds"][mode]) == ["base", "control", "phantom", "truth"]
+        assert evaluation["worlds"][mode]["truth"]["position_error"] < 0.3
+        for figures in models.values():
+            assert 0 <= figures["score"] <= 100
+            assert [row["scenario"] for row in figures["per_scenario"]] == ["fall-1", "projectile-1"]
+    assert result.scores["single"]["phantom"] == evaluation["physics_iq"]["single"]["phantom"]["score"]
+
+    # What others read of it: rows of equal columns, and the metric that decides on the champion.
+    rows = score_rows(evaluation)
+    assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
+    assert set(rows[0]) == {"mode", "model", *stage.PARTS, "verified"}
+    flat = flatten(evaluation)
+    assert "physics_iq.single.phantom.score" in flat and not any(
+        "scenario" in name for name in flat if "worlds" in name
+    )
+
+    # 5 s after the condition, and the models differ though they start from the same noise.
+    shown = videos(checkout)
+    assert len(shown) == 3 * 2 * 2
+    frames = {path: read_frames(checkout / path) for path in shown}
+    assert {(video.shape, rate) for video, rate in frames.values()} == {((20, 64, 64, 3), 4.0)}
+    assert len(set(shown.values())) == len(shown)
+
+    page = (checkout / "reports/index.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 2 * (1 + 1 + 6) and page.count("data:image/png") == 2
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert page.count('<svg viewBox="0 0 560') == 2  # no gradient norms in this history
+
+
+def test_interrupted_work_goes_on_and_nothing_is_made_twice(params, checkout, monkeypatch):
+    made, generate = [], sample.generate
+
+    def counted(pipe, prompts, *arguments):
+        if len(made) == 3:
+            made.append("stopped")
+            raise KeyboardInterrupt
+        made.append(len(prompts))
+        return generate(pipe, prompts, *arguments)
+
+    monkeypatch.setattr(sample, "generate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(params, checkout)
+    assert len(videos(checkout)) == 6 and not (checkout / "reports").exists()
+    lost = next(iter(videos(checkout)))
+    before = videos(checkout)
+    (checkout / lost).unlink()
+    made.clear()
+    made.extend([0, 0, 0, 0])
+    evaluate(params, checkout)
+    assert sum(made) == 2 * (3 + 1)  # three batches are new, and one is made again for the video that was lost
+    after = videos(checkout)
+    assert {path: after[path] for path in before} == before
+
+    monkeypatch.setattr(sample, "load", None)  # all videos are there: no model is loaded
+    page = (checkout / "reports/index.html").read_bytes()
+    evaluate(params, checkout)
+    assert (checkout / "reports/index.html").read_bytes() == page
+
+
+def test_results_do_not_depend_on_the_batch(params, make_params, checkout):
+    evaluate(params, checkout)
+    together = videos(checkout)
+    shutil.rmtree(checkout / "checkpoints")
+    evaluate(make_params(*SMALL, "evaluate.batch_size=1"), checkout)
+    alone = videos(checkout)
+    assert alone.keys() == together.keys()
+    for path in alone:
+        (checkout / "a.mp4").write_bytes(together[path])
+        (checkout / "b.mp4").write_bytes(alone[path])
+        first, second = (read_frames(checkout / name)[0].astype(int) for name in ("a.mp4", "b.mp4"))
+        assert np.abs(first - second).mean() < 0.1  # bits at the end of a float, through a lossy codec
+
+
+def test_without_a_control_there_are_two_models(params, checkout):
+    shutil.rmtree(checkout / "models/control")
+    (checkout / "models/control").mkdir()
+    (checkout / "models/control/README.md").write_text("Trained with train.control: false.")
+    evaluate(params, checkout)
+    evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
+    assert list(evaluation["physics_iq"]["multi"]) == ["base", "phantom"]
+
+
+def test_another_model_or_setting_is_sampled_anew_and_the_base_is_kept(params, make_params, checkout, tiny_base):
+    only = make_params(*SMALL, "evaluate.physics_iq.modes=[single]")
+    evaluate(only, checkout)
+    before = videos(checkout)
+    save_export(checkout / "models/phantom", tiny_base, 2)
+    evaluate(only, checkout)
+    new = videos(checkout).keys() - before.keys()
+    assert {path.parts[2].split("-")[0] for path in new} == {"phantom"}
+    evaluate(make_params(*SMALL, "evaluate.physics_iq.modes=[single]", "evaluate.seed=1"), checkout)
+    assert len(videos(checkout)) == 6 + 2 + 6
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.physics_iq.prefix_frames=13", "too few for 13|accepted: at most 9"),
+        ("evaluate.physics_iq.benchmark=nowhere", "nowhere: no split-videos/testing in it"),
+        ("evaluate.physics_iq.descriptions=missing.csv", "missing.csv: no such file"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(params, make_params, checkout, override, message):
+    with pytest.raises(UserError, match=message) as found:
+        evaluate(make_params(*SMALL, override), checkout)
+    assert "\n" not in str(found.value)
+
+
+def test_a_missing_export_or_condition_is_named(params, checkout):
+    switch = next((checkout / "data/benchmark/switch-frames").iterdir())
+    switch.unlink()
+    with pytest.raises(UserError, match=f"{switch.name}: no such file"):
+        evaluate(params, checkout)
+    (checkout / "models/phantom/config.json").unlink()
+    with pytest.raises(UserError, match="models/phantom: no export there"):
+        evaluate(params, checkout)
