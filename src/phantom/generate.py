@@ -186,7 +186,7 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
 
     on_gpu = torch.cuda.is_available()
     try:
-        pipe = PhantomPipeline.from_pretrained(model, torch_dtype=torch.bfloat16 if on_gpu else torch.float32)
+        pipe = PhantomPipeline.from_pretrained(model, dtype=torch.bfloat16 if on_gpu else torch.float32)
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

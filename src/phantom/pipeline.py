@@ -6,7 +6,8 @@ Legend: B videos, F video latents, T = 2F - 1 tubelets, S text tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,13 @@ from typing import Any, Self
 
 import diffusers
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -76,6 +83,8 @@ class PhantomPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """An export, with the arguments of `from_export`; or a saved pipeline, with those of diffusers."""
+        if "torch_dtype" in kwargs:  # diffusers' former name
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
         if read_export_config(pretrained_model_name_or_path) is not None:
             return cls.from_export(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
@@ -86,37 +95,36 @@ class PhantomPipeline(DiffusionPipeline):
         folder: str | Path,
         base: str | Path | None = None,
         physics_encoder: str | Path | None = None,
-        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """The export in `folder` on its frozen parts; `base` and `physics_encoder` say where else these may lie.
 
-        The VAE stays float32, as Wan runs it; the others have `torch_dtype`, or that of their files. Raises UserError.
+        The VAE stays float32, as Wan runs it; the others have `dtype`, or that of the base's files. Raises BadArgument.
         """
         config = read_export_config(folder)
         if config is None:
             raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
-        parts = {}
+        where = {}
         for part, given in (("base", base), ("physics_encoder", physics_encoder)):
             found = given or config[f"{part}_id"]
             if found is None:
                 raise BadArgument(f"{folder}: config.json names no {part}_id; pass {part}=")
-            parts[part] = {
-                "pretrained_model_name_or_path": base_path(folder, str(found)),
-                "revision": None if given else config[f"{part}_revision"],
-            }
-        try:
-            transformer = PhantomTransformer3DModel.from_export(
-                folder, parts["base"]["pretrained_model_name_or_path"], torch_dtype, parts["base"]["revision"]
-            )
-            schedule = UniPCMultistepScheduler.load_config(**parts["base"], subfolder="scheduler")
+            revision = None if given else config[f"{part}_revision"]
+            where[part] = {"pretrained_model_name_or_path": base_path(folder, str(found)), "revision": revision}
+        with _loading(f"{folder}: base {where['base']['pretrained_model_name_or_path']!r}"):
+            wan = WanTransformer3DModel.from_pretrained(**where["base"], subfolder="transformer", torch_dtype=dtype)
+            dtype = dtype or wan.dtype
+            vae = AutoencoderKLWan.from_pretrained(**where["base"], subfolder="vae", torch_dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where["base"], subfolder="tokenizer")
+            text_encoder = UMT5EncoderModel.from_pretrained(**where["base"], subfolder="text_encoder", dtype=dtype)
+            schedule = UniPCMultistepScheduler.load_config(**where["base"], subfolder="scheduler")
             scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-            vae = AutoencoderKLWan.from_pretrained(**parts["base"], subfolder="vae", torch_dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**parts["base"], subfolder="tokenizer")
-            dtype = torch_dtype or transformer.dtype
-            text_encoder = UMT5EncoderModel.from_pretrained(**parts["base"], subfolder="text_encoder", dtype=dtype)
-            encoder = VJEPA2Model.from_pretrained(**parts["physics_encoder"], dtype=dtype)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BadArgument(f"{folder}: {first_line(error)}") from None
+        with _loading(f"{folder}: physics encoder {where['physics_encoder']['pretrained_model_name_or_path']!r}"):
+            encoder = VJEPA2Model.from_pretrained(**where["physics_encoder"], dtype=dtype)
+        with _loading(str(folder)):
+            transformer = PhantomTransformer3DModel.from_export(
+                folder, wan, torch_dtype=dtype, base_revision=where["base"]["revision"]
+            )
         for model in (vae, text_encoder, encoder):
             model.eval().requires_grad_(False)
         pipe = cls(tokenizer, text_encoder, vae, transformer, scheduler, encoder)
@@ -346,6 +354,16 @@ def make_scheduler(kind: str, flow_shift: float) -> SchedulerMixin:
     if kind == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=flow_shift)
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """A part that cannot be loaded is a BadArgument that begins with `what`."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        line = first_line(error)
+        raise BadArgument(line if line.startswith(what) else f"{what}: {line}") from None
 
 
 @cache
