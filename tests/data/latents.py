@@ -1,0 +1,31 @@
+"""data/clips of a few short clips, and helpers to encode them with the tiny base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from phantom.data.files import sha256
+from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
+from phantom.data.video import write_mp4
+from tests.data.videos import moving
+
+
+def write_clips(root: Path, lengths: Sequence[int]) -> list[Clip]:
+    """Writes clips of `lengths` frames and their manifest as `phantom prepare` does; every fourth is held out."""
+    folder = root / CLIPS
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for i, count in enumerate(lengths):
+        path = folder / f"{i:02d}.mp4"
+        write_mp4(path, moving(count, seed=i), fps=4)
+        caption = f"Square {i}\nmoves — “right”."
+        split = "heldout" if i % 4 == 3 else "train"
+        clips.append(Clip(f"clip/{i:02d}", path.name, caption, count, 4.0, sha256(path), split))
+    write_manifest(folder / MANIFEST, clips)
+    return clips
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder`, by its relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,247 @@
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from phantom.data import encode as stage
+from phantom.data import shards
+from phantom.data.encode import encode, prefix_lengths
+from phantom.data.files import sha256
+from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
+from phantom.data.shards import LATENTS, LatentSet, ShardWriter
+from phantom.data.video import read_frames
+from phantom.encoders import VideoEncoder, load_encoders
+from phantom.errors import UserError
+from tests.data.latents import contents, write_clips
+
+LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13)
+
+
+@pytest.fixture
+def small(make_params, monkeypatch):
+    """Settings whose shards hold two batches of two clips each (a shard limit below a megabyte)."""
+    init = ShardWriter.__init__
+
+    def smaller(self, folder, megabytes, dtype):
+        init(self, folder, megabytes, dtype)
+        self.limit = 600_000
+
+    monkeypatch.setattr(ShardWriter, "__init__", smaller)
+
+    def make(*overrides):
+        return make_params("encode.batch_size=2", "encode.prefixes_per_clip=2", *overrides)
+
+    return make
+
+
+@pytest.fixture
+def encoded_clips(monkeypatch):
+    """A list that grows by every clip whose video is encoded."""
+    seen = []
+    original = VideoEncoder.encode
+
+    def count(self, frames):
+        seen.extend(range(len(frames)))
+        return original(self, frames)
+
+    monkeypatch.setattr(VideoEncoder, "encode", count)
+    return seen
+
+
+def killed(point, params, root):
+    """Encodes in another process that kills itself when it reaches `point`: (object, name, number of the call)."""
+    owner, name, number = point
+    original = getattr(owner, name)
+    calls = []
+
+    def call(*arguments, **named):
+        calls.append(name)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    def work():
+        setattr(owner, name, call)
+        encode(params, root)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    return process.exitcode == -signal.SIGKILL
+
+
+def test_latents_are_those_of_the_encoders_and_prefixes_those_of_the_prefix_alone(small, tmp_path):
+    params = small()
+    clips = {clip.id: clip for clip in write_clips(tmp_path, LENGTHS)}
+    result = encode(params, tmp_path)
+    assert (result.clips, result.kept) == (len(LENGTHS), 0) and result.shards > 2
+    encoders = load_encoders(params)
+    found = 0
+    for split in ("train", "heldout"):
+        latents = LatentSet(tmp_path / LATENTS, split)
+        for i in range(len(latents)):
+            one = latents[i]
+            clip = clips[one.id]
+            assert (clip.split, clip.caption) == (split, one.caption)
+            frames = torch.from_numpy(read_frames(tmp_path / CLIPS / clip.path)[0])[None]
+            assert torch.allclose(one.video, encoders.video.encode(frames)[0], atol=1e-4)
+            whole = encoders.physics.encode(frames)[0]
+            assert torch.allclose(one.physics, whole, atol=1e-4)
+            assert torch.allclose(one.text, encoders.text.encode([clip.caption])[0], atol=1e-5)
+            count = 1 + (clip.frames - 1) // 4
+            assert one.video.shape[1] == count == latents.shapes[i][1] and one.physics.shape[1] == 2 * count - 1
+            assert len(one.prefixes) == min(2, count - 1)
+            for k, z in one.prefixes.items():
+                assert (z - encoders.physics.encode(frames[:, :k])[0]).abs().max() < 1e-5
+                # What the encoder says of the same frames when it sees what follows is something else.
+                assert (z - whole[:, : z.shape[1]]).abs().max() > 1e-4
+            found += 1
+    assert found == len(LENGTHS)
+    assert torch.allclose(latents.empty_text, encoders.text.encode([""])[0], atol=1e-5)
+
+
+def test_the_index_says_what_is_there(small, tmp_path):
+    params = small()
+    clips = write_clips(tmp_path, LENGTHS)
+    result = encode(params, tmp_path)
+    folder = tmp_path / LATENTS
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    files = {stated["file"]: stated for stated in [*index["shards"], index["empty_text"]]}
+    assert {path.name for path in folder.iterdir()} == {*files, "index.json"}
+    for name, stated in files.items():
+        assert (stated["sha256"], stated["bytes"]) == (sha256(folder / name), (folder / name).stat().st_size)
+    assert len(index["shards"]) == result.shards
+    assert [(c["id"], c["split"], c["caption"], c["frames"]) for c in index["clips"]] == [
+        (c.id, c.split, c.caption, c.frames) for c in clips
+    ]
+    assert index["recipe"]["models.base"] == params.models.base
+    assert index["recipe"]["data.fps"] == 4 and index["recipe"]["encode.text_tokens"] == 96
+    assert len(index["recipe_hash"]) == len(index["recipe"]["weights"]) == 64
+
+
+def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(small, encoded_clips, tmp_path):
+    points = [
+        ((stage, "_encode_batch", 1), 10),
+        ((stage, "_encode_batch", 4), 5),
+        ((shards, "settle", 4), 5),  # the second shard is written, and not yet in its place
+        ((shards, "settle", 5), 5),  # the note beside it is not
+        ((stage, "replace_folder", 1), 0),
+        ((stage.shutil, "rmtree", 4), 0),  # data/latents is in its place
+    ]
+    write_clips(tmp_path / "unbroken", LENGTHS)
+    encode(small(), tmp_path / "unbroken")
+    for point, left in points:
+        root = tmp_path / f"{point[1]}-{point[2]}"
+        write_clips(root, LENGTHS)
+        assert killed(point, small(), root), point
+        shutil.rmtree(root / LATENTS, ignore_errors=True)  # as DVC does before it runs a stage
+        encoded_clips.clear()
+        result = encode(small(), root)
+        assert len(encoded_clips) == left == result.clips - result.kept, point
+        assert contents(root / LATENTS) == contents(tmp_path / "unbroken" / LATENTS), point
+        assert not contents(root / "checkpoints"), point
+        assert {path.name for path in (root / "data").iterdir()} == {"clips", "latents"}, point
+
+
+def test_progress_made_otherwise_is_not_taken_up(small, encoded_clips, tmp_path):
+    clips = write_clips(tmp_path, LENGTHS)
+    assert killed((stage, "_encode_batch", 4), small(), tmp_path)
+    encode(small("encode.seed=1"), tmp_path)
+    assert len(encoded_clips) == len(LENGTHS)
+    encoded_clips.clear()
+    write_manifest(tmp_path / CLIPS / MANIFEST, clips[:4])
+    encode(small(), tmp_path)
+    assert len(encoded_clips) == 4
+    encoded_clips.clear()
+    write_manifest(tmp_path / CLIPS / MANIFEST, clips)
+    encode(small("encode.batch_size=1"), tmp_path)  # less memory, say: that is no reason to begin again
+    assert len(encoded_clips) == 5
+    assert len(LatentSet(tmp_path / LATENTS, "train")) == 8
+
+
+def test_other_weights_in_the_same_folder_are_another_recipe(small, tiny_base, tmp_path, encoded_clips):
+    write_clips(tmp_path, (5, 5))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    params = small(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
+    encode(params, tmp_path)
+    recipe = LatentSet(tmp_path / LATENTS, "train").recipe
+    path = base / "vae/diffusion_pytorch_model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    encode(params, tmp_path)
+    other = LatentSet(tmp_path / LATENTS, "train").recipe
+    assert recipe["weights"] != other["weights"] and {**recipe, "weights": 0} == {**other, "weights": 0}
+
+
+def test_prefixes_depend_on_the_seed_and_the_clip_alone():
+    def lengths(id_, frames=29, seed=0, longest=13, count=2):
+        return prefix_lengths(Clip(id_, "", "", frames, 4.0, "", "train"), seed, longest, count)
+
+    drawn = [lengths(f"clip {i}") for i in range(200)]
+    assert drawn == [lengths(f"clip {i}") for i in range(200)]
+    assert drawn != [lengths(f"clip {i}", seed=1) for i in range(200)]
+    assert {k for row in drawn for k in row} == {1, 5, 9, 13}
+    assert all(len(set(row)) == 2 and row == sorted(row) for row in drawn)
+    assert lengths("a", frames=9, count=9) == [1, 5]  # a prefix is shorter than its clip
+    assert lengths("a", frames=5, longest=45, count=3) == [1]
+    assert lengths("a", longest=1) == [1]
+    assert lengths("a", frames=1) == []
+
+
+def test_bfloat16_is_stored_as_such_and_read_as_float32(small, tmp_path):
+    write_clips(tmp_path, (5, 9))
+    whole = encode(small(), tmp_path).megabytes
+    exact = LatentSet(tmp_path / LATENTS, "train")[1]
+    half = encode(small("models.dtype=bfloat16"), tmp_path).megabytes
+    rounded = LatentSet(tmp_path / LATENTS, "train")[1]
+    assert half < 0.6 * whole
+    for name in ("video", "physics", "text"):
+        a, b = getattr(exact, name), getattr(rounded, name)
+        assert b.dtype == torch.float32 and not torch.equal(a, b)
+        assert torch.allclose(a, b, atol=0.1)
+
+
+def test_reading_ahead_changes_nothing(small, tmp_path):
+    for name, workers in (("one", 0), ("two", 3)):
+        write_clips(tmp_path / name, LENGTHS)
+        encode(small(f"encode.workers={workers}"), tmp_path / name)
+    assert contents(tmp_path / "one" / LATENTS) == contents(tmp_path / "two" / LATENTS)
+
+
+def test_clips_that_are_not_those_of_the_manifest(small, tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.jsonl: no such file; `phantom prepare`"):
+        encode(small(), tmp_path)
+    clips = write_clips(tmp_path, (5, 5, 5))
+    encode(small(), tmp_path)
+    before = contents(tmp_path / LATENTS)
+    changed = tmp_path / CLIPS / clips[1].path
+    shutil.copy(tmp_path / CLIPS / clips[2].path, changed)
+    with pytest.raises(UserError, match=rf"^{changed}: not the file that manifest\.jsonl names[^\n]*$"):
+        encode(small(), tmp_path)
+    changed.unlink()
+    with pytest.raises(UserError, match=rf"^{changed}: no such file[^\n]*$"):
+        encode(small(), tmp_path)
+    assert contents(tmp_path / LATENTS) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.fps=8", "has 4 frames per second, accepted: 8"),
+        ("data.frames=5", r"has 9 frames, accepted: 4m \+ 1 from 5 to 5"),
+        ("data.min_frames=13", "has 9 frames"),
+        ("data.height=60", "data.height: found 60, accepted by this VAE: multiples of 8; nearest valid: 64"),
+        ("models.base=absent", "models.base: 'absent'"),
+    ],
+)
+def test_clips_made_with_other_settings_are_refused(small, tmp_path, change, said):
+    write_clips(tmp_path, (9,))
+    with pytest.raises(UserError, match=said):
+        encode(small(change), tmp_path)
+    assert not (tmp_path / LATENTS).exists()

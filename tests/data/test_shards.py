@@ -1,0 +1,142 @@
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from phantom.config import PRESETS, load_params
+from phantom.data.encode import encode
+from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, make_recipe, refuse_other_recipe
+from phantom.errors import UserError
+from tests.data.latents import write_clips
+
+
+@pytest.fixture
+def folder(make_params, tmp_path):
+    """data/latents of five clips of two lengths, one of them held out."""
+    write_clips(tmp_path, (9, 5, 9, 9, 5))
+    encode(make_params(), tmp_path)
+    return tmp_path / LATENTS
+
+
+def clip(id_: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Latents:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return Latents(
+        id_, "A ball.", draw(4, 2, 3, 3), draw(6, 3, 4, 4), {1: draw(6, 1, 4, 4), 5: draw(6, 3, 4, 4)}, draw(7, 5)
+    )
+
+
+def test_a_set_holds_the_clips_of_its_split(folder):
+    train, heldout = (LatentSet(folder, split) for split in ("train", "heldout"))
+    assert [train[i].id for i in range(len(train))] == ["clip/00", "clip/01", "clip/02", "clip/04"]
+    assert [heldout[i].id for i in range(len(heldout))] == ["clip/03"]
+    assert train.shapes == [(16, n, 8, 8) for n in (3, 2, 3, 2)]
+    assert train[0].caption == "Square 0\nmoves — “right”."
+    assert train.empty_text.shape == (1, 32)
+    with pytest.raises(IndexError):
+        train[4]
+
+
+def test_a_set_can_be_sent_to_another_process_and_its_clips_changed(folder):
+    latents = LatentSet(folder, "train")
+    sent = pickle.loads(pickle.dumps(latents))
+    for name in ("video", "physics", "text"):
+        assert torch.equal(getattr(sent[1], name), getattr(latents[1], name))
+    kept = latents[0].video.clone()
+    latents[0].video.zero_()
+    assert torch.equal(latents[0].video, kept)
+
+
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
+    def broken(name, spoil):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        spoil(copy / name)
+        with pytest.raises(UserError, match=rf"^{copy / name}: [^\n]*run `phantom encode` again$"):
+            latents = LatentSet(copy, "train")
+            [latents[i] for i in range(len(latents))]
+
+    def flip(path):
+        raw = bytearray(path.read_bytes())
+        raw[-2000] ^= 64
+        path.write_bytes(raw)
+
+    shard = "shard-00000.safetensors"
+    broken(shard, lambda path: path.unlink())
+    broken(shard, lambda path: path.write_bytes(path.read_bytes()[:-1]))
+    broken(shard, lambda path: path.write_bytes(bytes(path.stat().st_size)))
+    broken(shard, flip)
+    broken("empty_text.safetensors", lambda path: path.unlink())
+    broken("index.json", lambda path: path.write_text("{"))
+    broken("index.json", lambda path: path.write_text("[]"))
+    broken("index.json", lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0})))
+    with pytest.raises(UserError, match=r"absent/index\.json: no such file; `phantom encode` writes it"):
+        LatentSet(tmp_path / "absent", "train")
+
+
+def test_shards_are_cut_at_batches_and_a_writer_goes_on_behind_the_last(tmp_path):
+    writer = ShardWriter(tmp_path, 1, torch.float32)
+    writer.limit = 2 * sum(t.nbytes for c in [clip("a")] for t in (c.video, c.physics, *c.prefixes.values(), c.text))
+    writer.add([clip("a", 0)])
+    assert not writer.finished
+    writer.add([clip("b", 1), clip("c", 2)])
+    assert [[c["id"] for c in shard["clips"]] for shard in writer.finished] == [["a", "b", "c"]]
+    writer.add([clip("d", 3)])  # lost: the process ends here
+    again = ShardWriter(tmp_path, 1, torch.float32)
+    assert again.done == {"a", "b", "c"}
+    again.add([clip("d", 3)])
+    again.close()
+    again.close()
+    assert ShardWriter(tmp_path, 1, torch.float32).done == {"a", "b", "c", "d"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"shard-0000{i}.{suffix}" for i in (0, 1) for suffix in ("json", "safetensors")
+    ]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.iterdir())
+
+
+def test_the_same_clips_give_the_same_bytes_whatever_batch_they_are_a_part_of(tmp_path):
+    batch = torch.stack([clip("a").video, clip("b", 1).video])
+    for name, video in (("one", batch[0]), ("two", batch[0].clone()), ("three", batch.transpose(0, 1)[:, 0])):
+        writer = ShardWriter(tmp_path / name, 1, torch.bfloat16)
+        one = clip("a")
+        writer.add([Latents("a", "", video, one.physics, one.prefixes, one.text)])
+        writer.close()
+    files = [(tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("one", "two", "three")]
+    assert files[0] == files[1] == files[2] and len(files[0]) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.fps=8", "made with data.fps 4, the settings say 8"),
+        ("data.width=128", "made with data.width 64, the settings say 128"),
+        ("models.base=Wan-AI/other", "made with models.base .*, the settings say 'Wan-AI/other'"),
+        (
+            "models.physics_encoder_revision=abc",
+            "made with models.physics_encoder_revision None",
+        ),
+        ("encode.text_tokens=512", "made with encode.text_tokens 96"),
+    ],
+)
+def test_latents_of_other_settings_are_refused(make_params, change, said):
+    recipe = json.loads(json.dumps(make_recipe(make_params())))
+    refuse_other_recipe(recipe, make_params("encode.batch_size=1", "encode.shard_mb=7", "train.steps=7"))
+    with pytest.raises(UserError, match=rf"^data/latents: {said}[^\n]*$"):
+        refuse_other_recipe(recipe, make_params(change))
+
+
+def test_every_setting_that_dvc_reruns_encode_for_is_in_the_recipe_or_moves_shards_only():
+    import yaml
+
+    from tests.conftest import ROOT
+
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]
+    recipe = make_recipe(load_params(PRESETS / "mini.yaml"))
+    listed = {key for key in recipe if key.startswith("models.")} | set(stage["params"]) - {"models", "encode.shard_mb"}
+    assert listed == set(recipe)
