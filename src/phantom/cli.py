@@ -69,6 +69,8 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="A preset instead of the settings file.")] = None,
     gpu: Annotated[str, typer.Option(help="Kind of GPU.")] = "H200",
     gpus: Annotated[int, typer.Option(help="How many.", min=1)] = 8,
+    clips: Annotated[int | None, typer.Option(help="Size of the data set; by default the manifest's.", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="Share of the GPUs' peak that the model's operations reach.")] = 0.4,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -77,7 +79,7 @@ def plan(
     from phantom import plan as planning
 
     file = preset_path(preset) if preset else params
-    result = planning.plan(settings(context, file, set_), gpu, gpus)
+    result = planning.plan(settings(context, file, set_), gpu, gpus, clips, mfu)
     show(result, as_json, planning.as_text(result))
 
 

@@ -1,0 +1,414 @@
+"""`phantom plan`: what a run takes, from the settings and the frozen parts' configs alone; no weight is loaded.
+
+Parameters and operations are exact (`model.flops`). Memory is an estimate: what a step has to keep, from the bytes that
+its backward pass saves (`SAVED`), without the allocator's fragments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phantom.config import Params
+from phantom.errors import UserError
+
+GIB = 2**30
+MANIFEST = Path("data/clips/manifest.jsonl")
+
+# Configs of the frozen parts that are known by their hub id.
+WAN_TI2V_5B = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 48,
+    "out_channels": 48,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "eps": 1e-6,
+}
+BASES = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": (WAN_TI2V_5B, 16)}  # transformer, pixels per latent of the VAE
+VJEPA2 = re.compile(r"facebook/vjepa2-vit([lhg])-fpc\d+-(\d+)")  # size, crop; all of them with patches of 16
+VJEPA2_CHANNELS = {"l": 1024, "h": 1280, "g": 1408}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Dense bfloat16 peak and memory, by the vendor's data sheet."""
+
+    name: str
+    peak_flops: float
+    memory_gib: int
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100-40", 312e12, 40),
+        Gpu("A100-80", 312e12, 80),
+        Gpu("H100", 989.4e12, 80),
+        Gpu("H200", 989.4e12, 141),
+        Gpu("B200", 2250e12, 180),
+        Gpu("4090", 165.2e12, 24),
+    )
+}
+RUNTIME = 2 * GIB  # CUDA's context, NCCL's buffers
+
+# Bytes that a block's backward pass needs of its forward pass, for each token: of a frozen and of a trained block, a
+# times the width and b times the feed-forward width; of the coupling, c times its inner width, for the tokens of both
+# sides. Counted with autocast (bfloat16) and without (float32), for an attention that keeps no scores.
+SAVED: dict[str, dict[str, Any]] = {
+    "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
+    "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
+}
+# What each strategy spreads over the GPUs; the rest every GPU has whole.
+SPREAD = {
+    "ddp": (),
+    "fsdp2": ("weights", "gradients", "optimizer", "ema"),
+    "zero2": ("gradients", "optimizer", "ema"),
+    "zero3": ("weights", "gradients", "optimizer", "ema"),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The model's three configs, and the shapes of one sample's latents: (frames, rows, columns)."""
+
+    video: dict[str, Any]
+    physics: dict[str, Any]
+    coupling: dict[str, Any]
+    video_latents: tuple[int, int, int]
+    physics_latents: tuple[int, int, int]
+
+
+def plan(
+    params: Params, gpu: str, gpus: int, clips: int | None = None, mfu: float = 0.4, root: Path = Path()
+) -> dict[str, Any]:
+    """Parameters, tokens, operations, memory, storage and time of `params` on `gpus` of kind `gpu`, ready for JSON.
+
+    `clips` is the size of the data set; by default that of the manifest in `root`, or of the simulated worlds. Memory
+    and storage are in bytes. Raises UserError for an unknown GPU or base, or sizes the frozen parts cannot take.
+    """
+    from phantom.model.flops import Shape, costs, token_count
+
+    kind = _gpu(gpu)
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu: found {mfu}, accepted: a share of the peak above 0, at most 1")
+    parts = _parts(params, root)
+    shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens, parts.video_latents[0])
+    cost = costs(parts.video, parts.physics, parts.coupling, shape)
+    tokens = token_count(parts.video, parts.video_latents), token_count(parts.physics, parts.physics_latents)
+
+    train = params.train
+    step = train.batch_size * cost.total.training
+    # On every n-th step the physics loss has a backward pass of its own, through the same graph.
+    twice = cost.total.backward + cost.recomputed(train.activation_checkpointing)
+    repeated = train.batch_size * cost.recomputed(train.activation_checkpointing)
+    measured = train.batch_size * twice // train.recursive_weight.every
+    memory = memory_per_gpu(params, parts, gpus)
+    total, available = sum(memory.values()), kind.memory_gib * GIB
+    count = clips or _clips(params, root)
+    per_clip = _latent_bytes(params, parts)
+    seconds = step / (gpus * kind.peak_flops * mfu)
+    return {
+        "preset": params.preset,
+        "gpu": {**asdict(kind), "count": gpus},
+        "parameters": {
+            "video_branch": cost.video.parameters,
+            "physics_branch": cost.physics.parameters,
+            "coupling": cost.coupling.parameters,
+            "frozen": cost.video.parameters,
+            "trainable": cost.trainable,
+            "total": cost.total.parameters,
+        },
+        "tokens": {"video": tokens[0], "physics": tokens[1], "text": params.encode.text_tokens},
+        "flops": {
+            "forward_per_sample": cost.total.forward,
+            "model_per_sample": cost.total.training,
+            "model_per_sample_by_part": {
+                "video_branch": cost.video.training,
+                "physics_branch": cost.physics.training,
+                "coupling": cost.coupling.training,
+            },
+            "model_per_step": step,
+            "recomputed_per_step": repeated,
+            "norm_measurement_per_step": measured,
+            "with_recomputation_per_step": step + repeated + measured,
+        },
+        "memory_per_gpu": {**memory, "total": total, "available": available, "micro_batch": _micro_batch(params, gpus)},
+        "fits": total <= available,
+        "changes": _changes(params, parts, available, gpus, total),
+        "storage": {"clips": count, "bytes_per_clip": per_clip, "bytes": count and count * per_clip},
+        "time": {
+            "mfu": mfu,
+            "steps": train.steps,
+            "samples": train.steps * train.batch_size,
+            "epochs": count and round(train.steps * train.batch_size / count, 2),
+            "seconds_per_step": seconds,
+            "runs": 1 + train.control,
+            "hours": (1 + train.control) * train.steps * seconds / 3600,
+            "gpu_hours": (1 + train.control) * train.steps * seconds / 3600 * gpus,
+        },
+    }
+
+
+def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
+    """Bytes on one of `gpus`, by part, at the peak of a step that measures the gradient norm."""
+    from phantom.model.branch import width
+    from phantom.model.flops import Shape, costs, token_count
+
+    train, half = params.train, params.train.precision == "bfloat16"
+    shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens)
+    cost = costs(parts.video, parts.physics, parts.coupling, shape)
+    frozen, trained = cost.video.parameters, cost.trainable
+    copy = 2 if half else 4  # bytes of a weight as the arithmetic takes it
+    zero = train.strategy.startswith("zero")
+    # DeepSpeed computes with the weights as they are and keeps float32 ones beside AdamW's two moments; the others
+    # train float32 weights. The two losses' gradients are kept apart (training.gradient_norm).
+    whole = {
+        "weights": frozen * (2 if params.models.dtype == "bfloat16" else 4) + trained * (copy if zero else 4),
+        "gradients": trained * (copy if zero else 4) * 2,
+        "optimizer": trained * (12 if zero and half else 8),
+        "ema": 0 if train.ema_decay is None else trained * 4,
+    }
+    memory = {part: n // (gpus if part in SPREAD[train.strategy] else 1) for part, n in whole.items()}
+
+    saved = SAVED[train.precision]
+    tokens_v, tokens_z = (
+        token_count(parts.video, parts.video_latents),
+        token_count(parts.physics, parts.physics_latents),
+    )
+    dims = width(parts.video), width(parts.physics), width(parts.coupling)
+    layers, twins, coupled = parts.video["num_layers"], parts.physics["num_layers"], len(parts.coupling["blocks"])
+    block_v = tokens_v * _dot(saved["frozen"], (dims[0], parts.video["ffn_dim"]))
+    block_z = tokens_z * _dot(saved["trained"], (dims[1], parts.physics["ffn_dim"]))
+    between = (tokens_v + tokens_z) * saved["coupling"] * dims[2]
+    streams = saved["stream"] * layers * (tokens_v * dims[0] + tokens_z * dims[1])
+    if train.activation_checkpointing == "none":
+        activations, working = layers * block_v + twins * block_z + coupled * between, 0
+    else:
+        activations, working = streams, block_v + block_z + between
+    if train.activation_checkpointing == "selective":  # the attentions' outputs: to themselves, the text, each other
+        activations += 2 * saved["stream"] * (layers * tokens_v * dims[0] + twins * tokens_z * dims[1])
+        activations += saved["stream"] * coupled * (tokens_v + tokens_z) * dims[2]
+    micro = _micro_batch(params, gpus)
+    memory["activations"] = micro * activations
+    # Autocast's copies of the trained weights; of weights that are spread, two blocks are gathered at a time.
+    if "weights" in SPREAD[train.strategy]:
+        copies = 2 * copy * (frozen + trained) // layers
+    else:
+        copies = copy * trained if half and not zero else 0
+    memory["working_set"] = micro * working + copies
+    memory["runtime"] = RUNTIME
+    return memory
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The plan for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    gpu, flops, memory, time = (result[key] for key in ("gpu", "flops", "memory_per_gpu", "time"))
+    counts, storage = result["parameters"], result["storage"]
+    parts = ("video_branch", "physics_branch", "coupling")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+
+    table.add_row("Parameters")
+    for part in parts:
+        table.add_row(_name(part), f"{counts[part]:,}", "frozen" if part == "video_branch" else "trained")
+    table.add_row("  total", f"{counts['total']:,}", f"{counts['trainable']:,} trained")
+    table.add_row("Tokens of a sample")
+    for part, count in result["tokens"].items():
+        table.add_row(_name(part), f"{count:,}")
+    table.add_row("TFLOP")
+    for part in parts:
+        table.add_row(_name(part), _tera(flops["model_per_sample_by_part"][part]), "a sample, forward and backward")
+    table.add_row("  sample", _tera(flops["model_per_sample"]), f"{_tera(flops['forward_per_sample'])} of it forward")
+    table.add_row("  step", _tera(flops["model_per_step"]), "what the model needs")
+    done = _tera(flops["with_recomputation_per_step"])
+    table.add_row("  step", done, "with recomputed activations and measured gradient norms")
+    table.add_row(f"GiB on each of {gpu['count']} {gpu['name']}")
+    for part in ("weights", "gradients", "optimizer", "ema", "activations", "working_set", "runtime"):
+        note = f"samples at a time: {memory['micro_batch']}" if part == "activations" else ""
+        table.add_row(_name(part), _gib(memory[part]), note)
+    word = "fits" if result["fits"] else "does not fit"
+    table.add_row("  total", _gib(memory["total"]), f"of {_gib(memory['available'])}: {word}")
+    table.add_row("GiB of latents")
+    table.add_row("  clip", _gib(storage["bytes_per_clip"]), "at most")
+    known = storage["clips"] is not None
+    table.add_row(
+        "  data set", _gib(storage["bytes"]) if known else "unknown", f"clips: {storage['clips'] or '--clips N'}"
+    )
+    table.add_row(f"Time at {time['mfu']:.0%} of the bfloat16 peak")
+    table.add_row("  step", f"{time['seconds_per_step']:.3g} s")
+    runs = ", with the control's" if time["runs"] == 2 else ""
+    table.add_row(
+        "  run", f"{time['hours']:,.3g} h", f"{time['steps']:,} steps, {time['gpu_hours']:,.3g} GPU hours{runs}"
+    )
+
+    console = Console(width=120, color_system=None)
+    with console.capture() as drawn:
+        console.print(table)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    return "\n".join([*lines, *(f"To fit: {change}" for change in result["changes"])])
+
+
+# --- what the settings name ------------------------------------------------------------------------------------------
+
+
+def _gpu(name: str) -> Gpu:
+    found = {known.lower(): gpu for known, gpu in GPUS.items()}.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.upper(), GPUS, n=1, cutoff=0)[0]
+        raise UserError(f"--gpu: found {name!r}, accepted: {', '.join(GPUS)}; nearest: {near}")
+    return found
+
+
+def _parts(params: Params, root: Path) -> Parts:
+    from phantom.model import CouplingConfig, PhysicsConfig
+
+    data, models = params.data, params.models
+    video, stride = _base(models.base, root)
+    channels, side = _physics_encoder(models.physics_encoder, root)
+    try:
+        physics = PhysicsConfig(in_channels=channels, **params.physics.model_dump()).resolve(video)
+        coupling = CouplingConfig(**params.coupling.model_dump()).resolve(video, physics)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    unit = stride * video["patch_size"][1]
+    for key in ("height", "width"):
+        size = getattr(data, key)
+        if size % unit:
+            nearest = max(unit, round(size / unit) * unit)
+            raise UserError(
+                f"data.{key}: found {size}, accepted by {models.base}: multiples of {unit}; nearest: {nearest}"
+            )
+    if side % physics["patch_size"][1] or side % physics["patch_size"][2]:
+        raise UserError(
+            f"physics.patch_size: found {list(physics['patch_size'])}; {side} x {side} tokens must divide by it"
+        )
+    frames = (data.frames - 1) // 4 + 1
+    return Parts(
+        video,
+        physics,
+        coupling,
+        (frames, data.height // stride, data.width // stride),
+        (2 * frames - 1, side, side),
+    )
+
+
+def _base(name: str, root: Path) -> tuple[dict[str, Any], int]:
+    """Config of the video transformer, and pixels per latent of the VAE."""
+    if name in BASES:
+        return BASES[name]
+    if not (root / name).is_dir():
+        raise UserError(
+            f"models.base: {name!r}: no such folder here, and not a hub id known to plan: {', '.join(BASES)}"
+        )
+    video, vae = (_config(root / name / part, "models.base") for part in ("transformer", "vae"))
+    return video, vae["scale_factor_spatial"]
+
+
+def _physics_encoder(name: str, root: Path) -> tuple[int, int]:
+    """Channels of the encoder, and its tokens along a side."""
+    if found := VJEPA2.match(name):
+        return VJEPA2_CHANNELS[found[1]], int(found[2]) // 16
+    if not (root / name).is_dir():
+        raise UserError(f"models.physics_encoder: {name!r}: no such folder here, and not a facebook/vjepa2-vit* hub id")
+    config = _config(root / name, "models.physics_encoder")
+    return config["hidden_size"], config["crop_size"] // config["patch_size"]
+
+
+def _config(folder: Path, setting: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{setting}: {path}: no such file; a diffusers or transformers folder has one")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{setting}: {path}: not valid JSON: {error}") from None
+
+
+# --- amounts ---------------------------------------------------------------------------------------------------------
+
+
+def _micro_batch(params: Params, gpus: int) -> int:
+    """Samples that one GPU holds at a time."""
+    unit = gpus * params.train.accumulation
+    if params.train.batch_size % unit:
+        nearest = max(unit, round(params.train.batch_size / unit) * unit)
+        raise UserError(
+            f"train.batch_size: found {params.train.batch_size}, must divide by accumulation x GPUs = {unit}; "
+            f"nearest valid: {nearest}"
+        )
+    return params.train.batch_size // unit
+
+
+def _changes(params: Params, parts: Parts, available: int, gpus: int, total: int) -> list[str]:
+    """Settings that, changed one after the other, make a run fit that does not; the last line says if they fail to."""
+    train, made = params.train, list[str]()
+    candidates = {
+        "activation_checkpointing": "full",
+        "strategy": "fsdp2" if gpus > 1 else train.strategy,
+        "accumulation": train.batch_size // gpus,
+        "ema_decay": None,
+    }
+    for key, value in candidates.items():
+        if total > available and getattr(train, key) != value:
+            train = train.model_copy(update={key: value})
+            total = sum(memory_per_gpu(params.model_copy(update={"train": train}), parts, gpus).values())
+            made.append(f"--set train.{key}={'null' if value is None else value}")
+    if total <= available:
+        return made
+    return [*made, f"still {_gib(total)} GiB of {_gib(available)}: more GPUs, or larger ones"]
+
+
+def _latent_bytes(params: Params, parts: Parts) -> int:
+    """The longest clip's latents, its prefixes (of mean length) and a caption of full length, as stored."""
+    settings = params.encode
+    frames, *sides = parts.physics_latents
+    lengths = range(1, min(settings.max_prefix_frames, params.data.frames - 1) + 1, 4)
+    prefixes = min(settings.prefixes_per_clip, len(lengths))
+    tubelets = sum((k - 1) // 2 + 1 for k in lengths) * prefixes // max(1, len(lengths))
+    values = parts.video["in_channels"] * math.prod(parts.video_latents)
+    values += parts.physics["in_channels"] * (frames + tubelets) * math.prod(sides)
+    values += settings.text_tokens * parts.video["text_dim"]
+    return values * (2 if params.models.dtype == "bfloat16" else 4)
+
+
+def _clips(params: Params, root: Path) -> int | None:
+    """Clips of the data set; None if nothing here says how many."""
+    if (root / MANIFEST).is_file():
+        with (root / MANIFEST).open("rb") as lines:
+            return sum(1 for _ in lines)
+    worlds = params.data.worlds
+    return worlds.train_clips + worlds.heldout_clips if params.data.source == "worlds" else None
+
+
+def _dot(factors: Any, widths: tuple[int, int]) -> int:
+    return sum(factor * n for factor, n in zip(factors, widths, strict=True))
+
+
+def _name(part: str) -> str:
+    return "  " + {"ema": "moving average"}.get(part, part.replace("_", " "))
+
+
+def _tera(count: int) -> str:
+    value = count / 1e12
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
+
+
+def _gib(size: int) -> str:
+    value = size / GIB
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
