@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel, VJEPA2Model
 
 from phantom.config import Params
@@ -38,13 +39,13 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
         vae = AutoencoderKLWan.from_pretrained(**base, subfolder="vae", torch_dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**base, subfolder="tokenizer")
         text = UMT5EncoderModel.from_pretrained(**base, subfolder="text_encoder", dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.base: {models.base!r}: {first_line(error)}") from None
     try:
         physics = VJEPA2Model.from_pretrained(
             models.physics_encoder, revision=models.physics_encoder_revision, dtype=dtype
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
     frozen = [model.to(device).eval().requires_grad_(False) for model in (vae, physics, text)]
     return Encoders(

@@ -1,0 +1,47 @@
+import shutil
+
+import pytest
+import torch
+
+from phantom.encoders import load_encoders
+from phantom.errors import UserError
+
+
+def test_all_parts_are_frozen_and_the_vae_stays_float32(make_params):
+    encoders = load_encoders(make_params("models.dtype=bfloat16", "encode.text_tokens=40"))
+    models = encoders.video.vae, encoders.physics.model, encoders.text.model
+    assert [model.dtype for model in models] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert not any(model.training or any(p.requires_grad for p in model.parameters()) for model in models)
+    assert encoders.text.max_tokens == 40
+    frames = torch.zeros(1, 5, 64, 64, 3, dtype=torch.uint8)
+    for latents in (encoders.video.encode(frames), encoders.physics.encode(frames), encoders.text.encode(["A"])[0]):
+        assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "physics_encoder"])
+def test_a_part_that_is_not_there_is_named_in_one_line(make_params, tiny_base, tmp_path, part):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    shutil.rmtree(base / part)
+    params = make_params(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
+    field = "physics_encoder" if part == "physics_encoder" else "base"
+    with pytest.raises(UserError, match=rf"^models\.{field}: '{base}[^\n]*$"):
+        load_encoders(params)
+
+
+@pytest.mark.parametrize("name", ["models/absent", "nobody/has-this-one", "../elsewhere", ""])
+def test_a_folder_or_hub_id_that_is_not_there_is_a_user_error(make_params, name):
+    with pytest.raises(UserError, match=rf"^models\.base: '{name}': [^\n]+$"):
+        load_encoders(make_params(f"models.base={name!r}"))
+    with pytest.raises(UserError, match=rf"^models\.physics_encoder: '{name}': [^\n]+$"):
+        load_encoders(make_params(f"models.physics_encoder={name!r}"))
+
+
+@pytest.mark.parametrize("file", ["vae/diffusion_pytorch_model.safetensors", "physics_encoder/model.safetensors"])
+def test_damaged_weights_are_a_user_error(make_params, tiny_base, tmp_path, file):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / file).write_bytes(b"no weights")
+    params = make_params(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
+    with pytest.raises(UserError, match=r"^models\.[^\n]+$"):
+        load_encoders(params)
