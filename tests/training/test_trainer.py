@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,25 +161,30 @@ def test_norms_and_gradient_are_those_of_the_global_batch(place, accumulation, c
         assert torch.allclose(seen[name], expected, atol=1e-6), name
 
 
-def test_two_processes_measure_and_train_as_one(place, tmp_path):
-    params = place("train.steps=3", "train.seed=4", "train.recursive_weight.every=2")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_measure_and_train_as_one(place, tmp_path, strategy):
+    shared = ("train.steps=3", "train.seed=4", "train.recursive_weight.every=2", "train.ema_decay=0.5")
+    params = place(*shared)
     train(params)
     one, alone = history(), weights()
-    two = place("train.steps=3", "train.seed=4", "train.recursive_weight.every=2", "train.processes=2")
-    (tmp_path / "two/data").mkdir(parents=True)
-    (tmp_path / "data/latents").rename(tmp_path / "two/data/latents")
+    two = place(*shared, "train.processes=2", f"train.strategy={strategy}")
+    shutil.copytree(tmp_path / "data", tmp_path / "two/data")
     process = start(two, tmp_path / "two")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     for a, b in zip(one, history(root=tmp_path / "two"), strict=True):
-        for key in ("grad_norm_physics", "grad_norm_video", "loss", "loss_video"):
+        for key in ("grad_norm_physics", "grad_norm_video", "grad_norm", "loss", "loss_video"):
             assert b[key] == pytest.approx(a[key], rel=1e-5), key
     together = weights(root=tmp_path / "two")
     assert all(torch.allclose(together[k], alone[k], atol=1e-6) for k in alone)
     # The same norms as plain autograd over the whole batch.
-    (tmp_path / "two/data/latents").rename(tmp_path / "data/latents")
     norms, _ = truth(params)
     assert [one[0]["grad_norm_video"], one[0]["grad_norm_physics"]] == pytest.approx(norms, rel=1e-5)
+    # One process takes up what two have saved.
+    resumed = Trainer(params, tmp_path / "two", "phantom", held=False)
+    assert resumed.step == 3
+    assert same(dict(zip(resumed.names, resumed.average, strict=True)), together)
+    resumed.tracker.close()
 
 
 def test_a_norm_above_the_threshold_starts_the_cycle_again(place):
@@ -199,7 +205,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(place, tmp_path
     (tmp_path / "data/latents").rename(tmp_path / "other/data/latents")
     moments = random.Random(7)
     killed = 0
-    for _ in range(4):
+    for _ in range(3):
         process = start(params, tmp_path / "other")
         wait_for_checkpoint(process, tmp_path / "other", moments.random() * 0.3)
         if process.poll() is None:
@@ -289,7 +295,9 @@ def test_changed_settings_or_data_begin_a_new_run(place):
 
 def test_wrong_input_is_one_line(place, monkeypatch, tmp_path):
     params = place()
-    with pytest.raises(UserError, match="fsdp2"):
+    with pytest.raises(UserError, match="zero2"):
+        train(place("train.strategy=zero2"))
+    with pytest.raises(UserError, match="several processes"):
         train(place("train.strategy=fsdp2"))
     with pytest.raises(UserError, match=r"data\.fps"):
         train(place("data.fps=8"))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from phantom.training.parallel import whole
+
 Gradients = list[torch.Tensor | None]
 
 
@@ -57,4 +59,4 @@ class SplitGradients:
 
 def total_norm(gradients: Gradients) -> torch.Tensor:
     """The 2-norm of all of them as one vector, float32."""
-    return torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None])
+    return whole(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))

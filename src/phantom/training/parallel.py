@@ -1,31 +1,42 @@
-"""How training lies over processes: started by torchrun, joined by accelerate, gradients summed here.
+"""How training lies over processes: started by torchrun, joined by accelerate, and either of two layouts.
 
-The trainable parameters are replicated. Their gradients are summed over the processes once a step, after every backward
-of it: the two losses' gradients stay apart until then (`gradient_norm`), which a wrapper that reduces during backward
-cannot do.
+ddp: the trainable parameters are replicated, and their gradients summed here once a step, after every backward of it:
+the two losses' gradients stay apart until then (`gradient_norm`); a wrapper that reduces during backward cannot do it.
+
+fsdp2: parameters, gradients and optimiser state are sharded by torch, a unit for each block. Every backward sums its
+gradients itself, into shards (`DTensor`), which are apart just as well. The frozen parameters are left out of the
+units: they stay whole in every process, and nothing of them is ever sent.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 import yaml
 from accelerate import Accelerator
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phantom.config import Params
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.model import PhantomTransformer3DModel
 from phantom.run import OUTCOME
 
 BUCKET = 2**26  # elements that travel together
+SAVING_SECONDS = 90  # that processes have between a request to stop and being killed
 
 
 def in_torchrun() -> bool:
@@ -38,22 +49,35 @@ def launch(params: Params, command: list[str]) -> None:
     with TemporaryDirectory() as folder:
         file, outcome = Path(folder) / "params.yaml", Path(folder) / "outcome.json"
         file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        torchrun += ["--nproc-per-node", str(params.train.processes)]
-        phantom = ["-m", "phantom.cli", *command, "--params", str(file)]
-        env = {**os.environ, OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // params.train.processes)))
-        process = subprocess.Popen([*torchrun, *phantom], env=env, stdout=subprocess.DEVNULL)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=params.train.processes,
+            run_id=uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            shutdown_timeout=SAVING_SECONDS,
+            logs_specs=DefaultLogsSpecs(folder, redirects=Std.OUT),  # the result is ours to print
+        )
+        threads = max(1, (os.cpu_count() or 1) // params.train.processes)
+        ours = {OUTCOME: str(outcome), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        before = dict(os.environ)
+        os.environ.update(ours)
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said below
+        failed = ""
         try:
-            code = process.wait()
-        except KeyboardInterrupt:  # torchrun has had the signal too if it came from the terminal
-            process.terminate()
-            code = process.wait()
+            elastic_launch(config, sys.executable)("-m", "phantom.cli", *command, "--params", str(file))
+        except (ChildFailedError, SignalException, KeyboardInterrupt) as error:
+            failed = type(error).__name__
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         left = json.loads(outcome.read_text(encoding="utf-8")) if outcome.is_file() else None
-    if code:
-        if left and left["code"]:
-            raise {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)(left["error"])
-        raise StageFailed(f"train: a process was killed (exit code {code} of torchrun); run again to go on")
+    if left and left["code"]:
+        raise {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)(left["error"])
+    if failed:
+        raise StageFailed("train: a process was killed (out of memory?); run again to go on from the last checkpoint")
 
 
 def join(precision: str) -> Accelerator:
@@ -61,18 +85,40 @@ def join(precision: str) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if precision == "bfloat16" else "no")
 
 
-def spread(parameters: Iterable[torch.Tensor]) -> None:
-    """Every process takes the first one's values."""
+def lay_out(model: PhantomTransformer3DModel, strategy: str) -> None:
+    """Gives every process the first one's trainable parameters, whole (ddp) or its shard of them (fsdp2)."""
     if dist.is_initialized():
-        for parameter in parameters:
+        for _, parameter in model.trainable_parameters():
             dist.broadcast(parameter.data, src=0)
+    if strategy == "fsdp2":
+        if not dist.is_initialized():
+            raise UserError("train.strategy: fsdp2 needs several processes; found train.processes: 1; accepted: ddp")
+        for unit in (*model.blocks, model):
+            fully_shard(unit, ignored_params={p for p in unit.parameters() if not p.requires_grad})
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # the losses are shares of global means already
+                module.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded. Every process must ask."""
+    # A copy: what torch puts together may lie within a larger, padded storage, which safetensors refuses.
+    return tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`tensor`, whole in every process, laid out as `other` is."""
+    if not isinstance(other, DTensor):
+        return tensor.to(other.device)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
 def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
-    """Sums each tensor over the processes, in place. The same ones are None everywhere."""
+    """Sums each tensor over the processes, in place; shards are summed already. The same ones are None everywhere."""
     if not dist.is_initialized():
         return
-    for bucket in _buckets([t for t in tensors if t is not None]):
+    for bucket in _buckets([t for t in tensors if t is not None and not isinstance(t, DTensor)]):
         flat = _flatten_dense_tensors(bucket)
         dist.all_reduce(flat)
         for tensor, summed in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,8 +58,8 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
     `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
-    if params.train.strategy != "ddp":
-        raise UserError(f"train.strategy: found {params.train.strategy!r}; this version trains with: ddp")
+    if params.train.strategy not in ("ddp", "fsdp2"):
+        raise UserError(f"train.strategy: found {params.train.strategy!r}; this version trains with: ddp, fsdp2")
     if params.train.processes > 1 and not parallel.in_torchrun():
         parallel.launch(params, ["train"])
         return TrainResult(**json.loads((root / "models/phantom/result.json").read_text(encoding="utf-8")))
@@ -84,9 +84,9 @@ class Trainer:
             self.model.enable_gradient_checkpointing()
         if self.settings.compile:
             self.model.compile_repeated_blocks(fullgraph=True)
+        parallel.lay_out(self.model, self.settings.strategy)
         named = dict(self.model.trainable_parameters())
         self.names, self.parameters = list(named), list(named.values())
-        parallel.spread(self.parameters)
         optimizer = self.settings.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters, optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
@@ -250,14 +250,16 @@ class Trainer:
         parallel.sum_over_processes([self.window.sums])
         if not self.is_first:
             self.window.clear()  # what it had seen is now the first one's
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {
+            "model": self._named(self.parameters),
+            "optimizer": {
+                f"{self.names[i]}/{k}": parallel.whole(v).cpu() for i, of in moments.items() for k, v in of.items()
+            },
+        }
+        if self.average is not None:
+            tensors["average"] = self._named(self.average)
         if self.tracker:
-            moments = self.optimizer.state_dict()["state"]
-            tensors = {
-                "model": dict(zip(self.names, self.parameters, strict=True)),
-                "optimizer": {f"{self.names[i]}/{k}": v for i, state in moments.items() for k, v in state.items()},
-            }
-            if self.average is not None:
-                tensors["average"] = dict(zip(self.names, self.average, strict=True))
             state = {
                 "weight": self.weight.state(),
                 "window": self.window.state(),
@@ -277,13 +279,15 @@ class Trainer:
         weights, moments = found.tensors("model"), found.tensors("optimizer")
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
-                parameter.copy_(weights[name])
+                parameter.copy_(parallel.like(weights[name], parameter))
             if self.average is not None:
-                for kept, saved in zip(self.average, (found.tensors("average")[n] for n in self.names), strict=True):
-                    kept.copy_(saved)
+                averages = found.tensors("average")
+                for name, average in zip(self.names, self.average, strict=True):
+                    average.copy_(parallel.like(averages[name], average))
         state = self.optimizer.state_dict()
         state["state"] = {
-            i: {k: moments[f"{name}/{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+            i: {"step": moments[f"{name}/step"]}
+            | {k: parallel.like(moments[f"{name}/{k}"], self.parameters[i]) for k in ("exp_avg", "exp_avg_sq")}
             for i, name in enumerate(self.names)
             if f"{name}/step" in moments
         }
@@ -298,12 +302,16 @@ class Trainer:
 
     def _export(self) -> None:
         """Writes `models/<name>`, the moving average if there is one."""
+        weights = self._named(self.average or self.parameters)
         if self.tracker:
-            weights = dict(zip(self.names, self.average or [p.detach() for p in self.parameters], strict=True))
             out, result = self.root / "models" / self.name, asdict(self._result())
             recipe, held = self.latents.recipe, self.weight.held
             write_export(out, self.model, weights, self.params, recipe, self.history, result, held)
             self.tracker.artifact(out / "history.json")
+
+    def _named(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole, on the CPU, under the parameters' names. Every process must ask."""
+        return {name: parallel.whole(t.detach()).cpu() for name, t in zip(self.names, tensors, strict=True)}
 
     def _result(self) -> TrainResult:
         last: dict[str, Any] = next((r for r in reversed(self.history) if "loss" in r), {})
