@@ -55,7 +55,7 @@ def chart(
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 14:g}" text-anchor="middle">{_short(value)}</text>')
     foot = HEIGHT - BOTTOM
     parts += [
-        f'<line class="mark" x1="{across.at(x):.1f}" x2="{across.at(x):.1f}" y1="{foot:g}" y2="{foot - 8:g}"/>'
+        f'<line class="mark" x1="{across.at(x):.1f}" x2="{across.at(x):.1f}" y1="{foot:g}" y2="{foot + 7:g}"/>'
         for x in marks
     ]
     if level:

@@ -17,7 +17,7 @@ from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.layout import Row
 from phantom.evaluation.sample import Settings, condition, source
 
-NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom", "truth": "Truth"}
+NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
 
 
@@ -42,10 +42,8 @@ PHYSICS_IQ = (
     Figure("verified", "Verified score", "Physics-IQ Verified, 0 to 100", 1, 1),
 )
 WORLDS = (
-    Figure("position_error", "Position error", "of the bodies, in pixels of 64", 2, -1),
-    Figure(
-        "position_error_unseen", "… beyond training", "in worlds with parameters outside of the trained ranges", 2, -1
-    ),
+    Figure("position_error", "Position error", "of the bodies, in pixels of 64", 1, -1),
+    Figure("position_error_unseen", "… beyond training", "where parameters lie outside of the trained ranges", 1, -1),
     Figure("missing", "Body missing, %", "of the frames that should show it", 1, -1, 100),
     Figure("energy_drift", "Energy drift, %", "mean departure from the energy that is conserved", 0, -1, 100),
     Figure("momentum_drift", "Momentum drift, %", "the same of colliding balls' momentum", 0, -1, 100),
@@ -94,8 +92,7 @@ def evaluation_page(
                 ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
             ],
             bars=[(_mode(mode, params), _bars(found)) for mode, found in evaluation["physics_iq"].items()],
-            tables=[_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]]
-            + [_categories(evaluation, models, params)],
+            tables=[_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]],
             scenes=scenes,
             modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
             fps=benchmark["fps"],
@@ -107,19 +104,19 @@ def evaluation_page(
     )
 
 
-def number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    """As shown in a table; a dash for what could not be measured."""
-    return "–" if value is None else f"{value * scale:.{digits}f}"
-
-
 def compared(figure: Figure, value: float | None, base: float | None) -> Cell:
     """A cell with its difference to the base, if there is one."""
-    text = number(value, figure.digits, figure.scale)
+    text = _text(figure, value)
     if value is None or base is None:
         return Cell(text)
     change = round((value - base) * figure.scale, figure.digits)
     tone = "good" if change * figure.better > 0 else "bad" if change else ""
     return Cell(text, f"{change:+.{figure.digits}f}".replace("-", "−") if change else "±0", tone)
+
+
+def _text(figure: Figure, value: float | None) -> str:
+    """A dash for what could not be measured."""
+    return "–" if value is None else f"{value * figure.scale:.{figure.digits}f}"
 
 
 def _mode(mode: str, params: Params) -> str:
@@ -140,53 +137,42 @@ def _bars(models: Mapping[str, Any]) -> list[Bar]:
 
 
 def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
-    found = evaluation["physics_iq"][mode]
-    columns, groups = list(models), [("Physics-IQ", _rows(PHYSICS_IQ, found, models))]
+    groups = [("Physics-IQ", _rows(PHYSICS_IQ, evaluation["physics_iq"][mode], models))]
     if worlds := evaluation.get("worlds", {}).get(mode):
-        columns.append("truth")
-        groups[0] = ("Physics-IQ", _rows(PHYSICS_IQ, {**found, "truth": {}}, columns))
         counted = [
-            TableRow(name, note, [Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in columns])
+            TableRow(name, note, [Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in models])
             for key, of, name, note in COUNTS
         ]
-        groups.append(("Against the simulator", _rows(WORLDS, worlds, columns) + counted))
-    return Table(_mode(mode, params), [NAMES[name] for name in columns], columns, groups)
+        groups.append(("Against the simulator", _rows(WORLDS, worlds, models) + counted))
+    groups.append(("Score by kind of scenario", _categories(evaluation["physics_iq"][mode], models)))
+    note = "A kind has few scenarios: its scores show where to look, not which model is better."
+    return Table(_mode(mode, params), [NAMES[name] for name in models], models, groups, note)
 
 
-def _rows(figures: Sequence[Figure], found: Mapping[str, Any], columns: Sequence[str]) -> list[TableRow]:
+def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
+    """A row for each figure; what tracking finds in the recording itself goes into its note."""
+    rows = []
+    for figure in figures:
+        base, truth = found["base"][figure.key], found.get("truth", {}).get(figure.key)
+        note = figure.note if truth is None else f"{figure.note}; {_text(figure, truth)} in the recording itself"
+        cells = [compared(figure, found[m][figure.key], None if m == "base" else base) for m in models]
+        rows.append(TableRow(figure.name, note, cells))
+    return rows
+
+
+def _categories(found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
+    scores = {m: {part["category"]: part["score"] for part in found[m]["categories"]} for m in models}
     return [
         TableRow(
-            figure.name,
-            figure.note,
+            category,
+            "",
             [
-                compared(
-                    figure, found[m].get(figure.key), None if m in ("base", "truth") else found["base"][figure.key]
-                )
-                for m in columns
+                compared(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
+                for m in models
             ],
         )
-        for figure in figures
+        for category in scores["base"]
     ]
-
-
-def _categories(evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
-    groups = []
-    for mode, found in evaluation["physics_iq"].items():
-        scores = {m: {part["category"]: part["score"] for part in found[m]["categories"]} for m in models}
-        rows = [
-            TableRow(
-                category,
-                "",
-                [
-                    compared(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
-                    for m in models
-                ],
-            )
-            for category in scores["base"]
-        ]
-        groups.append((_mode(mode, params), rows))
-    note = "Scores of few scenarios: they show where to look, not which model is better."
-    return Table("Score by kind of scenario", [NAMES[m] for m in models], models, groups, note)
 
 
 def _scenes(
@@ -227,7 +213,7 @@ def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Ro
     found = of(evaluation["physics_iq"])
     figures = [f"verified {found['views'][row.name.view]['score']:.0f}", f"IoU {found['spatial_iou']:.2f}"]
     if "worlds" in evaluation:
-        figures.append(f"off by {number(of(evaluation['worlds'])['position_error'], 1)} px")
+        figures.append(f"off by {_text(WORLDS[0], of(evaluation['worlds'])['position_error'])} px")
     return figures
 
 
@@ -236,7 +222,7 @@ def _charts(root: Path, params: Params) -> list[Chart]:
     history, control = (_history(root / f"models/{name}/history.json") for name in ("phantom", "control"))
     weight = params.train.recursive_weight
     resets = [b["step"] for a, b in pairwise(history) if (b.get("resets") or 0) > (a.get("resets") or 0)]
-    losses = {"video": _line(history, "loss_video"), "physics": _line(history, "loss_physics")}
+    losses = {"physics": _line(history, "loss_physics"), "video": _line(history, "loss_video")}
     if control:
         losses["video, control"] = _line(control, "loss_video")
     norms = {
@@ -288,7 +274,7 @@ def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
             (
                 "Against the simulator",
                 "Each body is tracked by its colour and compared with where the simulator has it, while it is whole in "
-                "the picture. The column Truth tracks the recording itself: what tracking cannot resolve.",
+                "the picture. What the same tracking finds in the recording itself is what it cannot resolve.",
             ),
             (
                 "Energy drift",

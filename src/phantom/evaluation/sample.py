@@ -18,7 +18,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, WanImageToVideoPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 import phantom
@@ -128,6 +128,7 @@ def generate(
     """uint8 RGB (B, F, H, W, 3) that begin with the `conditions`, each uint8 (k, H, W, 3). `ids` name the noises."""
     takes = set(inspect.signature(pipe.__call__).parameters)
     needed = "image" if settings.mode == "single" else "video"
+    given: Any
     if needed not in takes:
         raise UserError(f"{type(pipe).__name__} takes no {needed}, which mode {settings.mode} starts from")
 
@@ -135,7 +136,7 @@ def generate(
         note(f"step {step + 1}/{settings.sampling.steps}")
         return {}
 
-    arguments: dict[str, Any] = {
+    common: dict[str, Any] = {
         "height": settings.height,
         "width": settings.width,
         "num_frames": settings.num_frames,
@@ -145,7 +146,7 @@ def generate(
         "fps": settings.fps,
         "callback_on_step_end": after_step,
     }
-    arguments = {key: value for key, value in arguments.items() if key in takes}
+    arguments = {key: value for key, value in common.items() if key in takes}
     negative = settings.sampling.negative_prompt
     generators = [noise(settings.seed, number) for number in ids]
     if isinstance(pipe, PhantomPipeline):
@@ -162,8 +163,7 @@ def generate(
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
             output_type="uint8",
-            **{needed: given},
-            **arguments,
+            **(arguments | {needed: given}),
         ).frames
     # Few pipelines take a batch of conditions.
     videos = []
@@ -171,7 +171,7 @@ def generate(
         pictures = [Image.fromarray(frame) for frame in clip]
         given = pictures[0] if needed == "image" else pictures
         texts = {"prompt": prompt, "negative_prompt": negative or None} if "prompt" in takes else {}
-        frames = pipe(generator=generator, output_type="np", **{needed: given}, **texts, **arguments).frames[0]
+        frames = pipe(generator=generator, output_type="np", **texts, **arguments, **{needed: given}).frames[0]
         if len(frames) < settings.scored.stop:
             raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {settings.scored.stop} are needed")
         videos.append((np.asarray(frames, np.float32).clip(0, 1) * 255).round().astype(np.uint8))
@@ -187,11 +187,13 @@ def load(folder: Path, params: Params) -> DiffusionPipeline:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if kind is None:
         raise UserError(f"{folder}: no model here; accepted: an export (models/phantom) or a pipeline of diffusers")
-    found: type[DiffusionPipeline] = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
+    found: Any = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
     if kind.startswith("Wan"):
         dtype = {"default": dtype, "vae": torch.float32}  # as Wan runs it
-        # Wan 2.2 TI2V is stored as a text-to-video pipeline.
-        found = WanImageToVideoPipeline if kind == "WanPipeline" else DiffusionPipeline
+    if kind == "WanPipeline":  # as which Wan 2.2 TI2V is stored
+        from diffusers import WanImageToVideoPipeline  # imported here: it complains that torchvision is missing
+
+        found = WanImageToVideoPipeline
     try:
         pipe = found.from_pretrained(folder, torch_dtype=dtype)
     except UserError:

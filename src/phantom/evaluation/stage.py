@@ -49,7 +49,9 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     place, rows = open_benchmark(benchmark, settings.protocol, descriptions)
     videos = make_videos(params, root, place, rows)
 
-    modes = {mode: {name: videos[mode, name] for name in ORDER if (mode, name) in videos} for mode in settings.modes}
+    modes: dict[str, dict[str, Path]] = {
+        mode: {name: videos[mode, name] for name in ORDER if (mode, name) in videos} for mode in settings.modes
+    }
     scored = {
         mode: {
             name: score_folder(
@@ -98,7 +100,7 @@ def make_videos(params: Params, root: Path, place: Path, rows: Sequence[Row]) ->
     variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
     if not (root / "models/phantom/config.json").is_file():
         raise UserError("models/phantom: no export there; `phantom train` writes it")
-    folders = {}
+    folders: dict[tuple[str, str], Path] = {}
     for model, names in variants.items():
         if not (root / model / "config.json").is_file():  # trained without a control
             continue

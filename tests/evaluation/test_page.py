@@ -1,0 +1,162 @@
+"""The page as a browser shows it."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from phantom.evaluation.charts import chart
+from phantom.evaluation.page import Bar, Cell, Page, Scene, Shown, Table, TableRow, embed_frames, render
+
+FPS, SECONDS = 4, 5
+ODD = 'A ball <b>rolls</b> & "hits" {{ 7 * 7 }} </script>'
+
+
+def video(value, frames=FPS * SECONDS):
+    grey = (np.arange(frames) * 8 + value).astype(np.uint8)
+    return np.broadcast_to(grey[:, None, None, None], (frames, 64, 64, 3))
+
+
+def page(scenes=2):
+    shown = [
+        Shown("Condition", "condition", embed_frames(video(0, 1), FPS), True, "single"),
+        Shown("Condition", "condition", embed_frames(video(0, 9), FPS), False, "multi"),
+        Shown("Truth", "truth", embed_frames(video(0), FPS), False),
+    ]
+    for mode in ("single", "multi"):
+        for number, name in enumerate(("Base", "Phantom")):
+            source = embed_frames(video(30 * number), FPS)
+            shown.append(Shown(name, name.lower(), source, False, mode, ["IoU 0.5"]))
+    row = TableRow("Score", "0 to 100", [Cell("40.0"), Cell("45.0", "+5.0", "good")])
+    curve = chart(
+        "Losses", {"video <i>": [(1, 2.0), (2, 1.0), (3, 0.5)]}, log=True, level=("threshold", 1.0), marks=[2]
+    )
+    return Page(
+        title="A page",
+        lede="What it is about.",
+        facts=[("Videos", "64x64")],
+        bars=[("One frame", [Bar("Base", "base", 40, "40.0"), Bar("Phantom", "phantom", 45, "45.0", "+5.0", "good")])],
+        tables=[Table("One frame", ["Base", "Phantom"], ["base", "phantom"], [("Physics-IQ", [row])])],
+        scenes=[Scene(f"Scene {i}", "fall", ODD, shown) for i in range(scenes)],
+        modes=[("single", "from one frame"), ("multi", "from several")],
+        fps=FPS,
+        seconds=SECONDS,
+        shape=(64, 64),
+        charts=[curve],
+        notes=[("Base", "The frozen branch.")],
+    )
+
+
+def test_texts_are_escaped_and_nothing_comes_from_elsewhere():
+    html = render(page())
+    assert "A ball &lt;b&gt;rolls&lt;/b&gt; &amp; &#34;hits&#34; {{ 7 * 7 }}" in html and ODD not in html
+    assert "video &lt;i&gt;" in html and "<i>" not in html.split("<svg")[-1].split("</svg>")[0]
+    assert "http://" not in html and "https://" not in html and "<script src" not in html
+    assert html.count("<script>") == 1 and "pixelated" in html
+
+
+def test_the_same_page_has_the_same_bytes():
+    assert render(page()) == render(page())
+
+
+def test_a_chart_leaves_out_what_it_cannot_draw():
+    assert chart("Empty", {"a": [(1, 1.0)], "b": []}) is None
+    drawn = chart("Some", {"a": [(1, 0.0), (2, 10.0), (3, 1000.0)], "b": [(1, 5.0)]}, log=True)
+    assert drawn.names == ["a"] and drawn.svg.count("polyline") == 1
+    assert "nan" not in drawn.svg and "inf" not in drawn.svg
+    flat = chart("Flat", {"a": [(5, 0.0), (6, 0.0)]})
+    assert "nan" not in flat.svg and flat.svg.count("<text") >= 2
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    flags += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"]
+    for flag in flags:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    (tmp_path / "index.html").write_text(render(page()))
+    browser.get((tmp_path / "index.html").as_uri())
+    browser.execute_script("document.getElementById('player').scrollIntoView()")
+    until(browser, lambda: len(state(browser)) == 6 and all(v["ready"] >= 2 for v in state(browser)))
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def state(browser):
+    """The videos that can be seen."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('video')].filter((v) => v.src && v.offsetParent).map((v) => "
+        "({time: v.currentTime, paused: v.paused, ready: v.readyState, of: v.closest('figure').dataset.of}))"
+    )
+
+
+def until(browser, holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, state(browser)
+        time.sleep(0.05)
+
+
+def press(browser, key):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(key).perform()
+
+
+def test_videos_play_together_pause_on_one_frame_and_step(shown):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    until(shown, lambda: all(0.5 < v["time"] < 4 and not v["paused"] for v in state(shown)))
+    times = [v["time"] for v in state(shown)]
+    assert max(times) - min(times) < 1 / FPS
+
+    shown.find_element(By.ID, "play").click()
+    until(shown, lambda: all(v["paused"] for v in state(shown)))
+    until(shown, lambda: len({round(v["time"], 3) for v in state(shown)}) == 1)
+    before = state(shown)[0]["time"]
+    press(shown, Keys.ARROW_RIGHT)
+    until(shown, lambda: all(abs(v["time"] - before - 1 / FPS) < 1e-3 for v in state(shown)))
+    press(shown, Keys.HOME)
+    until(shown, lambda: all(abs(v["time"] - 0.5 / FPS) < 1e-3 for v in state(shown)))
+    assert shown.find_element(By.ID, "time").text == "0.00 s"
+    press(shown, Keys.ARROW_LEFT)  # round to the last frame
+    until(shown, lambda: all(v["time"] > SECONDS - 1 / FPS for v in state(shown)))
+    press(shown, Keys.SPACE)
+    until(shown, lambda: all(not v["paused"] for v in state(shown)))
+
+
+def test_the_condition_chooses_which_videos_are_seen(shown):
+    from selenium.webdriver.common.by import By
+
+    assert {v["of"] for v in state(shown)} == {None, "single"}
+    shown.find_element(By.CSS_SELECTOR, "input[value=multi]").find_element(By.XPATH, "..").click()
+    until(shown, lambda: len(state(shown)) == 8 and all(v["ready"] >= 2 for v in state(shown)))
+    assert {v["of"] for v in state(shown)} == {None, "multi"}
+    loaded = shown.execute_script("return [...document.querySelectorAll('video')].filter((v) => v.src).length")
+    assert loaded == 8  # those of the other mode hold no decoder
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_window(shown, width):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert shown.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
