@@ -338,6 +338,8 @@ def test_a_saved_pipeline_is_loaded_whole(pipe, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     a, b = (p("a ball", video=clip(5), generator=seeded(5), **SIZE, **STEPS).frames for p in (pipe, loaded))
     assert np.array_equal(a, b)
+    half = PhantomPipeline.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    assert half.transformer.dtype == half.text_encoder.dtype == torch.bfloat16 and half.vae.dtype == torch.float32
 
 
 def test_what_the_model_leaves_open_is_as_in_the_papers_preset(pipe):

@@ -192,7 +192,6 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: {model}: {first_line(error)}") from None
     if on_gpu:
-        pipe.vae.float()  # as Wan runs it
         pipe.enable_model_cpu_offload()  # one part at a time on the GPU; loading them costs little beside the steps
     pipe.set_progress_bar_config(disable=True)
     return pipe

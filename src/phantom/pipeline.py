@@ -87,6 +87,8 @@ class PhantomPipeline(DiffusionPipeline):
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if read_export_config(pretrained_model_name_or_path) is not None:
             return cls.from_export(pretrained_model_name_or_path, **kwargs)
+        if isinstance(kwargs.get("dtype"), torch.dtype):
+            kwargs["dtype"] = {"default": kwargs["dtype"], "vae": torch.float32}  # as Wan runs it
         return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
@@ -99,7 +101,7 @@ class PhantomPipeline(DiffusionPipeline):
     ) -> Self:
         """The export in `folder` on its frozen parts; `base` and `physics_encoder` say where else these may lie.
 
-        The VAE stays float32, as Wan runs it; the others have `dtype`, or that of the base's files. Raises BadArgument.
+        The VAE stays float32; the others have `dtype`, or that of the base's files. Raises BadArgument.
         """
         config = read_export_config(folder)
         if config is None:
