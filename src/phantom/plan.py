@@ -1,7 +1,6 @@
 """`phantom plan`: what a run takes, from the settings and the frozen parts' configs alone; no weight is loaded.
 
-Parameters and operations are exact (`model.flops`). Memory is an estimate: what a step has to keep, from the bytes that
-its backward pass saves (`SAVED`), without the allocator's fragments.
+Parameters and operations are exact (`model.flops`), memory is an estimate (`memory`).
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any
 
 from phantom.config import Params
 from phantom.errors import UserError
+from phantom.memory import GIB, changes_to_fit, gib, memory_per_gpu, micro_batch
 
-GIB = 2**30
 MANIFEST = Path("data/clips/manifest.jsonl")
 
 # Configs of the frozen parts that are known by their hub id.
@@ -60,22 +59,6 @@ GPUS = {
         Gpu("4090", 165.2e12, 24),
     )
 }
-RUNTIME = 2 * GIB  # CUDA's context, NCCL's buffers
-
-# Bytes that a block's backward pass needs of its forward pass, for each token: of a frozen and of a trained block, a
-# times the width and b times the feed-forward width; of the coupling, c times its inner width, for the tokens of both
-# sides. Counted with autocast (bfloat16) and without (float32), for an attention that keeps no scores.
-SAVED: dict[str, dict[str, Any]] = {
-    "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
-    "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
-}
-# What each strategy spreads over the GPUs; the rest every GPU has whole.
-SPREAD = {
-    "ddp": (),
-    "fsdp2": ("weights", "gradients", "optimizer", "ema"),
-    "zero2": ("gradients", "optimizer", "ema"),
-    "zero3": ("weights", "gradients", "optimizer", "ema"),
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ def plan(
     kind = _gpu(gpu)
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu: found {mfu}, accepted: a share of the peak above 0, at most 1")
-    parts = _parts(params, root)
+    parts = read_parts(params, root)
     shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens, parts.video_latents[0])
     cost = costs(parts.video, parts.physics, parts.coupling, shape)
     tokens = token_count(parts.video, parts.video_latents), token_count(parts.physics, parts.physics_latents)
@@ -143,10 +126,16 @@ def plan(
             "norm_measurement_per_step": measured,
             "with_recomputation_per_step": step + repeated + measured,
         },
-        "memory_per_gpu": {**memory, "total": total, "available": available, "micro_batch": _micro_batch(params, gpus)},
+        "memory_per_gpu": {**memory, "total": total, "available": available, "micro_batch": micro_batch(params, gpus)},
         "fits": total <= available,
-        "changes": _changes(params, parts, available, gpus, total),
-        "storage": {"clips": count, "bytes_per_clip": per_clip, "bytes": count and count * per_clip},
+        "changes": changes_to_fit(params, parts, available, gpus, total),
+        "storage": {
+            "clips": count,
+            "bytes_per_clip": per_clip,
+            "bytes": count and count * per_clip,
+            "checkpoint": cost.trainable * 4 * (3 if train.ema_decay is None else 4),  # AdamW has two moments
+            "checkpoints_kept": train.keep_checkpoints * (1 + train.control),
+        },
         "time": {
             "mfu": mfu,
             "steps": train.steps,
@@ -158,57 +147,6 @@ def plan(
             "gpu_hours": (1 + train.control) * train.steps * seconds / 3600 * gpus,
         },
     }
-
-
-def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
-    """Bytes on one of `gpus`, by part, at the peak of a step that measures the gradient norm."""
-    from phantom.model.branch import width
-    from phantom.model.flops import Shape, costs, token_count
-
-    train, half = params.train, params.train.precision == "bfloat16"
-    shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens)
-    cost = costs(parts.video, parts.physics, parts.coupling, shape)
-    frozen, trained = cost.video.parameters, cost.trainable
-    copy = 2 if half else 4  # bytes of a weight as the arithmetic takes it
-    zero = train.strategy.startswith("zero")
-    # DeepSpeed computes with the weights as they are and keeps float32 ones beside AdamW's two moments; the others
-    # train float32 weights. The two losses' gradients are kept apart (training.gradient_norm).
-    whole = {
-        "weights": frozen * (2 if params.models.dtype == "bfloat16" else 4) + trained * (copy if zero else 4),
-        "gradients": trained * (copy if zero else 4) * 2,
-        "optimizer": trained * (12 if zero and half else 8),
-        "ema": 0 if train.ema_decay is None else trained * 4,
-    }
-    memory = {part: n // (gpus if part in SPREAD[train.strategy] else 1) for part, n in whole.items()}
-
-    saved = SAVED[train.precision]
-    tokens_v, tokens_z = (
-        token_count(parts.video, parts.video_latents),
-        token_count(parts.physics, parts.physics_latents),
-    )
-    dims = width(parts.video), width(parts.physics), width(parts.coupling)
-    layers, twins, coupled = parts.video["num_layers"], parts.physics["num_layers"], len(parts.coupling["blocks"])
-    block_v = tokens_v * _dot(saved["frozen"], (dims[0], parts.video["ffn_dim"]))
-    block_z = tokens_z * _dot(saved["trained"], (dims[1], parts.physics["ffn_dim"]))
-    between = (tokens_v + tokens_z) * saved["coupling"] * dims[2]
-    streams = saved["stream"] * layers * (tokens_v * dims[0] + tokens_z * dims[1])
-    if train.activation_checkpointing == "none":
-        activations, working = layers * block_v + twins * block_z + coupled * between, 0
-    else:
-        activations, working = streams, block_v + block_z + between
-    if train.activation_checkpointing == "selective":  # the attentions' outputs: to themselves, the text, each other
-        activations += 2 * saved["stream"] * (layers * tokens_v * dims[0] + twins * tokens_z * dims[1])
-        activations += saved["stream"] * coupled * (tokens_v + tokens_z) * dims[2]
-    micro = _micro_batch(params, gpus)
-    memory["activations"] = micro * activations
-    # Autocast's copies of the trained weights; of weights that are spread, two blocks are gathered at a time.
-    if "weights" in SPREAD[train.strategy]:
-        copies = 2 * copy * (frozen + trained) // layers
-    else:
-        copies = copy * trained if half and not zero else 0
-    memory["working_set"] = micro * working + copies
-    memory["runtime"] = RUNTIME
-    return memory
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -241,15 +179,14 @@ def as_text(result: dict[str, Any]) -> str:
     table.add_row(f"GiB on each of {gpu['count']} {gpu['name']}")
     for part in ("weights", "gradients", "optimizer", "ema", "activations", "working_set", "runtime"):
         note = f"samples at a time: {memory['micro_batch']}" if part == "activations" else ""
-        table.add_row(_name(part), _gib(memory[part]), note)
+        table.add_row(_name(part), gib(memory[part]), note)
     word = "fits" if result["fits"] else "does not fit"
-    table.add_row("  total", _gib(memory["total"]), f"of {_gib(memory['available'])}: {word}")
-    table.add_row("GiB of latents")
-    table.add_row("  clip", _gib(storage["bytes_per_clip"]), "at most")
-    known = storage["clips"] is not None
-    table.add_row(
-        "  data set", _gib(storage["bytes"]) if known else "unknown", f"clips: {storage['clips'] or '--clips N'}"
-    )
+    table.add_row("  total", gib(memory["total"]), f"of {gib(memory['available'])}: {word}")
+    table.add_row("GiB on disk")
+    table.add_row("  latents of a clip", gib(storage["bytes_per_clip"]), "at most")
+    size = "unknown" if storage["clips"] is None else gib(storage["bytes"])
+    table.add_row("  latents", size, f"clips: {storage['clips'] or '--clips N'}")
+    table.add_row("  checkpoint", gib(storage["checkpoint"]), f"kept: {storage['checkpoints_kept']}")
     table.add_row(f"Time at {time['mfu']:.0%} of the bfloat16 peak")
     table.add_row("  step", f"{time['seconds_per_step']:.3g} s")
     runs = ", with the control's" if time["runs"] == 2 else ""
@@ -275,7 +212,8 @@ def _gpu(name: str) -> Gpu:
     return found
 
 
-def _parts(params: Params, root: Path) -> Parts:
+def read_parts(params: Params, root: Path = Path()) -> Parts:
+    """The configs behind `params`. Raises UserError where settings and frozen parts do not go together."""
     from phantom.model import CouplingConfig, PhysicsConfig
 
     data, models = params.data, params.models
@@ -343,37 +281,6 @@ def _config(folder: Path, setting: str) -> dict[str, Any]:
 # --- amounts ---------------------------------------------------------------------------------------------------------
 
 
-def _micro_batch(params: Params, gpus: int) -> int:
-    """Samples that one GPU holds at a time."""
-    unit = gpus * params.train.accumulation
-    if params.train.batch_size % unit:
-        nearest = max(unit, round(params.train.batch_size / unit) * unit)
-        raise UserError(
-            f"train.batch_size: found {params.train.batch_size}, must divide by accumulation x GPUs = {unit}; "
-            f"nearest valid: {nearest}"
-        )
-    return params.train.batch_size // unit
-
-
-def _changes(params: Params, parts: Parts, available: int, gpus: int, total: int) -> list[str]:
-    """Settings that, changed one after the other, make a run fit that does not; the last line says if they fail to."""
-    train, made = params.train, list[str]()
-    candidates = {
-        "activation_checkpointing": "full",
-        "strategy": "fsdp2" if gpus > 1 else train.strategy,
-        "accumulation": train.batch_size // gpus,
-        "ema_decay": None,
-    }
-    for key, value in candidates.items():
-        if total > available and getattr(train, key) != value:
-            train = train.model_copy(update={key: value})
-            total = sum(memory_per_gpu(params.model_copy(update={"train": train}), parts, gpus).values())
-            made.append(f"--set train.{key}={'null' if value is None else value}")
-    if total <= available:
-        return made
-    return [*made, f"still {_gib(total)} GiB of {_gib(available)}: more GPUs, or larger ones"]
-
-
 def _latent_bytes(params: Params, parts: Parts) -> int:
     """The longest clip's latents, its prefixes (of mean length) and a caption of full length, as stored."""
     settings = params.encode
@@ -396,10 +303,6 @@ def _clips(params: Params, root: Path) -> int | None:
     return worlds.train_clips + worlds.heldout_clips if params.data.source == "worlds" else None
 
 
-def _dot(factors: Any, widths: tuple[int, int]) -> int:
-    return sum(factor * n for factor, n in zip(factors, widths, strict=True))
-
-
 def _name(part: str) -> str:
     return "  " + {"ema": "moving average"}.get(part, part.replace("_", " "))
 
@@ -407,8 +310,3 @@ def _name(part: str) -> str:
 def _tera(count: int) -> str:
     value = count / 1e12
     return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
-
-
-def _gib(size: int) -> str:
-    value = size / GIB
-    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"

@@ -1,0 +1,123 @@
+"""What one GPU holds in a training step, by part, and which settings make it less: an estimate, in bytes.
+
+Weights, gradients and the optimiser's state follow from the number of parameters; activations from the bytes that the
+blocks' backward passes save (`SAVED`). The allocator's fragments are not counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phantom.config import Params
+from phantom.errors import UserError
+
+if TYPE_CHECKING:
+    from phantom.plan import Parts
+
+GIB = 2**30
+RUNTIME = 2 * GIB  # CUDA's context, NCCL's buffers
+
+# Bytes that a block's backward pass needs of its forward pass, for each token: of a frozen and of a trained block, a
+# times the width and b times the feed-forward width; of the coupling, c times its inner width, for the tokens of both
+# sides. Counted with autocast (bfloat16) and without (float32), for an attention that keeps no scores.
+SAVED: dict[str, dict[str, Any]] = {
+    "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
+    "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
+}
+# What each strategy spreads over the GPUs; the rest every GPU has whole.
+SPREAD = {
+    "ddp": (),
+    "fsdp2": ("weights", "gradients", "optimizer", "ema"),
+    "zero2": ("gradients", "optimizer", "ema"),
+    "zero3": ("weights", "gradients", "optimizer", "ema"),
+}
+
+
+def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
+    """Bytes on one of `gpus`, by part, at the peak of a step that measures the gradient norm."""
+    from phantom.model.flops import Shape, costs
+
+    train, half = params.train, params.train.precision == "bfloat16"
+    shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens)
+    cost = costs(parts.video, parts.physics, parts.coupling, shape)
+    frozen, trained = cost.video.parameters, cost.trainable
+    copy = 2 if half else 4  # bytes of a weight as the arithmetic takes it
+    zero = train.strategy.startswith("zero")
+    # DeepSpeed computes with the weights as they are and keeps float32 ones beside AdamW's two moments; the others
+    # train float32 weights. The two losses' gradients are kept apart (training.gradient_norm).
+    whole = {
+        "weights": frozen * (2 if params.models.dtype == "bfloat16" else 4) + trained * (copy if zero else 4),
+        "gradients": trained * (copy if zero else 4) * 2,
+        "optimizer": trained * (12 if zero and half else 8),
+        "ema": 0 if train.ema_decay is None else trained * 4,
+    }
+    spread = SPREAD[train.strategy]
+    memory = {part: size // (gpus if part in spread else 1) for part, size in whole.items()}
+
+    # Autocast's copies of the trained weights; of weights that are spread, two blocks are gathered at a time.
+    copies = copy * trained if half and not zero else 0
+    if "weights" in spread:
+        copies = 2 * copy * (frozen + trained) // parts.video["num_layers"]
+    kept, again = _activations(params, parts)
+    micro = micro_batch(params, gpus)
+    return {**memory, "activations": micro * kept, "working_set": micro * again + copies, "runtime": RUNTIME}
+
+
+def _activations(params: Params, parts: Parts) -> tuple[int, int]:
+    """Bytes of one sample: kept from the forward pass, and of the one block that the backward pass computes again."""
+    from phantom.model.branch import width
+    from phantom.model.flops import token_count
+
+    saved, video, physics, coupling = SAVED[params.train.precision], parts.video, parts.physics, parts.coupling
+    channels_v = token_count(video, parts.video_latents) * width(video)
+    channels_z = token_count(physics, parts.physics_latents) * width(physics)
+    channels_c = (channels_v // width(video) + channels_z // width(physics)) * width(coupling)
+    (a_v, b_v), (a_z, b_z) = saved["frozen"], saved["trained"]
+    block_v = channels_v * a_v + channels_v // width(video) * video["ffn_dim"] * b_v
+    block_z = channels_z * a_z + channels_z // width(physics) * physics["ffn_dim"] * b_z
+    block_c = channels_c * saved["coupling"]
+
+    layers, twins, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
+    if params.train.activation_checkpointing == "none":
+        return layers * block_v + twins * block_z + coupled * block_c, 0
+    kept = layers * (channels_v + channels_z)  # the blocks' inputs
+    if params.train.activation_checkpointing == "selective":  # and what attention to itself, text and the other gives
+        kept += 2 * (layers * channels_v + twins * channels_z) + coupled * channels_c
+    return saved["stream"] * kept, block_v + block_z + block_c
+
+
+def micro_batch(params: Params, gpus: int) -> int:
+    """Samples that one GPU holds at a time."""
+    unit = gpus * params.train.accumulation
+    if params.train.batch_size % unit:
+        nearest = max(unit, round(params.train.batch_size / unit) * unit)
+        raise UserError(
+            f"train.batch_size: found {params.train.batch_size}, must divide by accumulation x GPUs = {unit}; "
+            f"nearest valid: {nearest}"
+        )
+    return params.train.batch_size // unit
+
+
+def changes_to_fit(params: Params, parts: Parts, available: int, gpus: int, total: int) -> list[str]:
+    """Settings that, changed one after the other, make a run fit that does not; the last line says if they fail to."""
+    train, made = params.train, list[str]()
+    candidates = {
+        "activation_checkpointing": "full",
+        "strategy": "fsdp2" if gpus > 1 else train.strategy,
+        "accumulation": train.batch_size // gpus,
+        "ema_decay": None,
+    }
+    for key, value in candidates.items():
+        if total > available and getattr(train, key) != value:
+            train = train.model_copy(update={key: value})
+            total = sum(memory_per_gpu(params.model_copy(update={"train": train}), parts, gpus).values())
+            made.append(f"--set train.{key}={'null' if value is None else value}")
+    if total <= available:
+        return made
+    return [*made, f"still {gib(total)} GiB of {gib(available)}: more GPUs, or larger ones"]
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, for people."""
+    value = size / GIB
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
