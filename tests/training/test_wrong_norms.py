@@ -1,0 +1,154 @@
+"""The obvious ways to measure |dL_z/dtheta| that are wrong, most without an error, beside the one in use.
+
+Two real processes (gloo) on halves of a global batch. Each wrong way is shown to be wrong: should a new version of torch
+make one of them right, its test says so.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.training import parallel
+from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.gradient_norm import SplitGradients
+from phantom.training.objective import losses
+from tests import tiny
+
+SIZE = 4
+
+
+def model() -> PhantomTransformer3DModel:
+    torch.manual_seed(0)
+    made = PhantomTransformer3DModel.from_video_transformer(
+        tiny.tiny_wan(), PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS)
+    )
+    with torch.no_grad():  # as after some training: both directions of the coupling pass gradients on
+        for block in made.blocks:
+            torch.nn.init.normal_(block.coupling.vis.to_out[0].weight, std=0.05)
+    return made.train()
+
+
+def batch(numbers: range) -> Batch:
+    generators = {n: sample_generator(0, n) for n in numbers}
+    return Batch.of(
+        [
+            sample(
+                torch.randn(tiny.VIDEO_CHANNELS, 2, 4, 4, generator=g),
+                torch.randn(tiny.PHYSICS_CHANNELS, 3, 8, 8, generator=g),
+                None,
+                torch.randn(1, 4, tiny.TEXT_CHANNELS, generator=g),
+                0.2 + 0.2 * n,
+                g,
+            )
+            for n, g in generators.items()
+        ]
+    )
+
+
+def norm(gradients) -> float:
+    return float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+
+
+def trainable(of) -> list[torch.nn.Parameter]:
+    return [p for p in of.parameters() if p.requires_grad]
+
+
+def physics_loss(of, half: Batch) -> torch.Tensor:
+    return losses(of, half).physics.sum() / SIZE
+
+
+def measure(rank: int, folder: str) -> None:
+    """All ways, in process `rank` of 2."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    half = batch(range(rank * 2, rank * 2 + 2))
+    found: dict[str, float] = {}
+
+    for strategy in ("ddp", "fsdp2"):
+        own = model()
+        parallel.lay_out(own, strategy)
+        split = SplitGradients(trainable(own))
+        each = losses(own, half)
+        split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)
+        split.reduce(parallel.sum_over_processes)
+        found[strategy] = float(split.norms()[1])
+        if strategy == "fsdp2":
+            given = torch.autograd.grad(physics_loss(own, half), trainable(own), allow_unused=True)
+            found["fsdp2 autograd.grad"] = sum(g is not None for g in given) / len(given)
+
+    own = model()
+    local = torch.tensor(norm(torch.autograd.grad(physics_loss(own, half) * 2, trainable(own), allow_unused=True)) ** 2)
+    dist.all_reduce(local)
+    found["rms of local norms"] = float((local / 2).sqrt())
+
+    wrapped = DistributedDataParallel(model())
+    (physics_loss(wrapped, half) * 2).backward()
+    found["ddp backward of L_z alone"] = norm([p.grad for p in trainable(wrapped)])
+
+    wrapped = DistributedDataParallel(model())
+    each = losses(wrapped, half)
+    try:
+        each.physics.sum().backward(retain_graph=True)
+        each.video.sum().backward()
+        found["ddp two backwards raise"] = 0
+    except RuntimeError:
+        found["ddp two backwards raise"] = 1
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict[str, float]]:
+    folder = tmp_path_factory.mktemp("norms")
+    mp.spawn(measure, args=(str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def truth() -> float:
+    own = model()
+    return norm(torch.autograd.grad(physics_loss(own, batch(range(SIZE))), trainable(own), allow_unused=True))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_way_in_use_is_exact_in_every_process(found, truth, strategy):
+    assert [f[strategy] for f in found] == pytest.approx([truth, truth], rel=1e-5)
+
+
+def test_local_norms_are_not_the_norm_of_the_global_batch(found, truth):
+    assert found[0]["rms of local norms"] > 1.1 * truth
+
+
+def test_a_backward_of_one_loss_through_ddp_is_silently_not_reduced(found, truth):
+    values = [f["ddp backward of L_z alone"] for f in found]
+    assert values[0] != pytest.approx(values[1], rel=1e-3)  # each process has its own
+    assert all(v != pytest.approx(truth, rel=1e-3) for v in values)
+
+
+def test_two_backwards_through_ddp_raise(found):
+    assert all(f["ddp two backwards raise"] == 1 for f in found)
+
+
+def test_autograd_grad_under_fsdp2_misses_gradients_without_an_error(found):
+    assert all(f["fsdp2 autograd.grad"] < 0.5 for f in found)
+
+
+def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
+    own = model()
+    own.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=True))
+    whole = batch(range(SIZE))
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        torch.autograd.grad(physics_loss(own, whole), trainable(own), allow_unused=True)
+    own.enable_gradient_checkpointing()  # as training does
+    given = torch.autograd.grad(physics_loss(own, whole), trainable(own), allow_unused=True)
+    assert norm(given) == pytest.approx(truth, rel=1e-5)
