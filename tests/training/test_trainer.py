@@ -117,7 +117,7 @@ def test_the_branch_learns_what_repeats(place):
     assert last < 0.9 * first
 
 
-# --- the gradient norms ------------------------------------------------------------------------------------------------
+# --- the gradient norms -----------------------------------------------------------------------------------------------
 
 
 def truth(params, alpha=0.0):
@@ -191,10 +191,10 @@ def test_a_norm_above_the_threshold_starts_the_cycle_again(place):
     params = place("train.steps=5")
     (_, norm_z), _ = truth(params)
     train(place("train.steps=5", f"train.recursive_weight.threshold={norm_z * 0.5}"))
-    assert [r["alpha"] for r in history()][0] == 0 and history()[-1]["resets"] > 0
+    assert history()[0]["alpha"] == 0 and history()[-1]["resets"] > 0
 
 
-# --- nothing lost ------------------------------------------------------------------------------------------------------
+# --- nothing lost -----------------------------------------------------------------------------------------------------
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(place, tmp_path):

@@ -1,7 +1,7 @@
 """The obvious ways to measure |dL_z/dtheta| that are wrong, most without an error, beside the one in use.
 
-Two real processes (gloo) on halves of a global batch. Each wrong way is shown to be wrong: should a new version of torch
-make one of them right, its test says so.
+Two real processes (gloo) on halves of a global batch. Each wrong way is shown to be wrong: should a new torch make
+one of them right, its test says so.
 """
 
 from __future__ import annotations

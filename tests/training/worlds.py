@@ -15,7 +15,7 @@ from tests import tiny
 def write_latents(
     root: Path, params: Params, train: int = 12, heldout: int = 4, frames: tuple[int, ...] = (2, 3)
 ) -> None:
-    """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 places, prefixes of 1 and 5 frames."""
+    """`data/latents` under `root`: clips of `frames` latents in turn, 4 x 4 places, prefixes of 1 and 5 frames."""
     folder = root / "data/latents"
     generator = torch.Generator().manual_seed(0)
     writer = ShardWriter(folder, 64, torch.float32)
