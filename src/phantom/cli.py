@@ -7,6 +7,7 @@ after saving. What is slow to import is imported by the command that needs it.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -35,6 +36,7 @@ app.add_typer(score, name="score")
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Launcher = Annotated[str | None, typer.Option(metavar="local|kubernetes", help="Where; else as compute.* says.")]
 
 
 @app.callback()
@@ -116,35 +118,62 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
 
 
 @app.command()
-def encode(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+def encode(
+    context: typer.Context,
+    launcher: Launcher = None,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
     """Encode the clips into latents: data/latents."""
-    with stage("encode", context, params, set_) as tree:
-        from phantom.data.encode import encode
+    with stage("encode", context, params, set_, launcher) as tree:
+        if tree.compute.encode == "kubernetes":
+            result: Any = on_cluster("encode", tree)
+        else:
+            from phantom.data.encode import encode
 
-        result = encode(tree)
+            result = encode(tree)
     show(result, as_json)
 
 
 @app.command()
-def train(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+def train(
+    context: typer.Context,
+    launcher: Launcher = None,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
     """Train the physics branch and the coupling: models/phantom."""
-    with stage("train", context, params, set_) as tree:
-        from phantom.run import stand_in
-        from phantom.training.trainer import train
+    with stage("train", context, params, set_, launcher) as tree:
+        if tree.compute.train == "kubernetes":
+            result: Any = on_cluster("train", tree)
+        else:
+            from phantom.run import stand_in
+            from phantom.training.trainer import train
 
-        result = train(tree)
-        if not tree.train.control:
-            stand_in(Path("models/control"), "Trained with train.control: false, so there is no control.")
+            result = train(tree)
+            if not tree.train.control and os.environ.get("RANK", "0") == "0":
+                stand_in(Path("models/control"), "Trained with train.control: false, so there is no control.")
     show(result, as_json)
 
 
 @app.command()
-def evaluate(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
+def evaluate(
+    context: typer.Context,
+    launcher: Launcher = None,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
     """Score base, control and Phantom: reports/evaluation.json and reports/index.html."""
-    with stage("evaluate", context, params, set_) as tree:
-        from phantom.evaluation.stage import evaluate
+    with stage("evaluate", context, params, set_, launcher) as tree:
+        if tree.compute.evaluate == "kubernetes":
+            result: Any = on_cluster("evaluate", tree)
+        else:
+            from phantom.evaluation.stage import evaluate
 
-        result = evaluate(tree)
+            result = evaluate(tree)
     show(result, as_json)
 
 
@@ -296,13 +325,23 @@ def show(result: Any, as_json: bool, text: str | None = None) -> None:
         typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items()))
 
 
+def on_cluster(name: str, tree: Params) -> Any:
+    """Runs a stage as a job, whose pods run the same command with `compute.*` set to local."""
+    from phantom.cluster.submit import run_job
+
+    return run_job(name, tree)
+
+
 @contextmanager
-def stage(name: str, context: typer.Context, params: Path | None, set_: list[str] | None) -> Iterator[Params]:
+def stage(
+    name: str, context: typer.Context, params: Path | None, set_: list[str] | None, launcher: str | None = None
+) -> Iterator[Params]:
     """The settings for a stage, checked before anything slow is imported.
 
     A stage replaces its outputs whole, or keeps its progress aside: it may be stopped at any time and run again.
     """
-    tree = settings(context, params, set_)
+    where = [f"compute.{name}={launcher}"] if launcher else []
+    tree = settings(context, params, [*(set_ or []), *where])
     try:
         yield tree
     except KeyboardInterrupt:

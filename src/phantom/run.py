@@ -141,7 +141,7 @@ def leave_outcome(code: int, error: str = "") -> bool:
     Of several processes of a stage the first to end is heard: the others end because it did.
     """
     path = os.environ.get(OUTCOME)
-    if path and not Path(path).exists():
+    if path and not (Path(path).exists() and Path(path).stat().st_size):  # in a pod there is an empty one
         Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
     return bool(path)
 

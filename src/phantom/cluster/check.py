@@ -1,0 +1,220 @@
+"""What would be refused on the way in, or by the kubelet later, and is not in the schema: one line per problem.
+
+The schemas of the custom resources know neither names nor enumerations; the operator's webhook, PodSecurity and the
+kubelet do, and each says so at another time and place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from phantom.cluster.pods import containers, pods_of, restricted
+
+LONGEST_NAME = 50  # `<job>-worker-NN` is the name of a service
+LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+IMAGE = re.compile(r"[^\s@:]+(:\d+/[^\s@:]+)?(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?")
+VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+TORCHRUN = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # s that torchrun gives its processes to save
+ENUMERATIONS = {
+    "restartPolicy": ("Always", "OnFailure", "Never", "ExitCode"),
+    "cleanPodPolicy": ("None", "Running", "All"),
+    "rdzvBackend": ("c10d", "etcd", "etcd-v2"),
+    "managedBy": ("kubeflow.org/training-operator", "kueue.x-k8s.io/multikueue"),
+}
+
+
+def problems(manifest: dict[str, Any], memory_locking: bool = False) -> list[str]:
+    """Every problem of a job's manifest, a line each: "Kind name: field: found ..., accepted: ..."."""
+    kinds = {"PyTorchJob": _pytorchjob, "TrainJob": _trainjob, "Job": _job}
+    metadata = manifest["metadata"]
+    found = [*_metadata(metadata), *kinds[manifest["kind"]](manifest["spec"])]
+    for path, template in pods_of(manifest):
+        found += [f"{path}metadata.{line}" for line in _labels(template.get("metadata") or {})]
+        pod = template.get("spec") or {}
+        found += [f"{path}spec.{line}" for line in (*pod_problems(pod), *restricted(pod, memory_locking))]
+    return [f"{manifest['kind']} {metadata.get('name')}: {line}" for line in found]
+
+
+def pod_problems(pod: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a pod spec whatever the namespace's level: names, images, resources, mounts, variables."""
+    if not pod.get("containers"):
+        yield "containers: found none, accepted: at least one"
+    volumes = [volume["name"] for volume in pod.get("volumes") or []]
+    for name in sorted({name for name in volumes if volumes.count(name) > 1}):
+        yield f"volumes: found {name!r} twice"
+    for volume in pod.get("volumes") or []:
+        claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+        yield from _name(f"volumes.{volume['name']}.persistentVolumeClaim.claimName", claim)
+    yield from _name("serviceAccountName", pod.get("serviceAccountName"))
+    yield from _name("priorityClassName", pod.get("priorityClassName"))
+    for key, value in (pod.get("nodeSelector") or {}).items():
+        yield from _label("nodeSelector", key, value)
+    grace = pod.get("terminationGracePeriodSeconds", 30)
+    for place, container in containers(pod):
+        yield from (f"{place}.{line}" for line in _container(container, volumes))
+        for entry in container.get("env") or []:
+            if entry["name"] == SHUTDOWN and int(entry["value"]) >= grace:
+                yield f"terminationGracePeriodSeconds: found {grace}, accepted: more than {SHUTDOWN} {entry['value']}"
+
+
+def _container(container: dict[str, Any], volumes: list[str]) -> Iterator[str]:
+    yield from _image(container.get("image"))
+    for mount in container.get("volumeMounts") or []:
+        if mount["name"] not in volumes:
+            yield f"volumeMounts: found {mount['name']!r}, accepted: {', '.join(volumes) or 'none'}"
+        if not mount["mountPath"].startswith("/"):
+            yield f"volumeMounts.{mount['name']}.mountPath: found {mount['mountPath']!r}, accepted: an absolute path"
+    yield from _variables("env", container.get("env"))
+    yield from _resources("resources", container.get("resources") or {})
+
+
+def _pytorchjob(spec: dict[str, Any]) -> Iterator[str]:
+    replicas = spec.get("pytorchReplicaSpecs") or {}
+    elastic, policy = spec.get("elasticPolicy"), spec.get("runPolicy") or {}
+    if "runPolicy" not in spec:
+        yield "runPolicy: missing; kubeflow-training cannot read a job without it"
+    for role in sorted(set(replicas) - {"Master", "Worker"}):
+        yield f"pytorchReplicaSpecs: found {role!r}, accepted: Master, Worker"
+    for role, replica in replicas.items():
+        count = replica.get("replicas", 1)
+        if role == "Master" and replica.get("replicas") != 1:
+            yield f"pytorchReplicaSpecs.Master.replicas: found {replica.get('replicas')}, accepted: 1"
+        elif count < 1:
+            yield f"pytorchReplicaSpecs.{role}.replicas: found {count}, accepted: >= 1"
+        names = [c.get("name") for c in ((replica.get("template") or {}).get("spec") or {}).get("containers") or []]
+        if "pytorch" not in names:
+            yield f"pytorchReplicaSpecs.{role}.template.spec.containers: found {names}, accepted: one named 'pytorch'"
+        yield from _one_of(f"pytorchReplicaSpecs.{role}.restartPolicy", replica.get("restartPolicy"))
+    per_node = spec.get("nprocPerNode", "auto")
+    if not (per_node in ("auto", "cpu", "gpu") or (isinstance(per_node, str) and per_node.isdigit() and int(per_node))):
+        yield f"nprocPerNode: found {per_node!r}, accepted: a string: 'auto', 'cpu', 'gpu' or a number >= 1"
+    if elastic is not None:
+        if "Worker" not in replicas:
+            yield "pytorchReplicaSpecs: found no Worker, accepted: one, as there is an elasticPolicy"
+        elif (
+            not elastic.get("minReplicas", 1) <= replicas["Worker"].get("replicas", 1) <= elastic.get("maxReplicas", 1)
+        ):
+            yield (
+                f"elasticPolicy: found {elastic.get('minReplicas')} to {elastic.get('maxReplicas')} replicas, "
+                f"accepted: around Worker.replicas {replicas['Worker'].get('replicas')}"
+            )
+        if "Master" in replicas:
+            yield "elasticPolicy: found with a Master, accepted: Workers alone"
+        yield from _one_of("elasticPolicy.rdzvBackend", elastic.get("rdzvBackend"))
+    yield from _one_of("runPolicy.cleanPodPolicy", policy.get("cleanPodPolicy"))
+    yield from _one_of("runPolicy.managedBy", policy.get("managedBy"))
+    if policy.get("backoffLimit", 1) < 1:
+        yield f"runPolicy.backoffLimit: found {policy['backoffLimit']}, accepted: >= 1 (the first failure counts)"
+
+
+def _trainjob(spec: dict[str, Any]) -> Iterator[str]:
+    trainer = spec.get("trainer") or {}
+    yield from (f"trainer.{line}" for line in _image(trainer.get("image")))
+    yield from (f"trainer.{line}" for line in _variables("env", trainer.get("env")))
+    yield from (f"trainer.{line}" for line in _resources("resourcesPerNode", trainer.get("resourcesPerNode") or {}))
+    for name in sorted(TORCHRUN & {entry["name"] for entry in trainer.get("env") or []}):
+        yield f"trainer.env: found {name}, accepted: none that the operator sets"
+    for key in ("numNodes", "numProcPerNode"):
+        if trainer.get(key, 1) < 1:
+            yield f"trainer.{key}: found {trainer[key]}, accepted: >= 1"
+    for patch in spec.get("runtimePatches") or []:
+        if "/" not in patch["manager"] or not SUBDOMAIN.fullmatch(patch["manager"].split("/")[0]):
+            yield f"runtimePatches.manager: found {patch['manager']!r}, accepted: DOMAIN/NAME"
+        for job in (patch["trainingRuntimeSpec"].get("template") or {}).get("spec", {}).get("replicatedJobs", []):
+            template = job["template"]["spec"]["template"]
+            yield from (f"runtimePatches.{job['name']}.metadata.{line}" for line in _labels(template["metadata"]))
+            pod = template["spec"]
+            names = [volume["name"] for volume in pod.get("volumes") or []]
+            for container in pod.get("containers") or []:
+                if container.get("env"):
+                    yield f"runtimePatches.{job['name']}.{container['name']}.env: found some, accepted: trainer.env"
+                for mount in container.get("volumeMounts") or []:
+                    if mount["name"] not in names:
+                        yield f"runtimePatches.{job['name']}: volumeMounts: found {mount['name']!r}, accepted: {names}"
+
+
+def _job(spec: dict[str, Any]) -> Iterator[str]:
+    restart = spec["template"]["spec"].get("restartPolicy")
+    if restart not in ("OnFailure", "Never"):
+        yield f"template.spec.restartPolicy: found {restart}, accepted: OnFailure, Never"
+    if spec.get("podFailurePolicy") and restart != "Never":
+        yield f"template.spec.restartPolicy: found {restart}, accepted: Never, as there is a podFailurePolicy"
+    if spec.get("completionMode") == "Indexed" and not spec.get("completions"):
+        yield "completions: missing; an Indexed job states them"
+
+
+def _metadata(metadata: dict[str, Any]) -> Iterator[str]:
+    name, namespace = metadata.get("name") or "", metadata.get("namespace") or ""
+    if not LABEL_1035.fullmatch(name) or len(name) > LONGEST_NAME:
+        yield (
+            f"metadata.name: found {name!r}, accepted: at most {LONGEST_NAME} of a-z, 0-9 and -, from a letter to no -"
+        )
+    if not SUBDOMAIN.fullmatch(namespace) or "." in namespace or len(namespace) > 63:
+        yield f"metadata.namespace: found {namespace!r}, accepted: at most 63 of a-z, 0-9 and -, from and to no -"
+    yield from (f"metadata.{line}" for line in _labels(metadata))
+
+
+def _labels(metadata: dict[str, Any]) -> Iterator[str]:
+    for key, value in (metadata.get("labels") or {}).items():
+        yield from _label("labels", key, value)
+    for key in metadata.get("annotations") or {}:
+        if not QUALIFIED.fullmatch(key):
+            yield f"annotations: found {key!r}, accepted: [DOMAIN/]NAME"
+
+
+def _label(where: str, key: str, value: Any) -> Iterator[str]:
+    if not QUALIFIED.fullmatch(key):
+        yield f"{where}: found {key!r}, accepted: [DOMAIN/]NAME"
+    if not isinstance(value, str) or not VALUE.fullmatch(value):
+        yield f"{where}.{key}: found {value!r}, accepted: at most 63 letters, digits, -, _ and ."
+
+
+def _name(field: str, name: str | None) -> Iterator[str]:
+    if name is not None and (not SUBDOMAIN.fullmatch(name) or len(name) > 253):
+        yield f"{field}: found {name!r}, accepted: a name of a-z, 0-9, - and ."
+
+
+def _image(image: str | None) -> Iterator[str]:
+    if not image or not IMAGE.fullmatch(image):
+        yield f"image: found {image!r}, accepted: NAME:VERSION or NAME@sha256:DIGEST"
+    elif image.endswith(":latest") or (":" not in image.rsplit("/", 1)[-1] and "@" not in image):
+        yield f"image: found {image!r}, accepted: one with a version other than latest, or a digest"
+
+
+def _variables(where: str, entries: list[dict[str, Any]] | None) -> Iterator[str]:
+    names = [entry["name"] for entry in entries or []]
+    for name in names:
+        if not VARIABLE.fullmatch(name):
+            yield f"{where}: found {name!r}, accepted: letters, digits, _, - and ., and no digit first"
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{where}: found {name} twice"
+
+
+def _resources(where: str, resources: dict[str, Any]) -> Iterator[str]:
+    for group in ("requests", "limits"):
+        for name, quantity in (resources.get(group) or {}).items():
+            if not QUALIFIED.fullmatch(name):
+                yield f"{where}.{group}: found {name!r}, accepted: cpu, memory, or DOMAIN/NAME"
+            if not QUANTITY.fullmatch(str(quantity)):
+                yield f"{where}.{group}.{name}: found {quantity!r}, accepted: a quantity such as 2, 500m or 16Gi"
+            elif "/" in name and not str(quantity).isdigit():
+                yield f"{where}.{group}.{name}: found {quantity!r}, accepted: a whole number"
+    for name in resources.get("limits") or {}:
+        if (
+            "/" in name
+            and (resources.get("requests") or {}).get(name, resources["limits"][name]) != resources["limits"][name]
+        ):
+            yield f"{where}.requests.{name}: found another than in limits, accepted: the same"
+
+
+def _one_of(field: str, value: str | None) -> Iterator[str]:
+    accepted = ENUMERATIONS[field.rsplit(".", 1)[-1]]
+    if value is not None and value not in accepted:
+        yield f"{field}: found {value!r}, accepted: {', '.join(accepted)}"

@@ -1,0 +1,109 @@
+"""One stage as a job: all that the renderers need, and nothing of any operator.
+
+A job's pods mount the volume that holds the checkout and work in it, as the stage does on one machine. The settings
+travel inside the job, with `compute.*` set to local: in the pod the stage runs there and then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.config import Cluster, Params
+from phantom.errors import UserError
+from phantom.run import OUTCOME
+
+WORKSPACE = "/workspace"
+MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status
+SETTINGS = "PHANTOM_PARAMS"
+SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
+
+# What a stage's result is made of: settings, and files that stand for its inputs. As in dvc.yaml.
+SECTIONS = {
+    "encode": ("models", "data", "encode"),
+    "train": ("models", "physics", "coupling", "train"),
+    "evaluate": ("models", "data", "encode", "evaluate"),
+}
+INPUTS = {
+    "encode": ("data/clips/manifest.jsonl",),
+    "train": ("data/latents/index.json",),
+    "evaluate": ("models/phantom/config.json", "models/phantom/history.json", "models/control/history.json"),
+}
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A stage, over `pods` pods of `processes` processes each; a process has a GPU if `settings.gpu` names one."""
+
+    stage: str
+    name: str  # the same for the same work, so that a job that is there already is found again
+    pods: int
+    processes: int
+    command: tuple[str, ...]
+    env: dict[str, str]
+    settings: Cluster
+
+
+def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
+    """The job of a stage ("encode", "train" or "evaluate"). Raises UserError if the settings do not add up."""
+    cluster = params.cluster
+    pods, processes = {"encode": cluster.encode_pods, "train": cluster.nodes}.get(stage, 1), 1
+    if stage == "train":
+        processes, left = divmod(params.train.processes, pods)
+        if left or not processes:
+            whole = params.train.processes
+            near = min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - pods))
+            raise UserError(
+                f"cluster.nodes: found {pods}, accepted: divisors of train.processes {whole}; nearest valid: {near}"
+            )
+    return JobSpec(
+        stage=stage,
+        name=f"phantom-{stage}-{_identity(stage, params, root)}",
+        pods=pods,
+        processes=processes,
+        command=("/bin/sh", "-c", _script(stage, pods)),
+        env=_environment(stage, params),
+        settings=cluster,
+    )
+
+
+def _script(stage: str, pods: int) -> str:
+    """Writes the settings into a file and becomes the stage, so that the stage has the pod's signals."""
+    settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
+    run = {
+        "train": "torchrun -m phantom.cli train",
+        "encode": f'python -m phantom.cli encode --share "$JOB_COMPLETION_INDEX/{pods}"',
+        "evaluate": "python -m phantom.cli evaluate",
+    }[stage]
+    return f'{settings} && exec {run} --params "$TMPDIR/params.yaml"'
+
+
+def _environment(stage: str, params: Params) -> dict[str, str]:
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree["compute"] = dict.fromkeys(tree["compute"], "local")
+    env = {
+        # Kubernetes expands $(NAME) in values; JSON can do without the character.
+        SETTINGS: json.dumps(tree).replace("$", "\\u0024"),
+        OUTCOME: MESSAGE,
+        "HOME": "/tmp",  # caches of compilers; the rest of the root file system is read-only
+        "TMPDIR": "/tmp",
+        "USER": "phantom",
+        "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
+        "OMP_NUM_THREADS": str(params.cluster.cpu),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if stage == "train":
+        env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN)
+    return env | dict(pair.split("=", 1) for pair in params.cluster.env)
+
+
+def _identity(stage: str, params: Params, root: Path) -> str:
+    """Names the work: the settings that the result is made of, and its inputs as far as they are here."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    digest = hashlib.sha256(json.dumps([stage, {key: tree[key] for key in SECTIONS[stage]}], sort_keys=True).encode())
+    for name in INPUTS[stage]:
+        if (root / name).is_file():
+            digest.update(hashlib.sha256((root / name).read_bytes()).digest())
+    return digest.hexdigest()[:10]

@@ -1,0 +1,127 @@
+"""Runs a stage as a job: renders, checks, submits or adopts, watches, and leaves nothing running when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.cluster.api import Connection
+from phantom.cluster.check import problems
+from phantom.cluster.render import SPEC, Manifest, render
+from phantom.cluster.spec import make_spec
+from phantom.cluster.watch import POLL, Watch
+from phantom.cluster.words import job_state
+from phantom.config import Params
+from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.progress import say
+from phantom.run import OUTCOME
+
+CANCEL_SECONDS = 20.0  # that the deletion of a job is tried for
+SEEN_SECONDS = 60.0  # that a network file system may take to show what a pod wrote
+OUTPUTS = {
+    "encode": Path("data/latents/index.json"),
+    "train": Path("models/phantom/result.json"),
+    "evaluate": Path("reports/evaluation.json"),
+}
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """A job that has succeeded. here: whether its outputs lie in this checkout, as they do on the job's volume."""
+
+    stage: str
+    job: str
+    namespace: str
+    adopted: bool
+    pods: int
+    restarts: int
+    seconds: float
+    here: bool
+
+
+def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
+    """Runs a stage on the cluster, to its end. Called again while the job runs, it takes that one up.
+
+    Stopped by a signal it deletes the job, whose pods save what they have. Raises UserError, Interrupted or
+    StageFailed, as the stage did.
+    """
+    began = time.monotonic()
+    manifest = render(make_spec(stage, params, root))
+    if found := problems(manifest, params.cluster.lock_memory):
+        raise UserError("\n".join(found))
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    before = _stamp(root / OUTPUTS[stage])
+    connection = Connection(params.cluster)
+    try:
+        adopted = _submit(connection, stage, manifest, before is not None)
+        watch = Watch(connection, stage, kind, name, root)
+        watch.run()
+    except KeyboardInterrupt:
+        raise Interrupted(_cancel(params, stage, kind, name)) from None
+    except UserError:
+        _cancel(params, stage, kind, name)
+        raise
+    here = _arrived(root / OUTPUTS[stage], before, adopted)
+    if not here:
+        where = f"the outputs are on the volume {params.cluster.volume}, on which this checkout does not lie"
+        if os.environ.get(OUTCOME):  # the next stages read them
+            raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
+        say(f"{stage}: {where}")
+    seconds = round(time.monotonic() - began, 1)
+    return JobResult(stage, name, params.cluster.namespace, adopted, len(watch.pods), watch.restarts, seconds, here)
+
+
+def _submit(connection: Connection, stage: str, manifest: Manifest, outputs: bool) -> bool:
+    """Creates the job, or finds it there: then True. A finished one is replaced, unless it has left `outputs`."""
+    kind, meta = manifest["kind"], manifest["metadata"]
+    said = False
+    while not connection.create(manifest):
+        job = connection.get(kind, meta["name"])
+        if job is None:
+            continue
+        if job["metadata"].get("deletionTimestamp"):
+            if not said:
+                say(f"{stage}: waiting for the pods of the former {kind} {meta['name']} to end")
+            said = True
+            time.sleep(POLL)
+            continue
+        state = job_state(job)
+        same = (job["metadata"].get("annotations") or {}).get(SPEC) == meta["annotations"][SPEC]
+        if state.phase == "failed" or (state.phase == "succeeded" and not (same and outputs)):
+            connection.delete(kind, meta["name"])
+            continue
+        if not same:
+            raise StageFailed(
+                f"{stage}: {kind} {meta['name']} is there already, with other settings of cluster.*; "
+                f"`kubectl -n {connection.namespace} delete {kind.lower()} {meta['name']}` ends it"
+            )
+        say(f"{stage}: {kind} {meta['name']} is there already: it is taken up")
+        return True
+    say(f"{stage}: {kind} {meta['name']} is submitted to the namespace {connection.namespace}")
+    return False
+
+
+def _cancel(params: Params, stage: str, kind: str, name: str) -> str:
+    """Deletes the job. Returns a line that says so."""
+    try:
+        Connection(params.cluster, CANCEL_SECONDS).delete(kind, name)
+    except (StageFailed, KeyboardInterrupt) as error:
+        command = f"kubectl -n {params.cluster.namespace} delete {kind.lower()} {name}"
+        return f"{stage}: interrupted, but {kind} {name} could not be deleted ({error}): `{command}`"
+    return f"{stage}: interrupted; {kind} {name} is deleted and its pods save what they have; run again to go on"
+
+
+def _stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _arrived(path: Path, before: int | None, adopted: bool) -> bool:
+    """Whether the job's output is here: newer than what was here before, unless the job was there before us."""
+    deadline = time.monotonic() + (SEEN_SECONDS if os.environ.get(OUTCOME) else 0)
+    while (now := _stamp(path)) is None or (now == before and not adopted):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
