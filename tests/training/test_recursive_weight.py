@@ -41,6 +41,7 @@ def test_a_raw_norm_above_the_threshold_keeps_alpha_at_zero_and_a_weighted_one_s
 def test_the_control_never_leaves_zero():
     held = RecursiveWeight(settings(), held=True)
     assert set(run(held, [0.1] * 6 + [9.0])) == {0} and held.resets == 0
+    assert not any(held.due(step) for step in range(9))
 
 
 def test_the_state_continues():

@@ -30,8 +30,8 @@ class RecursiveWeight:
         return 0.0 if self.held else self.settings.alpha_max * growth
 
     def due(self, step: int) -> bool:
-        """Whether the norm is measured exactly at `step`."""
-        return step % self.settings.every == 0
+        """Whether the norm is measured at `step`. The control needs none."""
+        return not self.held and step % self.settings.every == 0
 
     def observe(self, norm: float) -> None:
         """Takes |dL_z / dtheta| of the global batch, before clipping, not scaled by alpha_z; resets if too large."""
