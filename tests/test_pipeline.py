@@ -330,6 +330,14 @@ def test_an_export_brings_its_frozen_parts_and_what_it_was_made_for(export, monk
     assert np.array_equal(found.frames, same.frames) and torch.equal(found.physics, same.physics)
 
 
+def test_an_export_that_states_no_shift_keeps_the_bases_scheduler(export, tmp_path):
+    loaded = PhantomTransformer3DModel.from_pretrained(export)
+    for metadata, shift in (({"frames": 5}, 3.0), ({"flow_shift": 7.0}, 7.0)):
+        loaded.save_export(tmp_path, metadata=metadata, base_id=str(export.parent / "mini"))
+        pipe = PhantomPipeline.from_pretrained(tmp_path, physics_encoder=export.parent / "mini" / "physics_encoder")
+        assert isinstance(pipe.scheduler, UniPCMultistepScheduler) and pipe.scheduler.config.flow_shift == shift
+
+
 def test_a_saved_pipeline_is_loaded_whole(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     assert {p.name for p in (tmp_path / "saved").iterdir()} == {*pipe.components, "model_index.json"}

@@ -130,7 +130,7 @@ class PhantomPipeline(DiffusionPipeline):
         for model in (vae, text_encoder, encoder):
             model.eval().requires_grad_(False)
         pipe = cls(tokenizer, text_encoder, vae, transformer, scheduler, encoder)
-        if (config["metadata"] or {}).get("sampling"):
+        if "flow_shift" in pipe.stated:
             pipe.scheduler = make_scheduler(pipe.defaults["scheduler"], pipe.defaults["flow_shift"])
         return pipe
 
@@ -140,8 +140,13 @@ class PhantomPipeline(DiffusionPipeline):
 
         As its metadata states them, at the top or under `sampling`; what it leaves open is as in the paper's preset.
         """
+        return {**_paper(), **self.stated}
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What the model's metadata says of it."""
         metadata = self.transformer.config.metadata or {}
-        return {**_paper(), **metadata, **metadata.get("sampling", {})}
+        return {**metadata, **metadata.get("sampling", {})}
 
     @property
     def num_timesteps(self) -> int:

@@ -69,7 +69,7 @@ def physics_ends(config: dict[str, Any]) -> Ends:
     ends = Ends(config)
     init_linears(ends)
     nn.init.xavier_uniform_(ends.patch_embedding.weight.flatten(1))
-    nn.init.zeros_(ends.patch_embedding.bias)
+    nn.init.zeros_(ends.patch_embedding.bias)  # type: ignore[arg-type]
     embedder = ends.condition_embedder
     for layer in (*embedder.text_embedder.modules(), *embedder.time_embedder.modules(), ends.proj_out):
         if isinstance(layer, nn.Linear):
