@@ -1,4 +1,4 @@
-"""data/clips of a few short clips, and helpers to encode them with the tiny base."""
+"""data/clips of a few short and small clips, and the settings that fit them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
 from phantom.data.video import write_mp4
 from tests.data.videos import moving
 
+SIZE = 32
+SETTINGS = (f"data.height={SIZE}", f"data.width={SIZE}")
+
 
 def write_clips(root: Path, lengths: Sequence[int]) -> list[Clip]:
     """Writes clips of `lengths` frames and their manifest as `phantom prepare` does; every fourth is held out."""
@@ -18,7 +21,7 @@ def write_clips(root: Path, lengths: Sequence[int]) -> list[Clip]:
     clips = []
     for i, count in enumerate(lengths):
         path = folder / f"{i:02d}.mp4"
-        write_mp4(path, moving(count, seed=i), fps=4)
+        write_mp4(path, moving(count, seed=i, height=SIZE, width=SIZE), fps=4)
         caption = f"Square {i}\nmoves — “right”."
         split = "heldout" if i % 4 == 3 else "train"
         clips.append(Clip(f"clip/{i:02d}", path.name, caption, count, 4.0, sha256(path), split))

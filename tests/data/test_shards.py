@@ -9,14 +9,14 @@ from phantom.config import PRESETS, load_params
 from phantom.data.encode import encode
 from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, make_recipe, refuse_other_recipe
 from phantom.errors import UserError
-from tests.data.latents import write_clips
+from tests.data.latents import SETTINGS, write_clips
 
 
 @pytest.fixture
 def folder(make_params, tmp_path):
     """data/latents of five clips of two lengths, one of them held out."""
     write_clips(tmp_path, (9, 5, 9, 9, 5))
-    encode(make_params(), tmp_path)
+    encode(make_params(*SETTINGS), tmp_path)
     return tmp_path / LATENTS
 
 
@@ -35,7 +35,7 @@ def test_a_set_holds_the_clips_of_its_split(folder):
     train, heldout = (LatentSet(folder, split) for split in ("train", "heldout"))
     assert [train[i].id for i in range(len(train))] == ["clip/00", "clip/01", "clip/02", "clip/04"]
     assert [heldout[i].id for i in range(len(heldout))] == ["clip/03"]
-    assert train.shapes == [(16, n, 8, 8) for n in (3, 2, 3, 2)]
+    assert train.shapes == [(16, n, 4, 4) for n in (3, 2, 3, 2)]
     assert train[0].caption == "Square 0\nmoves — “right”."
     assert train.empty_text.shape == (1, 32)
     with pytest.raises(IndexError):

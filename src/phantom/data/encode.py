@@ -25,6 +25,7 @@ from phantom.data.shards import (
     LATENTS,
     Latents,
     ShardWriter,
+    describe,
     make_recipe,
     write_tensors,
 )
@@ -60,12 +61,10 @@ def encode(params: Params, root: Path = Path()) -> EncodeResult:
     for clip in clips:
         _refuse_unfit(clip, params, manifest)
     recipe = {**make_recipe(params), "weights": _weights(params.models)}
-    recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    work = root / WORK / hashlib.sha256(f"{recipe_hash} {sha256(manifest)}".encode()).hexdigest()[:16]
+    work = root / WORK / _digest([_digest(recipe), sha256(manifest)])[:16]
     dtype = getattr(torch, params.models.dtype)
     writer = ShardWriter(work, params.encode.shard_mb, dtype)
     done = writer.done
-    kept = len(done)
 
     # Batches of one length, in the manifest's order: what finished shards hold is always a whole number of them.
     by_length: dict[int, list[Clip]] = defaultdict(list)
@@ -75,19 +74,19 @@ def encode(params: Params, root: Path = Path()) -> EncodeResult:
     size = params.encode.batch_size
     batches = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
 
-    empty = work / f"{EMPTY_TEXT}.json"
-    if batches or not empty.is_file():
+    if batches:
         encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
         _refuse_size(params, encoders)
-        stated = write_tensors(work / EMPTY_TEXT, {"text": encoders.text.encode([""])[0].to("cpu", dtype).clone()})
-        empty.write_text(json.dumps(stated), encoding="utf-8")
+        write_tensors(work / EMPTY_TEXT, {"text": encoders.text.encode([""])[0].to("cpu", dtype).clone()})
         read = partial(_read_batch, root / CLIPS)
-        with track("encode", len(clips), "clips", done=kept) as bar:
+        with track("encode", len(clips), "clips", done=len(done)) as bar:
             for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
                 writer.add(_encode_batch(batch, frames, encoders, params))
                 bar.advance(len(batch))
         writer.close()
-    return _publish(clips, writer, recipe, recipe_hash, json.loads(empty.read_text(encoding="utf-8")), root, kept)
+    files = _publish(clips, writer, recipe, root / LATENTS)
+    megabytes = sum(file["bytes"] for file in files) / 2**20
+    return EncodeResult(len(clips), len(done), len(writer.finished), round(megabytes, 1), str(root / LATENTS))
 
 
 def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
@@ -173,26 +172,18 @@ def _weights(models: Models) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _publish(
-    clips: list[Clip],
-    writer: ShardWriter,
-    recipe: dict[str, Any],
-    recipe_hash: str,
-    empty: dict[str, Any],
-    root: Path,
-    kept: int,
-) -> EncodeResult:
-    """Puts the finished shards and their index in the place of data/latents."""
-    out = root / LATENTS
+def _publish(clips: list[Clip], writer: ShardWriter, recipe: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Puts the finished shards and their index in the place of `out`; returns what the index says of each file."""
     new = fresh_folder(out.with_name(out.name + ".new"))
     shards = [{key: shard[key] for key in ("file", "sha256", "bytes")} for shard in writer.finished]
-    for stated in (*shards, empty):
-        link(writer.folder / stated["file"], new / stated["file"])
+    empty = describe(writer.folder / EMPTY_TEXT)
+    for file in (*shards, empty):
+        link(writer.folder / file["file"], new / file["file"])
     encoded = {clip["id"]: {**clip, "shard": shard["file"]} for shard in writer.finished for clip in shard["clips"]}
     index = {
         "format": FORMAT,
         "recipe": recipe,
-        "recipe_hash": recipe_hash,
+        "recipe_hash": _digest(recipe),
         "shards": shards,
         "empty_text": empty,
         "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in clips],
@@ -200,5 +191,8 @@ def _publish(
     (new / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
     replace_folder(new, out)
     shutil.rmtree(writer.folder)
-    size = sum(stated["bytes"] for stated in (*shards, empty)) / 2**20
-    return EncodeResult(len(clips), kept, len(shards), round(size, 1), str(out))
+    return [*shards, empty]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

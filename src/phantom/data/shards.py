@@ -119,7 +119,9 @@ class ShardWriter:
         if not self._clips:
             return
         number = len(self.finished)
-        shard = {**write_tensors(self.folder / f"shard-{number:05d}.safetensors", self._tensors), "clips": self._clips}
+        path = self.folder / f"shard-{number:05d}.safetensors"
+        write_tensors(path, self._tensors)
+        shard = {**describe(path), "clips": self._clips}
         part = self._note(number).with_suffix(".part")
         part.write_text(json.dumps(shard), encoding="utf-8")
         settle(part)
@@ -135,13 +137,17 @@ class ShardWriter:
         return self.folder / f"shard-{number:05d}.json"
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Writes a safetensors file, whole or not at all; returns its name, digest and size."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all."""
     part = path.with_suffix(".part")
     save_file(tensors, part)
     part.chmod(0o644)  # safetensors writes for its owner alone; whoever trains may be another
     settle(part)
     part.replace(path)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the index says of a file."""
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
