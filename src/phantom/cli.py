@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 score = typer.Typer(help="Score a folder of mp4 of any model.", no_args_is_help=True)
 app.add_typer(score, name="score")
+sample = typer.Typer(help="Make the videos that a benchmark wants, with any model.", no_args_is_help=True)
+app.add_typer(sample, name="sample")
 
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
@@ -303,6 +305,76 @@ def generate(
     elif prompt is not None:
         one = make(model, prompt, out, **options)
         show(one, as_json, f"{one.out}: {one.frames} frames of {one.width}x{one.height} at {one.fps:g} fps")
+
+
+# --- benchmarks -----------------------------------------------------------------------------------------------------
+
+
+@sample.command("physics-iq")
+def sample_physics_iq(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    benchmark: Annotated[Path, typer.Option(help="The benchmark's folder.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is elsewhere.")] = None,
+    mode: Annotated[str, typer.Option(help="single: from one frame; multi: from the video before.")] = "single",
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of Physics-IQ, by the settings of `evaluate` and the sizes of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.sample import sample_folder
+
+        result = sample_folder(tree, model, benchmark, out, descriptions, mode, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@score.command("physics-iq")
+def score_physics_iq(
+    generated: Annotated[list[Path] | None, typer.Option(help="A folder of mp4; several: runs of one model.")] = None,
+    benchmark: Annotated[Path | None, typer.Option(help="The benchmark's folder.")] = None,
+    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is not in the benchmark.")] = None,
+    protocol: Annotated[str, typer.Option(help="original or verified.")] = "original",
+    mask_codec: Annotated[str, typer.Option(help="mp4v, as published, or none.")] = "mp4v",
+    subset: Annotated[bool, typer.Option("--subset", help="Score those videos that are there.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the metrics in the official format.")] = None,
+    from_csv: Annotated[Path | None, typer.Option(help="Score an official csv of metrics instead.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Videos at a time; by default one a core.", min=1)] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep finished comparisons here, by content.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on Physics-IQ."""
+    from phantom.evaluation.physics_iq import runs
+
+    result = runs.score_runs(
+        generated or [],
+        benchmark,
+        descriptions,
+        from_csv,
+        protocol=protocol,
+        mask_codec=mask_codec,
+        subset=subset,
+        workers=workers,
+        cache=cache,
+        csv_out=csv,
+    )
+    show(result, as_json, runs.as_text(result))
+
+
+@app.command()
+def report(
+    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON of `phantom score`.")],
+    out: Annotated[Path, typer.Option(help="The folder of the page.")],
+    base: Annotated[str | None, typer.Option(help="The model to compare with; by default the first.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on one page."""
+    from phantom.evaluation.compare import compare
+
+    result = compare(files, out, base)
+    show(result, as_json, f"{result.report}: compared with {result.base}")
 
 
 # --- what the process says -------------------------------------------------------------------------------------------

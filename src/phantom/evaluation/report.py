@@ -19,6 +19,11 @@ from phantom.evaluation.sample import Settings, condition, source
 
 NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
+INTERVAL = (
+    "95% interval",
+    "Of the gain over the base: 10,000 times the scenarios are drawn again with replacement, the same ones for both "
+    "models. An interval that holds 0 leaves open which model is better.",
+)
 
 
 @dataclass(frozen=True)
@@ -124,16 +129,21 @@ def _mode(mode: str, params: Params) -> str:
     return f"{MODES[mode].capitalize()} ({frames})" if frames > 1 else MODES[mode].capitalize()
 
 
+def bar_of(name: str, kind: str, score: float | None, base: float | None, gained: Mapping[str, Any] | None) -> Bar:
+    """A score as a bar, with its gain over the base and the interval of the gain."""
+    cell = compared(PHYSICS_IQ[0], score, base)
+    delta = cell.delta
+    if gained:
+        delta += f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")
+    return Bar(name, kind, score or 0.0, cell.text, delta, cell.tone)
+
+
 def _bars(models: Mapping[str, Any]) -> list[Bar]:
-    bars = []
-    for name, found in models.items():
-        gain = found["gain"]
-        cell = compared(PHYSICS_IQ[0], found["score"], None if name == "base" else models["base"]["score"])
-        delta = cell.delta
-        if gain:
-            delta += f" (95%: {gain['low']:+.1f} to {gain['high']:+.1f})".replace("-", "−")
-        bars.append(Bar(NAMES[name], name, found["score"] or 0.0, cell.text, delta, cell.tone))
-    return bars
+    base = models["base"]["score"]
+    return [
+        bar_of(NAMES[name], name, found["score"], None if name == "base" else base, found["gain"])
+        for name, found in models.items()
+    ]
 
 
 def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
@@ -260,11 +270,7 @@ def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
     notes = [
         ("Base", "The frozen video branch alone, without the physics branch."),
         ("Phantom", "Both branches, coupled in every block."),
-        (
-            "95% interval",
-            "Of the gain over the base: 10,000 times the scenarios are drawn again with replacement, the same ones for "
-            "both models. An interval that holds 0 leaves open which model is better.",
-        ),
+        INTERVAL,
     ]
     if "control" in models:
         what = "The same parameters, data and steps as Phantom with alpha_z held at 0: no loss on the physics states."

@@ -12,8 +12,9 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import cv2
 import numpy as np
@@ -83,6 +84,45 @@ class Model:
     physics: bool = True  # of Phantom: False runs the frozen video branch alone
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A folder that is ready to be scored."""
+
+    out: str
+    videos: int
+    frames: int
+    fps: int
+    mode: str
+
+
+def sample_folder(
+    params: Params,
+    model: Path,
+    benchmark: Path,
+    out: Path,
+    descriptions: Path | None = None,
+    mode: str = "single",
+    physics: bool = True,
+) -> Sampled:
+    """Makes the videos of one model for `phantom score physics-iq --generated out`; goes on where it was interrupted.
+
+    model: an export, a saved PhantomPipeline, or a folder of another pipeline of diffusers. Raises UserError.
+    """
+    if mode not in get_args(Mode):
+        raise UserError(f"--mode: found {mode!r}, accepted: {', '.join(get_args(Mode))}")
+    settings = Settings.of(params, cast(Mode, mode))
+    root, rows = open_benchmark(benchmark, params.evaluate.physics_iq.protocol, descriptions)
+    pipeline = partial(load, model, params)
+    if read_export_config(model) is not None:
+        made_by = export(model.name, model, pipeline, physics)
+    elif (model / "model_index.json").is_file():
+        made_by = Model(model.name, {"folder": digest(model), "physics": physics}, pipeline, physics)
+    else:
+        raise UserError(f"{model}: no model here; accepted: an export (models/phantom) or a folder of diffusers")
+    sample(made_by, rows, root, settings, out)
+    return Sampled(str(out), len(rows), SECONDS * settings.fps, settings.fps, mode)
+
+
 def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = None) -> tuple[Path, list[Row]]:
     """The folder that holds the files, and the rows for which a video is made. Raises UserError."""
     root = layout.find_root(benchmark, protocol)
@@ -145,9 +185,9 @@ def generate(
         "frame_rate": settings.fps,
         "fps": settings.fps,
         "callback_on_step_end": after_step,
+        "negative_prompt": settings.sampling.negative_prompt,
     }
     arguments = {key: value for key, value in common.items() if key in takes}
-    negative = settings.sampling.negative_prompt
     generators = [noise(settings.seed, number) for number in ids]
     if isinstance(pipe, PhantomPipeline):
         if settings.prefix_frames > pipe.defaults["max_prefix_frames"]:
@@ -158,7 +198,6 @@ def generate(
         given = [clip[0] for clip in conditions] if needed == "image" else list(conditions)
         return pipe(
             prompt=list(prompts),
-            negative_prompt=negative,
             generator=generators,
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
@@ -170,8 +209,8 @@ def generate(
     for prompt, clip, generator in zip(prompts, conditions, generators, strict=True):
         pictures = [Image.fromarray(frame) for frame in clip]
         given = pictures[0] if needed == "image" else pictures
-        texts = {"prompt": prompt, "negative_prompt": negative or None} if "prompt" in takes else {}
-        frames = pipe(generator=generator, output_type="np", **texts, **arguments, **{needed: given}).frames[0]
+        made = pipe(prompt=prompt, generator=generator, output_type="np", **(arguments | {needed: given}))
+        frames = made.frames[0]
         if len(frames) < settings.scored.stop:
             raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {settings.scored.stop} are needed")
         videos.append((np.asarray(frames, np.float32).clip(0, 1) * 255).round().astype(np.uint8))
@@ -182,11 +221,8 @@ def load(folder: Path, params: Params) -> DiffusionPipeline:
     """The pipeline in `folder`: Phantom's export, or whatever diffusers finds there. Raises UserError."""
     dtype: Any = getattr(torch, params.models.dtype)
     index = folder / "model_index.json"
-    kind = "PhantomPipeline" if read_export_config(folder) is not None else None
-    if kind is None and index.is_file():
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    if kind is None:
-        raise UserError(f"{folder}: no model here; accepted: an export (models/phantom) or a pipeline of diffusers")
+    exported = read_export_config(folder) is not None
+    kind = "PhantomPipeline" if exported else json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     found: Any = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
     if kind.startswith("Wan"):
         dtype = {"default": dtype, "vae": torch.float32}  # as Wan runs it
@@ -195,7 +231,7 @@ def load(folder: Path, params: Params) -> DiffusionPipeline:
 
         found = WanImageToVideoPipeline
     try:
-        pipe = found.from_pretrained(folder, torch_dtype=dtype)
+        pipe = found.from_pretrained(folder, **{"torch_dtype" if found is PhantomPipeline else "dtype": dtype})
     except UserError:
         raise
     except (OSError, ValueError) as error:

@@ -290,5 +290,5 @@ def test_finished_comparisons_are_found_by_content_and_never_stale(benchmark, co
 
 
 def test_an_unknown_protocol_is_refused(benchmark, generated):
-    with pytest.raises(UserError, match="accepted are"):
+    with pytest.raises(UserError, match="--protocol: found 'best', accepted: original, verified"):
         score_folder(generated, benchmark, protocol="best")

@@ -85,10 +85,8 @@ def score_folder(
     csv_out: the metrics in the official csv format.
     Raises UserError, one line, for folders, names, counts, lengths, rates and files that are off.
     """
-    if protocol not in PROTOCOLS or mask_codec not in CODECS:
-        raise UserError(
-            f"protocol {protocol!r}, mask codec {mask_codec!r}: accepted are {PROTOCOLS} and {CODECS}".replace("'", "")
-        )
+    _choice("--protocol", protocol, PROTOCOLS)
+    _choice("--mask-codec", mask_codec, CODECS)
     generated, root = Path(generated), layout.find_root(Path(benchmark), protocol)
     rows = layout.read_descriptions(layout.find_descriptions(Path(benchmark), root, descriptions))
     expected = [row for row in rows if row.name.take == 1]
@@ -113,6 +111,7 @@ def score_csv(
     path: Path | str, *, protocol: Protocol = "original", descriptions: Path | str | None = None
 ) -> dict[str, Any]:
     """The score of an official csv of metrics, as `summary`; `descriptions` adds the categories. Raises UserError."""
+    _choice("--protocol", protocol, PROTOCOLS)
     rows = layout.read_descriptions(Path(descriptions)) if descriptions else []
     return summary(table.read(Path(path)), protocol, {row.name.scenario: row.category for row in rows})
 
@@ -309,6 +308,11 @@ def _quarter(path: Path) -> tuple[int, int]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _choice(name: str, found: str, accepted: Sequence[str]) -> None:
+    if found not in accepted:
+        raise UserError(f"{name}: found {found!r}, accepted: {', '.join(accepted)}")
 
 
 def _category(part: score.Table, protocol: Protocol) -> dict[str, Any]:

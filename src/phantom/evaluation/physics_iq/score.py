@@ -48,7 +48,7 @@ def original(table: Table) -> dict[str, float]:
     }
 
 
-def means(table: Table) -> dict[str, np.float64]:
+def means(table: Table) -> dict[str, np.floating[Any]]:
     """Raw means over the table, the sub-columns of published results: three IoUs (higher is better) and the MSE."""
     return {
         "spatial_iou": _by_view(table, "spatial_iou_v1"),
@@ -58,7 +58,7 @@ def means(table: Table) -> dict[str, np.float64]:
     }
 
 
-def variances(table: Table) -> dict[str, np.float64]:
+def variances(table: Table) -> dict[str, np.floating[Any]]:
     """The means of the same four metrics between the two takes: what a perfect model would reach."""
     return {
         "spatial_iou": _by_view(table, "variance_spatial"),
@@ -76,7 +76,8 @@ def unrounded(table: Table) -> dict[str, float]:
         "weighted_spatial": ("weighted_spatial_iou_v1", "variance_weighted_spatial", _scalars_by_scenario),
         "mse": ("v1_mse", "variance_mse", _by_scenario),
     }
-    score, variance = {}, {}
+    score: dict[str, Any] = {}
+    variance: dict[str, Any] = {}
     with np.errstate(divide="ignore", invalid="ignore"):
         for key, (metric, truth, mean) in pairs.items():
             value, variance[key] = mean(table, metric), mean(table, truth)
@@ -130,11 +131,11 @@ def spread(scores: list[float]) -> dict[str, float | int | None]:
     return {"mean": float(np.mean(scores)), "std": std, "runs": len(scores)}
 
 
-def _mean(metrics: Metrics, key: str) -> np.float64:
+def _mean(metrics: Metrics, key: str) -> np.floating[Any]:
     return np.mean(as_parsed(metrics[key]))
 
 
-def _by_view(table: Table, key: str) -> np.float64:
+def _by_view(table: Table, key: str) -> np.floating[Any]:
     """Mean over views of the mean over all values (scenarios, and frames of a list) of the view."""
     views: dict[str, list[float]] = {}
     for row in table.values():
@@ -144,12 +145,12 @@ def _by_view(table: Table, key: str) -> np.float64:
     return np.mean([np.mean(values) for values in views.values()])
 
 
-def _by_scenario(table: Table, key: str) -> np.float64:
+def _by_scenario(table: Table, key: str) -> np.floating[Any]:
     """Mean over scenarios of the mean over the frames of all their views."""
     return np.mean([np.mean([v for m in row.values() for v in as_parsed(m[key])]) for row in table.values()])
 
 
-def _scalars_by_scenario(table: Table, key: str) -> np.float64:
+def _scalars_by_scenario(table: Table, key: str) -> np.floating[Any]:
     return np.mean([np.mean([metrics[key] for metrics in row.values()]) for row in table.values()])
 
 

@@ -1,0 +1,243 @@
+"""`phantom score`, `phantom sample` and `phantom report`, as they are typed."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from diffusers import WanImageToVideoPipeline
+from PIL import Image
+
+from phantom import cli
+from phantom.config import load_params, preset_path
+from phantom.data.video import read_frames
+from phantom.errors import UserError
+from phantom.evaluation import sample
+from phantom.evaluation.gains import gain
+from phantom.evaluation.physics_iq import layout
+from phantom.evaluation.physics_iq.folder import score_folder
+from tests.evaluation import benchmark as small
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """With conditions: switch frames and conditioning videos."""
+    folder = small.write(tmp_path_factory.mktemp("benchmark"))
+    for name in small.names():
+        path = layout.conditioning_video(folder, name, small.FPS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        still = np.repeat(small.recorded(name)[:1], 3 * small.FPS, axis=0)
+        still[:, -8:, :, 0] = np.arange(3 * small.FPS, dtype=np.uint8)[:, None, None] * 10  # the frame's number
+        small.write_mp4(path, still, small.FPS)
+        if name.take == 1:
+            switch = layout.switch_frame(folder, name)
+            switch.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(switch), np.ascontiguousarray(still[-1][..., ::-1]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generated")
+    return [small.write_generated(folder / f"run{offset}", offset) for offset in (1, 4)]
+
+
+def phantom(*arguments):
+    """Runs a command line; returns nothing, raises what the process would turn into its exit code."""
+    cli.app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def test_score_prints_json_with_the_score_on_top(benchmark, runs, capsys, tmp_path):
+    phantom(
+        "score", "physics-iq", "--generated", runs[0], "--benchmark", benchmark, "--csv", tmp_path / "a.csv", "--json"
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert next(iter(found)) == "score" and found["score"] == score_folder(runs[0], benchmark)["score"]
+    phantom("score", "physics-iq", "--from-csv", tmp_path / "a.csv", "--protocol", "verified", "--json")
+    assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(found["verified"]["score"])
+    phantom("score", "physics-iq", "--from-csv", tmp_path / "a.csv")
+    assert f"Physics-IQ, original: {found['score']:.2f}" in capsys.readouterr().out
+
+
+def test_several_folders_are_runs_of_one_model(benchmark, runs, capsys):
+    both = [option for folder in runs for option in ("--generated", folder)]
+    phantom("score", "physics-iq", *both, "--benchmark", benchmark, "--json")
+    found = json.loads(capsys.readouterr().out)
+    scores = [score_folder(folder, benchmark)["score"] for folder in runs]
+    assert list(found["runs"].values()) == scores
+    assert found["score"] == pytest.approx(np.mean(scores)) == found["spread"]["mean"]
+    assert found["spread"]["std"] == pytest.approx(np.std(scores, ddof=1))
+    assert found["videos"] == 6 and len(found["per_scenario"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--generated: missing"),
+        (("--generated", "x"), "--benchmark: missing"),
+        (("--generated", "x", "--from-csv", "y"), "--from-csv: scores a csv by itself"),
+        (("--generated", "x", "--generated", "y", "--benchmark", "z", "--csv", "c"), "--csv: holds the metrics of one"),
+        (("--from-csv", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("--from-csv", "nowhere.csv", "--protocol", "best"), "--protocol: found 'best'"),
+        (("--generated", "x", "--benchmark", "nowhere"), "nowhere: no split-videos"),
+    ],
+)
+def test_what_cannot_be_scored_is_told_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        phantom("score", "physics-iq", *arguments)
+
+
+# --- sample ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampling(tmp_path, benchmark, tiny_base):
+    """The command line that samples the tiny Wan, a plain pipeline of diffusers, on the benchmark."""
+    shutil.copy(preset_path("mini"), tmp_path / "params.yaml")
+    settings = ["evaluate.sampling.steps=1", "evaluate.physics_iq.fps=8", "data.height=32", "data.width=48"]
+    changed = [option for setting in settings for option in ("--set", setting)]
+    fixed = ["--model", tiny_base, "--benchmark", benchmark, "--out", tmp_path / "out"]
+    return ["sample", "physics-iq", *fixed, "--params", tmp_path / "params.yaml", *changed]
+
+
+def test_any_pipeline_is_sampled_and_the_folder_can_be_scored(sampling, benchmark, tmp_path, capsys):
+    phantom(*sampling, "--json")
+    made = json.loads(capsys.readouterr().out)
+    assert (made["videos"], made["frames"], made["fps"]) == (6, 40, 8)
+    paths = sorted((tmp_path / "out").glob("*.mp4"))
+    assert [path.name for path in paths] == [name.generated for name in small.names() if name.take == 1]
+    assert read_frames(paths[0])[0].shape == (40, 32, 48, 3)
+    assert score_folder(tmp_path / "out", benchmark)["videos"] == 6
+
+
+def test_sampling_goes_on_and_refuses_a_folder_of_other_settings(sampling, tmp_path, monkeypatch):
+    made, generate = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *a: made.append(len(a[1])) or generate(*a))
+    phantom(*sampling, "--set", "evaluate.batch_size=2")
+    assert made == [2, 2, 2]
+    sorted((tmp_path / "out").glob("*.mp4"))[3].unlink()
+    phantom(*sampling, "--set", "evaluate.batch_size=2")
+    assert made == [2, 2, 2, 2]
+    with pytest.raises(UserError, match=r"out: holds videos of another model or other settings \(sampling.json\)"):
+        phantom(*sampling, "--set", "evaluate.seed=7")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--mode", "multi"), "WanImageToVideoPipeline takes no video, which mode multi starts from"),
+        (("--mode", "both"), "--mode: found 'both', accepted: single, multi"),
+        (("--model", "nowhere"), "nowhere: no model here"),
+        (("--descriptions", "nowhere.csv"), "nowhere.csv: no such file"),
+    ],
+)
+def test_what_cannot_be_sampled_is_told_in_one_line(sampling, more, message):
+    with pytest.raises(UserError, match=message):
+        phantom(*sampling, *more)
+
+
+class Video2Video:
+    """A pipeline that is no Phantom, takes a video, and gives back what it got, then black."""
+
+    def __call__(self, prompt, video, num_frames, height, width, generator, output_type, guidance_scale=1.0):
+        assert all(isinstance(frame, Image.Image) for frame in video) and output_type == "np"
+        frames = [np.asarray(frame) / 255 for frame in video]
+        frames += [np.zeros((height, width, 3))] * (num_frames - len(video))
+        return type("Output", (), {"frames": [np.stack(frames)]})
+
+
+def test_the_condition_of_the_multi_frame_mode_is_the_end_of_the_video(benchmark):
+    params = load_params(preset_path("mini"), ["evaluate.physics_iq.fps=4", "data.height=96", "data.width=128"])
+    settings = sample.Settings.of(params, "multi")
+    name = small.names()[0]
+    slower = sample.Settings(**{**vars(settings), "prefix_frames": 5})
+    path, _ = sample.source(benchmark, name, sample.Settings(**{**vars(settings), "fps": 8}))
+    given = sample.condition((path, 8), slower)  # 8 per second in the file, 4 are asked for: every other frame
+    assert given.shape == (5, 96, 128, 3)
+    assert [round(frame[-2, 64, 0] / 10) for frame in given.astype(int)] == [15, 17, 19, 21, 23]
+
+    made = sample.generate(Video2Video(), ["a"], [given], [1], slower)
+    assert made.shape == (1, 25, 96, 128, 3) and not made[:, slower.scored].any()
+    assert np.abs(made[0, :5].astype(int) - given).max() == 0
+    with pytest.raises(UserError, match="24 frames at 8 per second, too few for 13 condition frames at 4"):
+        sample.condition((path, 8), sample.Settings(**{**vars(settings), "prefix_frames": 13}))
+
+
+def test_noises_are_those_of_the_scenario(tiny_base):
+    first, again, other = (sample.noise(0, number).initial_seed() for number in (1, 1, 2))
+    assert first == again != other != sample.noise(1, 2).initial_seed()
+    params = load_params(preset_path("mini"), ["evaluate.sampling.scheduler=euler"])
+    pipe = sample.load(tiny_base, params)
+    assert isinstance(pipe, WanImageToVideoPipeline) and pipe.config.expand_timesteps
+    assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler" and pipe.scheduler.config.shift == 3.0
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(benchmark, runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scores")
+    for name, run in zip(("far", "near"), runs[::-1], strict=True):
+        (folder / f"{name}.json").write_text(json.dumps(score_folder(run, benchmark)))
+    return folder
+
+
+def test_models_are_compared_on_one_page(files, tmp_path, capsys):
+    phantom("report", files / "far.json", f"Near one={files / 'near.json'}", "--out", tmp_path, "--json")
+    found = json.loads(capsys.readouterr().out)
+    far, near = (json.loads((files / f"{name}.json").read_text()) for name in ("far", "near"))
+    assert found["base"] == "far"
+    gained = found["gains"]["Physics-IQ, original"]["Near one"]
+    assert gained["gain"] == pytest.approx(near["score"] - far["score"], abs=0.05)
+    assert gained["low"] <= gained["gain"] <= gained["high"] and gained["scenarios"] == 3
+    page = (tmp_path / "index.html").read_text()
+    assert all(text in page for text in ("Near one", "Paper: Phantom, one frame", "29.6", "22.1", "Solid Mechanics"))
+    assert json.loads((tmp_path / "comparison.json").read_text())["gains"] == found["gains"]
+
+    phantom("report", files / "far.json", files / "near.json", "--out", tmp_path, "--base", "near", "--json")
+    reversed_ = json.loads(capsys.readouterr().out)["gains"]["Physics-IQ, original"]["far"]
+    assert reversed_["gain"] == pytest.approx(-gained["gain"]) and reversed_["low"] == pytest.approx(
+        -gained["high"], abs=1
+    )
+
+
+def test_scores_of_other_benchmarks_stand_beside(files, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(json.dumps({"score": 41.5, "benchmark": "videophy", "pc": 25.2, "ok": True}))
+    phantom("report", files / "far.json", f"far={tmp_path / 'other.json'}", "--out", tmp_path / "page")
+    page = (tmp_path / "page/index.html").read_text()
+    assert "VideoPhy" in page and "41.5" in page and "25.2" in page and "Ok" not in page
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("nowhere.json",), "nowhere.json: No such file"),
+        (("far.json",), "a second physics-iq score of far"),
+        (("odd.json",), "odd.json: not valid JSON"),
+        (("list.json",), "list.json: no score and benchmark in it"),
+        (("--base", "third"), "--base: found 'third', accepted: far"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_in_one_line(files, tmp_path, more, message):
+    (files / "odd.json").write_text("{")
+    (files / "list.json").write_text("[1]")
+    arguments = [files / text if text.endswith(".json") else text for text in more]
+    with pytest.raises(UserError, match=message):
+        phantom("report", files / "far.json", *arguments, "--out", tmp_path)
+
+
+def test_the_interval_of_a_gain_is_paired_and_widens_with_the_spread():
+    rng = np.random.default_rng(0)
+
+    def rows(gains):
+        return [{"scenario": str(i), "verified": 40 + 10 * np.sin(i) + g} for i, g in enumerate(gains)]
+
+    base = rows(np.zeros(66))
+    even = gain(base, rows(np.full(66, 2.0)), "verified")
+    assert [even["gain"], even["low"], even["high"], even["positive"]] == pytest.approx([2, 2, 2, 1])
+    spread = gain(base, rows(2 + 8 * rng.standard_normal(66)), "verified")
+    assert spread["high"] - spread["low"] == pytest.approx(2 * 1.96 * 8 / 66**0.5, rel=0.2)
+    assert gain(base, rows(np.zeros(1)), "verified") is None
+    assert gain(base, base[::-1], "verified")["gain"] == pytest.approx(0)
