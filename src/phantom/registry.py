@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import math
+import os
 import subprocess
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,8 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
 
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(params.tracking.uri)
     client = mlflow.MlflowClient()
     name = params.register_.name
@@ -101,14 +106,16 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
         mlflow.log_metrics(scores)
         mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
         mlflow.log_artifact(str(root / EVALUATION))
-        model = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=serving.__file__,
-            artifacts={"export": str(root / EXPORT)},
-            signature=serving.SIGNATURE,
-            input_example=serving.EXAMPLE,
-            pip_requirements=[f"phantom-video[train]=={__version__}"],
-        )
+        with warnings.catch_warnings():
+            # Without an example, which MLflow would run on this machine: a whole video for each registration.
+            warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
+            model = mlflow.pyfunc.log_model(
+                name=name,
+                python_model=serving.__file__,
+                artifacts={"export": str(root / EXPORT)},
+                signature=serving.SIGNATURE,
+                pip_requirements=[f"phantom-video[train]=={__version__}"],
+            )
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
     return client.create_model_version(
@@ -123,10 +130,9 @@ def _award(client: Any, version: Any, champion: Any | None, metric: str, score: 
     wins = promote or reigning or best is None or score > best
     if wins and not reigning:
         client.set_registered_model_alias(version.name, "champion", version.version)
-    if wins and "challenger" in client.get_registered_model(version.name).aliases:
-        challenger = _aliased(client, version.name, "challenger")
-        if challenger.version == version.version:
-            client.delete_registered_model_alias(version.name, "challenger")
+    challenger = _aliased(client, version.name, "challenger")
+    if wins and challenger is not None and challenger.version == version.version:
+        client.delete_registered_model_alias(version.name, "challenger")
     if not wins:
         client.set_registered_model_alias(version.name, "challenger", version.version)
     return RegisterResult(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -15,7 +16,6 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-EXAMPLE = pd.DataFrame({"prompt": ["a red ball falls and bounces on a grey floor"], "image": [None], "video": [None]})
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
@@ -25,7 +25,7 @@ SIGNATURE = ModelSignature(
         ]
     ),
     outputs=Schema([ColSpec(DataType.binary, "video")]),  # mp4
-    params=ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("steps", DataType.long, 20)]),
+    params=ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("steps", DataType.long, None)]),
 )
 
 
@@ -35,13 +35,13 @@ class PhantomModel(PythonModel):
     def load_context(self, context):
         self.model = Path(context.artifacts["export"])
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         from phantom.generate import generate
 
         videos = []
         with TemporaryDirectory() as folder:
             for row in model_input.to_dict("records"):
-                given = {key: Path(row[key]) for key in ("image", "video") if isinstance(row.get(key), str)}
+                given: dict[str, Any] = {k: row[k] for k in ("image", "video") if isinstance(row.get(k), str)}
                 out = Path(folder) / "video.mp4"
                 generate(self.model, prompt=row["prompt"], out=out, **given, **(params or {}))
                 videos.append(out.read_bytes())
