@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from phantom import doctor as checking
-from phantom.config import load_params, preset_path
+from phantom.config import Params, load_params, preset_path
 from phantom.doctor import Check, as_text, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,7 +155,13 @@ def test_no_kubeconfig(make_params, checkout: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("KUBECONFIG", str(checkout / "none"))
     found = named(doctor(make_params(), cluster=True, root=checkout))
     assert not found["cluster"].ok and "KUBECONFIG" in found["cluster"].mend
-    assert "PyTorchJob" not in found
+    assert "operator" not in found
+
+
+def test_no_kubernetes_client(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    found = named(doctor(make_params(), cluster=True, root=checkout))
+    assert not found["cluster"].ok and "kubernetes" in found["cluster"].finding
 
 
 def test_an_unreachable_cluster(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
@@ -163,73 +170,87 @@ def test_an_unreachable_cluster(make_params, checkout: Path, monkeypatch: pytest
         use_kubeconfig(checkout, f"http://127.0.0.1:{taken.getsockname()[1]}", monkeypatch)
         found = named(doctor(make_params(), cluster=True, root=checkout))
     assert not found["cluster"].ok and "refused" in found["cluster"].finding
-    assert "PyTorchJob" not in found
+    assert "operator" not in found
 
 
-def test_a_cluster_where_all_is_well(cluster: Cluster):
+def test_a_cluster_where_all_is_well(cluster: FakeCluster):
     found = cluster.look()
     assert all(check.ok for check in found.values()), found
-    assert "v1.35.2" in found["cluster"].finding and "namespace lab" in found["cluster"].finding
-    assert found["Kueue"].finding == "kubeflow.org/pytorchjob enabled, queues: phantom"
-    assert {("kubeflow.org", "pytorchjobs", "create"), ("", "pods", "list")} <= cluster.asked
+    assert "v1.35.2" in found["cluster"].finding and found["cluster"].finding.endswith("namespace lab")
+    assert found["operator"].finding == "pytorchjobs.kubeflow.org/v1"
+    assert found["queue"].finding.startswith("none is set")
+    assert {("kubeflow.org", "pytorchjobs", "create"), ("", "pods/log", "get"), ("", "pods", "list")} <= cluster.asked
 
 
-def test_a_cluster_without_the_operator(cluster: Cluster):
+def test_a_cluster_without_the_namespace(cluster: FakeCluster):
+    del cluster.answers["GET /api/v1/namespaces/lab"]
+    checks = named(doctor(cluster.params(), cluster=True, root=cluster.checkout))
+    assert not checks["cluster"].ok and checks["cluster"].finding.endswith("has no namespace lab")
+    assert "operator" not in checks
+
+
+def test_a_cluster_without_the_operator(cluster: FakeCluster):
+    found = cluster.look("cluster.operator=trainjob")
+    assert not found["operator"].ok and "trainer" in found["operator"].mend
+    assert ("trainer.kubeflow.org", "trainjobs", "create") in cluster.asked
     del cluster.answers["GET /apis/kubeflow.org/v1"]
-    found = cluster.look()["PyTorchJob"]
-    assert not found.ok and "training-operator" in found.mend
+    assert "training-operator" in cluster.look()["operator"].mend
 
 
-def test_a_cluster_that_does_not_let_us(cluster: Cluster):
-    cluster.refused = {("kubeflow.org", "pytorchjobs", "create"), ("", "pods", "watch")}
-    found = cluster.look()["rights"]
-    assert found.finding == "not allowed in lab: create pytorchjobs, watch pods"
+def test_a_cluster_that_does_not_let_us(cluster: FakeCluster):
+    cluster.refused = {("kubeflow.org", "pytorchjobs", "create"), ("", "pods/log", "get")}
+    assert cluster.look()["rights"].finding == "not allowed: create pytorchjobs, get pods/log"
 
 
-def test_kueue_absent_blind_to_our_jobs_and_without_a_queue(cluster: Cluster):
-    cluster.answers["GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues"] = {"items": []}
-    assert not cluster.look()["Kueue"].ok
+def test_a_queue_that_takes_our_jobs_and_all_that_can_be_wrong_with_it(cluster: FakeCluster):
+    def look() -> Check:
+        return cluster.look("cluster.queue=gpus")["queue"]
+
+    assert look().ok
+    queue = cluster.answers.pop("GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus")
+    assert look().finding == "no LocalQueue gpus in lab"
+    cluster.answers["GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus"] = queue
     config = cluster.answers["GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"]
     config["data"]["controller_manager_config.yaml"] = '- "batch/job"\n#  - "kubeflow.org/pytorchjob"\n'
-    blind = cluster.look()["Kueue"]
-    assert not blind.ok and "never start" in blind.finding and "kubeflow.org/pytorchjob" in blind.mend
+    assert not look().ok and "never start" in look().finding and "kubeflow.org/pytorchjob" in look().mend
     cluster.answers["GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"] = 403
-    assert "403" in cluster.look()["Kueue"].finding
+    assert "403" in look().finding
     del cluster.answers["GET /apis/kueue.x-k8s.io"]
-    absent = cluster.look()["Kueue"]
-    assert absent.ok and absent.finding.startswith("not installed")
+    assert look().finding == "Kueue is not installed"
 
 
-def test_a_cluster_that_breaks_down_in_between(cluster: Cluster):
+def test_a_cluster_that_breaks_down_in_between(cluster: FakeCluster):
     cluster.answers["GET /apis/kubeflow.org/v1"] = 500
-    found = cluster.look()["PyTorchJob"]
+    found = cluster.look()["operator"]
     assert not found.ok and "500" in found.finding
 
 
-class Cluster:
+class FakeCluster:
     """An API server that answers what it is told to, and reviews access by `refused`."""
 
     def __init__(self, checkout: Path, make_params: Any) -> None:
-        self.checkout, self.params = checkout, make_params()
+        self.checkout, self._make = checkout, make_params
         self.refused: set[tuple[str, str, str]] = set()
         self.asked: set[tuple[str, str, str]] = set()
         frameworks = 'integrations:\n  frameworks:\n    - "batch/job"\n    - "kubeflow.org/pytorchjob"\n'
         self.answers: dict[str, Any] = {
             "GET /version": {"gitVersion": "v1.35.2"},
+            "GET /api/v1/namespaces/lab": {"metadata": {"name": "lab"}},
             "GET /apis/kubeflow.org/v1": {"resources": [{"name": "pytorchjobs"}, {"name": "pytorchjobs/status"}]},
-            "GET /apis/kueue.x-k8s.io": {"versions": [{"groupVersion": "kueue.x-k8s.io/v1beta2"}]},
+            "GET /apis/kueue.x-k8s.io": {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2"}},
             "GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config": {
                 "data": {"controller_manager_config.yaml": frameworks}
             },
-            "GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues": {
-                "items": [{"metadata": {"name": "phantom"}}]
-            },
+            "GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus": {"metadata": {"name": "gpus"}},
             "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews": self._review,
         }
 
-    def look(self) -> dict[str, Check]:
-        checks = named(doctor(self.params, cluster=True, root=self.checkout))
-        return {name: checks[name] for name in ("cluster", "PyTorchJob", "rights", "Kueue")}
+    def params(self, *overrides: str) -> Params:
+        return self._make("cluster.namespace=lab", *overrides)
+
+    def look(self, *overrides: str) -> dict[str, Check]:
+        checks = named(doctor(self.params(*overrides), cluster=True, root=self.checkout))
+        return {name: checks[name] for name in ("cluster", "operator", "rights", "queue")}
 
     def _review(self, body: dict[str, Any]) -> dict[str, Any]:
         asked = body["spec"]["resourceAttributes"]
@@ -241,8 +262,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(checkout: Path, make_params, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    made = Cluster(checkout, make_params)
+def cluster(checkout: Path, make_params, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    made = FakeCluster(checkout, make_params)
     with api_server(made.answers) as address:
         use_kubeconfig(checkout, address, monkeypatch)
         yield made

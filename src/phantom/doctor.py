@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Params
+from phantom.config import Cluster, Params
 from phantom.errors import UserError
 
 GIB = 2**30
@@ -36,20 +36,12 @@ CLUSTER_PACKAGES = ("kubernetes", "kubeflow-training")
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TIMEOUT = 5.0  # s
 
-NAMESPACE = "phantom"
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-OPERATOR = (
-    "kubectl apply --server-side -k "
-    "'github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4'"
-)
+OPERATORS = {  # where `kubectl apply -k` finds each
+    "pytorchjob": "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4",
+    "trainjob": "github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.2.1",
+}
 KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml")  # namespace, ConfigMap, its key
-FRAMEWORK = "kubeflow.org/pytorchjob"
-# What submitting, watching and stopping a job asks for: group, resource, verbs.
-RIGHTS = (
-    ("kubeflow.org", "pytorchjobs", ("create", "get", "list", "watch", "delete")),
-    ("", "pods", ("get", "list", "watch")),
-    ("", "pods/log", ("get",)),
-)
+FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
         checks["cluster packages"] = lambda name: _packages(name, CLUSTER_PACKAGES, root)
         checks["kubernetes client"] = _kubernetes_client
     done = [attempt(name, check) for name, check in checks.items()]
-    return done + (_cluster() if cluster else [])
+    return done + (_cluster(params.cluster) if cluster else [])
 
 
 def as_text(checks: list[Check]) -> str:
@@ -289,107 +281,104 @@ def _video(name: str) -> Check:
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
 
-def _cluster() -> list[Check]:
-    """Reachable, able to run PyTorchJobs, allowed to us, and queued by Kueue. What is out of reach is not asked."""
+def _cluster(settings: Cluster) -> list[Check]:
+    """Reachable, able to run our jobs, allowing us to, and queueing them. What is out of reach is not asked."""
     try:
-        client, namespace = _connect()
+        from kubernetes import client
+
+        from phantom.cluster.api import configuration
+
+        api = client.ApiClient(configuration(settings.context))
     except Exception as error:
-        return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file; kubectl uses it too")]
-    reached = attempt("cluster", lambda name: _reached(name, client, namespace), "look at `kubectl cluster-info`")
+        return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file, as for kubectl")]
+    look = "look at `kubectl cluster-info`"
+    reached = attempt("cluster", lambda name: _reached(name, api, settings), look)
     if not reached.ok:
         return [reached]
     checks: dict[str, Callable[[str], Check]] = {
-        "PyTorchJob": lambda name: _pytorchjob(name, client),
-        "rights": lambda name: _rights(name, client, namespace),
-        "Kueue": lambda name: _kueue(name, client, namespace),
+        "operator": lambda name: _operator(name, api, settings),
+        "rights": lambda name: _rights(name, api, settings),
+        "queue": lambda name: _queue(name, api, settings),
     }
-    return [reached, *(attempt(name, check, "look at `kubectl cluster-info`") for name, check in checks.items())]
+    return [reached, *(attempt(name, check, look) for name, check in checks.items())]
 
 
-def _connect() -> tuple[Any, str]:
-    """A client, and the namespace that jobs go to: the kubeconfig's, or the pod's own."""
-    from kubernetes import client, config
-
-    settings, file = client.Configuration(), os.environ.get("KUBECONFIG")
-    try:
-        config.load_kube_config(file, client_configuration=settings)
-        context = config.list_kube_config_contexts(file)[1]["context"]
-        namespace = context.get("namespace", NAMESPACE)
-    except config.ConfigException:
-        if not SERVICE_ACCOUNT.is_file():
-            raise
-        config.load_incluster_config(client_configuration=settings)
-        namespace = SERVICE_ACCOUNT.read_text(encoding="utf-8").strip()
-    settings.retries = False
-    return client.ApiClient(settings), namespace
-
-
-def _get(client: Any, path: str) -> Any:
+def _get(api: Any, path: str) -> Any:
     """What the API server has at `path`; None where there is nothing. Raises ApiException otherwise."""
     from kubernetes.client import ApiException
 
+    options = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": TIMEOUT}
     try:
-        return client.call_api(
-            path, "GET", response_type="object", auth_settings=["BearerToken"], _request_timeout=TIMEOUT
-        )[0]
+        return api.call_api(path, "GET", **options)[0]
     except ApiException as error:
         if error.status == 404:
             return None
         raise
 
 
-def _reached(name: str, client: Any, namespace: str) -> Check:
-    found = _get(client, "/version")
-    return Check(name, True, f"Kubernetes {found['gitVersion']} at {client.configuration.host}, namespace {namespace}")
+def _reached(name: str, api: Any, settings: Cluster) -> Check:
+    found = _get(api, "/version")
+    where = f"Kubernetes {found['gitVersion']} at {api.configuration.host}"
+    if _get(api, f"/api/v1/namespaces/{settings.namespace}") is None:
+        return Check(name, False, f"{where} has no namespace {settings.namespace}", "kubectl apply -f k8s/")
+    return Check(name, True, f"{where}, namespace {settings.namespace}")
 
 
-def _pytorchjob(name: str, client: Any) -> Check:
-    kinds = (_get(client, "/apis/kubeflow.org/v1") or {}).get("resources", [])
-    if any(kind["name"] == "pytorchjobs" for kind in kinds):
-        return Check(name, True, "pytorchjobs.kubeflow.org/v1")
-    return Check(name, False, "the cluster does not know pytorchjobs.kubeflow.org", OPERATOR)
+def _operator(name: str, api: Any, settings: Cluster) -> Check:
+    from phantom.cluster.api import KINDS
+
+    kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
+    served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
+    if any(resource["name"] == kind.plural for resource in served):
+        return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
+    mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator]}'"
+    return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
 
 
-def _rights(name: str, client: Any, namespace: str) -> Check:
+def _rights(name: str, api: Any, settings: Cluster) -> Check:
+    """What submitting, watching and stopping a job asks for."""
     from kubernetes.client import AuthorizationV1Api
 
+    from phantom.cluster.api import KINDS
+
+    used = [kind for known, kind in KINDS.items() if known.lower() in (settings.operator, "job")]
+    rights = [(kind.group, kind.plural, "", verb) for kind in used for verb in ("create", "get", "delete")]
+    rights += [("", "pods", "", "list"), ("", "pods", "log", "get"), ("", "events", "", "list")]
     refused = []
-    for group, resource, verbs in RIGHTS:
-        kind, _, sub = resource.partition("/")
-        for verb in verbs:
-            asked = {"namespace": namespace, "group": group, "resource": kind, "subresource": sub, "verb": verb}
-            review = {"spec": {"resourceAttributes": asked}}
-            answer = AuthorizationV1Api(client).create_self_subject_access_review(review, _request_timeout=TIMEOUT)
-            if not answer.status.allowed:
-                refused.append(f"{verb} {resource}")
-    finding = f"not allowed in {namespace}: {', '.join(refused)}" if refused else f"may run PyTorchJobs in {namespace}"
-    return Check(name, not refused, finding, "kubectl apply -f k8s/, and use the service account it makes")
+    for group, resource, subresource, verb in rights:
+        asked = {"group": group, "resource": resource, "subresource": subresource, "verb": verb}
+        review = {"spec": {"resourceAttributes": {"namespace": settings.namespace, **asked}}}
+        answer = AuthorizationV1Api(api).create_self_subject_access_review(review, _request_timeout=TIMEOUT)
+        if not answer.status.allowed:
+            refused.append(f"{verb} {'/'.join(filter(None, (resource, subresource)))}")
+    finding = f"not allowed: {', '.join(refused)}" if refused else f"may run jobs in {settings.namespace}"
+    return Check(name, not refused, finding, "kubectl apply -f k8s/, and use a service account that it makes")
 
 
-def _kueue(name: str, client: Any, namespace: str) -> Check:
-    """Where Kueue is installed without this integration, a job that waits for its queue waits for ever."""
+def _queue(name: str, api: Any, settings: Cluster) -> Check:
+    """A job with the label of a queue waits for ever where Kueue does not look after its kind."""
     from kubernetes.client import ApiException
 
-    if _get(client, "/apis/kueue.x-k8s.io") is None:
-        return Check(name, True, "not installed: jobs start without a queue")
+    if settings.queue is None:
+        return Check(name, True, "none is set (cluster.queue): jobs start at once")
+    kueue = _get(api, "/apis/kueue.x-k8s.io")
+    if kueue is None:
+        return Check(name, False, "Kueue is not installed", "install it, or set cluster.queue to null")
     where, config_map, key = KUEUE
+    framework = FRAMEWORKS[settings.operator]
     try:
-        found = _get(client, f"/api/v1/namespaces/{where}/configmaps/{config_map}")
+        found = _get(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}") or {}
     except ApiException as error:
-        return Check(
-            name, False, f"installed, {where}/{config_map}: {error.status}", f"ask whether {FRAMEWORK} is enabled"
-        )
-    enabled = re.search(
-        rf"^\s*-\s*[\"']?{re.escape(FRAMEWORK)}[\"']?\s*$", (found or {}).get("data", {}).get(key, ""), re.M
-    )
-    if not enabled:
-        mend = f"add {FRAMEWORK} to integrations.frameworks in {where}/{config_map}, then restart its manager"
-        return Check(name, False, f"installed, {FRAMEWORK} is not enabled: jobs would never start", mend)
-    versions = [v["groupVersion"] for v in _get(client, "/apis/kueue.x-k8s.io")["versions"]]
-    queues = (_get(client, f"/apis/{versions[0]}/namespaces/{namespace}/localqueues") or {}).get("items", [])
-    if not queues:
-        return Check(name, False, f"no LocalQueue in {namespace}", "kubectl apply -f k8s/kueue/")
-    return Check(name, True, f"{FRAMEWORK} enabled, queues: {', '.join(q['metadata']['name'] for q in queues)}")
+        return Check(name, False, f"{where}/{config_map}: {error.status}", f"ask whether Kueue has {framework} enabled")
+    listed = rf"^\s*-\s*[\"']?{re.escape(framework)}[\"']?\s*$"
+    if not re.search(listed, found.get("data", {}).get(key, ""), re.M):
+        mend = f"add {framework} to integrations.frameworks in {where}/{config_map}, then restart Kueue's manager"
+        return Check(name, False, f"Kueue has not enabled {framework}: jobs would never start", mend)
+    version_ = kueue["preferredVersion"]["groupVersion"]
+    if _get(api, f"/apis/{version_}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
+        mend = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
+        return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", mend)
+    return Check(name, True, f"{settings.queue}, and {framework} is enabled")
 
 
 def version(package: str) -> str | None:

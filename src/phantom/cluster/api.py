@@ -48,7 +48,7 @@ class Connection:
             raise UserError(f"kubernetes: {missing.name} is not installed; {hint}") from None
         self.settings, self.namespace, self.patience = settings, settings.namespace, patience
         self._connect: Callable[[], Any] = lambda: TrainingClient(
-            client_configuration=_configuration(settings.context), namespace=settings.namespace
+            client_configuration=configuration(settings.context), namespace=settings.namespace
         )
         self._client = self._connect()
 
@@ -165,21 +165,21 @@ class Connection:
                 attempt += 1
 
 
-def _configuration(context: str | None) -> Any:
+def configuration(context: str | None) -> Any:
     """From the kubeconfig or, in a pod without one, the pod's service account. Raises UserError if there is neither."""
     from kubernetes import client, config
 
-    configuration = client.Configuration()
+    made = client.Configuration()
     try:
         file = Path(os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)[0]).expanduser()
         if context is None and not file.is_file() and TOKEN.is_file():
-            config.load_incluster_config(client_configuration=configuration)
+            config.load_incluster_config(client_configuration=made)
         else:
-            config.load_kube_config(context=context, client_configuration=configuration)
+            config.load_kube_config(os.environ.get("KUBECONFIG"), context=context, client_configuration=made)
     except config.ConfigException as error:
         raise UserError(f"kubeconfig: {_first_line(error)}; set KUBECONFIG, or cluster.context") from None
-    configuration.retries = False  # retried here, and said so
-    return configuration
+    made.retries = False  # retried here, and said so
+    return made
 
 
 def _reason(error: BaseException) -> str:
