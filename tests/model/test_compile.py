@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests import tiny
 from tests.model.build import inputs, per_frame, phantom
 
 
@@ -53,13 +54,12 @@ def test_compiled_blocks_keep_the_gradients():
     counters.clear()
     found = []
     for compile_ in (False, True):
-        model = phantom(coupled=True).train()
+        model = phantom(tiny.tiny_wan(num_layers=1), coupled=True).train()
         model.enable_gradient_checkpointing()
         if compile_:
             model.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager")
-        for coupling in ([True, False], [False, True]):
-            out = model(**inputs(), coupling=torch.tensor(coupling))
-            (out.sample.square().mean() + out.physics.square().mean()).backward()
+        out = model(**inputs(), coupling=torch.tensor([True, False]))
+        (out.sample.square().mean() + out.physics.square().mean()).backward()
         found.append({name: p.grad for name, p in model.trainable_parameters()})
     plain, compiled = found
     assert all(torch.allclose(plain[name], compiled[name], atol=1e-6, rtol=1e-3) for name in plain)
