@@ -140,7 +140,9 @@ class ExportMixin:
         """
         config = read_export_config(folder)
         if config is None:
-            raise ValueError(f"{folder}: no export here; accepted: a folder written by save_export, such as models/phantom")
+            raise ValueError(
+                f"{folder}: no export here; accepted: a folder written by save_export, such as models/phantom"
+            )
         named = _name(config["base_id"], config["base_revision"])
         if base is None:
             if config["base_id"] is None:
@@ -167,14 +169,18 @@ class ExportMixin:
             state |= load_file(file, device=str(device))
         expected = {name for name, _ in model.trainable_parameters()}
         if state.keys() != expected:
-            raise ValueError(f"{folder}: {len(expected - state.keys())} weights are missing, {len(state.keys() - expected)} unknown")
+            raise ValueError(
+                f"{folder}: {len(expected - state.keys())} weights are missing, {len(state.keys() - expected)} unknown"
+            )
         keep = set(model._keep_in_fp32_modules)
         state = {k: v.to(torch.float32 if keep & set(k.split(".")) else dtype) for k, v in state.items()}
         model.load_state_dict(state, strict=False, assign=True)
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any
+    ) -> Self:
         """A saved model (diffusers' arguments), an export, or a base (folder or hub id) with an `export` on it."""
         dtype = kwargs.get("torch_dtype")
         if export is not None:

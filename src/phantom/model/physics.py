@@ -31,7 +31,9 @@ class PhysicsConfig:
         own = {name: value for name, value in asdict(self).items() if value is not None}
         config = {**video, **own, "out_channels": self.in_channels, "patch_size": tuple(self.patch_size)}
         if config["patch_size"][0] != 1:
-            raise ValueError(f"physics.patch_size: found {config['patch_size']}; its first number must be 1, T = 2F - 1 is odd")
+            raise ValueError(
+                f"physics.patch_size: found {config['patch_size']}; its first number must be 1, T = 2F - 1 is odd"
+            )
         if config["num_layers"] > video["num_layers"]:
             raise ValueError(
                 f"physics.num_layers: found {config['num_layers']}; at most the video branch's {video['num_layers']}"

@@ -50,9 +50,7 @@ def rotation(positions: Positions, head_dim: int) -> Rotation:
     space = 2 * (head_dim // 6)
     axes = zip(positions, (head_dim - 2 * space, space, space), strict=True)
     tables = [
-        get_1d_rotary_pos_embed(
-            size, position, use_real=True, repeat_interleave_real=True, freqs_dtype=torch.float64
-        )
+        get_1d_rotary_pos_embed(size, position, use_real=True, repeat_interleave_real=True, freqs_dtype=torch.float64)
         for position, size in axes
     ]
     grid = [len(p) for p in positions]

@@ -131,9 +131,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         self.video_ends = Ends(video)
         self.physics_ends = physics_ends(physics)
         self.blocks = nn.ModuleList(
-            PhantomBlock(
-                video, physics if i in beside else None, coupling if i in set(coupling["blocks"]) else None
-            )
+            PhantomBlock(video, physics if i in beside else None, coupling if i in set(coupling["blocks"]) else None)
             for i in range(video["num_layers"])
         )
         self.gradient_checkpointing = False
@@ -231,7 +229,9 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             text = self._project_text(text)
         time_Bn = timestep.reshape(batch, -1)
         if time_Bn.shape[1] not in (1, frames, math.prod(grid_v)):
-            raise ValueError(f"timestep: found shape {tuple(timestep.shape)}; accepted: ({batch},) or ({batch}, {frames})")
+            raise ValueError(
+                f"timestep: found shape {tuple(timestep.shape)}; accepted: ({batch},) or ({batch}, {frames})"
+            )
 
         x_v = self.video_ends.embed(hidden_states)
         time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, text.video.dtype)
