@@ -10,19 +10,26 @@ from phantom.errors import UserError
 def approve(run: str | None = None, reject: bool = False) -> str:
     """Resumes the run named by `run` (its name or id; by default the only one that waits) with the answer.
 
-    Returns the run's name. Raises UserError if no such run waits, or if several do and none was named.
+    Returns the run's name. Raises UserError if no such run waits, or several do and none was named, or if no server is
+    there to ask.
     """
+    from httpx import TransportError
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.objects import StateType
     from prefect.flow_runs import resume_flow_run
 
-    waiting = []
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(
-            flow_filter=FlowFilter.model_validate({"name": {"any_": ["phantom"]}}),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
-        )
+        try:
+            waiting = client.read_flow_runs(
+                flow_filter=FlowFilter.model_validate({"name": {"any_": ["phantom"]}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
+            )
+        except TransportError as error:
+            raise UserError(
+                f"approve: no answer from Prefect at {client.api_url} ({error}); `phantom up` starts it, "
+                "PREFECT_API_URL says where another one is"
+            ) from None
     names = ", ".join(sorted(r.name for r in waiting)) or "none"
     chosen = [r for r in waiting if run is None or run == r.name or _is_id(run, r.id)]
     if not chosen:

@@ -35,6 +35,7 @@ app.add_typer(score, name="score")
 sample = typer.Typer(help="Make the videos that a benchmark wants, with any model.", no_args_is_help=True)
 app.add_typer(sample, name="sample")
 
+CTRL_C = 130  # what typer makes of it in a command that does not
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
@@ -254,12 +255,13 @@ def pretrain(
 def approve(
     run: Annotated[str | None, typer.Argument(help="The run's name or id; by default the one that waits.")] = None,
     reject: Annotated[bool, typer.Option("--reject", help="Do not register.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a pipeline run that waits before registering."""
     from phantom.approve import approve as answer
 
     name = answer(run, reject)
-    typer.echo(f"{name}: {'rejected' if reject else 'approved'}")
+    show({"run": name, "approved": not reject}, as_json, f"{name}: {'rejected' if reject else 'approved'}")
 
 
 # --- using a model --------------------------------------------------------------------------------------------------
@@ -439,15 +441,14 @@ def _run() -> tuple[int, str]:
     """Exit code and error line of this call."""
     wrong_usage = typer.BadParameter.__mro__[2]  # typer's base of everything that is wrong with the arguments
     try:
-        return int(app(standalone_mode=False) or 0), ""
+        code = int(app(prog_name="phantom", standalone_mode=False) or 0)
+        return (1, "interrupted") if code == CTRL_C else (code, "")
     except (UserError, Interrupted, StageFailed) as error:
         return error.exit_code, str(error)
     except wrong_usage as error:  # type: ignore[misc]
         said = error.format_message()
         where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""
         return 2, said and where + said  # nothing is said where help was shown instead
-    except KeyboardInterrupt:
-        return 1, "interrupted"
     except Exception as error:
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
