@@ -78,7 +78,7 @@ class CouplingAttnProcessor:
 
 
 class CouplingAttention(WanAttention):
-    """One direction: queries of width `dim`, keys and values of width `source_dim`. RMS norm of q and k across heads."""
+    """One direction: queries of width `dim`, keys and values of `source_dim`. RMS norm of q and k across heads."""
 
     _default_processor_cls = CouplingAttnProcessor
     _available_processors = [CouplingAttnProcessor]

@@ -10,16 +10,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WEIGHTS_PATTERN = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
 _VIDEO = re.compile(r"(?:video_ends|(blocks\.\d+)\.video)\.(.*)")
@@ -72,7 +69,7 @@ def read_export_config(folder: str | Path) -> dict[str, Any] | None:
 
 
 def base_path(folder: str | Path, base_id: str) -> str:
-    """Where the base named in an export lies: a folder, relative to here or to a folder above the export; else a hub id."""
+    """Where an export's base lies: a folder, relative to here or to a folder above the export; else a hub id."""
     for above in (Path(), *Path(folder).resolve().parents):
         if (above / base_id).is_dir():
             return str(above / base_id)
@@ -106,8 +103,8 @@ class ExportMixin:
     ) -> None:
         """Writes config and weights of the physics branch and the coupling to `folder`.
 
-        What is not given is taken from the model's own config. `state_dict` replaces the model's weights: those gathered
-        from shards, or their moving average. `metadata` is free JSON; `frames`, `height`, `width`, `fps` and
+        What is not given is taken from the model's own config. `state_dict` replaces the model's weights: those
+        gathered from shards, or their moving average. `metadata` is free JSON; `frames`, `height`, `width`, `fps` and
         `max_prefix_frames` in it become the defaults of `PhantomPipeline`.
         """
         given = {

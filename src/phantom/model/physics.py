@@ -1,7 +1,7 @@
 """The physics branch: a Wan transformer over latent physical states (V-JEPA 2 features), trained from scratch.
 
-Same blocks, same AdaLN(t), same text cross-attention as the video branch, with its own weights and its own time and text
-embeddings (paper, section "Physics branch"). Its shape is a config; what is left None is as in the video branch.
+Same blocks, same AdaLN(t), same text cross-attention as the video branch, with its own weights and its own time and
+text embeddings (paper, section "Physics branch"). Its shape is a config; what is left None is as in the video branch.
 """
 
 from __future__ import annotations

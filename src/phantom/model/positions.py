@@ -32,7 +32,7 @@ def video_positions(grid: tuple[int, int, int], device: torch.device | None = No
 def physics_positions(
     grid: tuple[int, int, int], video_grid: tuple[int, int, int], device: torch.device | None = None
 ) -> Positions:
-    """Positions of a grid of physics tokens on the video grid: time 0, then j/2 + 1/4; space (i + 1/2) * H_v/H_p - 1/2."""
+    """Positions of physics tokens on the video grid: time 0, then j/2 + 1/4; space (i + 1/2) * H_v/H_p - 1/2."""
     frames = torch.arange(grid[0], device=device, dtype=torch.float64) / 2 + 0.25
     frames[0] = 0
     rows, columns = (

@@ -35,7 +35,7 @@ from phantom.model.positions import (
 
 @dataclass
 class PhantomTransformerOutput(BaseOutput):
-    """Velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w), None for the video branch alone."""
+    """Velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w), None without physics."""
 
     sample: torch.Tensor
     physics: torch.Tensor | None = None
@@ -184,7 +184,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode_text(self, encoder_hidden_states: torch.Tensor) -> ProjectedText:
-        """Projects text embeddings (B, S, text_dim) for both branches: once per sampling, as they do not depend on t."""
+        """Projects text embeddings (B, S, text_dim) for both branches: once per sampling, since t plays no part."""
         return self._project_text(encoder_hidden_states)
 
     def rotations(
@@ -239,7 +239,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         if physics_states is not None:
             if physics_states.shape[2] != tubelets(frames):
                 raise ValueError(
-                    f"physics_states: found {physics_states.shape[2]} tubelets; {frames} latent frames go with {tubelets(frames)}"
+                    f"physics_states: found {physics_states.shape[2]} tubelets; "
+                    f"{frames} latent frames go with {tubelets(frames)}"
                 )
             grid_z = token_grid(self.config.physics, physics_states)
             if time_Bn.shape[1] > 1:
