@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,24 @@ class Connection:
     def pods(self, job: str) -> list[Manifest]:
         """The pods of a job."""
         return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB}={job}")
+
+    def changes(self, job: str, sink: Callable[[Manifest], Any], over: threading.Event) -> None:
+        """Hands on the pods of a job as they change, until `over`: also what was so for a moment only."""
+        import urllib3
+        from kubernetes.client.exceptions import ApiException
+
+        options = {"watch": True, "timeout_seconds": 300, "_preload_content": False, "_request_timeout": (10.0, 330.0)}
+        while not over.is_set():
+            try:
+                pods = self._client.core_api.list_namespaced_pod(
+                    self.namespace, label_selector=f"{JOB}={job}", **options
+                )
+                for line in _lines(pods.stream()):
+                    sink(json.loads(line)["object"])
+                    if over.is_set():
+                        return
+            except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError, KeyError):
+                over.wait(PAUSES[0])  # those who ask in turn say so
 
     def warnings(self) -> list[Manifest]:
         """The namespace's events that are warnings; none where they may not be read."""
@@ -180,6 +199,14 @@ def configuration(context: str | None) -> Any:
         raise UserError(f"kubeconfig: {_first_line(error)}; set KUBECONFIG, or cluster.context") from None
     made.retries = False  # retried here, and said so
     return made
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The whole lines of a stream."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, whole)
 
 
 def _reason(error: BaseException) -> str:

@@ -55,9 +55,9 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     before = _stamp(root / OUTPUTS[stage])
     connection = Connection(params.cluster)
     try:
-        adopted = _submit(connection, stage, manifest, before is not None)
-        watch = Watch(connection, stage, kind, name, root)
-        watch.run()
+        with Watch(connection, stage, kind, name, root) as watch:
+            adopted = _submit(connection, stage, manifest, root / OUTPUTS[stage])
+            watch.run()
     except KeyboardInterrupt:
         raise Interrupted(_cancel(params, stage, kind, name)) from None
     except UserError:
@@ -73,8 +73,8 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     return JobResult(stage, name, params.cluster.namespace, adopted, len(watch.pods), watch.restarts, seconds, here)
 
 
-def _submit(connection: Connection, stage: str, manifest: Manifest, outputs: bool) -> bool:
-    """Creates the job, or finds it there: then True. A finished one is replaced, unless it has left `outputs`."""
+def _submit(connection: Connection, stage: str, manifest: Manifest, output: Path) -> bool:
+    """Creates the job, or finds it there: then True. A finished one is replaced, unless it has left its output."""
     kind, meta = manifest["kind"], manifest["metadata"]
     said = False
     while not connection.create(manifest):
@@ -89,7 +89,7 @@ def _submit(connection: Connection, stage: str, manifest: Manifest, outputs: boo
             continue
         state = job_state(job)
         same = (job["metadata"].get("annotations") or {}).get(SPEC) == meta["annotations"][SPEC]
-        if state.phase == "failed" or (state.phase == "succeeded" and not (same and outputs)):
+        if state.phase == "failed" or (state.phase == "succeeded" and not (same and output.is_file())):
             connection.delete(kind, meta["name"])
             continue
         if not same:

@@ -6,9 +6,10 @@ begins with the job as it finds it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phantom.cluster.api import Connection
@@ -34,13 +35,25 @@ class Watch:
         self.pods: set[str] = set()  # uids
         self.restarts = 0
         self._uid = ""  # of the job
+        self._created = ""  # the job
+        self._over = threading.Event()
         self._state: State | None = None
         self._began = time.monotonic()
+        self._changes: deque[Manifest] = deque()  # pods as they were for a while
         self._said: set[tuple[str, str]] = set()
         self._known: dict[str, str] = {}  # pods that are there: uid -> name
         self._tails: dict[str, deque[str]] = {}
         self._read: dict[tuple[str, int], tuple[str, float]] = {}  # (pod, attempt) -> time of its last line, and when
         self._ends: dict[tuple[str, int], End] = {}
+
+    def __enter__(self) -> Watch:
+        """From now on no change of a pod is missed, such as one that ends and is deleted between two polls."""
+        follow = (self.name, self._changes.append, self._over)
+        threading.Thread(target=self.connection.changes, args=follow, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
 
     def run(self) -> None:
         """Returns when the job has succeeded. Raises UserError, Interrupted or StageFailed, as the stage did."""
@@ -50,9 +63,9 @@ class Watch:
     def poll(self) -> bool:
         """One look at the job. True if it has succeeded."""
         job = self.connection.get(self.kind, self.name)
-        if job is None or (self._uid and job["metadata"].get("uid") != self._uid):
+        if job is None or (self._uid and job["metadata"]["uid"] != self._uid):
             raise StageFailed(f"{self.stage}: {self._job()} was deleted by someone else; run again to start it anew")
-        self._uid = job["metadata"].get("uid", "")
+        self._uid, self._created = job["metadata"]["uid"], job["metadata"]["creationTimestamp"]
         state = job_state(job)
         self._look_at(self.connection.pods(self.name), state)
         self._hear_warnings()
@@ -71,23 +84,30 @@ class Watch:
 
     def _look_at(self, pods: list[Manifest], state: State) -> None:
         there = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
+        while self._changes:
+            self._look_at_pod(self._changes.popleft())
         for uid, name in self._known.items():
             finished = any(pod == uid for pod, _ in self._ends)
             if uid not in there and not finished and state.phase not in ("suspended", "succeeded", "failed"):
                 self._once(uid, f"pod {name} is gone")
-                self._keep_log(name, uid, 0, None)
+                self._keep_log(name, uid, 0)
         self._known = there
-        self.pods |= set(there)
         for pod in pods:
-            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-            for text in trouble(pod):
-                self._once(uid, f"pod {name} {text}")
             self._follow_log(pod)
-            for end in ends(pod):
-                if (uid, end.attempt) not in self._ends:
-                    self._ends[uid, end.attempt] = end
-                    if end.code:
-                        self._tell_end(end, pod)
+            self._look_at_pod(pod)
+
+    def _look_at_pod(self, pod: Manifest) -> None:
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+        if pod["metadata"]["creationTimestamp"] < self._created:
+            return  # of a former job of this name
+        self.pods.add(uid)
+        for text in trouble(pod):
+            self._once(uid, f"pod {name} {text}")
+        for end in ends(pod):
+            if (uid, end.attempt) not in self._ends:
+                self._ends[uid, end.attempt] = end
+                if end.code:
+                    self._tell_end(end, pod)
 
     def _tell_end(self, end: End, pod: Manifest) -> None:
         """Says why a container ended and keeps its last lines. Wrong input ends the watching: it stays wrong."""
@@ -95,7 +115,8 @@ class Watch:
         say(f"{self.stage}: pod {end.pod} {end.text}")
         container = (pod["status"].get("containerStatuses") or [{}])[0]
         previous = end.attempt < container.get("restartCount", 0)
-        lines = self._keep_log(end.pod, end.uid, end.attempt, previous) or end.last.splitlines()
+        text = self.connection.log(end.pod, container.get("name", ""), tail_lines=LAST_LINES, previous=previous)
+        lines = self._keep_log(end.pod, end.uid, end.attempt, [line for _, line in _stamped(text or "")], end.last)
         if not end.error:
             for line in lines[-10:]:
                 say(f"    {line}")
@@ -122,13 +143,9 @@ class Watch:
                     self._tails.setdefault(uid, deque(maxlen=LAST_LINES)).append(line)
                     say(f"{name}: {line}" if self.stage == "encode" and len(self._known) > 1 else line)
 
-    def _keep_log(self, name: str, uid: str, attempt: int, previous: bool | None) -> list[str]:
-        """Writes a container's last lines into a file: from its log while that is there, else those read so far."""
-        text = None
-        if previous is not None:
-            container = "pytorch" if self.kind == "PyTorchJob" else "node" if self.kind == "TrainJob" else "stage"
-            text = self.connection.log(name, container, tail_lines=LAST_LINES, previous=previous)
-        lines = [line for _, line in _stamped(text or "")] or list(self._tails.get(uid, ()))
+    def _keep_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), last: str = "") -> Sequence[str]:
+        """Writes a container's last lines into a file: those given or, if there are none, those read so far."""
+        lines = lines or list(self._tails.get(uid, ())) or last.splitlines()
         if lines:
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / f"{name}-{uid[:8]}-{attempt}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")

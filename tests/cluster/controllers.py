@@ -1,0 +1,323 @@
+"""Plays the operator, the Job controller and the kubelet: pods of jobs are local processes with the same command.
+
+The environment is what the operator would set (training operator v1: `PET_*` of a worker-only job), but for the
+address of the rendezvous, which is on this machine. A pod's paths (volume, /tmp, termination log) lie in folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.apiserver import ApiServer, Object, now
+
+TICK = 0.05
+
+
+@dataclass
+class Running:
+    """A pod's process."""
+
+    pod: Object
+    policy: str
+    process: subprocess.Popen[str] | None = None
+    since: float = 0.0  # when it ended, to begin again
+    stopped: bool = False
+
+
+@dataclass
+class Controllers:
+    """Reconciles jobs in a thread. `volume` is the folder that every claim means. Use as a context manager."""
+
+    api: ApiServer
+    volume: Path
+    scratch: Path
+    pending: str | None = None  # why pods stay pending, if they do
+    no_image: str | None = None  # why their images cannot be had, if they cannot
+    idle: bool = False  # nobody looks at jobs
+    env: dict[str, str] = field(default_factory=dict)  # further variables of every pod
+
+    def __enter__(self) -> Controllers:
+        self._pods: dict[str, Running] = {}
+        self._ports: dict[str, int] = {}
+        self._over = threading.Event()
+        self.api.on_delete = self._deleted
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        self._thread.join(10)
+        for running in self._pods.values():
+            _signal(running, signal.SIGKILL)
+
+    # --- what may happen to a pod -------------------------------------------------------------------------------------
+
+    def running(self) -> list[str]:
+        """The names of the pods whose process is alive."""
+        with self.api.lock:
+            alive = [r for r in self._pods.values() if r.process and r.process.poll() is None]
+            return sorted(r.pod["metadata"]["name"] for r in alive)
+
+    def kill(self, name: str) -> None:
+        """Its container is killed, as for want of memory."""
+        with self.api.lock:
+            for running in self._pods.values():
+                if running.pod["metadata"]["name"] == name:
+                    running.pod["killed"] = True
+                    _signal(running, signal.SIGKILL)
+
+    def evict(self, name: str, message: str) -> None:
+        """The pod is put out, and with it its container."""
+        with self.api.lock:
+            for running in self._pods.values():
+                if running.pod["metadata"]["name"] == name:
+                    running.stopped = True
+                    _signal(running, signal.SIGKILL)
+                    running.pod["status"] |= {"phase": "Failed", "reason": "Evicted", "message": message}
+                    running.pod["status"]["containerStatuses"] = []
+
+    # --- controllers --------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._over.wait(TICK):
+            if self.idle:
+                continue
+            with self.api.lock:
+                self._kubelet()
+                for job in self.api.find("pytorchjobs"):
+                    self._pytorchjob(job)
+                for job in self.api.find("jobs"):
+                    self._job(job)
+
+    def _pytorchjob(self, job: Object) -> None:
+        name, spec = job["metadata"]["name"], job["spec"]
+        status = job.setdefault("status", {"conditions": []})
+        worker, policy = spec["pytorchReplicaSpecs"]["Worker"], spec["runPolicy"]
+        _condition(job, "Created")
+        pods = self._of(job)
+        if _holds(job, "Succeeded") or _holds(job, "Failed") or job["metadata"].get("deletionTimestamp"):
+            for running in pods:
+                if running.pod["status"]["phase"] == "Running":
+                    self._stop(running)
+            return
+        if policy.get("suspend"):
+            _condition(job, "Suspended")
+            status["conditions"] = [c for c in status["conditions"] if c["type"] != "Running"]
+            for running in pods:
+                self._stop(running)
+            return
+        status["conditions"] = [c for c in status["conditions"] if c["type"] != "Suspended"]
+        for index in range(worker["replicas"]):
+            pod = next((p for p in pods if p.pod["metadata"]["name"] == f"{name}-worker-{index}"), None)
+            if pod is None:
+                self._add(job, f"{name}-worker-{index}", worker["template"], worker["restartPolicy"], self._pet(job))
+            elif pod.pod["status"]["phase"] == "Failed":
+                _condition(job, "Restarting")
+                self._stop(pod)
+        phases = [p.pod["status"]["phase"] for p in pods]
+        restarts = sum(s["restartCount"] for p in pods for s in p.pod["status"].get("containerStatuses") or [])
+        if "Succeeded" in phases:
+            _condition(job, "Succeeded", f"PyTorchJob {name} successfully completed.")
+        elif restarts >= policy["backoffLimit"]:
+            _condition(job, "Failed", f"Job {name} has failed because it has reached the specified backoff limit")
+        elif "Running" in phases:
+            _condition(job, "Running")
+
+    def _job(self, job: Object) -> None:
+        name, spec = job["metadata"]["name"], job["spec"]
+        status = job.setdefault("status", {"conditions": [], "failed": 0})
+        pods = self._of(job)
+        if _holds(job, "Complete") or _holds(job, "Failed") or job["metadata"].get("deletionTimestamp"):
+            for running in pods:
+                if running.pod["status"]["phase"] == "Running":
+                    self._stop(running)
+            return
+        failed = [p for p in pods if p.pod["status"]["phase"] == "Failed"]
+        codes = [s["state"]["terminated"]["exitCode"] for p in failed for s in p.pod["status"]["containerStatuses"]]
+        if 2 in codes:
+            return _condition(job, "Failed", "Container stage failed with exit code 2 matching FailJob rule at index 1")
+        if len(failed) > spec["backoffLimit"]:
+            return _condition(job, "Failed", "Job has reached the specified backoff limit")
+        done = {p.pod["index"] for p in pods if p.pod["status"]["phase"] == "Succeeded"}
+        if len(done) == spec["completions"]:
+            return _condition(job, "Complete")
+        for index in range(spec["completions"]):
+            mine = [p for p in pods if p.pod["index"] == index]
+            if index not in done and all(p.pod["status"]["phase"] == "Failed" for p in mine):
+                env = {"JOB_COMPLETION_INDEX": str(index)}
+                self._add(job, f"{name}-{index}-{len(mine):05d}", spec["template"], "Never", env, index)
+        status["active"] = sum(p.pod["status"]["phase"] == "Running" for p in pods)
+        return None
+
+    def _pet(self, job: Object) -> dict[str, str]:
+        """What the training operator sets in the workers of a job without a Master."""
+        name, spec = job["metadata"]["name"], job["spec"]
+        if name not in self._ports:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self._ports[name] = free.getsockname()[1]
+        elastic = spec["elasticPolicy"]
+        return {
+            "PYTHONUNBUFFERED": "1",
+            "PET_NPROC_PER_NODE": spec["nprocPerNode"],
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{self._ports[name]}",
+            "PET_RDZV_BACKEND": elastic["rdzvBackend"],
+            "PET_NNODES": f"{elastic['minReplicas']}:{elastic['maxReplicas']}",
+            "PET_MAX_RESTARTS": str(elastic["maxRestarts"]),
+            "PET_RDZV_CONF": ",".join(f"{c['key']}={c['value']}" for c in elastic["rdzvConf"]),
+        }
+
+    def _deleted(self, body: Object) -> bool:
+        """A job goes when its pods have gone."""
+        pods = self._of(body) if body.get("kind") in ("PyTorchJob", "Job") else []
+        for running in pods:
+            self._stop(running)
+        if pods:
+            threading.Thread(target=self._collect, args=(body,), daemon=True).start()
+        return not pods
+
+    def _collect(self, job: Object) -> None:
+        while self._of(job):
+            time.sleep(TICK)
+        self.api.remove("pytorchjobs" if job["kind"] == "PyTorchJob" else "jobs", job["metadata"]["name"])
+
+    # --- kubelet ------------------------------------------------------------------------------------------------------
+
+    def _of(self, job: Object) -> list[Running]:
+        with self.api.lock:
+            return [r for r in self._pods.values() if r.pod["owner"] == job["metadata"]["uid"]]
+
+    def _add(self, job: Object, name: str, template: Object, policy: str, env: dict[str, str], index: int = 0) -> None:
+        meta = {"name": name, "labels": dict(template["metadata"]["labels"])}
+        pod = {"kind": "Pod", "metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
+        pod |= {"owner": job["metadata"]["uid"], "env": env, "index": index}
+        self.api.add("v1", "pods", pod, job["metadata"]["namespace"])
+        self._pods[meta["uid"]] = Running(pod, policy)
+
+    def _kubelet(self) -> None:
+        for uid, running in list(self._pods.items()):
+            status, process = running.pod["status"], running.process
+            if running.stopped and (process is None or process.poll() is not None):
+                if running.pod["metadata"].get("deletionTimestamp"):
+                    del self._pods[uid]
+                    self.api.remove("pods", running.pod["metadata"]["name"])
+            elif process is None and status["phase"] == "Pending":
+                self._try_to_start(running)
+            elif process is not None and process.poll() is not None and status["phase"] == "Running":
+                self._ended(running, process.returncode)
+            elif process is None and running.since and time.monotonic() - running.since > 0.2:
+                self._start(running, status["containerStatuses"][0]["restartCount"])
+
+    def _try_to_start(self, running: Running) -> None:
+        status, image = running.pod["status"], running.pod["spec"]["containers"][0]["image"]
+        scheduled = {"type": "PodScheduled", "status": "False" if self.pending else "True"}
+        status["conditions"] = [scheduled | {"reason": "Unschedulable", "message": self.pending or ""}]
+        if self.pending:
+            return
+        if self.no_image:
+            waiting = {"reason": "ImagePullBackOff", "message": self.no_image}
+            status["containerStatuses"] = [{"image": image, "restartCount": 0, "state": {"waiting": waiting}}]
+            return
+        self._start(running, 0)
+
+    def _start(self, running: Running, attempt: int) -> None:
+        pod = running.pod
+        (container,), uid = pod["spec"]["containers"], pod["metadata"]["uid"]
+        folder = self.scratch / uid
+        folder.mkdir(parents=True, exist_ok=True)
+        message = folder / "termination-log"
+        message.write_text("", encoding="utf-8")
+        paths = {"/workspace": str(self.volume), "/tmp": str(folder), "/dev/termination-log": str(message)}
+
+        def here(text: str) -> str:
+            return re.sub(r"^(/workspace|/tmp|/dev/termination-log)", lambda found: paths[found[1]], text)
+
+        env = {entry["name"]: here(entry["value"]) for entry in container["env"]}
+        outside = {k: v for k, v in os.environ.items() if k in ("LANG", "VIRTUAL_ENV", "PYTHONPATH")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        process = subprocess.Popen(
+            container["command"],
+            cwd=here(container["workingDir"]),
+            env={**outside, **env, **pod["env"], "PATH": path, "OMP_NUM_THREADS": "1", **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        log = self.api.logs.setdefault(f"{uid}/{attempt}", [])
+        threading.Thread(target=self._read, args=(process, log), daemon=True).start()
+        running.process, running.since = process, 0.0
+        previous = (pod["status"].get("containerStatuses") or [{}])[0].get("lastState")
+        named = {"name": container["name"], "image": container["image"], "restartCount": attempt}
+        pod["status"]["phase"] = "Running"
+        pod["status"]["containerStatuses"] = [{**named, "state": {"running": {}}, "lastState": previous or {}}]
+
+    def _ended(self, running: Running, code: int) -> None:
+        pod = running.pod
+        uid, status = pod["metadata"]["uid"], pod["status"]
+        (container,) = status["containerStatuses"]
+        killed = pod.pop("killed", False)
+        message = (self.scratch / uid / "termination-log").read_text(encoding="utf-8")
+        lines = self.api.logs.get(f"{uid}/{container['restartCount']}", [])
+        terminated = {
+            "exitCode": 128 - code if code < 0 else code,
+            "reason": "OOMKilled" if killed else "Error" if code else "Completed",
+            "message": message or ("\n".join(line for _, line in lines[-20:]) if code else ""),
+        }
+        running.process = None
+        if code and running.policy == "OnFailure":
+            container["restartCount"] += 1
+            container["lastState"] = {"terminated": terminated}
+            container["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+            running.since = time.monotonic()
+        else:
+            container["state"] = {"terminated": terminated}
+            status["phase"] = "Failed" if code else "Succeeded"
+
+    def _stop(self, running: Running) -> None:
+        """Deletes the pod: its process may save until the grace period is over."""
+        with self.api.lock:
+            if not running.stopped or running.pod["status"].get("reason") == "Evicted":
+                running.pod["metadata"]["deletionTimestamp"] = now()
+                _signal(running, signal.SIGTERM)
+            running.stopped = True
+
+    def _read(self, process: subprocess.Popen[str], log: list[tuple[str, str]]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            time.sleep(0.000002)  # two lines never have the same time
+            log.append((now(), line.rstrip("\n")))
+
+
+def _signal(running: Running, number: int) -> None:
+    """To the container's first process as a kubelet does; SIGKILL to all."""
+    process = running.process
+    if process and process.poll() is None:
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+def _condition(job: Object, kind: str, message: str = "") -> None:
+    conditions = job["status"]["conditions"]
+    if not _holds(job, kind):
+        opposite = {"Running": "Restarting", "Restarting": "Running"}.get(kind)
+        conditions[:] = [c for c in conditions if c["type"] not in (kind, opposite)]
+        conditions.append({"type": kind, "status": "True", "reason": kind, "message": message})
+
+
+def _holds(job: Object, kind: str) -> bool:
+    return any(c["type"] == kind and c["status"] == "True" for c in job["status"]["conditions"])

@@ -1,0 +1,441 @@
+"""Stages as jobs, from submission to the end, and all that may happen between: the real clients, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from phantom.cluster import watch
+from phantom.cluster.render import SPEC
+from phantom.cluster.submit import run_job
+from phantom.errors import StageFailed, UserError
+from tests.cluster.conftest import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+DONE = "mkdir -p models/phantom && echo '{}' > models/phantom/result.json"
+# Ends well as soon as the file `go` is there; asked to stop it says so, as a stage that has saved.
+WAITS = f"""
+trap 'echo saved >> saved; exit 75' TERM
+echo $$ >> started
+for i in $(seq 600); do test -e go && break; sleep 0.05; done
+{DONE}
+"""
+
+
+def until(holds: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:
+    """Runs the steps beside what follows."""
+    thread = threading.Thread(target=lambda: [step() for step in steps], daemon=True)
+    thread.start()
+    return thread
+
+
+def the_job(cluster: Cluster) -> dict[str, Any]:
+    (job,) = cluster.api.find("pytorchjobs")
+    return job
+
+
+def phantom(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
+    """The command line, in the checkout."""
+    code = "import phantom.cluster.watch as w, phantom.cli as c; w.POLL = 0.1; c.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cluster.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+
+
+# --- well -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_runs_the_stage_with_these_settings_and_its_lines_arrive(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f'cp "$5" seen.yaml; echo "$@" > seen; echo "train: 1/3 steps"; echo last >&2; {DONE}')
+    params = cluster.params("compute.train=kubernetes", "evaluate.sampling.negative_prompt=costs $(HOME) $$ €")
+    result = run_job("train", params, cluster.root)
+    assert (result.stage, result.pods, result.restarts, result.adopted, result.here) == ("train", 1, 0, False, True)
+    assert (cluster.root / "seen").read_text(encoding="utf-8").startswith("-m phantom.cli train --params /")
+    seen = yaml.safe_load((cluster.root / "seen.yaml").read_text(encoding="utf-8"))
+    assert seen["compute"] == {"encode": "local", "train": "local", "evaluate": "local"}
+    assert seen["train"] == params.model_dump(mode="json")["train"]
+    assert seen["evaluate"]["sampling"]["negative_prompt"] == "costs $(HOME) $$ €"
+    said = capfd.readouterr().err.splitlines()
+    assert "train: 1/3 steps" in said and "last" in said
+    assert said[0] == f"train: PyTorchJob {result.job} is submitted to the namespace phantom"
+    assert said[-1] == f"train: PyTorchJob {result.job} has succeeded"
+
+
+def test_the_command_line_launches_and_reports(cluster: Cluster):
+    cluster.image(torchrun=DONE)
+    cluster.write_params()
+    process = phantom(cluster, "train", "--launcher", "kubernetes", "--json")
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert json.loads(out)["here"] is True
+    assert the_job(cluster)["metadata"]["name"] == json.loads(out)["job"]
+
+
+def test_encode_is_an_indexed_job_and_evaluate_a_job(cluster: Cluster):
+    cluster.image(
+        python="""
+case "$3" in
+encode) echo "$5" >> shares; mkdir -p data/latents; echo '{}' > data/latents/index.json;;
+evaluate) mkdir -p reports; echo '{}' > reports/evaluation.json;;
+esac"""
+    )
+    encoded = run_job("encode", cluster.params("cluster.encode_pods=3"), cluster.root)
+    assert encoded.here and encoded.pods == 3
+    assert sorted((cluster.root / "shares").read_text(encoding="utf-8").split()) == ["0/3", "1/3", "2/3"]
+    assert run_job("evaluate", cluster.params(), cluster.root).here
+
+
+def test_outputs_that_do_not_arrive_here_are_told(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
+    cluster.image(torchrun="true")
+    assert not run_job("train", cluster.params(), cluster.root).here
+    assert "on the volume phantom-workspace, on which this checkout does not lie" in capfd.readouterr().err
+    monkeypatch.setenv("PHANTOM_OUTCOME", str(cluster.root / "outcome.json"))
+    monkeypatch.setattr("phantom.cluster.submit.SEEN_SECONDS", 0.1)
+    with pytest.raises(StageFailed, match="has succeeded, but the outputs are on the volume"):
+        run_job("train", cluster.params(), cluster.root)
+
+
+# --- pods that do not start, or end ---------------------------------------------------------------------------------
+
+
+def test_a_killed_pod_starts_again_and_the_reason_is_told(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"echo step 7; {WAITS}")
+    started = cluster.root / "started"
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: time.sleep(0.3),
+        lambda: cluster.controllers.kill(cluster.controllers.running()[0]),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.restarts == 1 and result.pods == 1
+    said = capfd.readouterr().err
+    assert f"train: pod {result.job}-worker-0 ran out of memory; raise cluster.memory_gib" in said
+    (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
+    assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
+def test_an_evicted_pod_is_replaced_and_its_last_lines_are_kept(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"echo step 7; {WAITS}")
+    started = cluster.root / "started"
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: time.sleep(0.5),
+        lambda: cluster.controllers.evict(cluster.controllers.running()[0], "The node was low on resource: memory."),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.pods == 2
+    said = capfd.readouterr().err
+    put_out = "was put out (Evicted): The node was low on resource: memory."
+    assert f"train: pod {result.job}-worker-0 {put_out}" in said or "is gone" in said
+    (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
+    assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
+def test_a_pod_that_waits_for_a_node_or_an_image_is_told_once_and_is_no_failure(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=DONE)
+    control = cluster.controllers
+    full = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    control.pending, control.no_image = full, "not found"
+    meanwhile(
+        lambda: time.sleep(0.8),
+        lambda: setattr(control, "pending", None),
+        lambda: time.sleep(0.8),
+        lambda: setattr(control, "no_image", None),
+    )
+    pod = f"{run_job('train', cluster.params(), cluster.root).job}-worker-0"
+    said = capfd.readouterr().err.splitlines()
+    assert (
+        said.count(f"train: pod {pod} cannot be scheduled: {'0/3 nodes are available: 3 Insufficient nvidia.com/gpu.'}")
+        == 1
+    )
+    assert said.count(f"train: pod {pod} cannot get its image phantom-train:0.1.0: not found") == 1
+
+
+def test_a_refused_pod_is_told_by_its_event(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=DONE)
+    cluster.controllers.idle = True
+    refused = 'pods "x" is forbidden: exceeded quota: phantom, requested: requests.nvidia.com/gpu=8'
+    meanwhile(
+        lambda: until(lambda: cluster.api.find("pytorchjobs")),
+        lambda: cluster.api.event(the_job(cluster), "FailedCreatePod", refused),
+        lambda: time.sleep(0.5),
+        lambda: setattr(cluster.controllers, "idle", False),
+    )
+    run_job("train", cluster.params(), cluster.root)
+    assert f"FailedCreatePod: {refused}" in capfd.readouterr().err
+
+
+def test_a_job_that_nobody_takes_up_is_told(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
+    cluster.image(torchrun=DONE)
+    cluster.controllers.idle = True
+    monkeypatch.setattr(watch, "PATIENCE", 0.2)
+    meanwhile(lambda: time.sleep(1), lambda: setattr(cluster.controllers, "idle", False))
+    run_job("train", cluster.params(), cluster.root)
+    assert capfd.readouterr().err.count("nobody has taken the job up yet") == 1
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_fails_with_the_last_lines_of_its_log(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun="echo step 7; echo 'CUDA error: unspecified launch failure'; exit 1")
+    with pytest.raises(StageFailed, match=r"pod .*-worker-0 ended with exit code 1; last lines of its log in"):
+        run_job("train", cluster.params("cluster.restarts=2"), cluster.root)
+    said = capfd.readouterr().err
+    assert "    CUDA error: unspecified launch failure" in said
+    kept = list((cluster.root / "checkpoints/jobs").rglob("*.log"))
+    assert kept and all("launch failure" in file.read_text(encoding="utf-8") for file in kept)
+
+
+def test_a_failed_job_is_replaced_by_the_next_call(cluster: Cluster):
+    cluster.image(torchrun="exit 1")
+    with pytest.raises(StageFailed):
+        run_job("train", cluster.params("cluster.restarts=1"), cluster.root)
+    cluster.image(torchrun=DONE)
+    assert run_job("train", cluster.params("cluster.restarts=1"), cluster.root).here
+
+
+def leaves(code: int, error: str) -> str:
+    """A stage that ends as phantom's command line does in a pod."""
+    outcome = json.dumps({"code": code, "error": error})
+    return f"""printf '%s' '{outcome}' > "$PHANTOM_OUTCOME"; exit {code}"""
+
+
+def test_wrong_input_in_a_pod_is_wrong_input_here_and_is_not_tried_again(cluster: Cluster):
+    cluster.image(torchrun=leaves(2, "data/latents: made with data.fps 4") + " || exit 1")
+    with pytest.raises(UserError, match=r"^data/latents: made with data\.fps 4$"):
+        run_job("train", cluster.params("cluster.restarts=1000"), cluster.root)
+    until(lambda: not cluster.api.find("pytorchjobs"))
+    cluster.image(python=leaves(2, "data/clips: empty"))
+    with pytest.raises(UserError, match=r"^data/clips: empty$"):
+        run_job("encode", cluster.params(), cluster.root)
+
+
+def test_the_stages_own_word_is_what_failed(cluster: Cluster):
+    cluster.image(torchrun=leaves(1, "train: 10 steps in a row without a finite gradient"))
+    with pytest.raises(StageFailed, match=r"^train: 10 steps in a row without a finite gradient$"):
+        run_job("train", cluster.params("cluster.restarts=1"), cluster.root)
+
+
+def test_a_job_deleted_by_someone_else_is_told(cluster: Cluster):
+    cluster.image(torchrun=WAITS)
+    meanwhile(
+        lambda: until((cluster.root / "started").exists),
+        lambda: time.sleep(0.3),
+        lambda: cluster.api.remove("pytorchjobs", the_job(cluster)["metadata"]["name"]),
+    )
+    with pytest.raises(StageFailed, match="was deleted by someone else"):
+        run_job("train", cluster.params(), cluster.root)
+
+
+# --- the API server ---------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_the_api_are_outlived(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"sleep 1; {DONE}")
+    cluster.api.fail("POST .*pytorchjobs", 500)
+    cluster.api.fail("POST .*pytorchjobs", None)
+    cluster.api.fail("GET .*pytorchjobs/", 503, count=3)
+    cluster.api.fail("GET .*/pods$", None, count=3)
+    cluster.api.fail("GET .*/log", 500, count=2)
+    cluster.api.fail("GET .*/events", 429, count=2)
+    assert run_job("train", cluster.params(), cluster.root).here
+    said = capfd.readouterr().err
+    assert "the cluster could not create PyTorchJob" in said and "the server is having a bad day; trying again" in said
+    assert "the cluster answers again" in said
+    assert not any(fault.count for fault in cluster.api.faults)
+
+
+def test_a_creation_whose_answer_was_lost_is_not_repeated(cluster: Cluster):
+    cluster.image(torchrun=f"echo x >> runs; {DONE}")
+    cluster.api.fail("POST .*pytorchjobs", None, after=True)
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.here and (cluster.root / "runs").read_text(encoding="utf-8") == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(403, "refuses to create PyTorchJob .*: the server is having a bad day"), (401, "does not accept these cred")],
+)
+def test_what_the_api_refuses_is_not_tried_again(cluster: Cluster, status: int, said: str):
+    cluster.api.fail("POST", status, count=9)
+    with pytest.raises(StageFailed, match=said):
+        run_job("train", cluster.params(), cluster.root)
+    assert sum(request.startswith("POST") for request in cluster.api.requests) <= 2
+
+
+def test_a_missing_operator_or_namespace_is_told(cluster: Cluster):
+    cluster.api.absent = {"pytorchjobs"}
+    with pytest.raises(StageFailed, match=r"does not know this kind .*; is the operator installed?"):
+        run_job("train", cluster.params(), cluster.root)
+    with pytest.raises(StageFailed, match='namespaces "other" not found; `kubectl apply -f k8s/`'):
+        run_job("encode", cluster.params("cluster.namespace=other"), cluster.root)
+
+
+def test_an_api_that_stays_away_ends_the_watching_and_not_the_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    cluster.image(torchrun=WAITS)
+    monkeypatch.setattr("phantom.cluster.submit.Connection", lambda settings: watch.Connection(settings, patience=0.3))
+    meanwhile(
+        lambda: until((cluster.root / "started").exists), lambda: cluster.api.fail("GET .*pytorchjobs/", 500, count=99)
+    )
+    with pytest.raises(StageFailed, match=r"the cluster could not read PyTorchJob .* for 0 s"):
+        run_job("train", cluster.params(), cluster.root)
+    assert cluster.controllers.running()
+    cluster.api.faults.clear()
+    (cluster.root / "go").touch()
+    assert run_job("train", cluster.params(), cluster.root).here
+
+
+# --- the same job again -----------------------------------------------------------------------------------------------
+
+
+def test_a_watcher_that_is_killed_is_followed_by_one_that_takes_the_job_up(cluster: Cluster):
+    cluster.image(torchrun=f"echo step 7; {WAITS}")
+    cluster.write_params()
+    first = phantom(cluster, "train", "--launcher", "kubernetes")
+    until((cluster.root / "started").exists)
+    time.sleep(0.5)
+    first.kill()
+    first.communicate()
+    assert cluster.controllers.running()
+    asked = len(cluster.api.requests)
+    second = phantom(cluster, "train", "--launcher", "kubernetes", "--json")
+    until(lambda: any("POST" in request for request in cluster.api.requests[asked:]), 60)
+    (cluster.root / "go").touch()
+    out, said = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert json.loads(out)["adopted"] is True and json.loads(out)["here"] is True
+    assert "is there already: it is taken up" in said and "step 7" in said
+    assert len((cluster.root / "started").read_text(encoding="utf-8").split()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_watcher_deletes_the_job_and_its_pods_save(cluster: Cluster, number: int):
+    cluster.image(torchrun=WAITS)
+    cluster.write_params()
+    process = phantom(cluster, "train", "--launcher", "kubernetes")
+    until((cluster.root / "started").exists)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.splitlines()[-1].startswith("train: interrupted; PyTorchJob phantom-train-")
+    until(lambda: not cluster.api.find("pytorchjobs") and not cluster.api.find("pods"))
+    assert (cluster.root / "saved").read_text(encoding="utf-8") == "saved\n"
+
+
+def test_a_new_job_waits_for_the_pods_of_the_deleted_one(cluster: Cluster, capfd: Any):
+    slow = "until test -e let; do sleep 0.05; done; echo late > order; exit 1"
+    cluster.image(torchrun=f"trap '{slow}' TERM; touch started; while true; do sleep 0.05; done")
+    params = cluster.params()
+    first = phantom(cluster, "train", "--launcher", "kubernetes", "--params", str(cluster.write_params()))
+    until((cluster.root / "started").exists)
+    time.sleep(0.5)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    cluster.image(torchrun=f"echo new >> order; {DONE}")
+    asked = len(cluster.api.requests)
+    meanwhile(
+        lambda: until(lambda: sum("POST" in request for request in cluster.api.requests[asked:]) > 1),
+        (cluster.root / "let").touch,
+    )
+    assert run_job("train", params, cluster.root).here
+    assert (cluster.root / "order").read_text(encoding="utf-8").split() == ["late", "new"]
+    assert "waiting for the pods of the former PyTorchJob" in capfd.readouterr().err
+
+
+def test_a_running_job_of_another_spec_is_left_alone(cluster: Cluster):
+    cluster.image(torchrun=WAITS)
+    run = meanwhile(lambda: run_job("train", cluster.params(), cluster.root))
+    until((cluster.root / "started").exists)
+    with pytest.raises(StageFailed, match=r"is there already, with other settings of cluster\.\*; `kubectl -n phantom"):
+        run_job("train", cluster.params("cluster.memory_gib=9"), cluster.root)
+    # Settings that have nothing to do with the stage make no other job of it.
+    meanwhile(lambda: time.sleep(0.5), (cluster.root / "go").touch)
+    assert run_job("train", cluster.params("evaluate.seed=5"), cluster.root).adopted
+    run.join(20)
+
+
+def test_other_work_has_another_name(cluster: Cluster):
+    cluster.image(torchrun=DONE)
+    names = {run_job("train", cluster.params(), cluster.root).job}
+    names.add(run_job("train", cluster.params("train.seed=1"), cluster.root).job)
+    (cluster.root / "data/latents").mkdir(parents=True)
+    (cluster.root / "data/latents/index.json").write_text("{}", encoding="utf-8")
+    names.add(run_job("train", cluster.params(), cluster.root).job)
+    assert len(names) == 3
+
+
+def test_a_finished_job_counts_while_its_outputs_are_there(cluster: Cluster):
+    cluster.image(torchrun=f"echo x >> runs; {DONE}")
+    run_job("train", cluster.params(), cluster.root)
+    assert run_job("train", cluster.params(), cluster.root).adopted
+    (cluster.root / "models/phantom/result.json").unlink()
+    assert not run_job("train", cluster.params(), cluster.root).adopted
+    assert (cluster.root / "runs").read_text(encoding="utf-8") == "x\nx\n"
+
+
+def test_a_suspended_job_waits_in_words_and_goes_on(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=WAITS)
+    started = cluster.root / "started"
+
+    def suspend(value: bool) -> None:
+        with cluster.api.lock:
+            the_job(cluster)["spec"]["runPolicy"]["suspend"] = value
+
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: time.sleep(0.3),
+        lambda: suspend(True),
+        lambda: until((cluster.root / "saved").exists),
+        lambda: time.sleep(0.5),
+        lambda: suspend(False),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params("cluster.queue=gpus"), cluster.root)
+    said = capfd.readouterr().err
+    assert f"train: PyTorchJob {result.job} waits in the queue gpus" in said
+    assert "is gone" not in said
+
+
+def test_a_manifest_with_problems_is_not_submitted(cluster: Cluster):
+    params = cluster.params("cluster.image=phantom-train", "cluster.namespace=Phantom", "cluster.volume=a_b")
+    with pytest.raises(UserError) as error:
+        run_job("train", params, cluster.root)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and all(line.startswith("PyTorchJob phantom-train-") for line in lines)
+    assert not cluster.api.requests
+
+
+def test_the_annotation_tells_specs_apart(cluster: Cluster):
+    cluster.image(torchrun=DONE)
+    run_job("train", cluster.params(), cluster.root)
+    assert len(the_job(cluster)["metadata"]["annotations"][SPEC]) == 16
