@@ -188,7 +188,7 @@ class Sampling(Section):
 class PhysicsIQ(Section):
     benchmark: str  # "worlds", or the folder of the published benchmark
     descriptions: str | None
-    modes: tuple[Literal["single", "multi"], ...]
+    modes: Annotated[tuple[Literal["single", "multi"], ...], Field(min_length=1)]
     protocol: Literal["original", "verified"]
     mask_codec: Literal["mp4v", "none"]
     fps: Positive

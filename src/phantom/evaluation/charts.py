@@ -53,6 +53,7 @@ def chart(
     for value in across.ticks():
         x = across.at(value)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 14:g}" text-anchor="middle">{_short(value)}</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 8:g}" y="{HEIGHT - 14:g}" text-anchor="end">step</text>')
     foot = HEIGHT - BOTTOM
     parts += [
         f'<line class="mark" x1="{across.at(x):.1f}" x2="{across.at(x):.1f}" y1="{foot:g}" y2="{foot + 7:g}"/>'

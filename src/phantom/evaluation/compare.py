@@ -34,6 +34,7 @@ PAPER = {
         "Phantom, several frames": {"score": 27.53},
     },
 }
+PUBLISHED_VIDEOS = 198
 COUNTS = ("fps", "scenarios", "videos", "expected_videos")  # numbers that are no figures of a model
 
 Scores = Mapping[str, Any]
@@ -149,7 +150,7 @@ def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Ta
         groups.append(("Score by category", [_category(part, table, base, len(paper)) for part in categories]))
     kinds = _kinds(list(table), base)
     columns = [*table, *(f"Paper: {name}" for name in paper)]
-    return Table(_title(key), columns, [*kinds, *["truth"] * len(paper)], groups, _conditions(table))
+    return Table(_title(key), columns, [*kinds, *["truth"] * len(paper)], groups, _conditions(table, paper))
 
 
 def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) -> TableRow:
@@ -182,14 +183,17 @@ def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> 
     return Table(f"{_title(key)}: Verified score by scenario", columns, _kinds(columns, base), [("", lines)])
 
 
-def _conditions(table: Mapping[str, Scores]) -> str:
-    """What differs between the files and should not."""
+def _conditions(table: Mapping[str, Scores], paper: Mapping[str, Any]) -> str:
+    """What differs between the files, or from the paper, and should not."""
     warnings = []
     for field, what in (("fps", "frame rates"), ("videos", "numbers of videos"), ("mask_codec", "mask codecs")):
         values = {name: scores[field] for name, scores in table.items() if field in scores}
         if len(set(values.values())) > 1:
             warnings.append(f"different {what}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
-    return f"Not alike, {'; '.join(warnings)}." if warnings else ""
+    notes = [f"Not alike: {'; '.join(warnings)}."] if warnings else []
+    if paper and any(scores.get("videos") != PUBLISHED_VIDEOS for scores in table.values()):
+        notes.append(f"The paper's numbers are of the {PUBLISHED_VIDEOS} published recordings, these are not.")
+    return " ".join(notes)
 
 
 def _value(scores: Scores, figure: Figure) -> float | None:

@@ -6,16 +6,18 @@ import base64
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from phantom.data.video import read_frames, write_mp4
+from phantom.data.video import write_mp4
 from phantom.evaluation.charts import Chart
+from phantom.evaluation.physics_iq import video
 
-EMBEDDED_WIDTH = 480  # pixels; wider videos are shrunk to it
+EMBEDDED_WIDTH = 480  # pixels; wider videos are embedded in smaller copies
 PIXELATED_WIDTH = 200  # narrower videos are enlarged without smoothing
 
 
@@ -117,19 +119,23 @@ def render(page: Page) -> str:
     return environment.get_template("page.html").render(page=page)
 
 
-def embed_file(path: Path, fps: int) -> str:
-    """A video as a data URI: its own bytes, or a smaller copy of a wide one."""
-    frames, _ = read_frames(path)
-    if frames.shape[2] <= EMBEDDED_WIDTH:
-        return _uri("video/mp4", path.read_bytes())
-    return embed_frames(frames, fps, EMBEDDED_WIDTH)
+def embed_file(path: Path) -> str:
+    """A video as a data URI, its own bytes."""
+    return _uri("video/mp4", path.read_bytes())
 
 
-def embed_frames(frames: np.ndarray, fps: int, width: int | None = None) -> str:
-    """uint8 RGB (F, H, W, 3) as a data URI: an mp4, `width` pixels wide if given, or a png if it is one frame."""
-    if width and frames.shape[2] != width:
-        size = (width, round(frames.shape[1] * width / frames.shape[2] / 2) * 2)
-        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+def embed_shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> str:
+    """The start of a video as a data URI, at `size` = (width, height), or smaller if that is too wide to embed."""
+    width, height = size
+    if width > EMBEDDED_WIDTH:
+        width, height = EMBEDDED_WIDTH, round(height * EMBEDDED_WIDTH / width / 2) * 2
+    shown = islice(video.frames(path), round(seconds * fps))
+    small = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)[..., ::-1] for frame in shown]
+    return embed_frames(np.stack(small), fps)
+
+
+def embed_frames(frames: np.ndarray, fps: int) -> str:
+    """uint8 RGB (F, H, W, 3) as a data URI: an mp4, or a png if it is one frame."""
     if len(frames) == 1:
         return _uri("image/png", cv2.imencode(".png", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR))[1].tobytes())
     with tempfile.TemporaryDirectory(prefix="phantom-page-") as folder:

@@ -10,9 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.data.video import read_frames
 from phantom.evaluation.charts import Chart, chart
-from phantom.evaluation.page import Bar, Cell, Page, Scene, Shown, Table, TableRow, embed_file, embed_frames, render
+from phantom.evaluation.page import (
+    EMBEDDED_WIDTH,
+    Bar,
+    Cell,
+    Page,
+    Scene,
+    Shown,
+    Table,
+    TableRow,
+    embed_file,
+    embed_frames,
+    embed_shrunk,
+    render,
+)
 from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.layout import Row
 from phantom.evaluation.sample import Settings, condition, source
@@ -194,22 +206,24 @@ def _scenes(
 ) -> list[Scene]:
     """Evenly spaced scenarios, at most `evaluate.report_videos`."""
     count = min(params.evaluate.report_videos, len(rows))
-    fps = params.evaluate.physics_iq.fps
+    fps, size = params.evaluate.physics_iq.fps, (params.data.width, params.data.height)
+    wide = params.data.width > EMBEDDED_WIDTH
     scenes = []
     for row in (rows[i * len(rows) // count] for i in range(count)):
-        rate = layout.source_rate(place, row.name, fps)
-        truth, _ = read_frames(layout.testing_video(place, row.name, rate or fps))
+        rate = layout.source_rate(place, row.name, fps) or fps
+        truth = embed_shrunk(layout.testing_video(place, row.name, rate), rate, size, layout.SECONDS)
         shown = []
         for mode in videos:
             settings = Settings.of(params, mode)  # type: ignore[arg-type]
             given = embed_frames(condition(source(place, row.name, settings), settings), fps)
             shown.append(Shown("Condition", "condition", given, mode == "single", mode))
-        shown.append(Shown("Truth", "truth", embed_frames(truth, rate or fps, min(params.data.width, 480)), False))
+        shown.append(Shown("Truth", "truth", truth, False))
         for mode, folders in videos.items():
             for model, folder in folders.items():
-                figures = _scene_figures(evaluation, mode, model, row)
+                path = folder / row.name.generated
+                made = embed_shrunk(path, fps, size, layout.SECONDS) if wide else embed_file(path)
                 shown.append(
-                    Shown(NAMES[model], model, embed_file(folder / row.name.generated, fps), False, mode, figures)
+                    Shown(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
                 )
         title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
         scenes.append(Scene(title, row.category, row.description, shown))
