@@ -114,12 +114,12 @@ def sample_folder(
     root, rows = open_benchmark(benchmark, params.evaluate.physics_iq.protocol, descriptions)
     pipeline = partial(load, model, params)
     if read_export_config(model) is not None:
-        made_by = export(model.name, model, pipeline, physics)
+        made_by = export(model.name, parts_of(model), pipeline, physics)
     elif (model / "model_index.json").is_file():
         made_by = Model(model.name, {"folder": digest(model), "physics": physics}, pipeline, physics)
     else:
         raise UserError(f"{model}: no model here; accepted: an export (models/phantom) or a folder of diffusers")
-    sample(made_by, rows, root, settings, out)
+    sample(made_by, rows, root, settings, out, record(made_by, rows, root, settings))
     return Sampled(str(out), len(rows), SECONDS * settings.fps, settings.fps, mode)
 
 
@@ -130,13 +130,17 @@ def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = N
     return root, [row for row in rows if row.name.take == 1]
 
 
-def sample(model: Model, rows: Sequence[Row], root: Path, settings: Settings, out: Path) -> None:
+def sample(
+    model: Model, rows: Sequence[Row], root: Path, settings: Settings, out: Path, made_of: dict[str, Any]
+) -> None:
     """Writes the video of every take-1 row of the benchmark in `root` into `out`. Those that are there are kept.
+
+    `made_of` is the `record` of all this, which stays beside the videos.
 
     Raises UserError for a folder with videos of another model or other settings, and for missing conditions.
     """
     sources = {row.name: source(root, row.name, settings) for row in rows}
-    _claim(out, record(model, rows, root, settings))
+    _claim(out, made_of)
     batches = [rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)]
     # Batches stay whole: with another batch beside it a video might differ in its last bits.
     missing = [batch for batch in batches if not all((out / row.name.generated).is_file() for row in batch)]
@@ -295,16 +299,20 @@ def _shrunk(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
-def export(name: str, folder: Path, load: Callable[[], DiffusionPipeline], physics: bool = True) -> Model:
-    """The export in `folder`; without physics its frozen base, whatever export stands on it."""
+def parts_of(folder: Path) -> dict[str, Any]:
+    """What the export in `folder` and the frozen parts under it are, JSON-able: contents, or hub ids and revisions."""
     config = read_export_config(folder) or {}
-    parts: dict[str, Any] = {"physics": physics}
-    for part in ("base", "physics_encoder") if physics else ("base",):
-        path = Path(base_path(folder, str(config.get(f"{part}_id"))))
-        parts[part] = digest(path) if path.is_dir() else [str(path), config.get(f"{part}_revision")]
-    if physics:
-        parts["export"] = digest(folder)
-    return Model(name, parts, load, physics)
+    found: dict[str, Any] = {"export": digest(folder), "text_tokens": (config["metadata"] or {}).get("text_tokens")}
+    for part in ("base", "physics_encoder"):
+        path = Path(base_path(folder, str(config[f"{part}_id"])))
+        found[part] = digest(path) if path.is_dir() else [str(path), config[f"{part}_revision"]]
+    return found
+
+
+def export(name: str, parts: dict[str, Any], load: Callable[[], DiffusionPipeline], physics: bool = True) -> Model:
+    """An export, of which `parts_of` is known; without physics its frozen base, whatever export stands on it."""
+    used = parts if physics else {key: parts[key] for key in ("base", "text_tokens")}
+    return Model(name, {"physics": physics, **used}, load, physics)
 
 
 def record(model: Model, rows: Iterable[Row], root: Path, settings: Settings) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from phantom.evaluation.gains import gain
 from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
 from phantom.evaluation.physics_iq.layout import Row
-from phantom.evaluation.sample import Model, Settings, export, key, load, open_benchmark, record, sample
+from phantom.evaluation.sample import Model, Settings, export, key, load, open_benchmark, parts_of, record, sample
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # not DVC's: videos and comparisons, found again by what they were made of
@@ -105,18 +105,18 @@ def make_videos(params: Params, root: Path, place: Path, rows: Sequence[Row]) ->
         if not (root / model / "config.json").is_file():  # trained without a control
             continue
         pipeline = cache(partial(load, root / model, params))  # one in memory at a time
+        parts = parts_of(root / model)
         for name, physics in names.items():
             for mode in params.evaluate.physics_iq.modes:
-                folders[mode, name] = _make(
-                    export(name, root / model, pipeline, physics), params, root, mode, place, rows
-                )
+                folders[mode, name] = _make(export(name, parts, pipeline, physics), params, root, mode, place, rows)
     return folders
 
 
 def _make(model: Model, params: Params, root: Path, mode: Any, place: Path, rows: Sequence[Row]) -> Path:
     settings = Settings.of(params, mode)
-    out = root / WORK / f"{model.name}-{key(record(model, rows, place, settings))}" / mode
-    sample(model, rows, place, settings, out)
+    made_of = record(model, rows, place, settings)
+    out = root / WORK / f"{model.name}-{key(made_of)}" / mode
+    sample(model, rows, place, settings, out, made_of)
     return out
 
 
