@@ -235,7 +235,7 @@ def load(folder: Path, params: Params) -> DiffusionPipeline:
 
         found = WanImageToVideoPipeline
     try:
-        pipe = found.from_pretrained(folder, **{"torch_dtype" if found is PhantomPipeline else "dtype": dtype})
+        pipe = found.from_pretrained(folder, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:
