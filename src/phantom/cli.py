@@ -6,6 +6,7 @@ after saving. What is slow to import is imported by the command that needs it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -420,6 +421,11 @@ def stage(
         yield tree
     except KeyboardInterrupt:
         raise Interrupted(f"{name}: interrupted; what was finished is kept, run again to go on") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = error.filename or Path.cwd()
+        raise UserError(f"{full}: no space left on the disk; make some and run again to go on") from None
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phantom.errors import UserError
 
@@ -22,6 +22,19 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: YAML's yes and no
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Pair = Annotated[str, Field(pattern=r"^[^=\s]+=[^\n]*$", description="KEY=VALUE")]
+
+
+def _in_order(ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    if None not in ends and ends[0] > ends[1]:  # type: ignore[operator]
+        raise ValueError("empty")
+    return ends
+
+
+Range = Annotated[
+    tuple[float | None, float | None],
+    AfterValidator(_in_order),
+    Field(description="[least, most], each a number or null"),
+]
 
 
 class Section(BaseModel):
@@ -77,6 +90,19 @@ class Worlds(Section):
     seed: Count
 
 
+class OpenVid(Section):
+    """Which clips of OpenVidHD are taken. Ranges are [least, most], where null is any."""
+
+    aesthetic: Range  # the three scores of the csv
+    motion: Range
+    consistency: Range
+    camera_motion: tuple[str, ...] | None  # the csv's words for it; null: any
+    seconds: Range  # length, as the csv says
+    height: Range  # of the picture in the file, in pixels
+    width: Range
+    language: Literal["en"] | None  # of the caption; null: any
+
+
 class Data(Section):
     """What the clips are and where they come from."""
 
@@ -90,6 +116,7 @@ class Data(Section):
     heldout: Fraction  # share of a folder's clips kept for validation
     max_quarantine: Fraction
     worlds: Worlds
+    openvid: OpenVid
 
     @model_validator(mode="after")
     def _lengths(self) -> Data:
@@ -219,6 +246,12 @@ class Tracking(Section):
     experiment: str
 
 
+class Storage(Section):
+    """Files under s3://. Not part of a result's identity, and not a DVC parameter."""
+
+    cache_gb: PositiveFloat  # of files from s3:// that are kept in checkpoints/cache
+
+
 class Compute(Section):
     """Where a stage runs. Not part of a result's identity, and not a DVC parameter."""
 
@@ -277,6 +310,7 @@ class Params(Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     tracking: Tracking
+    storage: Storage
     compute: Compute
     cluster: Cluster
 

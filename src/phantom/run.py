@@ -6,7 +6,6 @@ The Prefect flow (`flows/full_pipeline.py`) runs the same `run_stage`. DVC decid
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params, load_params
+from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.privacy import NO_TELEMETRY
 from phantom.progress import say
@@ -309,15 +309,11 @@ def _failure(stage: str, left: dict | None, root: Path) -> Exception:
 
 
 def _source_fingerprint(params: Params, root: Path) -> str | None:
-    """Names, sizes and times of a folder of clips; None for a source that is not such a folder."""
-    folder = root / (params.data.path or "")
-    if params.data.source == "worlds" or not params.data.path or not folder.is_dir():
+    """Which clips the source has, in which version; None for a source that is not a folder, or is not there."""
+    path = params.data.path or ""
+    if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
         return None
-    digest = hashlib.sha256(str(folder.resolve()).encode())
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        stat = file.stat()
-        digest.update(f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return fingerprint(open_folder(path, root, params.storage.cache_gb))
 
 
 def _is_number(value: Any) -> bool:

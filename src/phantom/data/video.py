@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,8 @@ class ClipInfo:
     seconds: float
 
 
-def probe(path: str | Path) -> ClipInfo:
-    """Measures `path`. Decodes one frame only; counts the rest from their packets. Raises BadClip."""
+def probe(path: str | Path | bytes) -> ClipInfo:
+    """Measures a file, or its contents. Decodes one frame only; counts the rest from their packets. Raises BadClip."""
     with _open(path) as (container, stream):
         first = next(_timed_frames(container, stream), None)
         if first is None:
@@ -67,13 +68,14 @@ def probe(path: str | Path) -> ClipInfo:
 
 
 def read_clip(
-    path: str | Path, fps: float, height: int, width: int, max_frames: int, min_frames: int = 1
+    path: str | Path | bytes, fps: float, height: int, width: int, max_frames: int, min_frames: int = 1
 ) -> np.ndarray:
     """The clip as the models take it: uint8 RGB (F, `height`, `width`, 3) at `fps` frames per second.
 
     Frame i is the one on display i / fps seconds after the first, whatever rate, constant or not, the file has. F is
     the longest 4m + 1 up to `max_frames`; decoding stops there. The picture is turned upright, its pixels made square,
     resized with antialiasing until it covers `height` x `width`, and cropped at the centre: nothing is stretched.
+    `path` names the file, or is its contents.
     Raises BadClip with the reason.
     """
     frames: list[np.ndarray] = []
@@ -150,15 +152,20 @@ def write_mp4(
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    path = Path(path).absolute()  # so that no name is taken for a protocol
-    if not path.is_file():
-        raise BadClip("no such file")
-    if not path.stat().st_size:
+def _open(path: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if isinstance(path, bytes):
+        where: Any = io.BytesIO(path)
+        size = len(path)
+    else:
+        file = Path(path).absolute()  # so that no name is taken for a protocol
+        if not file.is_file():
+            raise BadClip("no such file")
+        where, size = str(file), file.stat().st_size
+    if not size:
         raise BadClip("empty file")
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(str(path), options=options, metadata_errors="replace")
+        container = av.open(where, options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadClip(f"not a video: {_reason(error)}") from None
     with container:
