@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from phantom.data.manifest import read_manifest, read_quarantine
 from phantom.data.prepare import prepare
-from phantom.data.sources import folder, worlds_files
-from phantom.data.sources.folder import choose_heldout
+from phantom.data.sources import clips, folder, worlds_files
+from phantom.data.sources.clips import choose_heldout
+from phantom.data.storage import LocalFolder, open_folder
 from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from tests.data.videos import every, moving, write_video
@@ -98,7 +99,6 @@ def test_long_worlds_have_4m_plus_1_frames(make_params, tmp_path):
         ("data.width=96", "data.width: found 96"),
         ("data.height=63", "data.height: found 63"),
         ("data.min_frames=33", "data.min_frames: found 33"),
-        ("data.source=openvid", "data.source: 'openvid' is not built yet, accepted: worlds, folder"),
     ],
 )
 def test_what_worlds_cannot_be_is_refused_and_earlier_clips_stay(make_params, tmp_path, change, field):
@@ -144,6 +144,22 @@ def test_a_folder_with_captions_in_any_of_the_three_ways_gives_the_same(folder_p
         (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
     prepare(folder_params(), tmp_path)
     assert contents(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("captions", ["csv", "beside"])
+def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, captions):
+    if captions == "csv":
+        caption_csv(videos, CAPTIONS)
+    else:
+        for name, caption in CAPTIONS.items():
+            (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    there = open_folder(f"s3://{bucket}/some/videos", tmp_path, 1)
+    for name in contents(videos):
+        there.upload(videos / name, name)
+    prepare(folder_params(), tmp_path / "here")
+    prepare(folder_params(f"data.path=s3://{bucket}/some/videos/"), tmp_path / "there")
+    assert contents(tmp_path / "there/data") == contents(tmp_path / "here/data")
+    assert len(read(tmp_path / "there")[0]) == 4
 
 
 def test_what_cannot_be_a_clip_is_quarantined_with_its_reason_and_the_rest_goes_on(folder_params, videos, tmp_path):
@@ -299,13 +315,13 @@ def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos,
         made.append(path)
         write_mp4(path, *arguments)
 
-    monkeypatch.setattr(folder.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(folder, "write_mp4", write_or_stop)
+    monkeypatch.setattr(clips.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(clips, "write_mp4", write_or_stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder_params(), tmp_path)
     assert not (tmp_path / "data/clips").exists()
     made.clear()
-    monkeypatch.setattr(folder, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
+    monkeypatch.setattr(clips, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
     prepare(folder_params(), tmp_path)
     assert len(made) == 2
     prepare(folder_params(), tmp_path / "unbroken")
@@ -318,11 +334,11 @@ def test_any_caption_comes_through_a_csv(tmp_path_factory, caption):
     source = tmp_path_factory.mktemp("videos")
     write_mp4(source / "a.mp4", moving(1), fps=4)
     caption_csv(source, {"a.mp4": caption})
-    items, left_out = folder.find(source)
+    found = folder.find(LocalFolder(source))
     if caption.strip():
-        assert [item.caption for item in items] == [caption.strip()] and not left_out
+        assert [item.caption for item in found.items] == [caption.strip()] and not found.bad
     else:
-        assert [q.reason for q in left_out] == ["its caption is empty"] and not items
+        assert [q.reason for q in found.bad] == ["its caption is empty"] and not found.items
 
 
 @given(st.sets(st.binary(min_size=1), max_size=60), st.floats(0, 1))

@@ -7,26 +7,33 @@ import json
 import re
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from phantom.config import Data, Params
 from phantom.data.files import fresh_folder, replace_folder
-from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, Quarantined, write_manifest, write_quarantine
-from phantom.data.sources import folder, worlds_files
+from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Quarantined, write_manifest, write_quarantine
+from phantom.data.sources import folder, openvid, worlds_files
+from phantom.data.sources.clips import Found
+from phantom.data.storage import LocalFolder, open_folder
 from phantom.errors import UserError
 
 BENCHMARK = Path("data/benchmark")
+REPORT = "report.json"
 WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before it runs the stage
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """How many clips there are, how many of them for validation, how many files were left out, and where."""
+    """How many clips there are, how many of them for validation, how many files were left out, and where.
+
+    removed: how many clips each filter took out. All of this lies in report.json beside the clips too.
+    """
 
     train: int
     heldout: int
     quarantined: int
+    removed: dict[str, int]
     folder: str
 
 
@@ -39,10 +46,14 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
     out, benchmark = root / CLIPS, root / BENCHMARK
     new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
     try:
-        clips, bad = _write_clips(new, params, root)
-        _refuse_too_many(clips, bad, params.data, root / WORK / QUARANTINE)
-        write_manifest(new / MANIFEST, clips)
-        write_quarantine(new / QUARANTINE, bad)
+        found = _write_clips(new, params, root)
+        _refuse_too_many(found, params.data, root / WORK / QUARANTINE)
+        write_manifest(new / MANIFEST, found.clips)
+        write_quarantine(new / QUARANTINE, found.bad)
+        heldout = sum(clip.split == "heldout" for clip in found.clips)
+        removed = dict(sorted(found.removed.items()))
+        result = PrepareResult(len(found.clips) - heldout, heldout, len(found.bad), removed, str(out))
+        (new / REPORT).write_text(_report(result), encoding="utf-8")
         if params.evaluate.physics_iq.benchmark == "worlds":
             worlds_files.write_benchmark(new_benchmark, params)
             replace_folder(new_benchmark, benchmark)
@@ -51,24 +62,28 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(new_benchmark, ignore_errors=True)
     shutil.rmtree(root / WORK, ignore_errors=True)
-    heldout = sum(clip.split == "heldout" for clip in clips)
-    return PrepareResult(len(clips) - heldout, heldout, len(bad), str(out))
+    return result
 
 
-def _write_clips(new: Path, params: Params, root: Path) -> tuple[list[Clip], list[Quarantined]]:
+def _write_clips(new: Path, params: Params, root: Path) -> Found:
     data = params.data
     for key, value in (("height", data.height), ("width", data.width)):
         if value % 2:
             raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
     if data.source == "worlds":
-        return worlds_files.write_clips(new, params), []
-    if data.source == "folder":
-        source = root / str(data.path)
-        here, there = source.resolve(), (root / CLIPS).resolve()
+        return Found(clips=worlds_files.write_clips(new, params))
+    source = open_folder(str(data.path), root, params.storage.cache_gb)
+    if isinstance(source, LocalFolder):
+        here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
-        return folder.write_clips(new, source, data, root / WORK / _recipe(data))
-    raise UserError(f"data.source: {data.source!r} is not built yet, accepted: worlds, folder")
+    write_clips = {"folder": folder.write_clips, "openvid": openvid.write_clips}[data.source]
+    return write_clips(new, source, data, root / WORK / _recipe(data))
+
+
+def _report(result: PrepareResult) -> str:
+    counts = {key: value for key, value in asdict(result).items() if key != "folder"}
+    return json.dumps(counts, indent=1) + "\n"
 
 
 def _recipe(data: Data) -> str:
@@ -77,8 +92,12 @@ def _recipe(data: Data) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _refuse_too_many(clips: list[Clip], bad: list[Quarantined], data: Data, record: Path) -> None:
+def _refuse_too_many(found: Found, data: Data, record: Path) -> None:
+    clips, bad = found.clips, found.bad
     total = len(clips) + len(bad)
+    if not total:
+        counts = ", ".join(f"{name} {count}" for name, count in found.removed.most_common())
+        raise UserError(f"data.openvid: no clip is left, removed by: {counts or 'nothing, there is none'}")
     if clips and len(bad) <= data.max_quarantine * total:
         return
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,264 @@
+"""OpenVidHD as it is published, with tiny clips: read from zips, filtered, here and in S3."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from phantom.data.manifest import read_manifest, read_quarantine
+from phantom.data.prepare import prepare
+from phantom.data.sources.openvid import is_english
+from phantom.data.storage import open_folder
+from phantom.data.video import read_frames, write_mp4
+from phantom.errors import UserError
+from tests.data.videos import moving
+
+COLUMNS = [
+    "video",
+    "caption",
+    "aesthetic score",
+    "motion score",
+    "temporal consistency score",
+    "camera motion",
+    "frame",
+    "fps",
+    "seconds",
+]
+
+
+def video(tmp_path: Path, seed: int, height: int = 48, width: int = 64, count: int = 9) -> bytes:
+    path = tmp_path / "one.mp4"
+    write_mp4(path, moving(count, seed=seed, height=height, width=width), fps=4)
+    return path.read_bytes()
+
+
+def row(name: str, caption: str = "The ball is in the box.", **scores) -> dict[str, object]:
+    """A row of the csv: aesthetic, motion, consistency, camera, seconds."""
+    values = {"aesthetic": 5.0, "motion": 2.0, "consistency": 0.99, "camera": "static", "seconds": 2.25, **scores}
+    return dict(zip(COLUMNS, [name, caption, *[*values.values()][:4], 9, 4.0, values["seconds"]], strict=True))
+
+
+def write_csv(source: Path, rows: list[dict[str, object]]) -> None:
+    (source / "data/train").mkdir(parents=True, exist_ok=True)
+    with (source / "data/train/OpenVidHD.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def pack(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        for name, contents in members.items():
+            archive.writestr(name, contents)
+    return packed.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three parts: one whole and compressed, one with a folder in it, one in three pieces; two clips in each."""
+    source = tmp_path / "OpenVidHD-0.4M"
+    (source / "OpenVidHD").mkdir(parents=True)
+    videos = [video(tmp_path, i) for i in range(6)]
+    first = pack({"a.mp4": videos[0], "b.mp4": videos[1], "__MACOSX/._a.mp4": b"x"}, zipfile.ZIP_DEFLATED)
+    (source / "OpenVidHD/OpenVidHD_part_1.zip").write_bytes(first)
+    (source / "OpenVidHD/OpenVidHD_part_2.zip").write_bytes(pack({"in/c.mp4": videos[2], "in/d.mp4": videos[3]}))
+    third = pack({"e.mp4": videos[4], "f.mp4": videos[5]})
+    for letters, start, stop in (("aa", 0, 700), ("ab", 700, 900), ("ac", 900, None)):
+        (source / f"OpenVidHD/OpenVidHD_part_10_part_{letters}").write_bytes(third[start:stop])
+    write_csv(source, [row(f"{name}.mp4", f"The ball {name} is in the box.") for name in "fedcba"])
+    return source
+
+
+@pytest.fixture
+def openvid_params(make_params, source):
+    def make(*overrides, path: object = source):
+        return make_params(
+            "data.source=openvid",
+            f"data.path={path}",
+            "data.heldout=0.2",
+            "data.max_quarantine=0.9",
+            "evaluate.physics_iq.benchmark=elsewhere",
+            *overrides,
+        )
+
+    return make
+
+
+def read(root: Path):
+    clips = read_manifest(root / "data/clips/manifest.jsonl")
+    quarantined = {q.path: q.reason for q in read_quarantine(root / "data/clips/quarantine.jsonl")}
+    return {c.id: c for c in clips}, quarantined, json.loads((root / "data/clips/report.json").read_text())
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_clips_are_read_from_whole_zips_and_pieces_and_nothing_is_unpacked(openvid_params, source, tmp_path):
+    before = contents(source)
+    result = prepare(openvid_params(), tmp_path / "run")
+    clips, bad, report = read(tmp_path / "run")
+    assert (result.train + result.heldout, bad, result.removed) == (6, {}, {})
+    assert [c.path for c in clips.values()] == [
+        *("part_001/a.mp4", "part_001/b.mp4", "part_002/c.mp4", "part_002/d.mp4", "part_010/e.mp4", "part_010/f.mp4")
+    ]
+    assert {c.id: c.caption for c in clips.values()} == {n: f"The ball {n} is in the box." for n in "abcdef"}
+    for i, clip in enumerate(clips.values()):
+        frames, fps = read_frames(tmp_path / "run/data/clips" / clip.path)
+        assert frames.shape == (9, 64, 64, 3) and fps == 4
+        expected = read_frames(video_path(tmp_path, i))[0]
+        assert abs(frames[:, 4:-4].mean() - expected[:, :, 8:-8].mean()) < 8
+    assert report == {"train": result.train, "heldout": result.heldout, "quarantined": 0, "removed": {}}
+    assert contents(source) == before and not (tmp_path / "run/checkpoints/prepare").exists()
+
+
+def video_path(tmp_path: Path, seed: int) -> Path:
+    video(tmp_path, seed)
+    return tmp_path / "one.mp4"
+
+
+def test_in_s3_it_is_the_same(openvid_params, source, bucket, tmp_path):
+    prepare(openvid_params(), tmp_path / "here")
+    there = open_folder(f"s3://{bucket}/openvid", tmp_path, 1)
+    for name, contents_ in contents(source).items():
+        (tmp_path / "file").write_bytes(contents_)
+        there.upload(tmp_path / "file", name)
+    prepare(openvid_params(path=f"s3://{bucket}/openvid"), tmp_path / "there")
+    assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
+    assert not (tmp_path / "there/checkpoints/cache").exists()  # zips are read in place
+
+
+def test_each_filter_says_how_many_clips_it_removed(openvid_params, source, tmp_path):
+    write_csv(
+        source,
+        [
+            row("a.mp4"),
+            row("b.mp4", aesthetic=3.9),
+            row("c.mp4", motion=9.0),
+            row("d.mp4", camera="pan_left"),
+            row("e.mp4", "Der Ball ist in der Kiste."),
+            row("f.mp4", aesthetic=1.0, motion=9.0),
+            row("elsewhere.mp4", "", motion="none"),
+        ],
+    )
+    result = prepare(
+        openvid_params(
+            "data.openvid.aesthetic=[4, null]",
+            "data.openvid.motion=[1.0, 8]",
+            "data.openvid.camera_motion=[static, zoom_in]",
+            "data.openvid.language=en",
+        ),
+        tmp_path / "run",
+    )
+    clips, bad, report = read(tmp_path / "run")
+    assert list(clips) == ["a"] and bad == {}
+    assert result.removed == report["removed"]
+    assert result.removed == {"absent": 1, "aesthetic": 2, "camera_motion": 1, "language": 1, "motion": 1}
+
+
+def test_length_and_size_are_filters_too(openvid_params, source, tmp_path):
+    big = {f"{name}.mp4": video(tmp_path, i, h, w) for i, (name, h, w) in enumerate([("g", 48, 96), ("h", 96, 64)])}
+    (source / "OpenVidHD_part_11.zip").write_bytes(pack(big))
+    write_csv(source, [row("a.mp4", seconds=8), row("b.mp4"), row("g.mp4"), row("h.mp4", consistency=0.5)])
+    overrides = ("data.openvid.seconds=[null, 5]", "data.openvid.width=[80, null]")
+    result = prepare(openvid_params(*overrides), tmp_path / "run")
+    assert list(read(tmp_path / "run")[0]) == ["g"]
+    assert result.removed == {"seconds": 1, "width": 2, "unlisted": 4}
+    with pytest.raises(UserError, match=r"^data\.openvid: no clip is left, removed by: unlisted 4, height 3, consist"):
+        prepare(openvid_params("data.openvid.height=[64, 100]", "data.openvid.consistency=[0.9, null]"), tmp_path)
+
+
+def test_what_cannot_be_a_clip_is_quarantined(openvid_params, source, tmp_path):
+    good = video(tmp_path, 20)
+    members = {
+        "good.mp4": good,
+        "text.mp4": b"no video",
+        "empty.mp4": b"",
+        "cut.mp4": good[: len(good) // 2],
+        "../out.mp4": video(tmp_path, 21),
+        "/etc/root.mp4": video(tmp_path, 22),
+        "twice/a.mp4": video(tmp_path, 23),
+        "uncaptioned.mp4": video(tmp_path, 24),
+        "commas.mp4": video(tmp_path, 26),
+        "score.mp4": video(tmp_path, 27),
+        "flipped.mp4": video(tmp_path, 28),
+        "copy.mp4": good,
+    }
+    packed = bytearray(pack(members))
+    packed[packed.index(members["flipped.mp4"]) + 200] ^= 1
+    (source / "OpenVidHD_part_11.zip").write_bytes(packed)
+    names = ["good", "text", "empty", "cut", "../out", "/etc/root", "flipped", "copy"]
+    rows = [row(f"{name}.mp4") for name in [*"abcdef", *names]]
+    rows += [row("uncaptioned.mp4", " "), row("score.mp4", motion="fast"), row("a.mp4"), row("notes.txt")]
+    write_csv(source, rows)
+    with (source / "data/train/OpenVidHD.csv").open("a") as file:
+        file.write("commas.mp4,A ball, red,5,2,0.9,static,9,4,2.25,\n")
+    prepare(openvid_params("data.openvid.motion=[0, null]"), tmp_path / "run")
+    clips, bad, _ = read(tmp_path / "run")
+    assert list(clips) == [*"abcdef", "good"]
+    said = {
+        "part_011/text.mp4": "not a video",
+        "part_011/empty.mp4": "empty file",
+        "part_011/cut.mp4": "",
+        "part_011/flipped.mp4": "damaged in its zip: Bad CRC-32",
+        "part_011/copy.mp4": "duplicate: the same video as part_011/good.mp4",
+        "part 11: ../out.mp4": "its path leaves the zip",
+        "part 11: /etc/root.mp4": "its path leaves the zip",
+        "part 11: a.mp4": "duplicate: part 1 has the same name",
+        "../out.mp4": "its path leaves the zip",
+        "/etc/root.mp4": "its path leaves the zip",
+        "uncaptioned.mp4": "its caption is empty",
+        "score.mp4": "its motion score is no number: 'fast'",
+        "commas.mp4": "more cells than columns",
+        "a.mp4": "duplicate: the csv has the same name before",
+        "notes.txt": "not an mp4",
+    }
+    assert bad.keys() == said.keys()
+    for path, reason in said.items():
+        assert bad[path].startswith(reason), path
+    assert {p.name for p in tmp_path.rglob("out.mp4")} | {p.name for p in tmp_path.rglob("root.mp4")} == set()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: (s / "OpenVidHD/OpenVidHD_part_10_part_ab").unlink(), "OpenVidHD_part_10: piece ab is missing"),
+        (
+            lambda s: (s / "OpenVidHD/OpenVidHD_part_10_part_ac").unlink(),
+            r"_part_10_part_ab: not a whole zip \(File is",
+        ),
+        (lambda s: (s / "OpenVidHD/OpenVidHD_part_2.zip").write_bytes(b""), r"_part_2\.zip: not a whole zip"),
+        (lambda s: (s / "data/train/OpenVidHD.csv").unlink(), r"data\.path: [^\n]*: no OpenVidHD\.csv in it"),
+        (lambda s: (s / "data/train/OpenVidHD.csv").write_text("a,b\n"), r"\.csv: no column 'video', found: a, b"),
+        (lambda s: (s / "data/train/OpenVidHD.csv").write_text("video,caption\n"), "no column 'motion score', found"),
+        (lambda s: (s / "data/train/OpenVidHD.csv").write_bytes(b"\xff\xfe"), r"\.csv: not UTF-8"),
+        (lambda s: [p.unlink() for p in (s / "OpenVidHD").iterdir()], r"no OpenVidHD_part_N\.zip in it"),
+    ],
+)
+def test_what_is_not_whole_is_refused_by_name(openvid_params, source, tmp_path, spoil, said):
+    spoil(source)
+    with pytest.raises(UserError, match=rf"^[^\n]*{said}[^\n]*$"):
+        prepare(openvid_params("data.openvid.motion=[0, null]"), tmp_path / "run")
+    assert not (tmp_path / "run/data/clips").exists()
+
+
+@pytest.mark.parametrize("value", ["[5, 1]", "[1]", "3", "[low, high]"])
+def test_a_range_is_two_numbers_in_order(openvid_params, value):
+    with pytest.raises(UserError, match=r"data\.openvid\.motion: found .*, accepted: \[least, most\], each a number"):
+        openvid_params(f"data.openvid.motion={value}")
+
+
+def test_english_is_told_from_other_languages():
+    english = [
+        "The video shows a man in a red jacket.",
+        "A café on the corner of Straße 5.",
+        "In the video, it is dark",
+    ]
+    others = ["Der Mann geht durch die Stadt.", "视频中一个人在走路。", "12345 !!", "", "Hombre con una chaqueta roja"]
+    assert all(map(is_english, english)) and not any(map(is_english, others))
