@@ -237,7 +237,8 @@ def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Ro
     found = of(evaluation["physics_iq"])
     figures = [f"verified {found['views'][row.name.view]['score']:.0f}", f"IoU {found['spatial_iou']:.2f}"]
     if "worlds" in evaluation:
-        figures.append(f"off by {_text(WORLDS[0], of(evaluation['worlds'])['position_error'])} px")
+        error = of(evaluation["worlds"])["position_error"]
+        figures.append("never found" if error is None else f"off by {_text(WORLDS[0], error)} px")
     return figures
 
 

@@ -18,24 +18,24 @@ CONSERVED = ("fall", "projectile", "pendulum", "occluder")
 STEADY = 0.05  # the simulated energy counts as conserved while it is this close, relatively, to where it starts
 HALF_WALL = 8.0  # half the width of the wall that the worlds draw
 FOUND = 0.25  # share of a body's area that must be seen
-PALETTE = np.array(
-    [*worlds.COLOURS.values(), *worlds.BACKGROUNDS.values(), worlds.FLOOR, worlds.OCCLUDER, worlds.STRING], np.float32
-)
+AROUND = [*worlds.BACKGROUNDS.values(), worlds.FLOOR]  # what is no body, in every world, and in some:
+BESIDES = {"occluder": [worlds.OCCLUDER], "pendulum": [worlds.STRING]}
 
 
-def track(frames: np.ndarray, colour: Sequence[int], radius: float) -> np.ndarray:
-    """Centres (T, 2) of the largest patch of `colour` in uint8 RGB `frames` (T, H, W, 3); nan where there is none.
+def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
+    """Centres (T, 2) of body `number` in uint8 RGB `frames` (T, H, W, 3); nan where it is not found.
 
-    A pixel is of the colour in the worlds' palette that it is nearest to: a ball that turns blue is no longer red.
+    It is the largest patch of pixels that are nearer to its colour than to any other of its world.
     """
+    bodies = [body["colour"] for body in known["bodies"]]
+    palette = np.array([*bodies, *AROUND, *BESIDES.get(known["kind"], [])], np.float32)
     height, width = frames.shape[1:3]
     scale = np.array([worlds.SIZE / width, worlds.SIZE / height])
-    least = FOUND * np.pi * radius**2 / scale.prod()
-    own = int(np.argmin(np.linalg.norm(PALETTE - np.array(colour, np.float32), axis=1)))
+    least = FOUND * np.pi * known["bodies"][number]["radius"] ** 2 / scale.prod()
     centres = np.full((len(frames), 2), np.nan)
     for t, frame in enumerate(frames):
-        distance = np.linalg.norm(frame[:, :, None].astype(np.float32) - PALETTE, axis=-1)
-        mask = (distance.argmin(-1) == own).astype(np.uint8)
+        distance = np.linalg.norm(frame[:, :, None].astype(np.float32) - palette, axis=-1)
+        mask = (distance.argmin(-1) == number).astype(np.uint8)
         count, _, stats, middles = cv2.connectedComponentsWithStats(mask)
         if count > 1:
             largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
@@ -60,8 +60,8 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, An
     errors, missing, drifts = [], [], []
     vanished = hidden = lost = 0
     centres = []
-    for body in known["bodies"]:
-        found = track(shown, body["colour"], body["radius"])
+    for number, body in enumerate(known["bodies"]):
+        found = track(shown, known, number)
         true, visible = np.array(body["positions"]), np.array(body["visible"])
         seen = ~np.isnan(found[:, 0])
         whole = visible & _is_whole(known, body, true)
