@@ -124,19 +124,27 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
 @app.command()
 def encode(
     context: typer.Context,
+    worker: Annotated[int | None, typer.Option(help="Encode a share of the clips: the number of it.", min=0)] = None,
+    of: Annotated[int | None, typer.Option(help="How many shares there are.", min=1)] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Make data/latents of the shares; with --worker, if it is the last to end.")
+    ] = False,
     launcher: Launcher = None,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the clips into latents: data/latents."""
+    """Encode the clips into latents: data/latents. Any number of workers may do it side by side."""
+    if (worker is None) != (of is None):
+        raise UserError("--worker and --of: found one of them; accepted: both, or neither")
     with stage("encode", context, params, set_, launcher) as tree:
-        if tree.compute.encode == "kubernetes":
+        if tree.compute.encode == "kubernetes" and worker is None and not merge:
             result: Any = on_cluster("encode", tree)
         else:
             from phantom.data.encode import encode
+            from phantom.data.shares import Share
 
-            result = encode(tree)
+            result = encode(tree, share=None if worker is None or of is None else Share(worker, of), merge=merge)
     show(result, as_json)
 
 

@@ -98,7 +98,7 @@ def test_encode_is_an_indexed_job_and_evaluate_a_job(cluster: Cluster):
     cluster.image(
         python="""
 case "$3" in
-encode) echo "$5" >> shares; mkdir -p data/latents; echo '{}' > data/latents/index.json;;
+encode) echo "$5/$7" >> shares; mkdir -p data/latents; echo '{}' > data/latents/index.json;;
 evaluate) mkdir -p reports; echo '{}' > reports/evaluation.json;;
 esac"""
     )

@@ -74,7 +74,7 @@ def _script(stage: str, pods: int) -> str:
     settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
     run = {
         "train": "torchrun -m phantom.cli train",
-        "encode": f'python -m phantom.cli encode --share "$JOB_COMPLETION_INDEX/{pods}"',
+        "encode": f'python -m phantom.cli encode --worker "$JOB_COMPLETION_INDEX" --of {pods} --merge',
         "evaluate": "python -m phantom.cli evaluate",
     }[stage]
     return f'{settings} && exec {run} --params "$TMPDIR/params.yaml"'

@@ -29,17 +29,28 @@ from phantom.data.shards import (
     make_recipe,
     write_tensors,
 )
+from phantom.data.shares import (
+    Share,
+    at_work,
+    damaged_shards,
+    finished_shards,
+    is_merger,
+    refuse_others_at_work,
+)
 from phantom.data.video import BadClip, read_frames
 from phantom.encoders import Encoders, load_encoders
 from phantom.errors import UserError
-from phantom.progress import track
+from phantom.progress import say, track
 
 WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before it runs the stage
 
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """How many clips there are, how many of them an interrupted run had encoded already, and what they take."""
+    """How many clips there are, how many of them had been encoded already, and what they take.
+
+    Of a worker: its own clips, and the shards in its own folder.
+    """
 
     clips: int
     kept: int
@@ -48,12 +59,46 @@ class EncodeResult:
     folder: str
 
 
-def encode(params: Params, root: Path = Path()) -> EncodeResult:
-    """Encodes every clip of data/clips into data/latents, which is replaced whole, at the end.
+@dataclass(frozen=True)
+class Task:
+    """What is to be encoded, and where it is kept until it is whole."""
+
+    clips: list[Clip]
+    recipe: dict[str, Any]
+    manifest: str  # its digest
+    work: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that latents are stored in."""
+        return getattr(torch, self.recipe["models.dtype"])
+
+
+def encode(params: Params, root: Path = Path(), share: Share | None = None, merge: bool = False) -> EncodeResult:
+    """Encodes the clips of data/clips into data/latents, which is replaced whole, at the end.
 
     Finished shards are kept aside, by recipe and clips: stopped at any time, the next call goes on behind them and
-    leaves the same bytes. Raises UserError if a clip is not the one that the manifest names.
+    leaves the same bytes. With `share`, a worker beside others encodes its own clips alone; `merge` then means that
+    the last of them to end makes data/latents. `merge` without `share` encodes nothing. A plain call takes up what
+    workers have finished and encodes the rest. Raises UserError if a clip is not the one that the manifest names.
     """
+    task = _task(params, root)
+    if share is None and merge:
+        return _merge(task, root)
+    if share is None:
+        refuse_others_at_work(task.work, Share().folder)
+        return _finish(task, params, root)
+    mine = [clip for clip in task.clips if share.takes(clip.id)]
+    if _is_published(task, root):  # this worker was started again after the last had merged
+        return EncodeResult(len(mine), len(mine), 0, 0.0, str(root / LATENTS))
+    kept, writer = _encode(mine, task, share, params, root)
+    if merge and not _missing(task) and is_merger(task.work, share):
+        return _finish(task, params, root)
+    megabytes = sum(shard["bytes"] for shard in writer.finished) / 2**20
+    return EncodeResult(len(mine), kept, len(writer.finished), round(megabytes, 1), str(writer.folder))
+
+
+def _task(params: Params, root: Path) -> Task:
     manifest = root / CLIPS / MANIFEST
     clips = read_manifest(manifest)
     if not clips:
@@ -61,32 +106,77 @@ def encode(params: Params, root: Path = Path()) -> EncodeResult:
     for clip in clips:
         _refuse_unfit(clip, params, manifest)
     recipe = {**make_recipe(params), "weights": _weights(params.models)}
-    work = root / WORK / _digest([_digest(recipe), sha256(manifest)])[:16]
-    dtype = getattr(torch, params.models.dtype)
-    writer = ShardWriter(work, params.encode.shard_mb, dtype)
-    done = writer.done
+    digest = sha256(manifest)
+    return Task(clips, recipe, digest, root / WORK / _digest([_digest(recipe), digest])[:16])
 
-    # Batches of one length, in the manifest's order: what finished shards hold is always a whole number of them.
-    by_length: dict[int, list[Clip]] = defaultdict(list)
-    for clip in clips:
-        if clip.id not in done:
-            by_length[clip.frames].append(clip)
-    size = params.encode.batch_size
-    batches = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
 
-    if batches:
-        encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
-        _refuse_size(params, encoders)
-        write_tensors(work / EMPTY_TEXT, {"text": encoders.text.encode([""])[0].to("cpu", dtype).clone()})
-        read = partial(_read_batch, root / CLIPS)
-        with track("encode", len(clips), "clips", done=len(done)) as bar:
-            for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
-                writer.add(_encode_batch(batch, frames, encoders, params))
-                bar.advance(len(batch))
-        writer.close()
-    files = _publish(clips, writer, recipe, root / LATENTS)
-    megabytes = sum(file["bytes"] for file in files) / 2**20
-    return EncodeResult(len(clips), len(done), len(writer.finished), round(megabytes, 1), str(root / LATENTS))
+def _finish(task: Task, params: Params, root: Path) -> EncodeResult:
+    """Encodes what no finished shard holds, and makes data/latents of all."""
+    for shard in damaged_shards(finished_shards(task.work)):
+        say(f"encode: {shard.path} is damaged: its {len(shard.ids)} clips are encoded again")
+    kept, _ = _encode(task.clips, task, Share(), params, root)
+    return _publish(task, kept, root / LATENTS)
+
+
+def _merge(task: Task, root: Path) -> EncodeResult:
+    """Makes data/latents of what workers have finished. Raises UserError if that is not all."""
+    refuse_others_at_work(task.work, "")
+    damaged = damaged_shards(finished_shards(task.work))
+    if missing := _missing(task):
+        where = f" ({damaged[0].path} was damaged)" if damaged else ""
+        raise UserError(
+            f"{task.work}: {missing} of {len(task.clips)} clips are not encoded yet{where}; "
+            "run their workers again, or `phantom encode` for all that is left"
+        )
+    return _publish(task, len(task.clips), root / LATENTS)
+
+
+def _encode(clips: list[Clip], task: Task, share: Share, params: Params, root: Path) -> tuple[int, ShardWriter]:
+    """Encodes those `clips` that no finished shard holds, into the folder of `share`; returns how many one held."""
+    folder = task.work / share.folder
+    with at_work(folder, str(share)):
+        writer = ShardWriter(folder, params.encode.shard_mb, task.dtype)
+        done = {id_ for shard in finished_shards(task.work) for id_ in shard.ids}
+        # Batches of one length, in the manifest's order: what finished shards hold is always a whole number of them.
+        by_length: dict[int, list[Clip]] = defaultdict(list)
+        for clip in clips:
+            if clip.id not in done:
+                by_length[clip.frames].append(clip)
+        size = params.encode.batch_size
+        batches = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
+        kept = len(clips) - sum(map(len, batches))
+        if batches:
+            encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
+            _refuse_size(params, encoders)
+            empty = encoders.text.encode([""])[0].to("cpu", task.dtype).clone()
+            write_tensors(folder / EMPTY_TEXT, {"text": empty})
+            read = partial(_read_batch, root / CLIPS)
+            with track("encode", len(clips), "clips", done=kept) as bar:
+                for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
+                    writer.add(_encode_batch(batch, frames, encoders, params))
+                    bar.advance(len(batch))
+            writer.close()
+    return kept, writer
+
+
+def _missing(task: Task) -> int:
+    """How many clips no finished shard holds."""
+    try:
+        return len({clip.id for clip in task.clips}.difference(*(shard.ids for shard in finished_shards(task.work))))
+    except FileNotFoundError:  # another worker has merged meanwhile, and the folder is going
+        return len(task.clips)
+
+
+def _is_published(task: Task, root: Path) -> bool:
+    """Whether data/latents is what this task makes. Then its time is renewed: it has been asked for again."""
+    path = root / LATENTS / INDEX
+    if not path.is_file():
+        return False
+    index = json.loads(path.read_text(encoding="utf-8"))
+    same = (index.get("recipe_hash"), index.get("manifest")) == (_digest(task.recipe), task.manifest)
+    if same:
+        path.touch()
+    return same
 
 
 def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
@@ -172,26 +262,36 @@ def _weights(models: Models) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _publish(clips: list[Clip], writer: ShardWriter, recipe: dict[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Puts the finished shards and their index in the place of `out`; returns what the index says of each file."""
+def _publish(task: Task, kept: int, out: Path) -> EncodeResult:
+    """Puts the finished shards, numbered anew, and their index in the place of `out`."""
     new = fresh_folder(out.with_name(out.name + ".new"))
-    shards = [{key: shard[key] for key in ("file", "sha256", "bytes")} for shard in writer.finished]
-    empty = describe(writer.folder / EMPTY_TEXT)
-    for file in (*shards, empty):
-        link(writer.folder / file["file"], new / file["file"])
-    encoded = {clip["id"]: {**clip, "shard": shard["file"]} for shard in writer.finished for clip in shard["clips"]}
+    shards: list[dict[str, Any]] = []
+    encoded: dict[str, dict[str, Any]] = {}
+    for shard in finished_shards(task.work):
+        file = f"shard-{len(shards):05d}.safetensors"
+        # A clip may be there twice if the number of workers was changed in between.
+        fresh = {clip["id"]: {**clip, "shard": file} for clip in shard.note["clips"] if clip["id"] not in encoded}
+        if fresh:
+            encoded |= fresh
+            link(shard.path, new / file)
+            shards.append({"file": file, "sha256": shard.note["sha256"], "bytes": shard.note["bytes"]})
+    source = min(task.work.glob(f"*/{EMPTY_TEXT}"))
+    link(source, new / EMPTY_TEXT)
+    empty = describe(source)
     index = {
         "format": FORMAT,
-        "recipe": recipe,
-        "recipe_hash": _digest(recipe),
+        "recipe": task.recipe,
+        "recipe_hash": _digest(task.recipe),
+        "manifest": task.manifest,
         "shards": shards,
         "empty_text": empty,
-        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in clips],
+        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in task.clips],
     }
     (new / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
     replace_folder(new, out)
-    shutil.rmtree(writer.folder)
-    return [*shards, empty]
+    shutil.rmtree(task.work, ignore_errors=True)  # a worker that just ends may hold a file there
+    megabytes = sum(file["bytes"] for file in (*shards, empty)) / 2**20
+    return EncodeResult(len(task.clips), kept, len(shards), round(megabytes, 1), str(out))
 
 
 def _digest(value: Any) -> str:

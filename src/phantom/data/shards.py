@@ -10,8 +10,10 @@ Tensors are stored in the precision of the frozen models (`models.dtype`) and re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import zlib
 from dataclasses import dataclass
 from functools import reduce
@@ -85,9 +87,9 @@ class ShardWriter:
     def __init__(self, folder: Path, megabytes: int, dtype: torch.dtype) -> None:
         self.folder, self.limit, self.dtype = folder, megabytes * 2**20, dtype
         folder.mkdir(parents=True, exist_ok=True)
-        self.finished: list[dict[str, Any]] = []
-        while (note := self._note(len(self.finished))).is_file():
-            self.finished.append(json.loads(note.read_text(encoding="utf-8")))
+        notes = sorted(folder.glob("shard-*.json"))
+        self.finished: list[dict[str, Any]] = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
+        self._number = int(notes[-1].stem.removeprefix("shard-")) + 1 if notes else 0
         self._tensors: dict[str, torch.Tensor] = {}
         self._clips: list[dict[str, Any]] = []
 
@@ -118,32 +120,40 @@ class ShardWriter:
         """Finishes the shard that is open, if there is one."""
         if not self._clips:
             return
-        number = len(self.finished)
-        path = self.folder / f"shard-{number:05d}.safetensors"
+        path = self.folder / f"shard-{self._number:05d}.safetensors"
         write_tensors(path, self._tensors)
         shard = {**describe(path), "clips": self._clips}
-        part = self._note(number).with_suffix(".part")
+        part = _part(path)
         part.write_text(json.dumps(shard), encoding="utf-8")
         settle(part)
-        part.replace(self._note(number))
+        part.replace(path.with_suffix(".json"))
         self.finished.append(shard)
+        self._number += 1
         self._tensors, self._clips = {}, []
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         # A copy of its own: a slice would hold its whole batch in memory.
         return tensor.detach().to("cpu", self.dtype, copy=True).contiguous()
 
-    def _note(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}.json"
-
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
+    part = _part(path)
+    try:
+        save_file(tensors, part)
+    except SafetensorError as error:
+        part.unlink(missing_ok=True)
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     part.chmod(0o644)  # safetensors writes for its owner alone; whoever trains may be another
     settle(part)
     part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    """A name beside `path` that no other process uses, on whatever machine."""
+    return path.with_suffix(f".{os.urandom(4).hex()}.part")
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Who encodes what: workers that take their clips by hash, each into a folder of its own, and never the same file."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from phantom.data.ahead import ahead
+from phantom.data.files import sha256
+from phantom.errors import UserError
+
+LOCK, MERGER = "lock", "merger"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What worker `worker` of `of` takes; without others that is everything."""
+
+    worker: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.worker < self.of:
+            raise UserError(f"--worker: found {self.worker}, accepted: 0 to {self.of - 1} (--of {self.of})")
+
+    def __str__(self) -> str:
+        return f"worker {self.worker} of {self.of}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.of:05d}-{self.worker:05d}"
+
+    def takes(self, id_: str) -> bool:
+        """Whether the clip `id_` falls to it: a function of the id alone."""
+        return int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8]) % self.of == self.worker
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard of a worker: where it is, and the note of what it holds."""
+
+    path: Path
+    note: dict[str, Any]
+
+    @property
+    def ids(self) -> list[str]:
+        """The clips in it."""
+        return [clip["id"] for clip in self.note["clips"]]
+
+
+@contextmanager
+def at_work(folder: Path, who: str) -> Iterator[None]:
+    """Holds the folder of a worker. Raises UserError if another process does: two would do the same work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        if not _lock(lock.fileno()):
+            raise UserError(f"{folder}: {who} is at work already; give each worker a number of its own")
+        yield
+
+
+def refuse_others_at_work(work: Path, own: str) -> None:
+    """Raises UserError if a worker other than that of the folder `own` is at work."""
+    for path in sorted(work.glob(f"*/{LOCK}")):
+        if path.parent.name != own:
+            with path.open() as lock:
+                if not _lock(lock.fileno()):
+                    raise UserError(f"{path.parent}: a worker is at work there; run `phantom encode` when it is done")
+
+
+def finished_shards(work: Path) -> list[Shard]:
+    """The finished shards of all workers, in an order that does not depend on who was faster."""
+    notes = sorted(work.glob("*/shard-*.json"))
+    return [Shard(note.with_suffix(".safetensors"), json.loads(note.read_text(encoding="utf-8"))) for note in notes]
+
+
+def damaged_shards(shards: list[Shard]) -> list[Shard]:
+    """Those whose file is not what its note says. Their notes are removed, so that their clips are encoded again."""
+    whole = ahead(partial(_is_whole), shards, os.cpu_count() or 1)
+    damaged = [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
+    for shard in damaged:
+        shard.path.with_suffix(".json").unlink()
+        shard.path.unlink(missing_ok=True)
+    return damaged
+
+
+def is_merger(work: Path, share: Share) -> bool:
+    """Whether it falls to this worker to merge. The first to ask is it, and still is when it is started again."""
+    try:
+        with (work / MERGER).open("x") as file:
+            file.write(share.folder)
+        return True
+    except FileExistsError:
+        return (work / MERGER).read_text(encoding="utf-8") == share.folder
+    except FileNotFoundError:  # it is merged, and the folder gone
+        return False
+
+
+def _is_whole(shard: Shard) -> bool:
+    return shard.path.is_file() and sha256(shard.path) == shard.note["sha256"]
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
