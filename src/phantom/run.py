@@ -56,7 +56,10 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
     with checkout_lock(root) as lock:
         for number, stage in enumerate(STAGES, 1):
             say(f"[{number}/{len(STAGES)}] {stage}")
-            done.append(run_stage(stage, params, root, lock=lock))
+            try:
+                done.append(run_stage(stage, params, root, lock=lock))
+            except KeyboardInterrupt:
+                raise Interrupted(f"{stage}: interrupted; what was finished is kept, run again to go on") from None
             say(f"[{number}/{len(STAGES)}] {describe(done[-1])}")
     return done
 
@@ -94,8 +97,8 @@ def run_stage(
 ) -> StageRun:
     """`dvc repro --single-item <stage>`. Its output goes to the terminal, or line by line to `on_line` and to a log.
 
-    Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises UserError, Interrupted or
-    StageFailed with the line that the stage left.
+    Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises what stopped it, or
+    UserError, Interrupted or StageFailed with the line that a stage that ended by itself has left.
     """
     started, work = time.monotonic(), root / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -122,10 +125,8 @@ def run_stage(
         )
         try:
             code = process.wait() if attached else _follow(process, log, on_line or say)
-        except BaseException as stopped:
+        except BaseException:
             _stop(process)
-            if isinstance(stopped, KeyboardInterrupt):
-                raise Interrupted(f"{stage}: interrupted; what was finished is kept, run again to go on") from None
             raise
     left = json.loads(_read(outcome) or "null")
     if code:
