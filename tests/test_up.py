@@ -145,15 +145,21 @@ def test_ctrl_c_lets_the_running_stage_save_and_leaves_nothing(running: Up):
             assert trial.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_starts(make_params, tmp_path: Path, monkeypatch):
+def test_a_taken_port_and_a_folder_without_a_checkout_are_refused_before_anything_starts(
+    make_params, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no flows/full_pipeline\.py there"):
+        up(make_params())
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows/full_pipeline.py").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^--mlflow-port: port {port} is taken; accepted: a free port$"):
             up(make_params(), None, port)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["flows"]
 
 
 def wait(done, seconds: float = SECONDS) -> None:

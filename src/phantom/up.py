@@ -30,8 +30,10 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
     """Starts all three, says where they are, and returns after Ctrl-C with none of them left running.
 
     A port not given is the usual one (4200, 5000) or, if that is taken, a free one. Raises UserError for a given port
-    that is taken, StageFailed if one of the three does not come up or ends.
+    that is taken or where there is no checkout, StageFailed if one of the three does not come up or ends.
     """
+    if not FLOW.is_file():
+        raise UserError(f"{Path.cwd()}: no {FLOW} there; `phantom up` runs in a checkout of this project")
     ports = {
         "prefect": _port(prefect_port, 4200, "--prefect-port"),
         "mlflow": _port(mlflow_port, 5000, "--mlflow-port"),
@@ -43,7 +45,6 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PREFECT_HOME": str(Path(".prefect").resolve()),
         "PREFECT_API_URL": api,
-        "PREFECT_RUNNER_PROCESS_LIMIT": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PHANTOM_MLFLOW_PAGES": pages,
     }
