@@ -63,6 +63,16 @@ class Up:
         """The state of every run of the flow, by its name."""
         return {run["name"]: run["state_name"] for run in self.ask("/flow_runs/filter", {})}
 
+    def suspended(self) -> str:
+        """Waits for a run that waits for approval; its name."""
+        wait(lambda: "Suspended" in self.states().values())
+        return next(name for name, state in self.states().items() if state == "Suspended")
+
+    def finished(self, name: str) -> str:
+        """Waits until the run has ended; how."""
+        wait(lambda: self.states()[name] in ("Completed", "Failed", "Crashed", "Cancelled"))
+        return self.states()[name]
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
@@ -108,21 +118,17 @@ def test_a_run_waits_for_approval_and_goes_on_with_the_answer(running: Up):
     calls(running.checkout)
     arguments = ["-p", "approval=true", "-p", 'params={"train": {"steps": 51}}']
     running.command("prefect", "deployment", "run", "phantom/full-pipeline", *arguments)
-    wait(lambda: "Suspended" in running.states().values())
+    name = running.suspended()
     assert calls(running.checkout)[-2:] == ["train", "evaluate"]
-    (name,) = (name for name, state in running.states().items() if state == "Suspended")
     assert running.command("phantom", "approve").stdout == f"{name}: approved\n"
-    wait(lambda: running.states()[name] == "Completed")
+    assert running.finished(name) == "Completed"
     assert calls(running.checkout) == ["register"]
 
     running.command("prefect", "deployment", "run", "phantom/full-pipeline", "-p", "approval=true")
-    wait(lambda: "Suspended" in running.states().values())
-    (name,) = (name for name, state in running.states().items() if state == "Suspended")
-    assert json.loads(running.command("phantom", "approve", name, "--reject", "--json").stdout) == {
-        "run": name,
-        "approved": False,
-    }
-    wait(lambda: running.states()[name] == "Completed")
+    name = running.suspended()
+    answer = json.loads(running.command("phantom", "approve", name, "--reject", "--json").stdout)
+    assert answer == {"run": name, "approved": False}
+    assert running.finished(name) == "Completed"
     assert calls(running.checkout) == []
 
 
