@@ -1,0 +1,28 @@
+# The orchestrator: Prefect's server and worker, MLflow, DVC and the checkout. No torch; see Dockerfile.train for that.
+#   docker build --tag phantom-orchestrator:0.1.0 .
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+# The dependencies before the code, so that a change of code does not install them again.
+COPY pyproject.toml constraints.txt README.md ./
+RUN mkdir -p src/phantom && touch src/phantom/__init__.py && \
+    pip install --constraint constraints.txt '.[orchestrate,prepare,kubernetes,postgres]'
+COPY src src
+RUN pip install --no-deps --force-reinstall .
+
+FROM python:3.11.14-slim-bookworm
+RUN groupadd --gid 1000 phantom && useradd --uid 1000 --gid 1000 --create-home phantom
+COPY --from=build /opt/venv /opt/venv
+# What the worker lays into the checkout on the volume. params.yaml is not among it: that one is kept.
+WORKDIR /opt/phantom
+COPY pyproject.toml constraints.txt dvc.yaml prefect.yaml prefect.toml .dvcignore ./
+COPY .dvc/config .dvc/config
+COPY flows flows
+COPY src src
+COPY models/mini models/mini
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    DO_NOT_TRACK=1 DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
+USER 1000:1000
+CMD ["phantom", "--help"]

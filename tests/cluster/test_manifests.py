@@ -1,0 +1,326 @@
+"""k8s/: every file and overlay against strict schemas, PodSecurity, and what the parts say of one another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from phantom.cluster.api import KINDS
+from phantom.cluster.check import pod_problems, problems
+from phantom.cluster.pods import containers, pods_of, restricted
+from phantom.cluster.render import render
+from phantom.cluster.spec import make_spec
+from phantom.config import apply_overrides, load_params, preset_path, validate
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.schemas import schema_errors
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = ("dev", "eks", "gke", "kueue", "rdma")
+SECRETS = {"phantom-postgres", "phantom-s3"}  # made by k8s/secrets.sh
+OURS = ("phantom-orchestrator", "phantom-train")
+
+Manifest = dict[str, Any]
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
+
+
+def load(text: str) -> list[Manifest]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def applied() -> list[Manifest]:
+    """What `kubectl apply -f k8s/` takes."""
+    return [m for file in sorted(K8S.glob("*.yaml")) for m in load(file.read_text(encoding="utf-8"))]
+
+
+def overlay(name: str) -> list[Manifest]:
+    """What `kubectl apply -k k8s/overlays/<name>` takes."""
+    done = subprocess.run(["kubectl", "kustomize", K8S / "overlays" / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load(done.stdout)
+
+
+def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    return found
+
+
+def check_all(manifests: list[Manifest]) -> None:
+    """Schema, pods, references."""
+    for made in manifests:
+        where = f"{made['kind']} {made['metadata']['name']}"
+        assert schema_errors(made) == [], where
+        assert made["kind"] != "Secret", where
+        for _, template in pods_of(made):
+            claimed = [{"name": c["metadata"]["name"]} for c in made["spec"].get("volumeClaimTemplates", [])]
+            pod = {**template["spec"], "volumes": [*template["spec"]["volumes"], *claimed]}
+            assert [*pod_problems(pod), *restricted(pod)] == [], where
+            for place, container in containers(pod):
+                assert set(container["resources"]["requests"]) == {"cpu", "memory"}, f"{where} {place}"
+                assert set(container["resources"]["limits"]) == {"cpu", "memory"}, f"{where} {place}"
+                assert container["securityContext"]["readOnlyRootFilesystem"] is True, f"{where} {place}"
+            for number, container in enumerate(pod["containers"]):
+                assert {"startupProbe", "readinessProbe"} <= set(container), f"{where} containers[{number}]"
+    check_references(manifests)
+
+
+def check_references(manifests: list[Manifest]) -> None:
+    """What a pod names is there: accounts, claims, config maps, priority classes; secrets are the script's."""
+
+    def names(kind: str) -> set[str]:
+        return {m["metadata"]["name"] for m in manifests if m["kind"] == kind}
+
+    for made in manifests:
+        for _, template in pods_of(made):
+            pod = template["spec"]
+            assert pod["serviceAccountName"] in names("ServiceAccount")
+            assert pod["priorityClassName"] in names("PriorityClass")
+            for volume in pod["volumes"]:
+                if "persistentVolumeClaim" in volume:
+                    assert volume["persistentVolumeClaim"]["claimName"] in names("PersistentVolumeClaim")
+                if "configMap" in volume:
+                    assert volume["configMap"]["name"] in names("ConfigMap")
+            for _, container in containers(pod):
+                for source in container.get("envFrom") or []:
+                    assert source["secretRef"]["name"] in SECRETS
+                for entry in container.get("env") or []:
+                    if "valueFrom" in entry:
+                        assert entry["valueFrom"]["secretKeyRef"]["name"] in SECRETS
+
+
+# --- kubectl apply -f k8s/ --------------------------------------------------------------------------------------------
+
+
+def test_what_is_applied_is_valid_and_complete():
+    manifests = applied()
+    check_all(manifests)
+    assert {m["metadata"]["name"] for m in manifests if m["kind"] in ("Deployment", "StatefulSet")} == {
+        "postgres",
+        "mlflow",
+        "prefect-server",
+        "worker",
+    }
+    assert all(m["metadata"].get("namespace", "phantom") == "phantom" for m in manifests)
+
+
+def test_the_namespace_comes_first_and_nothing_needs_another_folder():
+    files = sorted(K8S.glob("*.yaml"))
+    assert load(files[0].read_text(encoding="utf-8"))[0]["kind"] == "Namespace"
+    base = yaml.safe_load((K8S / "base/kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    assert [file.name for file in files] == base
+    assert all(file.resolve() == (K8S / "base" / file.name).resolve() for file in files)
+    assert not [m for m in applied() if "kubeflow" in m["apiVersion"] or "kueue" in m["apiVersion"]]
+
+
+def test_nothing_asks_for_a_gpu_by_itself():
+    assert "gpu" not in yaml.safe_dump([m for m in applied() if list(pods_of(m))])
+
+
+def test_an_unknown_kind_is_not_let_through():
+    with pytest.raises(kubernetes_validate.SchemaNotFoundError):
+        schema_errors({"apiVersion": "v1", "kind": "Podd", "metadata": {"name": "x"}})
+
+
+def test_nothing_may_talk_but_as_stated():
+    policies = {m["metadata"]["name"]: m["spec"] for m in applied() if m["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert "ports" not in policies["among-jobs"]["ingress"][0]  # NCCL chooses
+    assert policies["among-jobs"]["ingress"][0]["from"] == [{"podSelector": policies["among-jobs"]["podSelector"]}]
+    # Whoever is let out to a service is let in there, and every service has such a way.
+    for service in (m for m in applied() if m["kind"] == "Service"):
+        port = service["spec"]["ports"][0]["port"]
+        component = service["spec"]["selector"]["app.kubernetes.io/component"]
+        callers = _components(policies[component]["ingress"][0]["from"][0]["podSelector"])
+        assert callers and [p["port"] for p in policies[component]["ingress"][0]["ports"]] == [port]
+        for caller in callers:
+            out = [
+                rule
+                for spec in policies.values()
+                if "Egress" in spec["policyTypes"] and caller in _components(spec["podSelector"])
+                for rule in spec.get("egress") or []
+                if {"port": port} in rule.get("ports", [])
+            ]
+            assert any(component in _components(to.get("podSelector", {})) for r in out for to in r["to"]), caller
+
+
+def _components(selector: Manifest) -> set[str]:
+    found = {v for k, v in (selector.get("matchLabels") or {}).items() if k == "app.kubernetes.io/component"}
+    for expression in selector.get("matchExpressions") or []:
+        found |= set(expression["values"])
+    return found
+
+
+def test_the_worker_may_do_what_it_does_and_no_more():
+    rules = one(applied(), "Role", "phantom-worker")["rules"]
+    allowed = {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    for kind in KINDS.values():
+        assert {(kind.group, kind.plural, verb) for verb in ("create", "get", "delete")} <= allowed
+    assert {("", "pods", "list"), ("", "pods", "watch"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
+    assert not [entry for entry in allowed if "*" in entry or entry[1] == "secrets"]
+    tokens = {
+        m["metadata"]["name"]
+        for m in applied()
+        for _, template in pods_of(m)
+        if template["spec"]["automountServiceAccountToken"]
+    }
+    assert tokens == {"worker"}
+
+
+def test_mlflow_answers_to_its_service_and_to_a_forwarded_port():
+    mlflow = one(applied(), "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+    hosts = next(e["value"] for e in mlflow["env"] if e["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS").split(",")
+    assert {"mlflow:*", "mlflow.phantom.svc:*", "localhost:*", "127.0.0.1:*"} <= set(hosts)
+
+
+def test_jobs_find_what_their_settings_name():
+    manifests = applied()
+    for preset in ("mini", "wan2.2-ti2v-5b"):
+        settings = load_params(preset_path(preset)).cluster
+        one(manifests, "Namespace", settings.namespace)
+        one(manifests, "ServiceAccount", settings.service_account)
+        one(manifests, "PersistentVolumeClaim", settings.volume)
+        if settings.priority_class:
+            one(manifests, "PriorityClass", settings.priority_class)
+        assert set(settings.secrets) <= SECRETS
+
+
+def settings_of(manifests: list[Manifest]) -> Any:
+    data = one(manifests, "ConfigMap", "phantom-settings")["data"]
+    tree = yaml.safe_load(preset_path(data["preset"]).read_text(encoding="utf-8"))
+    lines = [line for line in data["settings"].splitlines() if line and not line.startswith("#")]
+    return validate(apply_overrides(tree, lines))
+
+
+def test_the_settings_of_the_first_start_are_valid():
+    params = settings_of(applied())
+    assert params.tracking.uri == "http://mlflow:5000" and params.compute.train == "kubernetes"
+    for stage in ("encode", "train", "evaluate"):
+        assert problems(render(make_spec(stage, params))) == []
+
+
+def test_images_are_pinned():
+    for made in applied():
+        for _, template in pods_of(made):
+            for _, container in containers(template["spec"]):
+                name, _, version = container["image"].partition(":")
+                assert name in (*OURS, "postgres") and re.fullmatch(r"\d+\.\d+.*", version), container["image"]
+
+
+# --- overlays ---------------------------------------------------------------------------------------------------------
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_builds_and_is_valid(name: str):
+    manifests = overlay(name)
+    check_all(manifests)
+    params = settings_of(manifests)
+    locking = params.cluster.lock_memory
+    level = one(manifests, "Namespace", "phantom")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert level == ("privileged" if locking else "restricted")
+    for stage in ("encode", "train", "evaluate"):
+        assert problems(render(make_spec(stage, params)), locking) == []
+
+
+@needs_kubectl
+def test_what_each_overlay_is_for():
+    dev = overlay("dev")
+    assert not one(dev, "Deployment", "worker")["spec"]["template"]["spec"].get("initContainers")
+    assert one(dev, "PersistentVolume", "phantom-workspace")["spec"]["hostPath"]["path"] == "/phantom"
+    for name, storage in (("eks", "phantom-efs"), ("gke", "standard-rwx")):
+        assert one(overlay(name), "PersistentVolumeClaim", "phantom-workspace")["spec"]["storageClassName"] == storage
+    kueue = overlay("kueue")
+    queue = settings_of(kueue).cluster.queue
+    local = one(kueue, "LocalQueue", queue)
+    one(kueue, "ClusterQueue", local["spec"]["clusterQueue"])
+    assert (K8S / "kueue/queues.yaml").resolve() == (K8S / "overlays/kueue/queues.yaml").resolve()
+    rdma = settings_of(overlay("rdma")).cluster
+    assert rdma.lock_memory and rdma.resources == ("rdma/ib=1",)
+
+
+# --- job templates ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["train.yaml", "encode.yaml", "evaluate.yaml", "trainer-v2/train.yaml"])
+def test_a_template_is_what_is_submitted_but_suspended(file: str):
+    (template,) = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
+    assert schema_errors(template) == [] and problems(template) == []
+    stage = Path(file).stem
+    operator = "trainjob" if file.startswith("trainer") else "pytorchjob"
+    spec = make_spec(stage, load_params(preset_path("wan2.2-ti2v-5b"), [f"cluster.operator={operator}"]))
+    submitted = yaml.safe_load(yaml.safe_dump(render(spec)).replace(spec.name, f"phantom-{stage}"))
+    assert template["spec"].pop("suspend", False) or template["spec"]["runPolicy"].pop("suspend")
+    submitted["spec"].get("runPolicy", {}).pop("suspend", None)
+    command = _bare(template)
+    assert f"-m phantom.cli {stage}" in command and command.endswith(f"--set compute.{stage}=local")
+    _bare(submitted)
+    del submitted["metadata"]["annotations"]
+    assert template == submitted
+
+
+def _bare(manifest: Manifest) -> str:
+    """Takes the command and the settings out, which a template has from the volume. Returns the command."""
+    container: Manifest = manifest["spec"]["trainer"] if manifest["kind"] == "TrainJob" else {}
+    for _, template in pods_of(manifest):
+        (container,) = template["spec"]["containers"]
+    container["env"] = [entry for entry in container["env"] if entry["name"] != "PHANTOM_PARAMS"]
+    return container.pop("command")[-1]
+
+
+def test_the_runtime_of_trainjobs_makes_restricted_pods():
+    (runtime,) = load((K8S / "jobs/trainer-v2/runtime.yaml").read_text(encoding="utf-8"))
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert [*pod_problems(pod), *restricted(pod)] == []
+    as_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
+    assert schema_errors(as_pod) == []
+    preset = load_params(preset_path("wan2.2-ti2v-5b"))
+    assert pod["terminationGracePeriodSeconds"] == preset.cluster.grace_seconds
+    assert (job["name"], pod["containers"][0]["name"]) == ("node", "node")
+
+
+# --- real kubectl -----------------------------------------------------------------------------------------------------
+
+
+@needs_kubectl
+def test_kubectl_takes_the_folder_whole(tmp_path: Path):
+    with ApiServer() as server:
+        server.remove("namespaces", "phantom")
+        env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")), "HOME": str(tmp_path)}
+        command = ["kubectl", "apply", "--validate=false", "-f", f"{K8S}/"]
+        for word in ("created", "configured|unchanged"):
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            lines = done.stdout.splitlines()
+            assert len(lines) == len(applied()) and all(re.search(f" ({word})$", line) for line in lines)
+        assert {o["kind"] for o in server.objects.values()} == {m["kind"] for m in applied()}
+
+
+def test_the_script_makes_the_secrets_that_are_named(tmp_path: Path):
+    stub = tmp_path / "kubectl"
+    stub.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n[ "$3" != get ]\n', encoding="utf-8")
+    stub.chmod(0o755)
+    calls = tmp_path / "calls"
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
+    script = str(K8S / "secrets.sh")
+    refused = subprocess.run([script], env=env, capture_output=True, text=True)
+    assert refused.returncode and "PHANTOM_ARTIFACTS" in refused.stderr
+    env |= {"PHANTOM_ARTIFACTS": "s3://bucket/p", "AWS_ACCESS_KEY_ID": "a b"}
+    done = subprocess.run([script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = calls.read_text(encoding="utf-8")
+    made = dict(re.findall(r"create secret generic (\S+) (.*)", said))
+    assert set(made) == SECRETS
+    passwords = dict(re.findall(r"--from-literal=(\w+)=([0-9a-f]{48})\b", made["phantom-postgres"]))
+    assert set(passwords) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD"}
+    assert len(set(passwords.values())) == 3
+    assert "MLFLOW_ARTIFACTS_DESTINATION=s3://bucket/p --from-literal=AWS_ACCESS_KEY_ID=a b --dry-run" in said
