@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def finished_shards(work: Path) -> list[Shard]:
 
 def damaged_shards(shards: list[Shard]) -> list[Shard]:
     """Those whose file is not what its note says. Their notes are removed, so that their clips are encoded again."""
-    whole = ahead(partial(_is_whole), shards, os.cpu_count() or 1)
+    whole = ahead(_is_whole, shards, os.cpu_count() or 1)
     damaged = [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
     for shard in damaged:
         shard.path.with_suffix(".json").unlink()
@@ -94,14 +93,12 @@ def damaged_shards(shards: list[Shard]) -> list[Shard]:
 
 def is_merger(work: Path, share: Share) -> bool:
     """Whether it falls to this worker to merge. The first to ask is it, and still is when it is started again."""
-    try:
-        with (work / MERGER).open("x") as file:
-            file.write(share.folder)
-        return True
-    except FileExistsError:
-        return (work / MERGER).read_text(encoding="utf-8") == share.folder
-    except FileNotFoundError:  # it is merged, and the folder gone
-        return False
+    claim = work / MERGER
+    with suppress(FileNotFoundError):  # it is merged, and the folder gone
+        with suppress(FileExistsError):
+            claim.symlink_to(str(share))  # to nothing: a link is there with its contents, or not at all
+        return claim.readlink() == Path(str(share))
+    return False
 
 
 def _is_whole(shard: Shard) -> bool:
