@@ -57,15 +57,21 @@ def preset(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Which to write; without it they are listed.")] = None,
     params: ParamsFile = None,
+    set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the presets, or write params.yaml from one."""
+    """List the presets, or write params.yaml from one, changed by --set."""
     if name is None:
         first = {n: preset_path(n).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for n in preset_names()}
         show(first, as_json, "\n".join(f"{n:18} {line}" for n, line in first.items()))
         return
-    target = _params_file(context, params)
+    target, overrides = _params_file(context, params), _arguments(context, params, set_)[1]
+    load_params(preset_path(name), overrides)  # a mistake replaces nothing
     kept = _replace(target, preset_path(name))
+    if overrides:
+        from phantom.run import write_params
+
+        write_params(target, overrides)
     show({"preset": name, "file": target, "kept": kept}, as_json, f"{target}: preset {name}")
 
 
