@@ -24,12 +24,12 @@ SAVED: dict[str, dict[str, Any]] = {
     "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
     "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
 }
-# What each strategy spreads over the GPUs; the rest every GPU has whole.
+# What each strategy spreads over the GPUs; the rest every GPU has whole (training.parallel).
 SPREAD = {
     "ddp": (),
-    "fsdp2": ("weights", "gradients", "optimizer", "ema"),
+    "fsdp2": ("trained", "gradients", "optimizer", "ema"),
     "zero2": ("gradients", "optimizer", "ema"),
-    "zero3": ("weights", "gradients", "optimizer", "ema"),
+    "zero3": ("frozen", "trained", "gradients", "optimizer", "ema"),
 }
 
 
@@ -46,21 +46,23 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     # DeepSpeed computes with the weights as they are and keeps float32 ones beside AdamW's two moments; the others
     # train float32 weights. The two losses' gradients are kept apart (training.gradient_norm).
     whole = {
-        "weights": frozen * (2 if params.models.dtype == "bfloat16" else 4) + trained * (copy if zero else 4),
+        "frozen": frozen * (2 if params.models.dtype == "bfloat16" else 4),
+        "trained": trained * (copy if zero else 4),
         "gradients": trained * (copy if zero else 4) * 2,
         "optimizer": trained * (12 if zero and half else 8),
         "ema": 0 if train.ema_decay is None else trained * 4,
     }
     spread = SPREAD[train.strategy]
-    memory = {part: size // (gpus if part in spread else 1) for part, size in whole.items()}
+    share = {part: size // (gpus if part in spread else 1) for part, size in whole.items()}
+    weights = share.pop("frozen") + share.pop("trained")
 
-    # Autocast's copies of the trained weights; of weights that are spread, two blocks are gathered at a time.
+    # Autocast's copies of the trained weights, and two blocks' weights, put together from all GPUs at a time.
     copies = copy * trained if half and not zero else 0
-    if "weights" in spread:
-        copies = 2 * copy * (frozen + trained) // parts.video["num_layers"]
+    copies += 2 * sum(whole[part] for part in ("frozen", "trained") if part in spread) // parts.video["num_layers"]
     kept, again = _activations(params, parts)
     micro = micro_batch(params, gpus)
-    return {**memory, "activations": micro * kept, "working_set": micro * again + copies, "runtime": RUNTIME}
+    temporary = {"activations": micro * kept, "working_set": micro * again + copies, "runtime": RUNTIME}
+    return {"weights": weights, **share, **temporary}
 
 
 def _activations(params: Params, parts: Parts) -> tuple[int, int]:
