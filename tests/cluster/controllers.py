@@ -6,6 +6,7 @@ address of the rendezvous, which is on this machine. A pod's paths (volume, /tmp
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from tests.cluster.apiserver import ApiServer, Object, now
 
 TICK = 0.05
+PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
 
 
 @dataclass
@@ -97,6 +99,8 @@ class Controllers:
                 self._kubelet()
                 for job in self.api.find("pytorchjobs"):
                     self._pytorchjob(job)
+                for job in self.api.find("trainjobs"):
+                    self._trainjob(job)
                 for job in self.api.find("jobs"):
                     self._job(job)
 
@@ -134,6 +138,33 @@ class Controllers:
         elif "Running" in phases:
             _condition(job, "Running")
 
+    def _trainjob(self, job: Object) -> None:
+        """Trainer v2 with the runtime of k8s/jobs/trainer-v2/: one try, which is enough here."""
+        name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
+        status, pods = job.setdefault("status", {"conditions": []}), self._of(job)
+        if _holds(job, "Complete") or _holds(job, "Failed") or job["metadata"].get("deletionTimestamp"):
+            return
+        (patch,) = job["spec"]["runtimePatches"]
+        (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        template = json.loads(json.dumps(replicated["template"]["spec"]["template"]))
+        (container,) = template["spec"]["containers"]
+        container |= {key: trainer[key] for key in ("image", "command", "env")} | {"workingDir": "/workspace"}
+        for index in range(trainer["numNodes"] - len(pods)):
+            env = {
+                "PET_NNODES": str(trainer["numNodes"]),
+                "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+                "PET_NODE_RANK": str(index),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": str(self._port(name)),
+            }
+            self._add(job, f"{name}-node-0-{index}-x{index}", template, "Never", env)
+        phases = [p.pod["status"]["phase"] for p in pods]
+        status["jobsStatus"] = [{"name": "node", "active": phases.count("Running")}]
+        if "Failed" in phases:
+            _condition(job, "Failed", "jobset failed due to one or more job failures")
+        elif pods and set(phases) == {"Succeeded"}:
+            _condition(job, "Complete")
+
     def _job(self, job: Object) -> None:
         name, spec = job["metadata"]["name"], job["spec"]
         status = job.setdefault("status", {"conditions": [], "failed": 0})
@@ -163,24 +194,28 @@ class Controllers:
     def _pet(self, job: Object) -> dict[str, str]:
         """What the training operator sets in the workers of a job without a Master."""
         name, spec = job["metadata"]["name"], job["spec"]
-        if name not in self._ports:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self._ports[name] = free.getsockname()[1]
         elastic = spec["elasticPolicy"]
         return {
             "PYTHONUNBUFFERED": "1",
             "PET_NPROC_PER_NODE": spec["nprocPerNode"],
-            "PET_RDZV_ENDPOINT": f"127.0.0.1:{self._ports[name]}",
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{self._port(name)}",
             "PET_RDZV_BACKEND": elastic["rdzvBackend"],
             "PET_NNODES": f"{elastic['minReplicas']}:{elastic['maxReplicas']}",
             "PET_MAX_RESTARTS": str(elastic["maxRestarts"]),
             "PET_RDZV_CONF": ",".join(f"{c['key']}={c['value']}" for c in elastic["rdzvConf"]),
         }
 
+    def _port(self, job: str) -> int:
+        """Where a job's pods meet."""
+        if job not in self._ports:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self._ports[job] = free.getsockname()[1]
+        return self._ports[job]
+
     def _deleted(self, body: Object) -> bool:
         """A job goes when its pods have gone."""
-        pods = self._of(body) if body.get("kind") in ("PyTorchJob", "Job") else []
+        pods = self._of(body) if body.get("kind") in PLURALS else []
         for running in pods:
             self._stop(running)
         if pods:
@@ -190,7 +225,7 @@ class Controllers:
     def _collect(self, job: Object) -> None:
         while self._of(job):
             time.sleep(TICK)
-        self.api.remove("pytorchjobs" if job["kind"] == "PyTorchJob" else "jobs", job["metadata"]["name"])
+        self.api.remove(PLURALS[job["kind"]], job["metadata"]["name"])
 
     # --- kubelet ------------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,19 @@ esac"""
     assert run_job("evaluate", cluster.params(), cluster.root).here
 
 
+def test_the_other_operator_runs_the_same(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"echo step 7 of $PET_NODE_RANK; {DONE}")
+    wanted = ["cluster.operator=trainjob", "cluster.nodes=2", "train.processes=2"]
+    result = run_job("train", cluster.params(*wanted), cluster.root)
+    assert result.here and result.pods == 2
+    said = capfd.readouterr().err
+    assert "step 7 of 0" in said and "step 7 of 1" in said
+    assert said.splitlines()[-1] == f"train: TrainJob {result.job} has succeeded"
+    cluster.image(torchrun=leaves(2, "models.base: no such folder"))
+    with pytest.raises(UserError, match=r"^models\.base: no such folder$"):
+        run_job("train", cluster.params(*wanted, "train.seed=1"), cluster.root)
+
+
 def test_outputs_that_do_not_arrive_here_are_told(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
     cluster.image(torchrun="true")
     assert not run_job("train", cluster.params(), cluster.root).here

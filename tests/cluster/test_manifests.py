@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,28 @@ def test_the_settings_of_the_first_start_are_valid():
     assert params.tracking.uri == "http://mlflow:5000" and params.compute.train == "kubernetes"
     for stage in ("encode", "train", "evaluate"):
         assert problems(render(make_spec(stage, params))) == []
+
+
+def test_the_first_start_makes_the_checkout_and_the_next_one_keeps_it(tmp_path: Path):
+    worker = one(applied(), "Deployment", "worker")["spec"]["template"]["spec"]
+    settings = one(applied(), "ConfigMap", "phantom-settings")["data"]
+    image, mounted, checkout = (tmp_path / name for name in ("image", "etc", "workspace"))
+    for folder in (image / "flows", mounted, checkout):
+        folder.mkdir(parents=True)
+    (image / "flows/full_pipeline.py").write_text("new", encoding="utf-8")
+    for name, text in settings.items():
+        (mounted / name).write_text(text, encoding="utf-8")
+    (script,) = worker["initContainers"][0]["args"]
+    script = script.replace("/opt/phantom", str(image)).replace("/etc/phantom", str(mounted))
+    command = [*worker["initContainers"][0]["command"], script]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
+    assert (checkout / "flows/full_pipeline.py").read_text(encoding="utf-8") == "new"
+    written = load_params(checkout / "params.yaml")
+    assert written == settings_of(applied())
+    (checkout / "params.yaml").write_text("mine", encoding="utf-8")
+    subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
+    assert (checkout / "params.yaml").read_text(encoding="utf-8") == "mine"
 
 
 def test_images_are_pinned():

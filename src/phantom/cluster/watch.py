@@ -44,6 +44,7 @@ class Watch:
         self._known: dict[str, str] = {}  # pods that are there: uid -> name
         self._tails: dict[str, deque[str]] = {}
         self._read: dict[tuple[str, int], tuple[str, float]] = {}  # (pod, attempt) -> time of its last line, and when
+        self._read_whole: set[tuple[str, int]] = set()
         self._ends: dict[tuple[str, int], End] = {}
 
     def __enter__(self) -> Watch:
@@ -128,7 +129,7 @@ class Watch:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         for container in (pod.get("status") or {}).get("containerStatuses") or []:
             attempt, state = container.get("restartCount", 0), container.get("state") or {}
-            if not ("running" in state or "terminated" in state) or (uid, attempt) in self._ends:
+            if not ("running" in state or "terminated" in state) or (uid, attempt) in self._read_whole:
                 continue
             last, when = self._read.get((uid, attempt), ("", 0.0))
             now = time.monotonic()
@@ -136,6 +137,8 @@ class Watch:
             text = self.connection.log(name, container["name"], **since)
             if text is None:
                 continue
+            if "terminated" in state:
+                self._read_whole.add((uid, attempt))
             self._read[uid, attempt] = (last, now)
             for stamp, line in _stamped(text):
                 if stamp > last:
