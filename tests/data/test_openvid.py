@@ -12,10 +12,11 @@ import pytest
 
 from phantom.data.manifest import read_manifest, read_quarantine
 from phantom.data.prepare import prepare
+from phantom.data.sources import clips
 from phantom.data.sources.openvid import is_english
 from phantom.data.storage import open_folder
 from phantom.data.video import read_frames, write_mp4
-from phantom.errors import UserError
+from phantom.errors import StageFailed, UserError
 from tests.data.videos import moving
 
 COLUMNS = [
@@ -132,6 +133,31 @@ def test_in_s3_it_is_the_same(openvid_params, source, bucket, tmp_path):
     prepare(openvid_params(path=f"s3://{bucket}/openvid"), tmp_path / "there")
     assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
     assert not (tmp_path / "there/checkpoints/cache").exists()  # zips are read in place
+
+
+def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source, s3, bucket, tmp_path, monkeypatch):
+    prepare(openvid_params(), tmp_path / "here")
+    there = open_folder(f"s3://{bucket}/openvid", tmp_path, 1)
+    for name in contents(source):
+        there.upload(source / name, name)
+    params = openvid_params(path=f"s3://{bucket}/openvid")
+    monkeypatch.setattr(clips.os, "cpu_count", lambda: 1)
+    made = []
+
+    def write(path, *arguments):
+        made.append(path)
+        s3.faults = ["503"] * 2 if len(made) == 2 else s3.faults  # the third clip, in another part, fails for good
+        write_mp4(path, *arguments)
+
+    monkeypatch.setattr(clips, "write_mp4", write)
+    s3.faults = ["500", "", "reset", "", "truncate", "", "slow"]
+    with pytest.raises(StageFailed, match=r"the server answered 503 \(503\) 2 times; run again to go on$"):
+        prepare(params, tmp_path / "there")
+    assert 2 <= len(made) < 6 and not s3.faults
+    s3.faults = ["truncate", "reset"]
+    prepare(params, tmp_path / "there")
+    assert len(made) == 6
+    assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
 
 
 def test_each_filter_says_how_many_clips_it_removed(openvid_params, source, tmp_path):
