@@ -139,7 +139,7 @@ def truth(params, alpha=0.0):
     return norms, total
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_norms_and_gradient_are_those_of_the_global_batch(place, accumulation, checkpointing):
     params = place(f"train.accumulation={accumulation}", f"train.activation_checkpointing={checkpointing}")
@@ -185,6 +185,16 @@ def test_two_processes_measure_and_train_as_one(place, tmp_path, strategy):
     assert resumed.step == 3
     assert same(dict(zip(resumed.names, resumed.average, strict=True)), together)
     resumed.tracker.close()
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_checkpointed_activations_train_the_same(place, kind):
+    shared = ("train.steps=3", "train.recursive_weight.every=2")
+    train(place(*shared))
+    plain = weights()
+    shutil.rmtree("checkpoints")
+    train(place(*shared, f"train.activation_checkpointing={kind}"))
+    assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in weights().items())
 
 
 def test_a_norm_above_the_threshold_starts_the_cycle_again(place):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from phantom.config import Params
-from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, make_recipe, write_tensors
+from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, describe, make_recipe, write_tensors
 from tests import tiny
 
 
@@ -49,8 +49,13 @@ def write_latents(
         {**entry, "split": "train" if i < train else "heldout", "caption": f"clip {i}", "shard": shard["file"]}
         for i, entry in enumerate(shard["clips"])
     ]
-    empty = write_tensors(
-        folder / "empty_text.safetensors", {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)}
-    )
-    index = {"format": FORMAT, "recipe": make_recipe(params), "shards": [shard], "empty_text": empty, "clips": entries}
+    empty = folder / "empty_text.safetensors"
+    write_tensors(empty, {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)})
+    index = {
+        "format": FORMAT,
+        "recipe": make_recipe(params),
+        "shards": [shard],
+        "empty_text": describe(empty),
+        "clips": entries,
+    }
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

@@ -13,8 +13,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, ModelMixin, WanPipeline, WanTransformer3DModel
-from transformers import ByT5Tokenizer, PreTrainedModel, UMT5EncoderModel, VJEPA2Model
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from transformers import ByT5Tokenizer, UMT5EncoderModel, VJEPA2Model
 
 from phantom.pretraining import clips as drawn
 from phantom.pretraining import physics_encoder, vae, video_model
@@ -25,8 +25,6 @@ CLIPS, HELDOUT_CLIPS = 1500, 252
 AGREEMENT_CAPTIONS = 96
 VAE_STEPS, PHYSICS_ENCODER_STEPS, VIDEO_MODEL_STEPS = 3400, 1500, 2400
 COMMAND = "phantom pretrain"
-
-Saved = ModelMixin | PreTrainedModel
 
 
 def pretrain(
@@ -89,7 +87,7 @@ def pretrain(
     return provenance
 
 
-def _part(work: Path, name: str, recipe: dict[str, Any], make: Callable[[], list[Saved]]) -> Path:
+def _part(work: Path, name: str, recipe: dict[str, Any], make: Callable[[], list[Any]]) -> Path:
     """The folder of a finished part; made now unless its recipe says it is there. Several models: one folder each."""
     folder, mark = work / name, work / f"{name}.json"
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == recipe:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from phantom.config import Params
 from phantom.encoders import first_line
@@ -42,6 +46,21 @@ def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DMo
         physics_encoder_id=models.physics_encoder, physics_encoder_revision=models.physics_encoder_revision
     )
     return model
+
+
+def checkpointing_func(selective: bool) -> Callable[..., Any]:
+    """For `enable_gradient_checkpointing`: blocks are computed again in backward; `selective` keeps attention outputs.
+
+    What selective checkpoints keep is gone after one backward: steps with two take the full ones.
+    """
+    if not selective:
+        return partial(checkpoint, use_reentrant=False)
+
+    def keep(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        attention = "scaled_dot_product" in str(operation)
+        return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return partial(checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, keep))
 
 
 def run_identity(params: Params, latents: str, held: bool) -> str:

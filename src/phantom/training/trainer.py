@@ -31,7 +31,7 @@ from phantom.training.gradient_norm import SplitGradients, total_norm
 from phantom.training.objective import losses
 from phantom.training.order import ShareOfBatches
 from phantom.training.recursive_weight import RecursiveWeight
-from phantom.training.setup import build_model, run_identity
+from phantom.training.setup import build_model, checkpointing_func, run_identity
 from phantom.training.stop import stop_requests
 from phantom.training.validation import Validation
 from phantom.training.window import Window, is_of_this_machine, rounded
@@ -80,8 +80,6 @@ class Trainer:
         self.device = self.accelerator.device
         self.latents = latents
         self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
-        if self.settings.activation_checkpointing != "none":
-            self.model.enable_gradient_checkpointing()
         if self.settings.compile:
             self.model.compile_repeated_blocks(fullgraph=True)
         parallel.lay_out(self.model, self.settings.strategy)
@@ -153,6 +151,8 @@ class Trainer:
         """One step of L = L_v + alpha_z L_z over a global batch, this process's part of it. Returns its figures."""
         weight, size = self.weight, self.settings.batch_size
         split = SplitGradients(self.parameters) if weight.due(self.step) else None
+        if (kind := self.settings.activation_checkpointing) != "none":
+            self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and split is None))
         total = torch.zeros((), device=self.device)
         for batch in (b.to(self.device) for b in micro_batches):
             with self.accelerator.autocast():

@@ -119,12 +119,17 @@ def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None =
         background=str(rng.choice(list(BACKGROUNDS))),
         floor=floor,
         start=starts[chosen](),
+        radius=radius,
         second_radius=float(rng.uniform(*TRAINED["radius"])),
         direction=direction,
         release=float(rng.uniform(1.75, 2.75)),
         unseen=unseen,
         first_frame=int(rng.integers(3, 12)),
-        **drawn,
+        gravity=drawn["gravity"],
+        restitution=drawn["restitution"],
+        friction=drawn["friction"],
+        speed=drawn["speed"],
+        angle=drawn["angle"],
     )
 
 
@@ -337,7 +342,8 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
     else:
         _disc(canvas, x, y, spec.radius, COLOURS[spec.colour])
     if spec.kind == "collision":
-        _disc(canvas, *scene.positions[t, 1], spec.second_radius, COLOURS[spec.second_colour])
+        x, y = scene.positions[t, 1]
+        _disc(canvas, x, y, spec.second_radius, COLOURS[spec.second_colour])
     if spec.kind == "occluder":
         half = 8.0
         wall = [
