@@ -24,6 +24,7 @@ def no_telemetry() -> None:
 
 
 def stay_offline(params: Params) -> None:
-    """Keeps the hub client from calling out when every frozen part is a folder on this machine."""
+    """Keeps the hub client from calling out when every frozen part is a folder on this machine, and loading quiet."""
     if Path(params.models.base).is_dir() and Path(params.models.physics_encoder).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download's is worth seeing, a second's is not
