@@ -100,7 +100,9 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
 
     name, tracking = params.register_.name, params.tracking
     if client.get_experiment_by_name(tracking.experiment) is None:
-        client.create_experiment(tracking.experiment, str((root / tracking.artifacts).resolve()))
+        # A server has its own place for artifacts.
+        folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
+        client.create_experiment(tracking.experiment, folder)
     mlflow.set_experiment(tracking.experiment)
     with mlflow.start_run(run_name="register", tags={"stage": "register", **tags}) as run:
         mlflow.log_metrics(scores)
