@@ -314,7 +314,7 @@ def test_a_missing_operator_or_namespace_is_told(cluster: Cluster):
 
 def test_an_api_that_stays_away_ends_the_watching_and_not_the_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     cluster.image(torchrun=WAITS)
-    monkeypatch.setattr("phantom.cluster.submit.Connection", lambda settings: watch.Connection(settings, patience=0.3))
+    monkeypatch.setattr("phantom.cluster.submit.WATCH_SECONDS", 0.3)
     meanwhile(
         lambda: until((cluster.root / "started").exists), lambda: cluster.api.fail("GET .*pytorchjobs/", 500, count=99)
     )
@@ -324,6 +324,18 @@ def test_an_api_that_stays_away_ends_the_watching_and_not_the_job(cluster: Clust
     cluster.api.faults.clear()
     (cluster.root / "go").touch()
     assert run_job("train", cluster.params(), cluster.root).here
+
+
+def test_no_cluster_at_all_is_told_soon(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("phantom.cluster.submit.SUBMIT_SECONDS", 0.3)
+    config = Path(os.environ["KUBECONFIG"])
+    text = config.read_text(encoding="utf-8").replace(cluster.api.url, "http://127.0.0.1:9")
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(StageFailed, match=r"could not create PyTorchJob .* Connection refused"):
+        run_job("train", cluster.params(), cluster.root)
+    config.write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^kubeconfig: .*; set KUBECONFIG, or cluster\.context$"):
+        run_job("train", cluster.params(), cluster.root)
 
 
 # --- the same job again -----------------------------------------------------------------------------------------------

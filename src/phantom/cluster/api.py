@@ -16,7 +16,6 @@ from phantom.config import Cluster
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
-PATIENCE = 1800.0  # s that the server may be away while a job runs
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s between attempts; the last one repeats
 ANSWER = (10.0, 60.0)  # s to connect and to answer
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -41,7 +40,7 @@ KINDS = {
 class Connection:
     """One namespace of a cluster. Raises StageFailed for what the server refuses, and when `patience` has passed."""
 
-    def __init__(self, settings: Cluster, patience: float = PATIENCE) -> None:
+    def __init__(self, settings: Cluster, patience: float) -> None:
         try:
             from kubeflow.training import TrainingClient
         except ModuleNotFoundError as missing:

@@ -18,7 +18,8 @@ from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say
 from phantom.run import OUTCOME
 
-CANCEL_SECONDS = 20.0  # that the deletion of a job is tried for
+# How long a server that does not answer is asked again: before there is a job, while it runs, and to delete it.
+SUBMIT_SECONDS, WATCH_SECONDS, CANCEL_SECONDS = 120.0, 1800.0, 20.0
 SEEN_SECONDS = 60.0  # that a network file system may take to show what a pod wrote
 OUTPUTS = {
     "encode": Path("data/latents/index.json"),
@@ -53,10 +54,11 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         raise UserError("\n".join(found))
     kind, name = manifest["kind"], manifest["metadata"]["name"]
     before = _stamp(root / OUTPUTS[stage])
-    connection = Connection(params.cluster)
+    connection = Connection(params.cluster, SUBMIT_SECONDS)
     try:
         with Watch(connection, stage, kind, name, root) as watch:
             adopted = _submit(connection, stage, manifest, root / OUTPUTS[stage])
+            connection.patience = WATCH_SECONDS
             watch.run()
     except KeyboardInterrupt:
         raise Interrupted(_cancel(params, stage, kind, name)) from None
