@@ -84,14 +84,16 @@ def test_a_job_runs_the_stage_with_these_settings_and_its_lines_arrive(cluster: 
     assert said[-1] == f"train: PyTorchJob {result.job} has succeeded"
 
 
-def test_the_command_line_launches_and_reports(cluster: Cluster):
-    cluster.image(torchrun=DONE)
-    cluster.write_params()
-    process = phantom(cluster, "train", "--launcher", "kubernetes", "--json")
+@pytest.mark.parametrize("stage", ["encode", "train", "evaluate"])
+def test_the_command_line_launches_and_reports(cluster: Cluster, stage: str):
+    cluster.image(torchrun="true", python="true")
+    arguments = ["--launcher", "kubernetes"] if stage == "train" else []
+    cluster.write_params("compute.encode=kubernetes", "compute.evaluate=kubernetes")
+    process = phantom(cluster, stage, *arguments, "--json")
     out, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert json.loads(out)["here"] is True
-    assert the_job(cluster)["metadata"]["name"] == json.loads(out)["job"]
+    (job,) = [*cluster.api.find("pytorchjobs"), *cluster.api.find("jobs")]
+    assert json.loads(out)["stage"] == stage and json.loads(out)["job"] == job["metadata"]["name"]
 
 
 def test_encode_is_an_indexed_job_and_evaluate_a_job(cluster: Cluster):
