@@ -148,16 +148,18 @@ def sample(
         return
     pipe = model.load()
     done = len(rows) - sum(map(len, missing))
-    with track(f"sample {model.name}, {settings.mode}", len(rows), "videos", done) as bar:
+    steps = settings.sampling.steps
+    with track(f"sample {model.name}, {settings.mode}", len(rows) * steps, "steps", done * steps) as bar:
         for batch in missing:
             conditions = [condition(sources[row.name], settings) for row in batch]
             prompts, ids = [row.description for row in batch], [row.name.id for row in batch]
-            videos = generate(pipe, prompts, conditions, ids, settings, model.physics, lambda s: bar.advance(0, s))
+            videos = generate(pipe, prompts, conditions, ids, settings, model.physics, bar.advance)
             for row, frames in zip(batch, videos, strict=True):
                 part = (out / row.name.generated).with_suffix(".part")
                 write_mp4(part, frames[settings.scored], fps=settings.fps)
                 part.replace(out / row.name.generated)
-            bar.advance(len(batch))
+            done += len(batch)
+            bar.advance(done * steps - bar.done, f"{done}/{len(rows)} videos")
 
 
 def generate(
@@ -167,7 +169,7 @@ def generate(
     ids: Sequence[int],
     settings: Settings,
     physics: bool = True,
-    note: Callable[[str], None] = lambda text: None,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> np.ndarray:
     """uint8 RGB (B, F, H, W, 3) that begin with the `conditions`, each uint8 (k, H, W, 3). `ids` name the noises."""
     takes = set(inspect.signature(pipe.__call__).parameters)
@@ -176,8 +178,10 @@ def generate(
     if needed not in takes:
         raise UserError(f"{type(pipe).__name__} takes no {needed}, which mode {settings.mode} starts from")
 
-    def after_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
-        note(f"step {step + 1}/{settings.sampling.steps}")
+    at_a_time = len(prompts) if isinstance(pipe, PhantomPipeline) else 1
+
+    def after_step(*_: Any) -> dict[str, Any]:
+        advance(at_a_time)
         return {}
 
     common: dict[str, Any] = {
