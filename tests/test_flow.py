@@ -72,7 +72,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(finished: Path):
     # Neither where a stage runs nor how often it saves is part of a result.
     assert run_with(finished, "compute.train=kubernetes", "train.checkpoint_every=7", "tracking.experiment=other") == []
     assert run_with(finished, "register.metric=score") == ["register"]
-    assert run_with(finished, "train.steps=300", "register.metric=physics_iq.single.phantom.score") == []
+    assert run_with(finished, "train.steps=240", "register.metric=physics_iq.single.phantom.score") == []
 
 
 def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
@@ -142,10 +142,10 @@ def test_settings_are_written_with_their_comments(tmp_path: Path):
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
-    assert pipeline.write_params(path, ["train.steps=300", "data.path=null"]) == []
+    assert pipeline.write_params(path, ["train.steps=240", "data.path=null"]) == []
     assert path.read_text(encoding="utf-8") == text
-    assert pipeline.write_params(path, ["train.steps=17"]) == [f"{path}: train.steps: 300 -> 17"]
-    assert path.read_text(encoding="utf-8") == text.replace("  steps: 300\n", "  steps: 17\n")
+    assert pipeline.write_params(path, ["train.steps=17"]) == [f"{path}: train.steps: 240 -> 17"]
+    assert path.read_text(encoding="utf-8") == text.replace("  steps: 240\n", "  steps: 17\n")
     with pytest.raises(UserError, match=r"train\.steps"):
         pipeline.write_params(path, ["train.steps=none"])
     assert load_params(path).train.steps == 17
