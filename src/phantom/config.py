@@ -158,6 +158,8 @@ class RecursiveWeight(Section):
 
 
 class Optimizer(Section):
+    """AdamW over the trainable parameters; `learning_rate` is the peak, after `warmup_steps`."""
+
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -204,6 +206,8 @@ class Train(Section):
 
 
 class Sampling(Section):
+    """How videos are generated: what a model is evaluated with, and its defaults in `phantom generate`."""
+
     steps: Positive
     guidance_scale: PositiveFloat
     physics_guidance_scale: PositiveFloat
@@ -213,6 +217,8 @@ class Sampling(Section):
 
 
 class PhysicsIQ(Section):
+    """The Physics-IQ benchmark: recordings, modes and protocol."""
+
     benchmark: str  # "worlds", or the folder of the published benchmark
     descriptions: str | None
     modes: Annotated[tuple[Literal["single", "multi"], ...], Field(min_length=1)]
@@ -228,6 +234,8 @@ class PhysicsIQ(Section):
 
 
 class Evaluate(Section):
+    """Which videos are made of each model, and what they are scored with."""
+
     seed: Count
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report
@@ -236,11 +244,15 @@ class Evaluate(Section):
 
 
 class Register(Section):
+    """Which registered model gets the version, and which figure decides who is champion."""
+
     name: str
     metric: str  # key of reports/evaluation.json's `score` table that decides who is champion
 
 
 class Tracking(Section):
+    """Where MLflow keeps runs and artifacts."""
+
     uri: str
     artifacts: str
     experiment: str
@@ -363,6 +375,7 @@ def validate(tree: dict[str, Any], where: str = "params") -> Params:
 
 
 def section_names() -> list[str]:
+    """The sections of params.yaml, as they are named there."""
     return [field.alias or name for name, field in Params.model_fields.items()]
 
 
