@@ -18,7 +18,7 @@ STAGE = """
 import json, signal, sys, time
 from pathlib import Path
 from phantom.errors import Interrupted, UserError
-from phantom.run import leave_outcome
+from phantom.outcome import leave_outcome
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -256,7 +256,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of clips, weights and batches.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make the frozen parts of the mini preset again: models/mini. About an hour on two cores."""
+    """Make the frozen parts of the mini preset again: models/mini. An hour or two on two cores."""
     from phantom.pretraining.stage import pretrain
 
     try:
@@ -449,7 +449,7 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
     # Inside `phantom run` the line is left to it; else it is ours to say.
-    from phantom.run import leave_outcome
+    from phantom.outcome import leave_outcome
 
     if not leave_outcome(code, error) and error:
         say(error)

@@ -23,11 +23,11 @@ from typing import Any
 from phantom.config import Params, load_params
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.outcome import OUTCOME
 from phantom.privacy import NO_TELEMETRY
 from phantom.progress import say
 
 STAGES = ("prepare", "encode", "train", "evaluate", "register")
-OUTCOME = "PHANTOM_OUTCOME"  # names the file in which a stage's process leaves its exit code and error line
 EVALUATION, REPORT = Path("reports/evaluation.json"), Path("reports/index.html")
 REGISTERED = Path("reports/registered.json")
 WORK = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
@@ -134,17 +134,6 @@ def run_stage(
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
     return StageRun(stage, left is not None, time.monotonic() - started)
-
-
-def leave_outcome(code: int, error: str = "") -> bool:
-    """Called at the end of a stage's own process: tells the run how it went. False where nobody asked.
-
-    Of several processes of a stage the first to end is heard: the others end because it did.
-    """
-    path = os.environ.get(OUTCOME)
-    if path and not (Path(path).exists() and Path(path).stat().st_size):  # in a pod there is an empty one
-        Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
-    return bool(path)
 
 
 def write_params(path: Path, overrides: list[str]) -> list[str]:

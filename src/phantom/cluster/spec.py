@@ -13,7 +13,7 @@ from pathlib import Path
 
 from phantom.config import Cluster, Params
 from phantom.errors import UserError
-from phantom.run import OUTCOME
+from phantom.outcome import OUTCOME
 
 WORKSPACE = "/workspace"
 MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status

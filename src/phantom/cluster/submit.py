@@ -15,8 +15,8 @@ from phantom.cluster.watch import POLL, Watch
 from phantom.cluster.words import job_state
 from phantom.config import Params
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.outcome import OUTCOME
 from phantom.progress import say
-from phantom.run import OUTCOME
 
 # How long a server that does not answer is asked again: before there is a job, while it runs, and to delete it.
 SUBMIT_SECONDS, WATCH_SECONDS, CANCEL_SECONDS = 120.0, 1800.0, 20.0

@@ -14,7 +14,8 @@ def preprocess(frames: torch.Tensor, size: int) -> torch.Tensor:
 
     The whole frame is resized to the square: a centre crop would drop the sides, and the encoder's positions hold for
     square grids only. With the first frame doubled, 4m + 1 frames make 2m + 1 tubelets that align with the VAE's m + 1
-    latents. Resize, rounding and normalisation are those of transformers' `VJEPA2VideoProcessor`.
+    latents. Resize and normalisation are those of transformers' `VJEPA2VideoProcessor`,
+    which resizes integers: single pixels differ by one grey level.
     """
     pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
     if pixels.shape[-2:] != (size, size):

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from phantom.config import Params
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
-from phantom.run import OUTCOME
+from phantom.outcome import OUTCOME
 
 BUCKET = 2**26  # elements that travel together
 SAVING_SECONDS = 90  # that processes have between a request to stop and being killed
