@@ -6,6 +6,7 @@ import copy
 import difflib
 from functools import reduce
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -22,6 +23,8 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: YAML's yes and no
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Pair = Annotated[str, Field(pattern=r"^[^=\s]+=[^\n]*$", description="KEY=VALUE")]
+Benchmark = Literal["physics-iq", "videophy", "videophy2", "vbench2"]
+JUDGE_PLACES = ("input", "output", "weights", "task", "videos", "dimension")  # what a judge's command is told
 
 
 def _in_order(ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
@@ -233,14 +236,52 @@ class PhysicsIQ(Section):
         return self
 
 
+class Judge(Section):
+    """A model of others that judges videos, started by a command in an environment of its own."""
+
+    command: str | None  # null: it runs elsewhere
+    weights: str | None  # a folder or hub id, for {weights}
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Judge:
+        if self.command is not None:
+            try:
+                used = {name for _, name, _, _ in Formatter().parse(self.command) if name is not None}
+            except ValueError as error:
+                raise ValueError(f"command: found {self.command!r}, {error}") from None
+            if used - set(JUDGE_PLACES) or "output" not in used:
+                places = ", ".join(f"{{{name}}}" for name in JUDGE_PLACES)
+                raise ValueError(f"command: found {self.command!r}, accepted: one with {{output}} and any of {places}")
+        return self
+
+
+class VideoPhy(Section):
+    """VideoPhy or VideoPhy-2: a video of each caption, judged for semantic adherence and physical commonsense."""
+
+    captions: str | None  # a csv, or the hub id of a data set
+    samples: Positive  # videos of a caption, each with a seed of its own
+    judge: Judge
+
+
+class VBench2(Section):
+    """VBench-2.0: the official list of prompts, and the judges of its dimensions."""
+
+    info: str | None  # VBench2_full_info.json
+    judge: Judge
+
+
 class Evaluate(Section):
     """Which videos are made of each model, and what they are scored with."""
 
+    benchmarks: Annotated[tuple[Benchmark, ...], Field(min_length=1)]
     seed: Count
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report
     sampling: Sampling
     physics_iq: PhysicsIQ
+    videophy: VideoPhy
+    videophy2: VideoPhy
+    vbench2: VBench2
 
 
 class Register(Section):
