@@ -40,6 +40,11 @@ CTRL_C = 130  # what typer makes of it in a command that does not
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Generated = Annotated[Path | None, typer.Option(help="A folder of mp4: 0001.mp4, or 0001-7.mp4 with its seed.")]
+Captions = Annotated[str | None, typer.Option(help="A csv, or an id of the hub; by default as the settings say.")]
+Info = Annotated[Path | None, typer.Option(help="VBench2_full_info.json; by default as the settings say.")]
+Subset = Annotated[bool, typer.Option("--subset", help="Score those videos that are there.")]
+Work = Annotated[Path, typer.Option(help="Where the judge's files go, by the videos' contents.")]
 Launcher = Annotated[str | None, typer.Option(metavar="local|kubernetes", help="Where; else as compute.* says.")]
 
 
@@ -147,10 +152,14 @@ def encode(
         if tree.compute.encode == "kubernetes" and worker is None and not merge:
             result: Any = on_cluster("encode", tree)
         else:
+            from phantom.cluster.outputs import keep
             from phantom.data.encode import encode
+            from phantom.data.shards import LATENTS
             from phantom.data.shares import Share
 
             result = encode(tree, share=None if worker is None or of is None else Share(worker, of), merge=merge)
+            if Path(result.folder) == LATENTS:  # not a worker that others are still beside
+                keep("encode")
     show(result, as_json)
 
 
@@ -167,12 +176,15 @@ def train(
         if tree.compute.train == "kubernetes":
             result: Any = on_cluster("train", tree)
         else:
+            from phantom.cluster.outputs import keep
             from phantom.run import stand_in
             from phantom.training.trainer import train
 
             result = train(tree)
-            if not tree.train.control and os.environ.get("RANK", "0") == "0":
-                stand_in(Path("models/control"), "Trained with train.control: false, so there is no control.")
+            if os.environ.get("RANK", "0") == "0":
+                if not tree.train.control:
+                    stand_in(Path("models/control"), "Trained with train.control: false, so there is no control.")
+                keep("train")
     show(result, as_json)
 
 
@@ -189,9 +201,11 @@ def evaluate(
         if tree.compute.evaluate == "kubernetes":
             result: Any = on_cluster("evaluate", tree)
         else:
+            from phantom.cluster.outputs import keep
             from phantom.evaluation.stage import evaluate
 
             result = evaluate(tree)
+            keep("evaluate")
     show(result, as_json)
 
 
@@ -378,6 +392,76 @@ def score_physics_iq(
         csv_out=csv,
     )
     show(result, as_json, runs.as_text(result))
+
+
+@score.command("videophy")
+def score_videophy(
+    context: typer.Context,
+    generated: Generated = None,
+    captions: Captions = None,
+    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere for sa_testing.csv.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The same for physics_testing.csv.")] = None,
+    subset: Subset = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on VideoPhy, with the judge of evaluate.videophy or the files of one elsewhere."""
+    from phantom.evaluation import ratings, videophy
+
+    # What is complete without the settings is scored where there are none.
+    complete = generated is None or (captions and sa and pc)
+    own = None if complete else settings(context, params, set_).evaluate.videophy
+    captions = captions or (own.captions if own else None)
+    result = videophy.score_videophy(generated, captions, own, sa=sa, pc=pc, subset=subset, work=work)
+    show(result, as_json, ratings.as_text(result, "VideoPhy"))
+
+
+@score.command("videophy2")
+def score_videophy2(
+    context: typer.Context,
+    generated: Generated = None,
+    captions: Captions = None,
+    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere with --task sa.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The same with --task pc.")] = None,
+    rule: Annotated[Path | None, typer.Option(help="The same with --task rule.")] = None,
+    subset: Subset = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on VideoPhy-2, with the judge of evaluate.videophy2 or the files of one elsewhere."""
+    from phantom.evaluation import ratings, videophy2
+
+    # What is complete without the settings is scored where there are none.
+    complete = generated is None or (captions and sa and pc)
+    own = None if complete else settings(context, params, set_).evaluate.videophy2
+    captions = captions or (own.captions if own else None)
+    result = videophy2.score_videophy2(generated, captions, own, sa=sa, pc=pc, rule=rule, subset=subset, work=work)
+    show(result, as_json, ratings.as_text(result, "VideoPhy-2"))
+
+
+@score.command("vbench2")
+def score_vbench2(
+    context: typer.Context,
+    generated: Annotated[Path | None, typer.Option(help="A folder with a folder of mp4 for each dimension.")] = None,
+    info: Info = None,
+    results: Annotated[Path | None, typer.Option(help="The judges' output: a folder, or a zip of it.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Score those dimensions that are there.")] = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the videos of a model and score them on VBench-2.0, or read what its judges have written elsewhere."""
+    from phantom.evaluation import vbench2
+
+    own = None if generated is None or (info and results) else settings(context, params, set_).evaluate.vbench2
+    info = info or (Path(own.info) if own and own.info else None)
+    result = vbench2.score_vbench2(generated, own, info=info, results=results, partial=partial, work=work)
+    show(result, as_json, vbench2.as_text(result))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 
 from phantom.config import Params
+from phantom.cores import cores
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import report, trajectories
@@ -60,7 +60,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
                 descriptions,
                 protocol=settings.protocol,
                 mask_codec=settings.mask_codec,
-                workers=os.cpu_count() or 1,
+                workers=cores(),
                 cache=root / WORK / "scores",
             )
             for name, folder in folders.items()

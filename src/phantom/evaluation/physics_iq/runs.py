@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phantom.cores import cores
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq.folder import score_csv, score_folder
 from phantom.evaluation.physics_iq.score import spread
@@ -36,7 +36,7 @@ def score_runs(
     if len(generated) > 1 and options["csv_out"]:
         raise UserError(f"--csv: holds the metrics of one run, found {len(generated)} times --generated")
     runs = {
-        str(folder): score_folder(folder, benchmark, descriptions, workers=workers or os.cpu_count() or 1, **options)
+        str(folder): score_folder(folder, benchmark, descriptions, workers=workers or cores(), **options)
         for folder in generated
     }
     return mean_of_runs(runs) if len(runs) > 1 else next(iter(runs.values()))
