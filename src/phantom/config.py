@@ -116,10 +116,22 @@ class Data(Section):
     fps: Positive  # frames are taken by timestamp at this rate
     height: Positive
     width: Positive
+    buckets: tuple[tuple[Positive, Positive], ...]  # further (height, width) that clips may have
     heldout: Fraction  # share of a folder's clips kept for validation
     max_quarantine: Fraction
     worlds: Worlds
     openvid: OpenVid
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) that clips may have, the main one first."""
+        return [(self.height, self.width), *self.buckets]
+
+    @property
+    def sides(self) -> list[tuple[str, int]]:
+        """Every height and width, by the name of its setting."""
+        further = [("buckets", side) for size in self.buckets for side in size]
+        return [("height", self.height), ("width", self.width), *further]
 
     @model_validator(mode="after")
     def _lengths(self) -> Data:

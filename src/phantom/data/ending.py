@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from phantom.data.video import MAX_REPEATS, BadClip, _fit, _frames_before, _open, _timed_frames
+from phantom.data.video import MAX_REPEATS, BadClip, fit, frames_before, open_video, timed_frames
 
 
 def read_ending(path: str | Path, fps: float, height: int, width: int, longest: int) -> tuple[np.ndarray, int]:
@@ -22,9 +22,9 @@ def read_ending(path: str | Path, fps: float, height: int, width: int, longest: 
     kept: deque[av.VideoFrame] = deque(maxlen=longest)
     count = 0
     reformatter = VideoReformatter()
-    with _open(path) as (container, stream):
-        for _, end, frame in _timed_frames(container, stream):
-            repeats = max(0, _frames_before(end, fps) - count)
+    with open_video(path) as (container, stream):
+        for _, end, frame in timed_frames(container, stream):
+            repeats = max(0, frames_before(end, fps) - count)
             kept.extend([frame] * repeats)
             count += repeats
         if not kept:
@@ -35,5 +35,5 @@ def read_ending(path: str | Path, fps: float, height: int, width: int, longest: 
             raise BadClip(
                 f"too few frames: {len(taken) - len(runs)} of {len(taken)} would be repeats at {fps:g} per second"
             )
-        frames = [f for run in runs for f in [_fit(run[0], stream, height, width, reformatter)] * len(run)]
+        frames = [f for run in runs for f in [fit(run[0], stream, height, width, reformatter)] * len(run)]
     return np.stack(frames), count

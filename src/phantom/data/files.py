@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from phantom.errors import UserError
 
 
 def sha256(path: Path) -> str:
@@ -27,6 +32,27 @@ def settle(path: Path) -> None:
     """Waits until a file's contents are on the disk: what is renamed afterwards is never half there."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(lock: Path, work: str) -> Iterator[None]:
+    """Lets one process at a time do `work`, for as long as the context lasts. Raises UserError in any other."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{lock}: another process {work} just now; run again when it has ended") from None
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            break
+        file.close()  # whoever held it before has removed it meanwhile
+    try:
+        yield
+    finally:
+        lock.unlink()
+        file.close()
 
 
 def fresh_folder(folder: Path) -> Path:

@@ -30,6 +30,8 @@ class Clip:
     fps: float
     sha256: str  # of the file at `path`
     split: Split
+    height: int | None = None  # of one that is not data.height x data.width; such ones do not state it
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ Row = TypeVar("Row", Clip, Quarantined)
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes the clips to `path`, a JSON object a line."""
+    """Writes the clips to `path`, a JSON object a line; what is None is left out."""
     _write(path, clips)
 
 
@@ -74,7 +76,8 @@ def read_quarantine(path: Path) -> list[Quarantined]:
 def _write(path: Path, rows: Iterable[Any]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            stated = {key: value for key, value in asdict(row).items() if value is not None}
+            file.write(json.dumps(stated, ensure_ascii=False) + "\n")
 
 
 def _read(path: Path, kind: type[Row]) -> list[Row]:

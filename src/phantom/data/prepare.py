@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from phantom.config import Data, Params
-from phantom.data.files import fresh_folder, replace_folder
+from phantom.data.files import alone, fresh_folder, replace_folder
 from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Quarantined, write_manifest, write_quarantine
 from phantom.data.sources import folder, openvid, worlds_files
 from phantom.data.sources.clips import Found
@@ -21,19 +21,24 @@ from phantom.errors import UserError
 BENCHMARK = Path("data/benchmark")
 REPORT = "report.json"
 WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before it runs the stage
+LOCK = Path("checkpoints/prepare.lock")
 
 
 @dataclass(frozen=True)
 class PrepareResult:
     """How many clips there are, how many of them for validation, how many files were left out, and where.
 
-    removed: how many clips each filter took out. All of this lies in report.json beside the clips too.
+    removed: how many clips each filter took out; kept: which share of the clips that the filters let pass is there, and
+    which share of these clips' pixels; buckets: how many clips there are of each length and size (frames x height x
+    width), which are trained on in batches of their own. All of this lies in report.json beside the clips too.
     """
 
     train: int
     heldout: int
     quarantined: int
     removed: dict[str, int]
+    kept: dict[str, float]
+    buckets: dict[str, int]
     folder: str
 
 
@@ -43,6 +48,11 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
     Both are replaced whole, at the end. Files that cannot be clips are named in quarantine.jsonl; more of them than
     `data.max_quarantine` are a UserError that gives the commonest reasons.
     """
+    with alone(root / LOCK, "makes data/clips"):
+        return _prepare(params, root)
+
+
+def _prepare(params: Params, root: Path) -> PrepareResult:
     out, benchmark = root / CLIPS, root / BENCHMARK
     new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
     try:
@@ -50,9 +60,7 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
         _refuse_too_many(found, params.data, root / WORK / QUARANTINE)
         write_manifest(new / MANIFEST, found.clips)
         write_quarantine(new / QUARANTINE, found.bad)
-        heldout = sum(clip.split == "heldout" for clip in found.clips)
-        removed = dict(sorted(found.removed.items()))
-        result = PrepareResult(len(found.clips) - heldout, heldout, len(found.bad), removed, str(out))
+        result = _result(found, params.data, out)
         (new / REPORT).write_text(_report(result), encoding="utf-8")
         if params.evaluate.physics_iq.benchmark == "worlds":
             worlds_files.write_benchmark(new_benchmark, params)
@@ -67,7 +75,7 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
 
 def _write_clips(new: Path, params: Params, root: Path) -> Found:
     data = params.data
-    for key, value in (("height", data.height), ("width", data.width)):
+    for key, value in data.sides:
         if value % 2:
             raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
     if data.source == "worlds":
@@ -81,6 +89,22 @@ def _write_clips(new: Path, params: Params, root: Path) -> Found:
     return write_clips(new, source, data, root / WORK / _recipe(data))
 
 
+def _result(found: Found, data: Data, out: Path) -> PrepareResult:
+    heldout = sum(clip.split == "heldout" for clip in found.clips)
+    clips = len(found.clips) / (len(found.clips) + len(found.bad))
+    pixels = found.kept_pixels / found.pixels if found.pixels else 1.0
+    sizes = [(clip.frames, clip.height or data.height, clip.width or data.width) for clip in found.clips]
+    return PrepareResult(
+        train=len(found.clips) - heldout,
+        heldout=heldout,
+        quarantined=len(found.bad),
+        removed=dict(sorted(found.removed.items())),
+        kept={"clips": round(clips, 4), "pixels": round(pixels, 4)},
+        buckets={"x".join(map(str, size)): count for size, count in sorted(Counter(sizes).items())},
+        folder=str(out),
+    )
+
+
 def _report(result: PrepareResult) -> str:
     counts = {key: value for key, value in asdict(result).items() if key != "folder"}
     return json.dumps(counts, indent=1) + "\n"
@@ -88,7 +112,7 @@ def _report(result: PrepareResult) -> str:
 
 def _recipe(data: Data) -> str:
     """A name for all that decides how a file becomes a clip: progress made otherwise is not taken up."""
-    made_by = data.model_dump(include={"frames", "min_frames", "fps", "height", "width"})
+    made_by = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 

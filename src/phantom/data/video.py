@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,10 +44,19 @@ class ClipInfo:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A file as a clip: uint8 RGB `frames` (F, H, W, 3), and which share of the file's `pixels` they show."""
+
+    frames: np.ndarray
+    pixels: float  # of the picture as displayed, times its frames at the clip's rate
+    kept: float
+
+
 def probe(path: str | Path | bytes) -> ClipInfo:
     """Measures a file, or its contents. Decodes one frame only; counts the rest from their packets. Raises BadClip."""
-    with _open(path) as (container, stream):
-        first = next(_timed_frames(container, stream), None)
+    with open_video(path) as (container, stream):
+        first = next(timed_frames(container, stream), None)
         if first is None:
             raise BadClip("no video frame in it")
         try:
@@ -70,41 +79,55 @@ def probe(path: str | Path | bytes) -> ClipInfo:
 def read_clip(
     path: str | Path | bytes, fps: float, height: int, width: int, max_frames: int, min_frames: int = 1
 ) -> np.ndarray:
-    """The clip as the models take it: uint8 RGB (F, `height`, `width`, 3) at `fps` frames per second.
+    """The clip as the models take it, in the one size `height` x `width`: the frames of `fit_clip`."""
+    return fit_clip(path, fps, [(height, width)], max_frames, min_frames).frames
+
+
+def fit_clip(
+    path: str | Path | bytes, fps: float, sizes: Sequence[tuple[int, int]], max_frames: int, min_frames: int = 1
+) -> Fitted:
+    """The clip as the models take it, at `fps` frames per second, in that of the `sizes` (H, W) which keeps most of it.
 
     Frame i is the one on display i / fps seconds after the first, whatever rate, constant or not, the file has. F is
     the longest 4m + 1 up to `max_frames`; decoding stops there. The picture is turned upright, its pixels made square,
-    resized with antialiasing until it covers `height` x `width`, and cropped at the centre: nothing is stretched.
-    `path` names the file, or is its contents.
+    resized with antialiasing until it covers H x W, and cropped at the centre: nothing is stretched. Of sizes that
+    keep as much the first is taken. `path` names the file, or is its contents.
     Raises BadClip with the reason.
     """
     frames: list[np.ndarray] = []
     distinct = 0
+    size: tuple[int, int] | None = None
     reformatter = VideoReformatter()
-    with _open(path) as (container, stream):
-        for _, end, frame in _timed_frames(container, stream):
+    with open_video(path) as (container, stream):
+        for _, end, frame in timed_frames(container, stream):
+            if size is None:
+                shown = displayed(frame, stream)
+                size = max(sizes, key=lambda one: picture_kept(shown, one))
             # All output times that fall before the next frame of the file.
-            repeats = max(0, min(_frames_before(end, fps), max_frames) - len(frames))
+            repeats = max(0, min(frames_before(end, fps), max_frames) - len(frames))
             if repeats:
-                frames += [_fit(frame, stream, height, width, reformatter)] * repeats
+                frames += [fit(frame, stream, *size, reformatter)] * repeats
                 distinct += 1
             if len(frames) == max_frames:
                 break
-    if len(frames) < min_frames:
+        seconds = _stated_seconds(container, stream) if len(frames) == max_frames else 0.0
+    if size is None or len(frames) < min_frames:
         raise BadClip(f"{len(frames)} frame(s) at {fps:g} per second, at least {min_frames} are needed")
     if distinct < (1 - MAX_REPEATS) * len(frames):
         raise BadClip(
             f"too few frames: {len(frames) - distinct} of {len(frames)} would be repeats at {fps:g} per second"
         )
-    return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
+    taken = (len(frames) - 1) // 4 * 4 + 1
+    there = max(len(frames), seconds * fps)
+    return Fitted(np.stack(frames[:taken]), shown[0] * shown[1] * there, picture_kept(shown, size) * taken / there)
 
 
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
     """Every frame of `path` at its own size, upright: uint8 RGB (F, H, W, 3), and their mean rate. Raises BadClip."""
     reformatter = VideoReformatter()
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         frames, end = [], Fraction(0)
-        for _, end, frame in _timed_frames(container, stream):  # noqa: B007
+        for _, end, frame in timed_frames(container, stream):  # noqa: B007
             frames.append(_turn(_rgb(frame, frame.width, frame.height, reformatter), _orientation(frame)))
     if not frames:
         raise BadClip("no video frame in it")
@@ -152,7 +175,8 @@ def write_mp4(
 
 
 @contextmanager
-def _open(path: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file, or its contents, and the video in it, for as long as the context lasts. Raises BadClip."""
     if isinstance(path, bytes):
         where: Any = io.BytesIO(path)
         size = len(path)
@@ -183,7 +207,7 @@ def _open(path: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStrea
         yield container, stream
 
 
-def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """(start, end, frame) in display order, in seconds since the first frame; a frame ends where the next starts."""
     origin: Fraction | None = None
     start, step, shown = Fraction(0), Fraction(0), None
@@ -210,27 +234,45 @@ def _timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tu
         yield start, start + (own or step or 1 / Fraction(stream.average_rate or 1)), shown
 
 
-def _frames_before(end: Fraction, fps: float) -> int:
+def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """The length that the file states; 0 if it does not."""
+    if stream.duration:
+        return float(stream.duration * Fraction(stream.time_base or 1))
+    return (container.duration or 0) / av.time_base
+
+
+def frames_before(end: Fraction, fps: float) -> int:
     """How many of the times 0, 1/fps, 2/fps, ... are before `end`; the first always is."""
     return max(1, math.ceil((float(end) - EARLY) * fps))
 
 
-def _fit(
+def displayed(frame: av.VideoFrame, stream: VideoStream) -> tuple[float, float]:
+    """(height, width) of the picture upright, with square pixels."""
+    size = frame.height, frame.width * _pixel_aspect(stream)
+    return size[::-1] if _orientation(frame)[0] else size
+
+
+def picture_kept(shown: tuple[float, float], size: tuple[int, int]) -> float:
+    """The share of a picture of (height, width) `shown` that is left where it covers `size` and is cropped."""
+    scale = max(side / whole for side, whole in zip(size, shown, strict=True))
+    return size[0] * size[1] / (shown[0] * shown[1] * scale * scale)
+
+
+def fit(
     frame: av.VideoFrame, stream: VideoStream, height: int, width: int, reformatter: VideoReformatter
 ) -> np.ndarray:
+    """One frame as uint8 RGB (`height`, `width`, 3); see `fit_clip`. Raises BadClip where too little of it is left."""
+    kept = picture_kept(displayed(frame, stream), (height, width))
     turn = _orientation(frame)
     if turn[0]:
         height, width = width, height
-    displayed = frame.width * _pixel_aspect(stream)
-    scale = max(width / displayed, height / frame.height)
-    kept = width * height / (displayed * frame.height * scale * scale)
-    if min(displayed, frame.height) < MIN_SIDE:
+    shown = frame.width * _pixel_aspect(stream)
+    scale = max(width / shown, height / frame.height)
+    if min(shown, frame.height) < MIN_SIDE:
         raise BadClip(f"{frame.width}x{frame.height} is too small, at least {MIN_SIDE} pixels a side are needed")
     if kept < MIN_KEPT:
-        raise BadClip(
-            f"a crop of {width}x{height} would keep {kept:.0%} of its picture of {displayed:.0f}x{frame.height}"
-        )
-    scaled_w, scaled_h = max(width, round(displayed * scale)), max(height, round(frame.height * scale))
+        raise BadClip(f"a crop of {width}x{height} would keep {kept:.0%} of its picture of {shown:.0f}x{frame.height}")
+    scaled_w, scaled_h = max(width, round(shown * scale)), max(height, round(frame.height * scale))
     top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
     rgb = _rgb(frame, scaled_w, scaled_h, reformatter)
     return _turn(rgb[top : top + height, left : left + width], turn)

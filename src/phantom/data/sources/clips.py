@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections import Counter
@@ -13,13 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from phantom.config import Data
 from phantom.data.ahead import ahead
 from phantom.data.files import link, settle, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
-from phantom.data.video import BadClip, probe, read_clip, write_mp4
+from phantom.data.video import BadClip, Fitted, fit_clip, probe, write_mp4
 from phantom.progress import track
 
 MAX_CAPTION = 10_000  # characters; more is no caption but, say, a csv in which a quote is missing
@@ -46,6 +45,8 @@ class Found:
     clips: list[Clip] = field(default_factory=list)
     bad: list[Quarantined] = field(default_factory=list)
     removed: Counter[str] = field(default_factory=Counter)  # clips, by the filter that took them out
+    pixels: float = 0.0  # of the files that became clips, at the clips' rate
+    kept_pixels: float = 0.0  # how many of these the clips show
 
     def refuse(self, id_: str, path: str, reason: object) -> None:
         """Puts something into quarantine."""
@@ -59,7 +60,10 @@ class Made:
     source: str
     path: Path
     frames: int
+    size: tuple[int, int]  # height, width
     sha256: str
+    pixels: float  # see video.Fitted
+    kept: float
 
 
 # The file of an item, or its contents, for as long as the context lasts. Raises BadClip or Removed.
@@ -92,7 +96,12 @@ def write_clips(found: Found, read: Read, out: Path, data: Data, work: Path) -> 
             this = made[item.id]
             link(this.path, out / item.path)
             split: Split = "heldout" if this.source in heldout else "train"
-            found.clips.append(Clip(item.id, item.path, item.caption, this.frames, float(data.fps), this.sha256, split))
+            size = (None, None) if this.size == data.sizes[0] else this.size
+            found.clips.append(
+                Clip(item.id, item.path, item.caption, this.frames, float(data.fps), this.sha256, split, *size)
+            )
+            found.pixels += this.pixels
+            found.kept_pixels += this.pixels * this.kept
     found.bad.sort(key=lambda q: (q.id, q.path, q.reason))
     return found
 
@@ -130,22 +139,27 @@ def printable(text: str) -> str:
 
 def _make(item: Item, read: Read, data: Data, work: Path) -> Made | Removed | str:
     """The clip of `item`, made unless `work` has it; or the reason why there is none."""
-    frames: np.ndarray | None = None
+    fitted: Fitted | None = None
     try:
         with read(item) as file:
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
             path = work / f"{source}.mp4"
             if not path.is_file():
-                frames = read_clip(file, data.fps, data.height, data.width, data.frames, data.min_frames)
+                fitted = fit_clip(file, data.fps, data.sizes, data.frames, data.min_frames)
     except Removed as removed:
         return removed
     except BadClip as reason:
         return str(reason)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if frames is not None:
+    note = path.with_suffix(".json")
+    if fitted is not None:
         part = path.with_suffix(f".{threading.get_ident()}.part")  # the same video may be there twice
-        write_mp4(part, frames, data.fps)
+        part.write_text(json.dumps({"pixels": fitted.pixels, "kept": fitted.kept}), encoding="utf-8")
+        part.replace(note)
+        write_mp4(part, fitted.frames, data.fps)
         settle(part)
         part.replace(path)
-    return Made(source, path, probe(path).frames, sha256(path))
+    made = probe(path)
+    kept = json.loads(note.read_text(encoding="utf-8"))
+    return Made(source, path, made.frames, (made.height, made.width), sha256(path), **kept)
