@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from phantom import doctor as checking
+from phantom.checks import Check
 from phantom.config import Params, load_params, preset_path
-from phantom.doctor import Check, as_text, doctor
+from phantom.doctor import as_text, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +149,43 @@ def test_a_store_that_is_a_server(make_params, checkout: Path):
     assert not gone.ok and "refused" in gone.finding
 
 
+# --- servers, ports, DVC's remote ------------------------------------------------------------------------------------
+
+
+def test_a_prefect_server_that_is_named_must_answer(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert named(doctor(make_params(), root=checkout))["prefect server"].ok
+    answers: dict[str, Any] = {"GET /api/health": {}}
+    with api_server(answers) as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        assert named(doctor(make_params(), root=checkout))["prefect server"].ok
+    gone = named(doctor(make_params(), root=checkout))["prefect server"]
+    assert not gone.ok and "refused" in gone.finding and "`phantom up`" in gone.mend
+
+
+def test_a_remote_of_dvc(make_params, checkout: Path):
+    def look() -> Check:
+        return named(doctor(make_params(), root=checkout))["dvc remote"]
+
+    assert look().ok  # no checkout of DVC's at all
+    (checkout / ".dvc").mkdir()
+    config = checkout / ".dvc/config"
+    config.write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    assert look().ok and look().finding.startswith("none is set")
+    config.write_text(
+        f"[core]\n    no_scm = true\n    remote = here\n['remote \"here\"']\n    url = {checkout}/store\n",
+        encoding="utf-8",
+    )
+    assert look().ok and look().finding == f"here ({checkout}/store) answers"
+    config.write_text(
+        "[core]\n    no_scm = true\n    remote = s\n['remote \"s\"']\n    url = s3://b/p\n"
+        "    endpointurl = http://127.0.0.1:9\n    access_key_id = a\n    secret_access_key = b\n",
+        encoding="utf-8",
+    )
+    found = look()
+    assert not found.ok and found.finding.startswith("s (s3://b/p): ") and "`dvc remote modify s url" in found.mend
+
+
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +215,8 @@ def test_a_cluster_where_all_is_well(cluster: FakeCluster):
     found = cluster.look()
     assert all(check.ok for check in found.values()), found
     assert "v1.35.2" in found["cluster"].finding and found["cluster"].finding.endswith("namespace lab")
-    assert found["operator"].finding == "pytorchjobs.kubeflow.org/v1"
+    assert found["job kinds"].finding == "pytorchjobs.kubeflow.org/v1"
+    assert found["operator"].finding == "kubeflow/training-operator: 1 ready"
     assert found["queue"].finding.startswith("none is set")
     assert {("kubeflow.org", "pytorchjobs", "create"), ("", "pods/log", "get"), ("", "pods", "list")} <= cluster.asked
 
@@ -193,10 +232,21 @@ def test_a_cluster_without_the_namespace(cluster: FakeCluster):
 
 def test_a_cluster_without_the_operator(cluster: FakeCluster):
     found = cluster.look("cluster.operator=trainjob")
+    assert not found["job kinds"].ok and "trainer" in found["job kinds"].mend
     assert not found["operator"].ok and "trainer" in found["operator"].mend
     assert ("trainer.kubeflow.org", "trainjobs", "create") in cluster.asked
     del cluster.answers["GET /apis/kubeflow.org/v1"]
-    assert "training-operator" in cluster.look()["operator"].mend
+    assert "training-operator" in cluster.look()["job kinds"].mend
+
+
+def test_an_operator_that_is_installed_and_does_not_run(cluster: FakeCluster):
+    where = "GET /apis/apps/v1/namespaces/kubeflow/deployments/training-operator"
+    cluster.answers[where] = {"status": {"replicas": 1}}
+    stopped = cluster.look()["operator"]
+    assert not stopped.ok and stopped.finding == "kubeflow/training-operator: 0 ready"
+    assert stopped.mend.startswith("kubectl -n kubeflow describe deployment training-operator")
+    cluster.answers[where] = 403  # the worker's account may not look there
+    assert cluster.look()["operator"].ok
 
 
 def test_a_cluster_that_does_not_let_us(cluster: FakeCluster):
@@ -214,17 +264,80 @@ def test_a_queue_that_takes_our_jobs_and_all_that_can_be_wrong_with_it(cluster: 
     cluster.answers["GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus"] = queue
     config = cluster.answers["GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"]
     config["data"]["controller_manager_config.yaml"] = '- "batch/job"\n#  - "kubeflow.org/pytorchjob"\n'
-    assert not look().ok and "never start" in look().finding and "kubeflow.org/pytorchjob" in look().mend
+    # Ours are not submitted suspended: the danger is not that they hang.
+    assert not look().ok and look().finding.endswith("jobs would start at once, past the queue and its quota")
+    assert "kubeflow.org/pytorchjob" in look().mend
     cluster.answers["GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"] = 403
-    assert "403" in look().finding
+    assert look().ok and "may not see whether Kueue has kubeflow.org/pytorchjob enabled" in look().finding
     del cluster.answers["GET /apis/kueue.x-k8s.io"]
     assert look().finding == "Kueue is not installed"
 
 
 def test_a_cluster_that_breaks_down_in_between(cluster: FakeCluster):
     cluster.answers["GET /apis/kubeflow.org/v1"] = 500
-    found = cluster.look()["operator"]
+    found = cluster.look()["job kinds"]
     assert not found.ok and "500" in found.finding
+
+
+def test_a_workspace_that_is_not_bound(cluster: FakeCluster):
+    claim = "GET /api/v1/namespaces/lab/persistentvolumeclaims/phantom-workspace"
+    cluster.answers[claim] = {"spec": {}, "status": {"phase": "Pending"}}
+    assert "none is the default" in cluster.look()["workspace"].finding
+    cluster.answers[claim] = {"spec": {"storageClassName": "efs"}, "status": {"phase": "Pending"}}
+    found = cluster.look()["workspace"]
+    assert not found.ok and found.finding == "phantom-workspace wants the storage class efs; there are: nfs"
+    cluster.answers[claim]["spec"]["storageClassName"] = "nfs"
+    assert cluster.look()["workspace"].finding == "phantom-workspace is Pending (storage class nfs)"
+    del cluster.answers[claim]
+    assert cluster.look()["workspace"].finding == "no claim phantom-workspace"
+
+
+def test_too_few_gpus(cluster: FakeCluster):
+    def look(*overrides: str) -> Check:
+        wanted = ["cluster.gpu=nvidia.com/gpu", "train.batch_size=16", "train.processes=16", *overrides]
+        return cluster.look(*wanted)["gpu nodes"]
+
+    assert look("cluster.nodes=2").ok  # of the three nodes one is not ready
+    assert not look("cluster.nodes=1").ok and "needed: 1 x 16" in look("cluster.nodes=1").finding
+    assert not look("cluster.nodes=2", "cluster.node_selector=[pool=other]").ok
+    cluster.answers["GET /api/v1/nodes"] = 403
+    assert look("cluster.nodes=2").ok
+
+
+def test_a_quota_that_is_used_up(cluster: FakeCluster):
+    wanted = ["cluster.gpu=nvidia.com/gpu", "train.batch_size=16", "train.processes=16"]
+    found = cluster.look(*wanted)["quota"]
+    assert not found.ok and found.finding == "small: 8 of 16 nvidia.com/gpu are free, training takes 16"
+    assert "02-limits.yaml" in found.mend
+    assert cluster.look("cluster.gpu=nvidia.com/gpu")["quota"].ok
+
+
+def test_secrets_that_are_not_there(cluster: FakeCluster):
+    del cluster.answers["GET /api/v1/namespaces/lab/secrets/phantom-s3"]
+    found = cluster.look()["secrets"]
+    assert (found.ok, found.finding) == (False, "missing: phantom-s3") and "k8s/secrets.sh" in found.mend
+    cluster.answers["GET /api/v1/namespaces/lab/secrets/phantom-s3"] = 403
+    assert cluster.look()["secrets"].ok
+
+
+def test_the_names_that_mlflow_answers_to(cluster: FakeCluster):
+    assert cluster.look("tracking.uri=http://mlflow.lab.svc:5000")["mlflow's hosts"].ok
+    refused = cluster.look("tracking.uri=http://curves:5000")["mlflow's hosts"]
+    assert not refused.ok and refused.mend.startswith("add curves:5000 to MLFLOW_SERVER_ALLOWED_HOSTS")
+    assert not cluster.look("compute.train=kubernetes")["mlflow's hosts"].ok  # a pod has no such file
+
+
+MLFLOW = {"containers": [{"env": [{"name": "MLFLOW_SERVER_ALLOWED_HOSTS", "value": "mlflow:*,*.svc:*"}]}]}
+QUOTA = {
+    "metadata": {"name": "small"},
+    "spec": {"hard": {"requests.nvidia.com/gpu": "16", "pods": "9"}},
+    "status": {"used": {"requests.nvidia.com/gpu": "8"}},
+}
+
+
+def node(ready: str) -> dict[str, Any]:
+    status = {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": ready}]}
+    return {"metadata": {"labels": {"pool": "gpus"}}, "status": status}
 
 
 class FakeCluster:
@@ -244,6 +357,17 @@ class FakeCluster:
                 "data": {"controller_manager_config.yaml": frameworks}
             },
             "GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus": {"metadata": {"name": "gpus"}},
+            "GET /apis/apps/v1/namespaces/kubeflow/deployments/training-operator": {"status": {"readyReplicas": 1}},
+            "GET /apis/apps/v1/namespaces/lab/deployments/mlflow": {"spec": {"template": {"spec": MLFLOW}}},
+            "GET /api/v1/namespaces/lab/persistentvolumeclaims/phantom-workspace": {
+                "spec": {"accessModes": ["ReadWriteMany"]},
+                "status": {"phase": "Bound"},
+            },
+            "GET /apis/storage.k8s.io/v1/storageclasses": {"items": [{"metadata": {"name": "nfs"}}]},
+            "GET /api/v1/nodes": {"items": [node("True"), node("True"), node("Unknown")]},
+            "GET /api/v1/namespaces/lab/resourcequotas": {"items": [QUOTA]},
+            "GET /api/v1/namespaces/lab/secrets/phantom-s3": {"metadata": {"name": "phantom-s3"}},
+            "GET /api/v1/namespaces/lab/secrets/phantom-postgres": {"metadata": {"name": "phantom-postgres"}},
             "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews": self._review,
         }
 
@@ -252,7 +376,8 @@ class FakeCluster:
 
     def look(self, *overrides: str) -> dict[str, Check]:
         checks = named(doctor(self.params(*overrides), cluster=True, root=self.checkout))
-        return {name: checks[name] for name in ("cluster", "operator", "rights", "queue")}
+        here = list(checks)
+        return {name: checks[name] for name in here[here.index("cluster") :]}
 
     def _review(self, body: dict[str, Any]) -> dict[str, Any]:
         asked = body["spec"]["resourceAttributes"]

@@ -362,6 +362,64 @@ def sample_physics_iq(
     show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
 
 
+@sample.command("videophy")
+def sample_videophy(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    captions: Captions = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VideoPhy, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_captions
+
+        result = sample_captions(tree, "videophy", model, out, captions, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@sample.command("videophy2")
+def sample_videophy2(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    captions: Captions = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VideoPhy-2, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_captions
+
+        result = sample_captions(tree, "videophy2", model, out, captions, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@sample.command("vbench2")
+def sample_vbench2(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    info: Info = None,
+    dimension: Annotated[list[str] | None, typer.Option(help="Only of this dimension; repeatable.")] = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VBench-2.0, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_vbench2
+
+        result = sample_vbench2(tree, model, out, str(info) if info else None, dimension or (), physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
 @score.command("physics-iq")
 def score_physics_iq(
     generated: Annotated[list[Path] | None, typer.Option(help="A folder of mp4; several: runs of one model.")] = None,

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sqlite3
 import sys
 import urllib.error
@@ -16,17 +17,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from phantom.config import Cluster, Params
+from phantom.checks import INSTALL, Check, attempt, first_line
+from phantom.config import Params
+from phantom.cores import cores
 from phantom.errors import UserError
 
 GIB = 2**30
 SPARE = 5 * GIB  # for clips, logs and reports
-INSTALL = "make install"
 # What the pipeline is made of; the rest of constraints.txt comes with them.
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "opencv-python-headless"),
@@ -35,23 +36,6 @@ PACKAGES = (
 CLUSTER_PACKAGES = ("kubernetes", "kubeflow-training")
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TIMEOUT = 5.0  # s
-
-OPERATORS = {  # where `kubectl apply -k` finds each
-    "pytorchjob": "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4",
-    "trainjob": "github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.2.1",
-}
-KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml")  # namespace, ConfigMap, its key
-FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at. `mend` says what to do about it; empty where nothing is to be done."""
-
-    name: str
-    ok: bool
-    finding: str
-    mend: str = ""
 
 
 def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[Check]:
@@ -65,14 +49,19 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
         "frozen parts": lambda name: _frozen_parts(name, params, root),
         "disk": lambda name: _disk(name, params, root),
         "mlflow store": lambda name: _mlflow(name, params.tracking.uri, root),
+        "prefect server": _prefect_server,
+        "ports": _ports,
         "git and dvc": lambda name: _git_and_dvc(name, root),
+        "dvc remote": lambda name: _dvc_remote(name, root),
         "video encoder": _video,
     }
     if cluster:
+        from phantom.cluster.checkup import checkup
+
         checks["cluster packages"] = lambda name: _packages(name, CLUSTER_PACKAGES, root)
         checks["kubernetes client"] = _kubernetes_client
     done = [attempt(name, check) for name, check in checks.items()]
-    return done + (_cluster(params.cluster) if cluster else [])
+    return done + (checkup(params) if cluster else [])
 
 
 def as_text(checks: list[Check]) -> str:
@@ -84,20 +73,6 @@ def as_text(checks: list[Check]) -> str:
             lines.append(f"      {'mend':20} {check.mend}")
     failed = sum(not check.ok for check in checks)
     return "\n".join([*lines, f"{failed} of {len(checks)} checks failed" if failed else "all is well"])
-
-
-def attempt(name: str, check: Callable[[str], Check], mend: str = INSTALL) -> Check:
-    """The check's result; what it raises becomes its finding."""
-    try:
-        return check(name)
-    except Exception as error:
-        return Check(name, False, first_line(error), mend)
-
-
-def first_line(error: Exception) -> str:
-    """One line for an exception of any library."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------
@@ -150,7 +125,7 @@ def _device(name: str) -> Check:
 
     if not torch.cuda.is_available():
         built = " (torch is built for CUDA, and finds no GPU)" if torch.version.cuda else ""
-        return Check(name, True, f"CPU, {os.cpu_count()} cores{built}")
+        return Check(name, True, f"CPU, {cores()} cores{built}")
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return Check(name, True, ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus))
 
@@ -239,7 +214,7 @@ def _mlflow(name: str, uri: str, root: Path) -> Check:
                 name, False, f"{uri}: 403", f"start MLflow with --allowed-hosts '{host},localhost:*,127.0.0.1:*'"
             )
         return Check(name, error.code == 404, f"{uri} answers {error.code}", "look at the server's log")
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         return Check(name, False, f"{uri}: {reason}", "start it (`phantom up` does here), or change tracking.uri")
 
@@ -260,6 +235,37 @@ def _sqlite(name: str, file: Path) -> Check:
     return Check(name, os.access(file, os.W_OK), f"{file}, schema {version_}", f"make {file} writable")
 
 
+def _prefect_server(name: str) -> Check:
+    """What PREFECT_API_URL names answers. Without it there is nothing to reach: `phantom up` brings its own server."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Check(name, True, "PREFECT_API_URL is not set: `phantom up` starts one, `phantom run` needs none")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT):
+            return Check(name, True, f"{url} answers")
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return Check(name, False, f"{url}: {reason}", "`phantom up` starts one here; else set PREFECT_API_URL to yours")
+
+
+def _ports(name: str) -> Check:
+    """`phantom up` takes other ports where the usual ones are taken: worth knowing, and no failure."""
+    taken = [f"{port} ({what})" for what, port in (("Prefect", 4200), ("MLflow", 5000)) if _answers(port)]
+    finding = f"taken: {', '.join(taken)}; `phantom up` chooses others" if taken else "4200 and 5000 are free"
+    try:
+        with socket.socket() as trial:
+            trial.bind(("127.0.0.1", 0))
+    except OSError as error:
+        return Check(name, False, f"no port of 127.0.0.1 can be had: {error}", "let this process listen on 127.0.0.1")
+    return Check(name, True, finding)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.settimeout(1)
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _git_and_dvc(name: str, root: Path) -> Check:
     if not shutil.which("git"):
         return Check(name, False, "git is missing", "install git; DVC and the registry ask it for the commit")
@@ -270,121 +276,32 @@ def _git_and_dvc(name: str, root: Path) -> Check:
     return Check(name, True, f"git, dvc {version('dvc')}, and a checkout")
 
 
+def _dvc_remote(name: str, root: Path) -> Check:
+    """`dvc push` and `dvc pull` reach the default remote, if there is one: the pipeline itself does not need it."""
+    from dvc.repo import Repo
+
+    if not (root / ".dvc").is_dir():
+        return Check(name, True, "not a checkout: there is no remote")
+    repo = Repo(str(root), uninitialized=True)
+    default = repo.config["core"].get("remote")
+    if not default:
+        return Check(name, True, "none is set: results stay in .dvc/cache (`dvc remote add --default NAME URL`)")
+    url = repo.config["remote"].get(default, {}).get("url", "nowhere")
+    try:
+        odb = repo.cloud.get_remote_odb(default)
+        odb.fs.exists(odb.path)
+    except Exception as error:
+        mend = f"`dvc remote modify {default} url URL`, or its credentials: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL"
+        return Check(name, False, f"{default} ({url}): {first_line(error)}", mend)
+    return Check(name, True, f"{default} ({url}) answers")
+
+
 def _video(name: str) -> Check:
     import av
 
     found = "libx264" in av.codecs_available
     finding = f"av {av.__version__} {'with' if found else 'without'} libx264"
     return Check(name, found, finding, "pip install --force-reinstall --only-binary av av")
-
-
-# --- the cluster -----------------------------------------------------------------------------------------------------
-
-
-def _cluster(settings: Cluster) -> list[Check]:
-    """Reachable, able to run our jobs, allowing us to, and queueing them. What is out of reach is not asked."""
-    try:
-        from kubernetes import client
-
-        from phantom.cluster.api import configuration
-
-        api = client.ApiClient(configuration(settings.context))
-    except Exception as error:
-        return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file, as for kubectl")]
-    look = "look at `kubectl cluster-info`"
-    reached = attempt("cluster", lambda name: _reached(name, api, settings), look)
-    if not reached.ok:
-        return [reached]
-    checks: dict[str, Callable[[str], Check]] = {
-        "operator": lambda name: _operator(name, api, settings),
-        "rights": lambda name: _rights(name, api, settings),
-        "queue": lambda name: _queue(name, api, settings),
-    }
-    return [reached, *(attempt(name, check, look) for name, check in checks.items())]
-
-
-def _get(api: Any, path: str) -> Any:
-    """What the API server has at `path`; None where there is nothing. Raises ApiException otherwise."""
-    from kubernetes.client import ApiException
-
-    options = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": TIMEOUT}
-    try:
-        return api.call_api(path, "GET", **options)[0]
-    except ApiException as error:
-        if error.status == 404:
-            return None
-        raise
-
-
-def _reached(name: str, api: Any, settings: Cluster) -> Check:
-    from kubernetes.client import ApiException
-
-    found = _get(api, "/version")
-    where = f"Kubernetes {found['gitVersion']} at {api.configuration.host}"
-    try:
-        known = _get(api, f"/api/v1/namespaces/{settings.namespace}") is not None
-    except ApiException as error:
-        known = error.status == 403  # a role that may only work in it may not look at it
-    if not known:
-        return Check(name, False, f"{where} has no namespace {settings.namespace}", "kubectl apply -f k8s/")
-    return Check(name, True, f"{where}, namespace {settings.namespace}")
-
-
-def _operator(name: str, api: Any, settings: Cluster) -> Check:
-    from phantom.cluster.api import KINDS
-
-    kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
-    served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
-    if any(resource["name"] == kind.plural for resource in served):
-        return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
-    mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator]}'"
-    return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
-
-
-def _rights(name: str, api: Any, settings: Cluster) -> Check:
-    """What submitting, watching and stopping a job asks for."""
-    from kubernetes.client import AuthorizationV1Api
-
-    from phantom.cluster.api import KINDS
-
-    used = [kind for known, kind in KINDS.items() if known.lower() in (settings.operator, "job")]
-    rights = [(kind.group, kind.plural, "", verb) for kind in used for verb in ("create", "get", "delete")]
-    rights += [("", "pods", "", "list"), ("", "pods", "log", "get"), ("", "events", "", "list")]
-    refused = []
-    for group, resource, subresource, verb in rights:
-        asked = {"group": group, "resource": resource, "subresource": subresource, "verb": verb}
-        review = {"spec": {"resourceAttributes": {"namespace": settings.namespace, **asked}}}
-        answer = AuthorizationV1Api(api).create_self_subject_access_review(review, _request_timeout=TIMEOUT)
-        if not answer.status.allowed:
-            refused.append(f"{verb} {'/'.join(filter(None, (resource, subresource)))}")
-    finding = f"not allowed: {', '.join(refused)}" if refused else f"may run jobs in {settings.namespace}"
-    return Check(name, not refused, finding, "kubectl apply -f k8s/, and use a service account that it makes")
-
-
-def _queue(name: str, api: Any, settings: Cluster) -> Check:
-    """A job with the label of a queue waits for ever where Kueue does not look after its kind."""
-    from kubernetes.client import ApiException
-
-    if settings.queue is None:
-        return Check(name, True, "none is set (cluster.queue): jobs start at once")
-    kueue = _get(api, "/apis/kueue.x-k8s.io")
-    if kueue is None:
-        return Check(name, False, "Kueue is not installed", "install it, or set cluster.queue to null")
-    where, config_map, key = KUEUE
-    framework = FRAMEWORKS[settings.operator]
-    try:
-        found = _get(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}") or {}
-    except ApiException as error:
-        return Check(name, False, f"{where}/{config_map}: {error.status}", f"ask whether Kueue has {framework} enabled")
-    listed = rf"^\s*-\s*[\"']?{re.escape(framework)}[\"']?\s*$"
-    if not re.search(listed, found.get("data", {}).get(key, ""), re.M):
-        mend = f"add {framework} to integrations.frameworks in {where}/{config_map}, then restart Kueue's manager"
-        return Check(name, False, f"Kueue has not enabled {framework}: jobs would never start", mend)
-    version_ = kueue["preferredVersion"]["groupVersion"]
-    if _get(api, f"/apis/{version_}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
-        mend = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
-        return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", mend)
-    return Check(name, True, f"{settings.queue}, and {framework} is enabled")
 
 
 def version(package: str) -> str | None:

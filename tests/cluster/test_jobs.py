@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from phantom.cluster import watch
+from phantom.cluster import outputs, watch
 from phantom.cluster.render import SPEC
 from phantom.cluster.submit import run_job
 from phantom.errors import StageFailed, UserError
@@ -429,6 +430,65 @@ def test_a_finished_job_counts_while_its_outputs_are_there(cluster: Cluster):
     assert (cluster.root / "runs").read_text(encoding="utf-8") == "x\nx\n"
 
 
+KEEPS = """
+mkdir -p data/latents "$PHANTOM_KEEP/data/latents"
+echo x >> runs
+echo '{"by": "job"}' > data/latents/index.json
+echo latents > data/latents/shard-00000.safetensors
+ln data/latents/* "$PHANTOM_KEEP/data/latents/"
+"""
+
+
+def test_outputs_of_a_job_that_ended_unwatched_are_taken_up(cluster: Cluster, capfd: Any):
+    """The flow dies, its job finishes, and DVC clears the stage's outputs before it runs the stage again."""
+    cluster.image(python=f"until test -e go; do sleep 0.05; done; {KEEPS}")
+    cluster.write_params("compute.encode=kubernetes")
+    first = phantom(cluster, "encode")
+    until(lambda: cluster.controllers.running())
+    first.kill()
+    first.communicate()
+    (cluster.root / "go").touch()
+    until(lambda: (cluster.api.find("jobs")[0]["status"]["conditions"] or [{}])[-1].get("type") == "Complete")
+    shutil.rmtree(cluster.root / "data/latents")
+    result = run_job("encode", cluster.params(), cluster.root)
+    assert result.here and result.adopted
+    assert "has ended while nobody watched it: its outputs are taken up" in capfd.readouterr().err
+    assert (cluster.root / "runs").read_text(encoding="utf-8") == "x\n"
+    assert (cluster.root / "data/latents/index.json").read_text(encoding="utf-8") == '{"by": "job"}\n'
+    assert (cluster.root / "data/latents/shard-00000.safetensors").is_file()
+    assert not list((cluster.root / "checkpoints/kept/encode").glob("phantom-*"))  # what is taken is not kept
+
+
+def test_outputs_of_another_job_are_not_taken_for_a_finished_ones(cluster: Cluster):
+    cluster.image(python=KEEPS)
+    assert not run_job("encode", cluster.params(), cluster.root).adopted
+    assert not run_job("encode", cluster.params("encode.seed=1"), cluster.root).adopted
+    assert not run_job("encode", cluster.params(), cluster.root).adopted  # what lies there is the second one's
+    assert run_job("encode", cluster.params(), cluster.root).adopted
+    assert not run_job("encode", cluster.params("cluster.image=phantom-train:0.2.0"), cluster.root).adopted
+    assert (cluster.root / "runs").read_text(encoding="utf-8").count("x") == 4
+
+
+def test_what_a_stage_keeps_in_its_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("models/phantom/result.json", "models/phantom/a/b.safetensors", "models/control/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    outputs.keep("train", tmp_path)
+    assert not (tmp_path / "checkpoints").exists()  # not in a pod
+    for key in ("first", "second"):
+        monkeypatch.setenv(outputs.KEEP, f"checkpoints/kept/train/{key}")
+        outputs.keep("train", tmp_path)
+        outputs.keep("train", tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints/kept/train").iterdir()] == ["second"]
+    for name in ("models/phantom", "models/control"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "models/phantom").mkdir()
+    (tmp_path / "models/phantom/stale.json").touch()
+    assert not outputs.fetch("train", "first", tmp_path) and outputs.fetch("train", "second", tmp_path)
+    assert (tmp_path / "models/phantom/a/b.safetensors").read_text(encoding="utf-8").endswith("b.safetensors")
+    assert (tmp_path / "models/control/README.md").is_file() and not (tmp_path / "models/phantom/stale.json").exists()
+
+
 def test_a_suspended_job_waits_in_words_and_goes_on(cluster: Cluster, capfd: Any):
     cluster.image(torchrun=WAITS)
     started = cluster.root / "started"
@@ -453,11 +513,12 @@ def test_a_suspended_job_waits_in_words_and_goes_on(cluster: Cluster, capfd: Any
     assert "is gone" not in said
 
 
-def test_a_manifest_with_problems_is_not_submitted(cluster: Cluster):
+def test_a_manifest_with_problems_is_not_submitted(cluster: Cluster, capfd: Any):
     params = cluster.params("cluster.image=phantom-train", "cluster.namespace=Phantom", "cluster.volume=a_b")
     with pytest.raises(UserError) as error:
         run_job("train", params, cluster.root)
-    lines = str(error.value).splitlines()
+    assert "\n" not in str(error.value) and str(error.value).endswith(" (the first of 3 problems)")
+    lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("PyTorchJob phantom-train-") for line in lines)
     assert not cluster.api.requests
 

@@ -16,9 +16,10 @@ import yaml
 
 from phantom.cluster.api import KINDS
 from phantom.cluster.check import pod_problems, problems
+from phantom.cluster.outputs import KEEP
 from phantom.cluster.pods import containers, pods_of, restricted
 from phantom.cluster.render import render
-from phantom.cluster.spec import make_spec
+from phantom.cluster.spec import OF_ONE_CALL, make_spec
 from phantom.config import apply_overrides, load_params, preset_path, validate
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.schemas import schema_errors
@@ -295,7 +296,7 @@ def _bare(manifest: Manifest) -> str:
     container: Manifest = manifest["spec"]["trainer"] if manifest["kind"] == "TrainJob" else {}
     for _, template in pods_of(manifest):
         (container,) = template["spec"]["containers"]
-    container["env"] = [entry for entry in container["env"] if entry["name"] != "PHANTOM_PARAMS"]
+    container["env"] = [entry for entry in container["env"] if entry["name"] not in (*OF_ONE_CALL, KEEP)]
     return container.pop("command")[-1]
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from phantom.cluster.spec import MESSAGE, SETTINGS, WORKSPACE, JobSpec
+from phantom.cluster.spec import MESSAGE, OF_ONE_CALL, WORKSPACE, JobSpec
 
 JOB, STAGE, SPEC = "phantom/job", "phantom/stage", "phantom/spec"  # labels of jobs and pods; annotation of jobs
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -37,10 +37,10 @@ def render(spec: JobSpec) -> Manifest:
 
 
 def digest(manifest: Manifest) -> str:
-    """Of all but the stage's settings: those that matter are in the job's name, the others may differ."""
+    """Of all but what a call hands on: the settings that matter are in the job's name, the others may differ."""
     bare = copy.deepcopy(manifest)
     for container in _containers(bare):
-        container["env"] = [entry for entry in container.get("env", []) if entry["name"] != SETTINGS]
+        container["env"] = [entry for entry in container.get("env", []) if entry["name"] not in OF_ONE_CALL]
     return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import UserError
 from phantom.outcome import OUTCOME
@@ -18,6 +19,7 @@ from phantom.outcome import OUTCOME
 WORKSPACE = "/workspace"
 MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status
 SETTINGS = "PHANTOM_PARAMS"
+OF_ONE_CALL = (SETTINGS,)  # variables of a job that may differ where the work is the same
 SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
 
 # What a stage's result is made of: settings, and files that stand for its inputs. As in dvc.yaml.
@@ -39,6 +41,7 @@ class JobSpec:
 
     stage: str
     name: str  # the same for the same work, so that a job that is there already is found again
+    key: str  # the same with the image: what is kept of a job is adopted only from the same code
     pods: int
     processes: int
     command: tuple[str, ...]
@@ -58,13 +61,16 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
             raise UserError(
                 f"cluster.nodes: found {pods}, accepted: divisors of train.processes {whole}; nearest valid: {near}"
             )
+    name = f"phantom-{stage}-{_identity(stage, params, root)}"
+    key = f"{name}-{hashlib.sha256(cluster.image.encode()).hexdigest()[:6]}"
     return JobSpec(
         stage=stage,
-        name=f"phantom-{stage}-{_identity(stage, params, root)}",
+        name=name,
+        key=key,
         pods=pods,
         processes=processes,
         command=("/bin/sh", "-c", _script(stage, pods)),
-        env=_environment(stage, params),
+        env={**_environment(stage, params), KEEP: str(KEPT / stage / key)},
         settings=cluster,
     )
 

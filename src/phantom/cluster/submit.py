@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from phantom.cluster import outputs
 from phantom.cluster.api import Connection
 from phantom.cluster.check import problems
 from phantom.cluster.render import SPEC, Manifest, render
-from phantom.cluster.spec import make_spec
+from phantom.cluster.spec import JobSpec, make_spec
 from phantom.cluster.watch import POLL, Watch
 from phantom.cluster.words import job_state
 from phantom.config import Params
@@ -21,11 +22,6 @@ from phantom.progress import say
 # How long a server that does not answer is asked again: before there is a job, while it runs, and to delete it.
 SUBMIT_SECONDS, WATCH_SECONDS, CANCEL_SECONDS = 120.0, 1800.0, 20.0
 SEEN_SECONDS = 60.0  # that a network file system may take to show what a pod wrote
-OUTPUTS = {
-    "encode": Path("data/latents/index.json"),
-    "train": Path("models/phantom/result.json"),
-    "evaluate": Path("reports/evaluation.json"),
-}
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,19 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     StageFailed, as the stage did.
     """
     began = time.monotonic()
-    manifest = render(make_spec(stage, params, root))
-    if found := problems(manifest, params.cluster.lock_memory):
-        raise UserError("\n".join(found))
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
-    before = _stamp(root / OUTPUTS[stage])
+    spec = make_spec(stage, params, root)
+    manifest = render(spec)
+    _refuse(problems(manifest, params.cluster.lock_memory))
+    kind, name, namespace = manifest["kind"], spec.name, params.cluster.namespace
+    if outputs.fetch(stage, spec.key, root):
+        say(f"{stage}: {kind} {name} has ended while nobody watched it: its outputs are taken up")
+        outputs.take(stage, spec.key, root)
+        return JobResult(stage, name, namespace, True, 0, 0, round(time.monotonic() - began, 1), True)
+    before = outputs.stamp(stage, root)
     connection = Connection(params.cluster, SUBMIT_SECONDS)
     try:
         with Watch(connection, stage, kind, name, root) as watch:
-            adopted = _submit(connection, stage, manifest, root / OUTPUTS[stage])
+            adopted = _submit(connection, spec, manifest, root)
             connection.patience = WATCH_SECONDS
             watch.run()
     except KeyboardInterrupt:
@@ -65,19 +65,30 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     except UserError:
         _cancel(params, stage, kind, name)
         raise
-    here = _arrived(root / OUTPUTS[stage], before, adopted)
-    if not here:
+    here = _arrived(spec, root, before, adopted)
+    if here:
+        outputs.take(stage, spec.key, root)
+    else:
         where = f"the outputs are on the volume {params.cluster.volume}, on which this checkout does not lie"
         if os.environ.get(OUTCOME):  # the next stages read them
             raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
         say(f"{stage}: {where}")
     seconds = round(time.monotonic() - began, 1)
-    return JobResult(stage, name, params.cluster.namespace, adopted, len(watch.pods), watch.restarts, seconds, here)
+    return JobResult(stage, name, namespace, adopted, len(watch.pods), watch.restarts, seconds, here)
 
 
-def _submit(connection: Connection, stage: str, manifest: Manifest, output: Path) -> bool:
-    """Creates the job, or finds it there: then True. A finished one is replaced, unless it has left its output."""
-    kind, meta = manifest["kind"], manifest["metadata"]
+def _refuse(found: list[str]) -> None:
+    """Raises UserError for the first problem of a manifest; where there are several, each is a line before it."""
+    if len(found) > 1:
+        for line in found:
+            say(line)
+    if found:
+        raise UserError(found[0] + (f" (the first of {len(found)} problems)" if len(found) > 1 else ""))
+
+
+def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Path) -> bool:
+    """Creates the job, or finds it there: then True. A finished one is replaced, unless its outputs can be had."""
+    stage, kind, meta = spec.stage, manifest["kind"], manifest["metadata"]
     said = False
     while not connection.create(manifest):
         job = connection.get(kind, meta["name"])
@@ -91,7 +102,7 @@ def _submit(connection: Connection, stage: str, manifest: Manifest, output: Path
             continue
         state = job_state(job)
         same = (job["metadata"].get("annotations") or {}).get(SPEC) == meta["annotations"][SPEC]
-        if state.phase == "failed" or (state.phase == "succeeded" and not (same and output.is_file())):
+        if state.phase == "failed" or (state.phase == "succeeded" and not (same and _has_left(spec, root))):
             connection.delete(kind, meta["name"])
             continue
         if not same:
@@ -115,14 +126,15 @@ def _cancel(params: Params, stage: str, kind: str, name: str) -> str:
     return f"{stage}: interrupted; {kind} {name} is deleted and its pods save what they have; run again to go on"
 
 
-def _stamp(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.is_file() else None
+def _has_left(spec: JobSpec, root: Path) -> bool:
+    """Whether the outputs of a finished job are here, or can be."""
+    return outputs.are_there(spec.stage, spec.key, root) or outputs.fetch(spec.stage, spec.key, root)
 
 
-def _arrived(path: Path, before: int | None, adopted: bool) -> bool:
+def _arrived(spec: JobSpec, root: Path, before: int | None, adopted: bool) -> bool:
     """Whether the job's output is here: newer than what was here before, unless the job was there before us."""
     deadline = time.monotonic() + (SEEN_SECONDS if os.environ.get(OUTCOME) else 0)
-    while (now := _stamp(path)) is None or (now == before and not adopted):
+    while (now := outputs.stamp(spec.stage, root)) is None or (now == before and not adopted):
         if time.monotonic() > deadline:
             return False
         time.sleep(1)

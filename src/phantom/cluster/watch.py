@@ -14,7 +14,7 @@ from pathlib import Path
 
 from phantom.cluster.api import Connection
 from phantom.cluster.render import Manifest
-from phantom.cluster.words import End, State, ends, job_state, taken, trouble
+from phantom.cluster.words import End, State, ends, job_state, one_line, taken, trouble
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say
 
@@ -165,7 +165,7 @@ class Watch:
                 about.get("kind") == "Workload" and self.name in name
             )
             if ours and event.get("reason") not in TOLD:
-                self._once(name, f"{about.get('kind')} {name}: {event.get('reason')}: {event.get('message')}")
+                self._once(name, f"{about.get('kind')} {name}: {event.get('reason')}: {one_line(event.get('message'))}")
 
     def _once(self, about: str, text: str) -> None:
         if (about, text) not in self._said:

@@ -43,7 +43,8 @@ def job_state(job: dict[str, Any]) -> State:
         if kind in holds:
             return State("succeeded", "has succeeded")
     if "Failed" in holds:
-        return State("failed", f"has failed: {holds['Failed'].get('message') or holds['Failed'].get('reason')}")
+        failed = holds["Failed"]
+        return State("failed", f"has failed: {one_line(failed.get('message') or failed.get('reason'))}")
     if spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"):
         queue = (job["metadata"].get("labels") or {}).get(QUEUE)
         waits = f"waits in the queue {queue}" if queue else "is suspended, and goes on when it is resumed"
@@ -68,16 +69,16 @@ def trouble(pod: dict[str, Any]) -> Iterator[str]:
         return
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            yield f"cannot be scheduled: {condition.get('message') or condition.get('reason')}"
+            yield f"cannot be scheduled: {one_line(condition.get('message') or condition.get('reason'))}"
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            yield f"has to go: {condition.get('message') or condition.get('reason')}"
+            yield f"has to go: {one_line(condition.get('message') or condition.get('reason'))}"
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason")
         if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
-            yield f"cannot get its image {container.get('image')}: {waiting.get('message') or reason}"
+            yield f"cannot get its image {container.get('image')}: {one_line(waiting.get('message') or reason)}"
         elif reason and reason not in STARTING:
-            yield f"cannot start: {reason}: {waiting.get('message') or 'no reason given'}"
+            yield f"cannot start: {reason}: {one_line(waiting.get('message') or 'no reason given')}"
 
 
 def ends(pod: dict[str, Any]) -> Iterator[End]:
@@ -92,7 +93,7 @@ def ends(pod: dict[str, Any]) -> Iterator[End]:
                 told = told or bool(ended["exitCode"])
                 yield _end(meta, attempt, ended, status)
     if status.get("phase") == "Failed" and not told:
-        text = _put_out(status) or status.get("message") or "failed"
+        text = _put_out(status) or one_line(status.get("message") or "failed")
         yield End(meta["name"], meta["uid"], -1, 1, text, None, "", "")
 
 
@@ -117,8 +118,13 @@ def _end(meta: dict[str, Any], attempt: int, ended: dict[str, Any], status: dict
 def _put_out(status: dict[str, Any]) -> str | None:
     """Why the cluster itself ended the pod, if it did."""
     if status.get("reason") in ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"):
-        return f"was put out ({status['reason']}): {status.get('message') or 'no reason given'}"
+        return f"was put out ({status['reason']}): {one_line(status.get('message') or 'no reason given')}"
     for condition in status.get("conditions") or []:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            return f"was put out ({condition.get('reason')}): {condition.get('message')}"
+            return f"was put out ({condition.get('reason')}): {one_line(condition.get('message'))}"
     return None
+
+
+def one_line(text: Any) -> str:
+    """Words of the cluster in one line, however they were broken."""
+    return " ".join(str(text).split())

@@ -21,7 +21,18 @@ from phantom.evaluation.gains import gain
 from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
 from phantom.evaluation.physics_iq.layout import Row
-from phantom.evaluation.sample import Model, Settings, export, key, load, open_benchmark, parts_of, record, sample
+from phantom.evaluation.sample import (
+    Model,
+    Settings,
+    export,
+    items_of,
+    key,
+    load,
+    open_benchmark,
+    parts_of,
+    record,
+    sample,
+)
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # not DVC's: videos and comparisons, found again by what they were made of
@@ -114,9 +125,10 @@ def make_videos(params: Params, root: Path, place: Path, rows: Sequence[Row]) ->
 
 def _make(model: Model, params: Params, root: Path, mode: Any, place: Path, rows: Sequence[Row]) -> Path:
     settings = Settings.of(params, mode)
-    made_of = record(model, rows, place, settings)
+    items = items_of(rows, place, settings)
+    made_of = record(model, items, settings)
     out = root / WORK / f"{model.name}-{key(made_of)}" / mode
-    sample(model, rows, place, settings, out, made_of)
+    sample(model, items, settings, out, made_of)
     return out
 
 
