@@ -157,7 +157,7 @@ def test_the_condition_of_the_multi_frame_mode_is_the_end_of_the_video(benchmark
     assert given.shape == (5, 96, 128, 3)
     assert [round(frame[-2, 64, 0] / 10) for frame in given.astype(int)] == [15, 17, 19, 21, 23]
 
-    made = sample.generate(Video2Video(), ["a"], [given], [1], slower)
+    made = sample.generate(Video2Video(), ["a"], [given], [sample.noise(0, 1)], slower)
     assert made.shape == (1, 25, 96, 128, 3) and not made[:, slower.scored].any()
     assert np.abs(made[0, :5].astype(int) - given).max() == 0
     with pytest.raises(UserError, match="24 frames at 8 per second, too few for 13 condition frames at 4"):

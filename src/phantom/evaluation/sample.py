@@ -1,8 +1,8 @@
-"""Makes the videos that Physics-IQ wants, with Phantom or any other video pipeline of diffusers.
+"""Makes the videos that a benchmark wants, with Phantom or any other video pipeline of diffusers.
 
-A video goes on from one frame (`single`) or from the end of the conditioning video (`multi`); only the 5 s after the
-condition are written. What a video shows depends on its scenario, the model and the settings, not on how far an earlier
-run has come.
+A video of Physics-IQ goes on from one frame (`single`) or from the end of the conditioning video (`multi`); only the
+5 s after the condition are written. Others are made of their prompt alone (`text`, see `prompted`). What a video shows
+depends on its scenario or prompt, the model and the settings, not on how far an earlier run has come.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,21 +29,21 @@ from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq import layout, video
-from phantom.evaluation.physics_iq.layout import SECONDS, Row
+from phantom.evaluation.physics_iq.layout import RECORD, SECONDS, Row
 from phantom.model.export import base_path, read_export_config
 from phantom.pipeline import PhantomPipeline, make_scheduler
 from phantom.progress import track
 
 Mode = Literal["single", "multi"]
-RECORD = "sampling.json"  # beside the videos: what made them
 
 
 @dataclass(frozen=True)
 class Settings:
     """How every video is made: rate, sizes in pixels, seed, sampler, and how many frames are its condition."""
 
-    mode: Mode
+    mode: Mode | Literal["text"]
     prefix_frames: int
+    frames: int  # that are kept, after the condition
     fps: int
     height: int
     width: int
@@ -55,23 +56,42 @@ class Settings:
         """Those of `evaluate` and `data`."""
         evaluate, data = params.evaluate, params.data
         prefix = 1 if mode == "single" else evaluate.physics_iq.prefix_frames
-        size = (data.height, data.width)
-        return cls(mode, prefix, evaluate.physics_iq.fps, *size, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+        fps = evaluate.physics_iq.fps
+        common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+        return cls(mode, prefix, SECONDS * fps, fps, *common)
+
+    @classmethod
+    def of_prompts(cls, params: Params) -> Settings:
+        """Those of videos that have no condition: as long and as fast as the clips of `data`."""
+        evaluate, data = params.evaluate, params.data
+        common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+        return cls("text", 0, data.frames, data.fps, *common)
 
     @property
     def scored(self) -> slice:
-        """Where in a generated video the 5 s after the condition are."""
-        return slice(self.prefix_frames, self.prefix_frames + SECONDS * self.fps)
+        """Where in a generated video that part is which is kept: what comes after the condition."""
+        return slice(self.prefix_frames, self.prefix_frames + self.frames)
 
     @property
     def num_frames(self) -> int:
-        """The shortest 4m + 1 frames that hold the condition and 5 s."""
+        """The shortest 4m + 1 frames that hold the condition and what is kept."""
         return (self.scored.stop + 2) // 4 * 4 + 1
 
     def record(self) -> dict[str, Any]:
         """JSON-able. Batches are no part of a result."""
         record = {**asdict(self), "sampling": self.sampling.model_dump(mode="json")}
         return {key: value for key, value in record.items() if key != "batch_size"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A video to make: its file, what it shall show, the (seed, number) of its noise, and the file it goes on from."""
+
+    file: str
+    prompt: str
+    noise: tuple[int, int]
+    source: tuple[Path, int] | None = None  # with its frames per second
+    copies: tuple[str, ...] = ()  # other names of the same video
 
 
 @dataclass(frozen=True)
@@ -112,15 +132,19 @@ def sample_folder(
         raise UserError(f"--mode: found {mode!r}, accepted: {', '.join(get_args(Mode))}")
     settings = Settings.of(params, cast(Mode, mode))
     root, rows = open_benchmark(benchmark, params.evaluate.physics_iq.protocol, descriptions)
-    pipeline = partial(load, model, params)
-    if read_export_config(model) is not None:
-        made_by = export(model.name, parts_of(model), pipeline, physics)
-    elif (model / "model_index.json").is_file():
-        made_by = Model(model.name, {"folder": digest(model), "physics": physics}, pipeline, physics)
-    else:
-        raise UserError(f"{model}: no model here; accepted: an export (models/phantom) or a folder of diffusers")
-    sample(made_by, rows, root, settings, out, record(made_by, rows, root, settings))
-    return Sampled(str(out), len(rows), SECONDS * settings.fps, settings.fps, mode)
+    made_by, items = find_model(model, params, physics), items_of(rows, root, settings)
+    sample(made_by, items, settings, out, record(made_by, items, settings))
+    return Sampled(str(out), len(rows), settings.frames, settings.fps, mode)
+
+
+def find_model(folder: Path, params: Params, physics: bool = True, text: bool = False) -> Model:
+    """The model in a folder, to be made videos with. Raises UserError if there is none."""
+    pipeline = partial(load, folder, params, text)
+    if read_export_config(folder) is not None:
+        return export(folder.name, parts_of(folder), pipeline, physics)
+    if (folder / "model_index.json").is_file():
+        return Model(folder.name, {"folder": digest(folder), "physics": physics}, pipeline, physics)
+    raise UserError(f"{folder}: no model here; accepted: an export (models/phantom) or a folder of diffusers")
 
 
 def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = None) -> tuple[Path, list[Row]]:
@@ -130,53 +154,69 @@ def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = N
     return root, [row for row in rows if row.name.take == 1]
 
 
-def sample(
-    model: Model, rows: Sequence[Row], root: Path, settings: Settings, out: Path, made_of: dict[str, Any]
-) -> None:
-    """Writes the video of every take-1 row of the benchmark in `root` into `out`. Those that are there are kept.
+def items_of(rows: Sequence[Row], root: Path, settings: Settings) -> list[Item]:
+    """The video of every row of the benchmark in `root`. Raises UserError for conditions that are missing."""
+    return [
+        Item(row.name.generated, row.description, (settings.seed, row.name.id), source(root, row.name, settings))
+        for row in rows
+    ]
+
+
+def sample(model: Model, items: Sequence[Item], settings: Settings, out: Path, made_of: dict[str, Any]) -> None:
+    """Writes the video of every item into `out`. Those that are there are kept.
 
     `made_of` is the `record` of all this, which stays beside the videos.
 
-    Raises UserError for a folder with videos of another model or other settings, and for missing conditions.
+    Raises UserError for a folder with videos of another model or other settings.
     """
-    sources = {row.name: source(root, row.name, settings) for row in rows}
     _claim(out, made_of)
-    batches = [rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)]
+    batches = [items[i : i + settings.batch_size] for i in range(0, len(items), settings.batch_size)]
     # Batches stay whole: with another batch beside it a video might differ in its last bits.
-    missing = [batch for batch in batches if not all((out / row.name.generated).is_file() for row in batch)]
-    if not missing:
-        return
-    pipe = model.load()
-    done = len(rows) - sum(map(len, missing))
-    steps = settings.sampling.steps
-    with track(f"sample {model.name}, {settings.mode}", len(rows) * steps, "steps", done * steps) as bar:
-        for batch in missing:
-            conditions = [condition(sources[row.name], settings) for row in batch]
-            prompts, ids = [row.description for row in batch], [row.name.id for row in batch]
-            videos = generate(pipe, prompts, conditions, ids, settings, model.physics, bar.advance)
-            for row, frames in zip(batch, videos, strict=True):
-                part = (out / row.name.generated).with_suffix(".part")
-                write_mp4(part, frames[settings.scored], fps=settings.fps)
-                part.replace(out / row.name.generated)
-            done += len(batch)
-            bar.advance(done * steps - bar.done, f"{done}/{len(rows)} videos")
+    missing = [batch for batch in batches if not all((out / item.file).is_file() for item in batch)]
+    if missing:
+        pipe = model.load()
+        done = len(items) - sum(map(len, missing))
+        steps = settings.sampling.steps
+        with track(f"sample {model.name}, {settings.mode}", len(items) * steps, "steps", done * steps) as bar:
+            for batch in missing:
+                conditions = [condition(item.source, settings) if item.source else None for item in batch]
+                noises = [noise(*item.noise) for item in batch]
+                prompts = [item.prompt for item in batch]
+                videos = generate(pipe, prompts, conditions, noises, settings, model.physics, bar.advance)
+                for item, frames in zip(batch, videos, strict=True):
+                    path = out / item.file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    part = path.with_suffix(".part")
+                    write_mp4(part, frames[settings.scored], fps=settings.fps)
+                    part.replace(path)
+                done += len(batch)
+                bar.advance(done * steps - bar.done, f"{done}/{len(items)} videos")
+    for item in items:
+        for copy in item.copies:
+            if not (out / copy).is_file():
+                (out / copy).parent.mkdir(parents=True, exist_ok=True)
+                part = (out / copy).with_suffix(".part")
+                shutil.copyfile(out / item.file, part)
+                part.replace(out / copy)
 
 
 def generate(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
-    conditions: Sequence[np.ndarray],
-    ids: Sequence[int],
+    conditions: Sequence[np.ndarray | None],
+    noises: Sequence[torch.Generator],
     settings: Settings,
     physics: bool = True,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> np.ndarray:
-    """uint8 RGB (B, F, H, W, 3) that begin with the `conditions`, each uint8 (k, H, W, 3). `ids` name the noises."""
-    takes = set(inspect.signature(pipe.__call__).parameters)
-    needed = "image" if settings.mode == "single" else "video"
-    given: Any
-    if needed not in takes:
+    """uint8 RGB (B, F, H, W, 3) that begin with the `conditions`, each uint8 (k, H, W, 3), or None in mode text."""
+    takes = inspect.signature(pipe.__call__).parameters
+    needed = {"single": "image", "multi": "video", "text": None}[settings.mode]
+    if needed and needed not in takes:
         raise UserError(f"{type(pipe).__name__} takes no {needed}, which mode {settings.mode} starts from")
+    for name in ("image", "video"):
+        if not needed and name in takes and takes[name].default is inspect.Parameter.empty:
+            raise UserError(f"{type(pipe).__name__} needs the {name} to start from, there are prompts only")
 
     at_a_time = len(prompts) if isinstance(pipe, PhantomPipeline) else 1
 
@@ -196,28 +236,30 @@ def generate(
         "negative_prompt": settings.sampling.negative_prompt,
     }
     arguments = {key: value for key, value in common.items() if key in takes}
-    generators = [noise(settings.seed, number) for number in ids]
+    given = [clip for clip in conditions if clip is not None]
     if isinstance(pipe, PhantomPipeline):
         if settings.prefix_frames > pipe.defaults["max_prefix_frames"]:
             raise UserError(
                 f"evaluate.physics_iq.prefix_frames: found {settings.prefix_frames}, accepted: at most "
                 f"{pipe.defaults['max_prefix_frames']}, the longest prefix of the model's training"
             )
-        given = [clip[0] for clip in conditions] if needed == "image" else list(conditions)
+        if needed:
+            arguments[needed] = [clip[0] for clip in given] if needed == "image" else given
         return pipe(
             prompt=list(prompts),
-            generator=generators,
+            generator=list(noises),
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
             output_type="uint8",
-            **(arguments | {needed: given}),
+            **arguments,
         ).frames
     # Few pipelines take a batch of conditions.
     videos = []
-    for prompt, clip, generator in zip(prompts, conditions, generators, strict=True):
-        pictures = [Image.fromarray(frame) for frame in clip]
-        given = pictures[0] if needed == "image" else pictures
-        made = pipe(prompt=prompt, generator=generator, output_type="np", **(arguments | {needed: given}))
+    for number, (prompt, generator) in enumerate(zip(prompts, noises, strict=True)):
+        if needed:
+            pictures = [Image.fromarray(frame) for frame in given[number]]
+            arguments[needed] = pictures[0] if needed == "image" else pictures
+        made = pipe(prompt=prompt, generator=generator, output_type="np", **arguments)
         frames = made.frames[0]
         if len(frames) < settings.scored.stop:
             raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {settings.scored.stop} are needed")
@@ -225,8 +267,11 @@ def generate(
     return np.stack(videos)
 
 
-def load(folder: Path, params: Params) -> DiffusionPipeline:
-    """The pipeline in `folder`: Phantom's export, or whatever diffusers finds there. Raises UserError."""
+def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
+    """The pipeline in `folder`: Phantom's export, or whatever diffusers finds there. Raises UserError.
+
+    text: it is asked for videos of prompts alone.
+    """
     dtype: Any = getattr(torch, params.models.dtype)
     index = folder / "model_index.json"
     exported = read_export_config(folder) is not None
@@ -234,7 +279,7 @@ def load(folder: Path, params: Params) -> DiffusionPipeline:
     found: Any = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
     if kind.startswith("Wan"):
         dtype = {"default": dtype, "vae": torch.float32}  # as Wan runs it
-    if kind == "WanPipeline":  # as which Wan 2.2 TI2V is stored
+    if kind == "WanPipeline" and not text:  # as which Wan 2.2 TI2V is stored
         from diffusers import WanImageToVideoPipeline  # imported here: it complains that torchvision is missing
 
         found = WanImageToVideoPipeline
@@ -319,15 +364,15 @@ def export(name: str, parts: dict[str, Any], load: Callable[[], DiffusionPipelin
     return Model(name, {"physics": physics, **used}, load, physics)
 
 
-def record(model: Model, rows: Iterable[Row], root: Path, settings: Settings) -> dict[str, Any]:
+def record(model: Model, items: Iterable[Item], settings: Settings) -> dict[str, Any]:
     """All that decides what the videos show, JSON-able."""
     package = Path(phantom.__file__).parent
     code = [package / "conditions.py", package / "pipeline.py", package / "model", package / "encoders", Path(__file__)]
-    conditions = [[row.name.generated, row.description, digest(source(root, row.name, settings)[0])] for row in rows]
+    asked = [[item.file, item.prompt, item.noise, item.source and digest(item.source[0])] for item in items]
     return {
         "model": model.identity,
         "settings": settings.record(),
-        "conditions": hashlib.sha256(json.dumps(conditions).encode()).hexdigest(),
+        "items": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         "code": [digest(path, "*.py") for path in code],
     }
 
@@ -353,7 +398,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     place, text = out / RECORD, json.dumps(record, indent=2) + "\n"
     if place.is_file() and place.read_text(encoding="utf-8") != text:
         raise UserError(f"{out}: holds videos of another model or other settings ({RECORD}); name another folder")
-    if not place.is_file() and any(out.glob("*.mp4")):
+    if not place.is_file() and any(out.rglob("*.mp4")):
         raise UserError(f"{out}: holds videos of unknown origin (no {RECORD}); name another folder")
     out.mkdir(parents=True, exist_ok=True)
     place.write_text(text, encoding="utf-8")

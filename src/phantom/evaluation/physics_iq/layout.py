@@ -24,6 +24,7 @@ from phantom.errors import UserError
 SECONDS = 5  # of every scored video
 DESCRIPTIONS = "descriptions.csv"
 COLUMNS = ("scenario", "description", "category", "generated_video_name")
+RECORD = "sampling.json"  # beside a model's videos: what made them
 PUBLISHED_FPS = 30  # the rate every published video exists at; others are made from it
 ROOTS = {"original": "physics-IQ-benchmark", "verified": "physics-IQ-benchmark-verified"}
 
