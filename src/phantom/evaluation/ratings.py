@@ -56,20 +56,21 @@ def collect(
 ) -> list[Answer]:
     """The judge's answers about the videos of `generated`, or those in the files that are `given` by task.
 
+    settings: needed unless both tasks are given.
     Raises UserError, one line: for missing videos, captions, ratings, and for a missing judge, saying how to go on.
     """
     if generated is None:
         if absent := [f"--{task}" for task in TASKS if task not in given]:
             raise UserError(f"--generated: missing; or bring the files of a judge: {' and '.join(absent)} missing")
         return _answers_of_files(kind, captions, given, subset)
-    if captions is None or settings is None:
+    if captions is None:
         raise UserError(
             f"--captions: missing, and {kind.setting}.captions is null; accepted: a csv, or an id of the hub"
         )
     videos = find_videos(generated, read_captions(captions), subset)
     ratings = {task: kind.read(path, task) for task, path in given.items()}
-    if set(TASKS) - set(given):
-        ratings |= _judged(kind, settings, videos, [task for task in TASKS if task not in given], work)
+    if settings and (left := [task for task in TASKS if task not in given]):
+        ratings |= _judged(kind, settings, videos, left, work)
     for task in TASKS:
         complete = _incomplete(given.get(task, Path(task)), videos, ratings[task], "" if subset else None)
         videos = [video for video in videos if video.path.name in complete]
