@@ -49,7 +49,7 @@ def test_a_preset_states_every_setting_and_the_code_holds_no_defaults(name: str)
         ("train.steps=many", "train.steps: found 'many' (str), input should be a valid integer"),
         ("train.steps=yes", "train.steps: found True (bool), input should be a valid integer"),
         ("train.steps=2.5", "train.steps: found 2.5 (float), input should be a valid integer"),
-        ("train.strategy=dpp", "train.strategy: found 'dpp', accepted: ddp, fsdp2, zero2, zero3; nearest: ddp"),
+        ("train.strategy=dpp", "train.strategy: found 'dpp', accepted: ddp, fsdp2, zero1, zero2, zero3; nearest: ddp"),
         ("train.conditioned=1.5", "train.conditioned: found 1.5, accepted: <= 1.0; nearest valid: 1.0"),
         ("train.conditioned=.nan", "train.conditioned: found nan (float), input should be a finite number"),
         ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate: found 0, accepted: > 0.0"),

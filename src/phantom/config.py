@@ -154,6 +154,7 @@ class Encode(Section):
     max_prefix_frames: Positive  # condition prefixes are 1, 5, ... up to this many frames
     prefixes_per_clip: Positive
     text_tokens: Positive
+    physics_storage: Literal["raw", "int8", "pooled"]
     seed: Count
 
     @model_validator(mode="after")
@@ -170,6 +171,7 @@ class RecursiveWeight(Section):
     threshold: PositiveFloat  # eta_z
     norm: Literal["raw", "weighted"]
     every: Positive  # steps between measurements
+    mode: Literal["exact", "head"]  # head: the output head's gradient, looked at in between, can call for one more
 
 
 class Optimizer(Section):
@@ -195,11 +197,12 @@ class Train(Section):
     conditioned: Fraction  # share of samples with a condition prefix
     caption_dropout: Fraction
     coupling_dropout: Fraction  # share of samples trained with the coupling off (modality guidance)
+    physics_latents: Literal["stored", "online"]  # online: made from the clips' frames, and not stored
     recursive_weight: RecursiveWeight
     optimizer: Optimizer
     ema_decay: Fraction | None
     precision: Literal["float32", "bfloat16"]
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"]
+    strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
     activation_checkpointing: Literal["none", "full", "selective"]
     compile: bool
     control: bool
@@ -207,6 +210,7 @@ class Train(Section):
     checkpoint_every: Positive
     keep_checkpoints: Positive
     validate_every: Count  # 0: never
+    sample_every: Count  # steps between sample videos of held-out captions in MLflow; 0: never
     max_bad_steps: Positive  # NaN or inf losses in a row before stopping
 
     @model_validator(mode="after")
@@ -314,7 +318,11 @@ class Tracking(Section):
 class Storage(Section):
     """Files under s3://. Not part of a result's identity, and not a DVC parameter."""
 
-    cache_gb: PositiveFloat  # of files from s3:// that are kept in checkpoints/cache
+    cache: str  # a folder, best on a disk of each machine's own
+    cache_gb: PositiveFloat  # of what is read from s3:// and kept there
+    latents: str | None  # where encode puts the shards and train reads them; null: data/latents
+    prefetch: Count  # samples that train reads ahead
+    checkpoints: str | None  # where copies of checkpoints go, linked in MLflow; null: none are made
 
 
 class Compute(Section):

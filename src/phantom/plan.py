@@ -61,6 +61,11 @@ GPUS = {
 }
 
 
+def peak_flops(device: str) -> float:
+    """Dense bfloat16 peak of a GPU by the name its driver gives it; 0 if it is not known."""
+    return next((gpu.peak_flops for name, gpu in GPUS.items() if name.split("-")[0] in device), 0.0)
+
+
 @dataclass(frozen=True)
 class Parts:
     """The model's three configs, and the shapes of one sample's latents: (frames, rows, columns)."""

@@ -146,10 +146,11 @@ def test_norms_and_gradient_are_those_of_the_global_batch(place, accumulation, c
     trainer = Trainer(params, Path(), "phantom", held=False)
     trainer.weight.since_reset = 3  # alpha 0.75
     seen = {}
-    trainer.optimizer.step = lambda: seen.update(  # type: ignore[method-assign]
-        {n: p.grad.clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+    learner = trainer.learner
+    learner.optimizer.step = lambda: seen.update(
+        {n: p.grad.clone() for n, p in zip(learner.names, learner.parameters, strict=True)}
     )
-    trainer.settings.optimizer.__dict__["clip_norm"] = 1e9
+    learner.clip_norm = 1e9
     batches = trainer._batches()
     figures = trainer.train_step([next(batches) for _ in range(accumulation)])
     trainer.tracker.close()
@@ -183,7 +184,7 @@ def test_two_processes_measure_and_train_as_one(place, tmp_path, strategy):
     # One process takes up what two have saved.
     resumed = Trainer(params, tmp_path / "two", "phantom", held=False)
     assert resumed.step == 3
-    assert same(dict(zip(resumed.names, resumed.average, strict=True)), together)
+    assert same(resumed.learner.weights(keep=True), together)
     resumed.tracker.close()
 
 
@@ -274,7 +275,7 @@ def test_bad_gradients_are_skipped_and_too_many_of_them_stop_the_run(place, monk
     poisoned: set[int] = {2}
 
     def poison(tensors):
-        if trainer.step in poisoned and len(tensors) == len(trainer.parameters):
+        if trainer.step in poisoned and len(tensors) == len(trainer.learner.parameters):
             next(t for t in tensors if t is not None).fill_(float("nan"))
         original(tensors)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from phantom.progress import say
@@ -34,11 +36,23 @@ class Checkpoint:
         """The tensors saved as `name`."""
         return load_file(self.path / f"{name}.safetensors")
 
+    def open(self, name: str) -> Any:
+        """The file of these, as a context: `keys()`, and `get_tensor(key)` reads one at a time."""
+        return safe_open(self.path / f"{name}.safetensors", "pt")
+
 
 def save(
-    folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, torch.Tensor]],
+    state: dict[str, Any],
+    keep: int,
+    loss: float = math.nan,
 ) -> Path:
-    """Writes the checkpoint of `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
+    """Writes the checkpoint of `step` into `folder`, then removes all but the newest `keep` and the best of them all.
+
+    loss: on held-out clips; the best has the least. Returns the checkpoint's path.
+    """
     final = folder / f"step-{step:07d}"
     new = folder / f".{final.name}.new"
     shutil.rmtree(new, ignore_errors=True)
@@ -50,13 +64,15 @@ def save(
         hashes[path.name] = _digest(path)
         _sync(path)
     text = json.dumps({"step": step, "sha256": hashes, **state})
-    (new / STATE).write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
+    sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "heldout_loss": loss, "state": text}
+    (new / STATE).write_text(json.dumps(sealed))
     _sync(new / STATE)
     _sync(new)
     shutil.rmtree(final, ignore_errors=True)
     new.rename(final)
     _sync(folder)
-    for old in saved(folder)[:-keep]:
+    there = saved(folder)
+    for old in {*there[:-keep]} - {best(there)}:
         shutil.rmtree(old)
     return final
 
@@ -79,9 +95,28 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def at(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, which is whole."""
+    state = json.loads(json.loads((path / STATE).read_text(encoding="utf-8"))["state"])
+    return Checkpoint(state["step"], path, state)
+
+
 def saved(folder: Path) -> list[Path]:
     """All checkpoints there, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def best(paths: list[Path]) -> Path | None:
+    """The one of `paths` with the least loss on held-out clips, the first of equals; None where none was measured."""
+    measured = {path: loss for path in paths if math.isfinite(loss := _loss(path))}
+    return min(measured, key=measured.__getitem__, default=None)
+
+
+def _loss(path: Path) -> float:
+    try:
+        return json.loads((path / STATE).read_text(encoding="utf-8"))["heldout_loss"]
+    except (OSError, ValueError, KeyError):
+        return math.nan
 
 
 def _digest(path: Path) -> str:

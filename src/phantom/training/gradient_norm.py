@@ -4,15 +4,20 @@ Each loss has its own backward through the one graph, into its own set of buffer
 weighted sum. Nothing is measured by `autograd.grad` or between synchronised backwards of a wrapper: under data
 parallelism those give the norms of local gradients, miss parameters, or lose the other term without an error. Here the
 buffers themselves are summed over processes before any norm is taken.
+
+Beside it a cheap signal: the gradient of the physics branch's output head alone, in closed form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from phantom.training.conditioning import Batch
+from phantom.training.flow import velocity
 from phantom.training.parallel import whole
 
 Gradients = list[torch.Tensor | None]
@@ -55,6 +60,53 @@ class SplitGradients:
                 parameter.grad = physics if video is None else video.add_(physics)
             else:
                 parameter.grad = video
+
+
+class HeadGradient:
+    """dL_z/dW and dL_z/db of the physics branch's output head p = W h + b, without a backward pass.
+
+    L_z is a mean of (p - target)^2, so that dL_z/dW is the sum of 2 w (p - target) h^T over the tokens, with w what a
+    value counts in the mean. It is taken from what goes into and comes out of the head: no wrapper has a part in it.
+
+    ends: `PhantomTransformer3DModel.physics_ends`.
+    """
+
+    def __init__(self, ends: nn.Module) -> None:
+        self.ends = ends
+        self.weight = self.bias = torch.zeros(())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Starts a sum at zero; within it every forward pass of the model is seen."""
+        self.weight = self.bias = torch.zeros((), device=self.ends.proj_out.bias.device)
+        hooks = (
+            self.ends.proj_out.register_forward_pre_hook(lambda _, given: setattr(self, "_inputs", given[0].detach())),
+            self.ends.register_forward_hook(lambda _, __, out: setattr(self, "_predicted", out.detach())),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def add(self, batch: Batch, size: int) -> None:
+        """Adds the share of the micro-batch that has just gone forward, of `size` samples in the global batch."""
+        predicted, inputs = self._predicted.float(), self._inputs.float()
+        free = (batch.sigma_physics > 0).float()
+        share = free / free.sum(dim=1, keepdim=True) / (predicted[0, :, 0].numel() * size)  # (B, T)
+        error = 2 * (predicted - velocity(batch.physics, batch.noise_physics)) * share[:, None, :, None, None]
+        for dim, patch in zip((4, 3, 2), reversed(self.ends.patch_size), strict=True):
+            error = error.unflatten(dim, (-1, patch))
+        tokens = error.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)  # (B L, patch values)
+        self.weight = self.weight + tokens.T @ inputs.flatten(0, 1)
+        self.bias = self.bias + tokens.sum(dim=0)
+
+    def norm(self, reduce: Callable[[Gradients], None]) -> float:
+        """|dL_z/d(W, b)| of the global batch."""
+        gradient = torch.cat([self.weight.flatten(), self.bias])
+        reduce([gradient])
+        return float(gradient.norm())
 
 
 def total_norm(gradients: Gradients) -> torch.Tensor:

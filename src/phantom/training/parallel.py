@@ -1,4 +1,4 @@
-"""How training lies over processes: started by torchrun, joined by accelerate, and either of two layouts.
+"""How training lies over processes: started by torchrun, joined by accelerate, in one of these layouts.
 
 ddp: the trainable parameters are replicated, and their gradients summed here once a step, after every backward of it:
 the two losses' gradients stay apart until then (`gradient_norm`); a wrapper that reduces during backward cannot do it.
@@ -6,6 +6,8 @@ the two losses' gradients stay apart until then (`gradient_norm`); a wrapper tha
 fsdp2: parameters, gradients and optimiser state are sharded by torch, a unit for each block. Every backward sums its
 gradients itself, into shards (`DTensor`), which are apart just as well. The frozen parameters are left out of the
 units: they stay whole in every process, and nothing of them is ever sent.
+
+zero1, zero2, zero3: the same under DeepSpeed (`zero`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -22,7 +26,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,7 +34,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from phantom.config import Params
+from phantom.config import Params, Train
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
 from phantom.outcome import OUTCOME
@@ -80,9 +84,29 @@ def launch(params: Params, command: list[str]) -> None:
         raise StageFailed("train: a process was killed (out of memory?); run again to go on from the last checkpoint")
 
 
-def join(precision: str) -> Accelerator:
-    """Joins this process to its group, if torchrun started it."""
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if precision == "bfloat16" else "no")
+def join(settings: Train) -> Accelerator:
+    """Joins this process to its group, if torchrun started it. Raises UserError where DeepSpeed is not installed."""
+    has_gpu = torch.cuda.is_available()
+    if not settings.strategy.startswith("zero"):
+        return Accelerator(cpu=not has_gpu)
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            f"train.strategy: found {settings.strategy!r}, but DeepSpeed is not installed; accepted without it: ddp, "
+            "fsdp2; pip install '.[deepspeed]' adds it"
+        )
+    if not has_gpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    config = {
+        "train_micro_batch_size_per_gpu": settings.batch_size // settings.accumulation // settings.processes,
+        "gradient_accumulation_steps": 1,  # the learner says which backward is a step's last
+        "gradient_clipping": settings.optimizer.clip_norm,
+        "zero_optimization": {"stage": int(settings.strategy[-1]), "overlap_comm": has_gpu},
+        "steps_per_print": sys.maxsize,
+    }
+    # accelerate chooses no backend for DeepSpeed on a CPU: it has to be named.
+    backend = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo")
+    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config), kwargs_handlers=[backend])
 
 
 def lay_out(model: PhantomTransformer3DModel, strategy: str) -> None:
@@ -125,13 +149,27 @@ def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
             tensor.copy_(summed)
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in some process: the same answer in all of them."""
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in some process: the same answer in all of them. The hosts ask each other, not the GPUs."""
     if not dist.is_initialized():
         return flag
-    found = torch.tensor(float(flag), device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    found = torch.tensor(float(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_hosts())
     return bool(found)
+
+
+def from_first(value: str | None) -> str | None:
+    """What the first process says, in all of them."""
+    if not dist.is_initialized():
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0, group=_hosts())
+    return said[0]
+
+
+@cache
+def _hosts() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo")
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:

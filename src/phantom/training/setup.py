@@ -71,7 +71,7 @@ def run_identity(params: Params, latents: str, held: bool) -> str:
     """
     train = params.train.model_dump(mode="json")
     aside = ["processes", "accumulation", "control", "compile", "activation_checkpointing", "strategy"]
-    aside += ["log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "max_bad_steps"]
+    aside += ["log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "sample_every", "max_bad_steps"]
     aside += ["steps"] if params.train.optimizer.decay == "constant" else []
     parts = {
         "train": {k: v for k, v in train.items() if k not in aside},

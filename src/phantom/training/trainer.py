@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,23 @@ from torch.utils.data import DataLoader
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet, refuse_other_recipe
-from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
 from phantom.tracking import Tracker
 from phantom.training import checkpoint, parallel
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.export import write_export
-from phantom.training.gradient_norm import SplitGradients, total_norm
-from phantom.training.objective import losses
+from phantom.training.gradient_norm import HeadGradient
+from phantom.training.learner import Learner
+from phantom.training.objective import Losses, losses
 from phantom.training.order import ShareOfBatches
+from phantom.training.pace import Pace
 from phantom.training.recursive_weight import RecursiveWeight
 from phantom.training.setup import build_model, checkpointing_func, run_identity
 from phantom.training.stop import stop_requests
 from phantom.training.validation import Validation
-from phantom.training.window import Window, is_of_this_machine, rounded
+from phantom.training.window import Window, rounded
+from phantom.training.zero import ZeroLearner
 
 CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "val_loss_physics")
 
@@ -58,9 +60,8 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
     `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
-    if params.train.strategy not in ("ddp", "fsdp2"):
-        raise UserError(f"train.strategy: found {params.train.strategy!r}; this version trains with: ddp, fsdp2")
-    if params.train.processes > 1 and not parallel.in_torchrun():
+    is_zero = params.train.strategy.startswith("zero")
+    if (params.train.processes > 1 or is_zero) and not parallel.in_torchrun():
         parallel.launch(params, ["train"])
         return TrainResult(**json.loads((root / "models/phantom/result.json").read_text(encoding="utf-8")))
     result = Trainer(params, root, "phantom", held=False).run()
@@ -76,28 +77,33 @@ class Trainer:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
         latents = LatentSet(root / "data/latents", "train")
         refuse_other_recipe(latents.recipe, params)
-        self.accelerator = parallel.join(self.settings.precision)
+        self.accelerator = parallel.join(self.settings)
         self.device = self.accelerator.device
         self.latents = latents
         self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
         if self.settings.compile:
             self.model.compile_repeated_blocks(fullgraph=True)
-        parallel.lay_out(self.model, self.settings.strategy)
-        named = dict(self.model.trainable_parameters())
-        self.names, self.parameters = list(named), list(named.values())
-        optimizer = self.settings.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
-        )
-        self.average = [p.detach().clone() for p in self.parameters] if self.settings.ema_decay else None
+        if self.settings.precision == "bfloat16":
+            self.model.forward = torch.autocast(self.device.type, torch.bfloat16)(self.model.forward)
+        self.head = HeadGradient(self.model.physics_ends)
         self.weight = RecursiveWeight(self.settings.recursive_weight, held)
         self.window = Window(self.device)
+        self.pace = Pace(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
-        self.step, self.bad, self.history = 0, 0, list[dict[str, Any]]()
+        self.step, self.history = 0, list[dict[str, Any]]()
+        self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
         self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
-        run_id = self._resume()
+        found = self._found()
+        self.learner: Learner | ZeroLearner
+        if self.settings.strategy.startswith("zero"):
+            self.learner = ZeroLearner(self.model, self.settings, self.accelerator, found)
+        else:
+            self.learner = Learner(self.model, self.settings, self.device, found)
+        run_id = self._resume(found) if found else None
         self.tracker = (
-            Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}) if self.is_first else None
+            Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}, self.checkpoints, root)
+            if self.is_first
+            else None
         )
 
     @property
@@ -120,20 +126,23 @@ class Trainer:
         batches = self._batches()
         try:
             with stop_requests() as stop, self._bar(start) as bar:
+                self.pace.start()
                 while self.step < settings.steps:
-                    began = time.monotonic()
-                    figures = self.train_step([next(batches) for _ in range(settings.accumulation)])
-                    figures["samples_per_second"] = settings.batch_size / (time.monotonic() - began)
-                    last = self.step == settings.steps
+                    with self.pace.waiting():
+                        micro_batches = [next(batches) for _ in range(settings.accumulation)]
+                    figures = self.train_step(micro_batches)
+                    last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
-                        figures |= validation(self.model, self.device)
+                        with self.pace.apart():
+                            figures |= validation(self.learner.model, self.device)
                     if self.step % settings.log_every == 0 or last:
-                        self._log(figures)
-                    interrupted = parallel.any_process(stop.is_set, self.device)
+                        note = self._log(figures)
+                    interrupted = parallel.any_process(stop.is_set)
                     if self.step % settings.checkpoint_every == 0 or last or interrupted:
-                        self._save()
+                        with self.pace.apart():
+                            self._save()
                     if bar:
-                        bar.advance(note=", ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "alpha")))
+                        bar.advance(note=note)
                     if interrupted and not last:
                         raise Interrupted(f"train: stopped after step {self.step}, which is saved; run again to go on")
             self._export()
@@ -147,67 +156,78 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return self._result()
 
-    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """One step of L = L_v + alpha_z L_z over a global batch, this process's part of it. Returns its figures."""
-        weight, size = self.weight, self.settings.batch_size
-        split = SplitGradients(self.parameters) if weight.due(self.step) else None
-        if (kind := self.settings.activation_checkpointing) != "none":
-            self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and split is None))
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, Any]:
+        """One step of L = L_v + alpha_z L_z over a global batch, this process's part of it. Returns its figures.
+
+        Those that are tensors are still being computed. Nothing here waits for the device, but what measures a norm.
+        """
+        weight, learner, size = self.weight, self.learner, self.settings.batch_size
+        measured, alpha = weight.due(self.step), weight.alpha
+        self._checkpoint_activations(learner.backwards if measured else 1)
+        batches = [batch.to(self.device) for batch in micro_batches]
+        seen: list[Losses] = []
+
+        def passes() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            """A pass forward for each micro-batch, once it is asked for: this process's share of L_v and of L_z."""
+            seen.clear()
+            with self.head.watching() if weight.watches_head else nullcontext():
+                for batch in batches:
+                    each = losses(learner.model, batch)
+                    if weight.watches_head:
+                        self.head.add(batch, size)
+                    seen.append(Losses(*(loss.detach() for loss in each)))
+                    yield each.video.sum() / size, each.physics.sum() / size
+
+        if measured:
+            self.norms = learner.measure(passes())
+            weight.observe(self.norms["grad_norm_physics"], self._head_norm())
+        learner.backward(passes(), weight.alpha)
+        if not measured:
+            weight.watch(self._head_norm())
+
         total = torch.zeros((), device=self.device)
-        for batch in (b.to(self.device) for b in micro_batches):
-            with self.accelerator.autocast():
-                each = losses(self.model, batch)
-            loss_v, loss_z = each.video.sum() / size, each.physics.sum() / size
-            if split:
-                split.backward(loss_v, loss_z)
-            else:
-                (loss_v + weight.alpha * loss_z).backward()
+        for batch, each in zip(batches, seen, strict=True):
             self.window.add(batch.sigma.amax(dim=1), each)
-            total += (loss_v + weight.alpha * loss_z).detach()
-
-        if split:
-            split.reduce(parallel.sum_over_processes)
-            norm_v, norm_z = (float(n) for n in split.norms())
-            weight.observe(norm_z)
-            split.combine(weight.alpha)
-            self.norms = {"grad_norm_video": norm_v, "grad_norm_physics": norm_z}
-        else:
-            parallel.sum_over_processes([p.grad for p in self.parameters])
+            total += each.video.sum() / size + alpha * (each.physics.sum() / size)
         parallel.sum_over_processes([total])
-        figures = {"loss": float(total), "alpha": weight.alpha, "resets": weight.resets, **self.norms}
-        return figures | {"learning_rate": self._set_learning_rate(), "grad_norm": self._update()}
-
-    def _update(self) -> float:
-        """Clips and applies the gradients; a step whose gradient is not finite is skipped. Returns its norm."""
-        norm = total_norm([p.grad for p in self.parameters])
-        if torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.optimizer.clip_norm, norm)
-            self.optimizer.step()
-            self.weight.advance()
-            self.bad = 0
-            if self.average is not None:
-                torch._foreach_lerp_(self.average, self.parameters, 1 - (self.settings.ema_decay or 0))
-        else:
-            self.bad += 1
-            say(f"train: step {self.step + 1}: the gradient is not finite, the step is skipped")
-            if self.bad >= self.settings.max_bad_steps:
-                raise StageFailed(
-                    f"train: {self.bad} steps in a row without a finite gradient; the last good state is kept in "
-                    f"{self.checkpoints}; lower train.optimizer.learning_rate and run again"
-                )
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self._learning_rate()
+        figures = {"loss": total, "alpha": weight.alpha, "resets": weight.resets, **self.norms, "learning_rate": rate}
+        figures["grad_norm"] = norm = learner.update(rate)
+        self.bad = torch.where(torch.isfinite(norm), 0, self.bad + 1)
+        self.pace.count(batches[0], size)
+        weight.advance()
         self.step += 1
-        return float(norm)
+        if measured or self.device.type == "cpu":
+            self._stop_if_bad()
+        return figures
 
-    def _set_learning_rate(self) -> float:
+    def _head_norm(self) -> float:
+        """Of dL_z by the physics branch's output head; 0 where nobody asks."""
+        return self.head.norm(parallel.sum_over_processes) if self.weight.watches_head else 0.0
+
+    def _checkpoint_activations(self, backwards: int) -> None:
+        """What selective checkpoints keep is gone after one backward: where there are two, full ones."""
+        if (kind := self.settings.activation_checkpointing) != "none":
+            self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and backwards == 1))
+
+    def _stop_if_bad(self) -> None:
+        """Reads from the device how many steps in a row were skipped. Raises StageFailed if they are too many."""
+        bad = int(self.bad)
+        if bad:
+            say(f"train: step {self.step}: the gradient is not finite, the step is skipped")
+        if bad >= self.settings.max_bad_steps:
+            raise StageFailed(
+                f"train: {bad} steps in a row without a finite gradient; the last good state is kept in "
+                f"{self.checkpoints}; lower train.optimizer.learning_rate and run again"
+            )
+
+    def _learning_rate(self) -> float:
         """Warm-up, then constant or a cosine to zero: a function of the step alone."""
         settings, total = self.settings.optimizer, self.settings.steps
         rate = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
         if settings.decay == "cosine":
             after = max(0, self.step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
             rate *= 0.5 * (1 + math.cos(math.pi * after))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         return rate
 
     # --- around it ----------------------------------------------------------------------------------------------------
@@ -235,64 +255,60 @@ class Trainer:
         ) as bar:
             yield bar
 
-    def _log(self, figures: dict[str, float]) -> None:
-        """A record of the history and of MLflow: this step's figures, and the losses' means since the last record."""
+    def _log(self, figures: dict[str, Any]) -> str:
+        """A record of the history and of MLflow: this step's figures, and the losses' means since the last record.
+
+        Returns the words beside the progress bar.
+        """
         parallel.sum_over_processes([self.window.sums])
-        figures = {**figures, **self.window.means()}
+        learnt = {name: float(value) for name, value in figures.items()} | self.window.means()
         self.window.clear()
+        self._stop_if_bad()
+        speed = self.pace.figures()
+        self.pace.start()
         if self.tracker:
-            learnt = {k: v for k, v in figures.items() if not is_of_this_machine(k)}
             self.history.append({"step": self.step, **rounded(learnt)})
-            self.tracker.log(self.step, figures)
+            self.tracker.log(self.step, learnt | speed)
+        shown = {"loss": learnt["loss"], "alpha": learnt["alpha"], "TFLOP/s": speed["tflops_per_second"]}
+        shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
+        return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
     def _save(self) -> None:
         """A checkpoint, written by the first process."""
         parallel.sum_over_processes([self.window.sums])
         if not self.is_first:
             self.window.clear()  # what it had seen is now the first one's
-        moments = self.optimizer.state_dict()["state"]
-        tensors = {
-            "model": self._named(self.parameters),
-            "optimizer": {
-                f"{self.names[i]}/{k}": parallel.whole(v).cpu() for i, of in moments.items() for k, v in of.items()
-            },
-        }
-        if self.average is not None:
-            tensors["average"] = self._named(self.average)
+        tensors = self.learner.tensors(keep=self.is_first)
         if self.tracker:
             state = {
                 "weight": self.weight.state(),
+                "norms": self.norms,
                 "window": self.window.state(),
                 "history": self.history,
                 "mlflow_run": self.tracker.run_id,
             }
-            path = checkpoint.save(self.checkpoints, self.step, tensors, state, self.settings.keep_checkpoints)
+            kept, heldout = self.settings.keep_checkpoints, self._heldout_loss()
+            path = checkpoint.save(self.checkpoints, self.step, tensors, state, kept, heldout)
             newest = self.history[-1] if self.history else {}
             self.tracker.checkpoint(self.step, path, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)})
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> str | None:
-        """Takes up the newest whole checkpoint, if there is one. Returns its MLflow run."""
-        found = checkpoint.newest(self.checkpoints)
-        if found is None:
-            return None
-        weights, moments = found.tensors("model"), found.tensors("optimizer")
-        with torch.no_grad():
-            for name, parameter in zip(self.names, self.parameters, strict=True):
-                parameter.copy_(parallel.like(weights[name], parameter))
-            if self.average is not None:
-                averages = found.tensors("average")
-                for name, average in zip(self.names, self.average, strict=True):
-                    average.copy_(parallel.like(averages[name], average))
-        state = self.optimizer.state_dict()
-        state["state"] = {
-            i: {"step": moments[f"{name}/step"]}
-            | {k: parallel.like(moments[f"{name}/{k}"], self.parameters[i]) for k in ("exp_avg", "exp_avg_sq")}
-            for i, name in enumerate(self.names)
-            if f"{name}/step" in moments
-        }
-        self.optimizer.load_state_dict(state)
+    def _heldout_loss(self) -> float:
+        """L_v + L_z on held-out clips, as last measured; NaN before."""
+        names = ("val_loss_video", "val_loss_physics")
+        found = next((r for r in reversed(self.history) if names[0] in r), {})
+        return sum(math.nan if found.get(name) is None else found[name] for name in names)
+
+    def _found(self) -> checkpoint.Checkpoint | None:
+        """The newest whole checkpoint, if there is one: the one that the first process has found."""
+        found = checkpoint.newest(self.checkpoints) if self.is_first else None
+        path = parallel.from_first(str(found.path) if found else None)
+        return checkpoint.at(Path(path)) if path else None
+
+    def _resume(self, found: checkpoint.Checkpoint) -> str | None:
+        """Takes up the plain state of a checkpoint. Returns its MLflow run."""
         self.weight.load(found.state["weight"])
+        self.norms = found.state["norms"]
         if self.is_first:
             self.window.load(found.state["window"])
         self.step, self.history = found.step, found.state["history"]
@@ -302,16 +318,12 @@ class Trainer:
 
     def _export(self) -> None:
         """Writes `models/<name>`, the moving average if there is one."""
-        weights = self._named(self.average or self.parameters)
+        weights = self.learner.weights(keep=self.is_first)
         if self.tracker:
             out, result = self.root / "models" / self.name, asdict(self._result())
             recipe, held = self.latents.recipe, self.weight.held
             write_export(out, self.model, weights, self.params, recipe, self.history, result, held)
             self.tracker.artifact(out / "history.json")
-
-    def _named(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole, on the CPU, under the parameters' names. Every process must ask."""
-        return {name: parallel.whole(t.detach()).cpu() for name, t in zip(self.names, tensors, strict=True)}
 
     def _result(self) -> TrainResult:
         last: dict[str, Any] = next((r for r in reversed(self.history) if "loss" in r), {})

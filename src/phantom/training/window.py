@@ -45,11 +45,6 @@ class Window:
         self.sums.zero_()
 
 
-def is_of_this_machine(figure: str) -> bool:
-    """Whether a figure says how fast it went, not what was learnt: such are not part of a result."""
-    return figure in ("samples_per_second", "seconds_per_step")
-
-
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
     """Figures at six digits, as history.json keeps them; None for what is not finite."""
     return {k: float(f"{v:.6g}") if v - v == 0 else None for k, v in record.items()}
