@@ -1,10 +1,18 @@
+import weakref
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import VJEPA2Config, VJEPA2Model
 
 from phantom.encoders import PhysicsEncoder
-from phantom.encoders.vjepa import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from phantom.encoders.vjepa import IMAGENET_MEAN, IMAGENET_STD, RESIZED, peak_memory, preprocess
 from tests.tiny import PHYSICS_CHANNELS, tiny_vjepa
 
+VITG = {"hidden_size": 1408, "num_attention_heads": 22, "mlp_ratio": 48 / 11, "crop_size": 384}
+MINI = {"hidden_size": 96, "num_attention_heads": 4, "mlp_ratio": 2.0, "crop_size": 64, "patch_size": 8}
 LEVEL = 1 / 255 / min(IMAGENET_STD)  # what one grey level is after normalisation, at most
 
 
@@ -76,3 +84,66 @@ def test_other_crop_sizes_have_other_grids():
     encoder = PhysicsEncoder(tiny_vjepa(crop_size=32))
     assert (encoder.size, encoder.side, encoder.channels) == (32, 4, PHYSICS_CHANNELS)
     assert encoder.encode(draw(1, 5, 64, 64, 3)).shape == (1, PHYSICS_CHANNELS, 3, 4, 4)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that live at once in what is computed under it, of storages that are not `known`."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for storage in (leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)):
+            if storage not in self.seen:
+                self.seen.add(storage)
+                weakref.finalize(storage, self.free, storage.nbytes())
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+        return out
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "change", "least"),
+    [
+        ((1, 121, 480, 832), torch.bfloat16, {}, 0.95),  # the paper's clips, ViT-L
+        ((1, 121, 480, 832), torch.float32, {}, 0.95),
+        ((1, 121, 480, 832), torch.bfloat16, VITG, 0.95),
+        ((3, 45, 480, 832), torch.float32, {}, 0.95),
+        ((1, 5, 720, 1280), torch.float32, {}, 0.3),  # short: the formula leaves room for what resizing takes inside
+        ((8, 29, 64, 64), torch.float32, MINI, 0.7),
+    ],
+    ids=["ViT-L, bfloat16", "ViT-L", "ViT-g at 384, bfloat16", "batch", "short", "mini"],
+)
+def test_memory_stays_below_what_is_stated(shape, dtype, change, least):
+    """At the real sizes: on tensors without data, whose storages are counted."""
+    with torch.device("meta"):
+        config = VJEPA2Config(num_hidden_layers=2, pred_num_hidden_layers=1, **change)
+        model = VJEPA2Model(config).to(dtype).eval()
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, dtype=dtype), False)
+        frames = torch.empty(*shape, 3, dtype=torch.uint8)
+        with Peak([*model.parameters(), frames]) as peak:
+            PhysicsEncoder(model).encode(frames)
+    bound = peak_memory(config, shape, dtype)
+    assert least * bound <= peak.most + frames.numel() <= bound
+
+
+def test_memory_grows_with_the_clip_not_with_its_square():
+    one, four = (peak_memory(VJEPA2Config(), (1, frames, 480, 832), torch.bfloat16) for frames in (121, 481))
+    assert one < 700 * 2**20 and four < 4 * one
+
+
+def test_frames_are_resized_some_at_a_time_and_each_by_itself():
+    frames = draw(2, 2 * RESIZED + 1, 40, 56, 3)
+    together = preprocess(frames, 32)
+    for i in (0, RESIZED - 1, RESIZED, 2 * RESIZED):
+        assert torch.equal(preprocess(frames[1:, i : i + 1], 32)[0, 1], together[1, i + 1])
