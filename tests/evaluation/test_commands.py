@@ -13,8 +13,8 @@ from phantom import cli
 from phantom.config import load_params, preset_path
 from phantom.data.video import read_frames
 from phantom.errors import UserError
-from phantom.evaluation import sample
-from phantom.evaluation.gains import gain
+from phantom.evaluation import sample, vbench2
+from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
 from tests.evaluation import benchmark as small
@@ -241,3 +241,81 @@ def test_the_interval_of_a_gain_is_paired_and_widens_with_the_spread():
     assert spread["high"] - spread["low"] == pytest.approx(2 * 1.96 * 8 / 66**0.5, rel=0.2)
     assert gain(base, rows(np.zeros(1)), "verified") is None
     assert gain(base, base[::-1], "verified")["gain"] == pytest.approx(0)
+
+
+def prompts(values, seeds=("0",), group="Mechanics"):
+    """`per_prompt` of a score: `values` (prompts, seeds)."""
+    return [
+        {"prompt": str(i), "groups": [group], "value": float(np.mean(row)), "seeds": dict(zip(seeds, row, strict=True))}
+        for i, row in enumerate(values)
+    ]
+
+
+def test_videos_from_the_same_seeds_are_compared_one_by_one():
+    rng = np.random.default_rng(0)
+    values = rng.normal(50, 20, (60, 2))
+    base = prompts(values, ("3", "4"))
+    paired = prompt_gain(base, prompts(values[:, 1:] + 2, ("4",)), {"": 1.0})  # of seed 4 alone
+    assert [paired[key] for key in ("gain", "low", "high", "paired", "prompts")] == pytest.approx([2, 2, 2, 1, 60])
+    other = prompt_gain(base, prompts(values[:, 1:] + 2, ("5",)), {"": 1.0})
+    assert other["paired"] == 0 and other["low"] < other["gain"] < other["high"]
+    assert other["gain"] == pytest.approx(values[:, 1].mean() + 2 - values.mean())
+    unknown = prompt_gain(base, [{**row, "seeds": {}} for row in base], {"": 1.0})
+    assert unknown["gain"] == 0 and unknown["paired"] == 0
+    assert prompt_gain(base[:1], base, {"": 1.0}) is None and prompt_gain(base, [], {"": 1.0}) is None
+
+
+def test_dimensions_are_drawn_apart_and_weigh_as_in_the_total():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(40, 5, (50, 1)), rng.normal(60, 5, (10, 1))
+    base = prompts(first) + prompts(second, group="Diversity")
+    other = prompts(first + 1) + prompts(second + 3, group="Diversity")
+    found = prompt_gain(base, other, {"Mechanics": 0.75, "Diversity": 0.25})
+    assert [found[key] for key in ("gain", "low", "high", "prompts")] == pytest.approx([1.5, 1.5, 1.5, 60])
+    assert prompt_gain(base, prompts(first + 1), {"Mechanics": 0.5, "Diversity": 0.5}) is None
+
+
+def save(folder, name, **scores):
+    (folder / f"{name}.json").write_text(json.dumps(scores))
+    return f"{name.split('-')[0]}={folder / name}.json"
+
+
+def test_every_benchmark_has_its_conventions_and_the_papers_columns(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    given = []
+    for number, name in enumerate(("Base", "Ours")):
+        values = rng.normal(40, 9, (30, 1)) + 5 * number
+        score = {"score": float(values.mean()), "per_prompt": prompts(values), "videos": 30}
+        shares = {"sa_mean": 41.0, "pc_mean": score["score"], "sa_half": 30.0, "pc_half": 12.25, "joint_half": 8.0}
+        parts = {"solid_solid": {"score": 33.25 + number}}
+        given.append(save(tmp_path, f"{name}-1", benchmark="videophy", **score, **shares, categories=parts))
+        given.append(save(tmp_path, f"{name}-2", benchmark="videophy2", **score, joint_4=20.0, sa_4=71.0, pc_4=27.0))
+        groups = dict.fromkeys(vbench2.GROUPS, 40.0 + number)
+        dimensions = {"Mechanics": score["score"]}
+        given.append(
+            save(tmp_path, f"{name}-3", benchmark="vbench2", missing=[], dimensions=dimensions, **score, **groups)
+        )
+    phantom("report", *given, "--out", tmp_path / "page", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["gains"]) == ["VideoPhy", "VideoPhy-2", "VBench-2.0"]
+    for gained in found["gains"].values():
+        assert gained["Ours"]["prompts"] == 30 and gained["Ours"]["paired"] == 1
+        assert gained["Ours"]["low"] < gained["Ours"]["gain"] < gained["Ours"]["high"]
+    page = (tmp_path / "page/index.html").read_text()
+    shown = ["Paper: Phantom", "Paper: Wan2.2-TI2V-5B", "solid solid", "the benchmark&#39;s own", "as in VideoREPA"]
+    shown += ["47.50", "37.90", "25.20", "27.75", "71.74", "24.53", "69.20", "51.84", "51.57", "43.61", "52.50"]
+    assert [text for text in shown if text not in page] == []
+    assert "may be exchanged" in page and "most likely means" in page and "of the 591 published captions" in page
+
+
+def test_totals_of_other_dimensions_have_no_gain_and_the_page_says_what_is_missing(tmp_path, capsys):
+    rows = prompts(np.ones((5, 1)))
+    whole = {"Mechanics": 1.0, "Material": 2.0}
+    common = {"benchmark": "vbench2", "per_prompt": rows, "videos": 5, "Physics": 1.5}
+    given = [
+        save(tmp_path, "Base", score=1.5, missing=[], dimensions=whole, **common),
+        save(tmp_path, "Ours", score=1.0, missing=["Material"], dimensions={"Mechanics": 1.0}, **common),
+    ]
+    phantom("report", *given, "--out", tmp_path / "page", "--json")
+    assert json.loads(capsys.readouterr().out)["gains"] == {"VBench-2.0": {"Ours": None}}
+    assert "Ours lacks Material: its score is of the others." in (tmp_path / "page/index.html").read_text()

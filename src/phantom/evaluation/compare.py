@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phantom.errors import UserError
-from phantom.evaluation.gains import gain
+from phantom.evaluation import vbench2, videophy, videophy2
+from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
 from phantom.evaluation.report import INTERVAL, PHYSICS_IQ, Figure, bar_of, compared
 
@@ -33,9 +34,48 @@ PAPER = {
         },
         "Phantom, several frames": {"score": 27.53},
     },
+    ("videophy", ""): {
+        "Wan2.2-TI2V-5B": {"sa_mean": 41.5, "pc_mean": 25.2},
+        "Phantom": {"sa_mean": 47.5, "pc_mean": 37.9},
+    },
+    ("videophy2", ""): {
+        "Wan2.2-TI2V-5B": {"sa_4": 24.53, "pc_4": 69.20},
+        "Phantom": {"sa_4": 27.75, "pc_4": 71.74},
+    },
+    ("vbench2", ""): {
+        "Wan2.2-TI2V-5B": {
+            "score": 51.57,
+            "Human Fidelity": 86.10,
+            "Creativity": 52.50,
+            "Controllability": 18.50,
+            "Commonsense": 60.57,
+            "Physics": 40.19,
+        },
+        "Phantom": {
+            "score": 51.84,
+            "Human Fidelity": 88.39,
+            "Creativity": 45.51,
+            "Controllability": 20.23,
+            "Commonsense": 61.43,
+            "Physics": 43.61,
+        },
+    },
 }
-PUBLISHED_VIDEOS = 198
-COUNTS = ("fps", "scenarios", "videos", "expected_videos")  # numbers that are no figures of a model
+# What the paper leaves open about them.
+UNCERTAIN = {
+    "videophy": "The paper does not say how it sums up; its numbers are no shares of 344 videos, so most likely means.",
+    "videophy2": (
+        "The paper's numbers are shares >= 4 of 591 videos. They stand here as in its header; among comparable models "
+        "semantic adherence is the higher one, so that its two columns may be exchanged."
+    ),
+}
+PUBLISHED_VIDEOS = {
+    "physics-iq": (198, "recordings"),
+    "videophy": (344, "captions"),
+    "videophy2": (591, "captions"),
+    "vbench2": (0, ""),  # a judge may say one thing of several videos
+}
+COUNTS = ("fps", "scenarios", "videos", "prompts", "expected_videos")  # numbers that are no figures of a model
 
 Scores = Mapping[str, Any]
 
@@ -72,9 +112,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None) -> Compari
 
     gains = {
         _title(key): {
-            name: gain(table[first]["per_scenario"], scores["per_scenario"], key[1])
-            for name, scores in table.items()
-            if name != first and first in table and "per_scenario" in scores
+            name: _gain(key, table[first], scores) for name, scores in table.items() if name != first and first in table
         }
         for key, table in found.items()
     }
@@ -113,6 +151,20 @@ def read_scores(given: str) -> tuple[str, Scores]:
     return name, scores
 
 
+def _gain(key: tuple[str, str], base: Scores, other: Scores) -> dict[str, Any] | None:
+    """With its interval; None where the files hold nothing of the parts that both have in common."""
+    if all("per_scenario" in scores for scores in (base, other)):
+        return gain(base["per_scenario"], other["per_scenario"], key[1])
+    if not all("per_prompt" in scores for scores in (base, other)):
+        return None
+    weights = {"": 1.0}
+    if key[0] == "vbench2":
+        if base["dimensions"].keys() != other["dimensions"].keys():
+            return None  # their totals are not of the same
+        weights = vbench2.weights(base["dimensions"])
+    return prompt_gain(base["per_prompt"], other["per_prompt"], weights)
+
+
 def _title(key: tuple[str, str]) -> str:
     benchmark, protocol = key
     return TITLES.get(benchmark, benchmark) + (f", {protocol}" if protocol else "")
@@ -136,7 +188,7 @@ def _bars(table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, 
 def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Table:
     paper = PAPER.get(key, {})
     reference = table.get(base, {})
-    figures = list(PHYSICS_IQ) if key[0] == "physics-iq" else _all_figures(table)
+    figures = _figures_of(key[0], table)
     rows = []
     for figure in figures:
         cells = [
@@ -147,10 +199,12 @@ def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Ta
         rows.append(TableRow(figure.name, figure.note, cells))
     groups = [("", rows)]
     if categories := [part for part in reference.get("categories", {}) if part]:
-        groups.append(("Score by category", [_category(part, table, base, len(paper)) for part in categories]))
+        title = "Score by dimension" if key[0] == "vbench2" else "Score by category"
+        groups.append((title, [_category(part, table, base, len(paper)) for part in categories]))
     kinds = _kinds(list(table), base)
     columns = [*table, *(f"Paper: {name}" for name in paper)]
-    return Table(_title(key), columns, [*kinds, *["truth"] * len(paper)], groups, _conditions(table, paper))
+    note = " ".join(filter(None, [_conditions(key[0], table, paper), UNCERTAIN.get(key[0], "")]))
+    return Table(_title(key), columns, [*kinds, *["truth"] * len(paper)], groups, note)
 
 
 def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) -> TableRow:
@@ -158,7 +212,7 @@ def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) ->
         return scores.get("categories", {}).get(part, {}).get("score")
 
     cells = [compared(PHYSICS_IQ[0], of(s), None if n == base else of(table[base])) for n, s in table.items()]
-    return TableRow(part, "", [*cells, *[Cell("–")] * papers])
+    return TableRow(part.replace("_", " "), "", [*cells, *[Cell("–")] * papers])
 
 
 def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Table | None:
@@ -183,17 +237,30 @@ def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> 
     return Table(f"{_title(key)}: Verified score by scenario", columns, _kinds(columns, base), [("", lines)])
 
 
-def _conditions(table: Mapping[str, Scores], paper: Mapping[str, Any]) -> str:
+def _conditions(benchmark: str, table: Mapping[str, Scores], paper: Mapping[str, Any]) -> str:
     """What differs between the files, or from the paper, and should not."""
     warnings = []
-    for field, what in (("fps", "frame rates"), ("videos", "numbers of videos"), ("mask_codec", "mask codecs")):
-        values = {name: scores[field] for name, scores in table.items() if field in scores}
+    for field, what in (
+        ("fps", "frame rates"),
+        ("videos", "numbers of videos"),
+        ("mask_codec", "mask codecs"),
+        ("seeds", "seeds"),
+    ):
+        values = {name: _shown(scores[field]) for name, scores in table.items() if scores.get(field)}
         if len(set(values.values())) > 1:
             warnings.append(f"different {what}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
     notes = [f"Not alike: {'; '.join(warnings)}."] if warnings else []
-    if paper and any(scores.get("videos") != PUBLISHED_VIDEOS for scores in table.values()):
-        notes.append(f"The paper's numbers are of the {PUBLISHED_VIDEOS} published recordings, these are not.")
+    for name, scores in table.items():
+        if scores.get("missing"):
+            notes.append(f"{name} lacks {', '.join(scores['missing'])}: its score is of the others.")
+    count, what = PUBLISHED_VIDEOS[benchmark] if paper else (0, "")
+    if count and any(scores.get("videos") != count for scores in table.values()):
+        notes.append(f"The paper's numbers are of the {count} published {what}, these are not.")
     return " ".join(notes)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _value(scores: Scores, figure: Figure) -> float | None:
@@ -201,10 +268,25 @@ def _value(scores: Scores, figure: Figure) -> float | None:
     return value["score"] if isinstance(value, dict) else value
 
 
-def _all_figures(table: Mapping[str, Scores]) -> list[Figure]:
-    """Every number that stands at the top of a score file."""
+def _figures_of(benchmark: str, table: Mapping[str, Scores]) -> list[Figure]:
+    """The rows of a benchmark's table: every convention in use, or every number at the top of the score files."""
+    if benchmark == "physics-iq":
+        return list(PHYSICS_IQ)
+    if benchmark == "vbench2":
+        total = Figure("score", "Total", "mean of the five groups, 0 to 100", 2, 1)
+        return [total, *(Figure(group, group, "mean of its dimensions", 2, 1) for group in vbench2.GROUPS)]
+    known = {"videophy": videophy.CONVENTIONS, "videophy2": videophy2.CONVENTIONS}.get(benchmark, {})
+    shown = {key: text for key, text in known.items() if any(key in scores for scores in table.values())}
+    if shown:
+        return [Figure(key, *_name_and_note(text), 2, 1) for key, text in shown.items()]
     keys: list[str] = []
     for scores in table.values():
         numbers = [k for k, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)]
         keys += [key for key in numbers if key not in (*keys, *COUNTS)]
     return [Figure(key, key.replace("_", " ").capitalize(), "", 2, 1) for key in keys]
+
+
+def _name_and_note(text: str) -> tuple[str, str]:
+    """`semantic adherence, mean of 1 to 5` -> its two halves."""
+    name, _, note = text.partition(", ")
+    return name.capitalize(), note

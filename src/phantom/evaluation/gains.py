@@ -1,4 +1,4 @@
-"""How sure a gain is: paired bootstrap over scenarios, on the per-scenario figures that scoring leaves."""
+"""How sure a gain is: paired bootstrap over scenarios or prompts, on the figures of each that scoring leaves."""
 
 from __future__ import annotations
 
@@ -25,13 +25,56 @@ def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any
     if len(shared) < 2:
         return None
     count = len(shared)
-    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    picks = np.concatenate([np.arange(count)[None], drawn])  # the first is the table as it is
+    picks = _draw(count, np.random.default_rng(seed))
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = [_scores([rows[name] for name in shared], picks, protocol) for rows in (ours, theirs)]
         difference = scores[1] - scores[0]
     if not np.isfinite(difference).all():
         return None
+    return _interval(difference) | {"scenarios": count}
+
+
+def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int = 0) -> dict[str, Any] | None:
+    """The gain of `other` over `base`, of scores that are means over prompts, with its interval as in `gain`.
+
+    base, other: `per_prompt` of a score. Where both have videos of a prompt from the same seeds, these alone are
+    compared, one by one. weights: of each stratum (the first of a row's `groups`) in the score, or of all prompts
+    under "". paired: the share of prompts that have common seeds. None with fewer than two prompts in common in any stratum.
+    """
+
+    def by_prompt(rows: Rows) -> dict[tuple[str, str], Mapping[str, Any]]:
+        return {(row["groups"][0] if "" not in weights else "", row["prompt"]): row for row in rows}
+
+    ours, theirs = by_prompt(base), by_prompt(other)
+    strata: dict[str, list[tuple[float, bool]]] = {stratum: [] for stratum in weights}
+    for key in ours:
+        if key in theirs and key[0] in strata:
+            strata[key[0]].append(_difference(ours[key], theirs[key]))
+    if any(len(found) < 2 for found in strata.values()):
+        return None
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES + 1)
+    for stratum, found in strata.items():
+        differences = np.array([difference for difference, _ in found])
+        total += weights[stratum] * differences[_draw(len(found), rng)].mean(1)
+    together = [same for found in strata.values() for _, same in found]
+    return _interval(total) | {"prompts": len(together), "paired": sum(together) / len(together)}
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, bool]:
+    """How much more `theirs` has of a prompt, and whether that is of the same seeds."""
+    if common := ours["seeds"].keys() & theirs["seeds"].keys():
+        return sum(theirs["seeds"][s] - ours["seeds"][s] for s in sorted(common)) / len(common), True
+    return theirs["value"] - ours["value"], False
+
+
+def _draw(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices (1 + RESAMPLES, count): the first row is the table as it is, the others are drawn with replacement."""
+    return np.concatenate([np.arange(count)[None], rng.integers(count, size=(RESAMPLES, count))])
+
+
+def _interval(difference: np.ndarray) -> dict[str, float]:
+    """Of gains (1 + RESAMPLES,), the first of which is that of the table as it is."""
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(difference[1:], [tail, 100 - tail])
     return {
@@ -39,7 +82,6 @@ def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any
         "low": float(low),
         "high": float(high),
         "positive": float((difference[1:] > 0).mean()),
-        "scenarios": count,
     }
 
 

@@ -33,8 +33,9 @@ NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
 INTERVAL = (
     "95% interval",
-    "Of the gain over the base: 10,000 times the scenarios are drawn again with replacement, the same ones for both "
-    "models. An interval that holds 0 leaves open which model is better.",
+    "Of the gain over the base: 10,000 times the scenarios, or prompts, are drawn again with replacement, the same "
+    "ones for both models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 "
+    "leaves open which model is better.",
 )
 
 

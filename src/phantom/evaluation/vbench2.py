@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,13 @@ def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str,
         "videos": sum(len(found[d].videos) for d in dimensions),
         "per_prompt": rows,
     }
+
+
+def weights(dimensions: Iterable[str]) -> dict[str, float]:
+    """How much each of these dimensions counts in the total: a group's share falls to those of it that are there."""
+    there = set(dimensions)
+    groups = [found for of in GROUPS.values() if (found := [dimension for dimension in of if dimension in there])]
+    return {dimension: 1 / len(groups) / len(found) for found in groups for dimension in found}
 
 
 def read_results(place: Path) -> dict[str, Result]:

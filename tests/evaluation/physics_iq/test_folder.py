@@ -234,7 +234,7 @@ def test_the_csv_holds_all_that_the_score_needs(benchmark, generated, tmp_path):
     assert [row["scenario"] for row in rows] == ["trimmed-slow.mp4", "trimmed-fast.mp4", "trimmed-melt.mp4"]
     assert len(json.loads(rows[0]["spatiotemporal_iou_v1_perspective-left"])) == small.FRAMES
     again = score_csv(path, descriptions=benchmark / "descriptions.csv")
-    missing = {"fps", "mask_codec", "subset", "expected_videos"}
+    missing = {"fps", "mask_codec", "seeds", "subset", "expected_videos"}
     assert json.dumps(again) == json.dumps({k: v for k, v in found.items() if k not in missing})
 
 

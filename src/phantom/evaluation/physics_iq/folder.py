@@ -102,6 +102,7 @@ def score_folder(
     return summary(results, protocol, categories) | {
         "fps": fps,
         "mask_codec": mask_codec,
+        "seeds": _seeds(generated),
         "subset": len(pairs) < len(expected),
         "expected_videos": len(expected),
     }
@@ -303,6 +304,12 @@ def _quarter(path: Path) -> tuple[int, int]:
     for frame in frames(path):
         return max(1, frame.shape[1] // 4), max(1, frame.shape[0] // 4)
     raise UserError(f"{path}: no frame in it can be decoded")
+
+
+def _seeds(generated: Path) -> list[int]:
+    """Which the videos were sampled with, if `phantom sample` has made them."""
+    place = generated / layout.RECORD
+    return [json.loads(place.read_text(encoding="utf-8"))["settings"]["seed"]] if place.is_file() else []
 
 
 def _digest(path: Path) -> str:

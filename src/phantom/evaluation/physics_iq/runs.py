@@ -57,7 +57,8 @@ def mean_of_runs(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
             )
     scores = {name: found["score"] for name, found in runs.items()}
     known = [score for score in scores.values() if score is not None]
-    both = {"spread": spread(known) if len(known) == len(scores) else None, "runs": scores}
+    seeds = sorted({seed for found in runs.values() for seed in found["seeds"]})
+    both = {"seeds": seeds, "spread": spread(known) if len(known) == len(scores) else None, "runs": scores}
     return _mean(list(runs.values())) | both
 
 
