@@ -24,5 +24,8 @@ COPY src src
 COPY models/mini models/mini
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     DO_NOT_TRACK=1 DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
+# What MLflow's runs name as their code: --build-arg COMMIT="$(git rev-parse HEAD)"
+ARG COMMIT=unknown
+ENV PHANTOM_COMMIT=$COMMIT
 USER 1000:1000
 CMD ["phantom", "--help"]

@@ -23,6 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
+from prefect.runtime import flow_run
 
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
@@ -57,7 +58,7 @@ def _can_help(task: Any, run: Any, state: Any) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_can_help, task_run_name="{stage}")
-def repro(stage: str, lock: int) -> bool:
+def repro(stage: str, lock: int, pipeline: str) -> bool:
     """`dvc repro --single-item <stage>`, its lines to the log and its progress to an artifact. True if it ran."""
     logger = get_run_logger()
     artifact = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"Progress of {stage}")
@@ -67,7 +68,7 @@ def repro(stage: str, lock: int) -> bool:
         if found := _PROGRESS.match(line):
             update_progress_artifact(artifact, progress=100 * int(found[1]) / max(1, int(found[2])))  # type: ignore[arg-type]
 
-    done = run_stage(stage, load_params(ROOT / "params.yaml"), ROOT, lock=lock, on_line=show)
+    done = run_stage(stage, load_params(ROOT / "params.yaml"), ROOT, lock, show, pipeline)
     update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
     logger.info(describe(done))
     return done.ran
@@ -84,6 +85,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     With `approval`, registering waits for `phantom approve`: the run is suspended and holds neither process nor lock.
     """
     ran: dict[str, bool] = {}
+    pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # also of the run that goes on after an approval
     with checkout_lock(ROOT) as lock:
         for change in write_params(ROOT / "params.yaml", overrides_of(params or {})):
             print(change)
@@ -91,7 +93,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
             if stage == "register" and approval and not _approved():
                 print("not approved: the model is not registered")
                 break
-            ran[stage] = TASKS[stage](stage, lock)
+            ran[stage] = TASKS[stage](stage, lock, pipeline)
             if stage == "evaluate":
                 _show_evaluation()
         else:

@@ -47,6 +47,7 @@ class Work:
         figures = {"score": score, "mse": 0.25}
         tree = {"physics_iq": {"single": {"phantom": figures}, "views": ["a"]}, "of": "text"}
         (self.root / "reports/evaluation.json").write_text(json.dumps(tree), encoding="utf-8")
+        (self.root / "reports/index.html").write_text("<p>videos</p>", encoding="utf-8")
         params = self._make(f"register.name={self.name}", *self.store, *overrides)
         return register(params, self.root, promote=promote)
 
@@ -115,11 +116,18 @@ def test_what_a_version_knows_of_itself(work: Work):
 
     run = client.get_run(made.run_id)
     assert run.info.experiment_id == made.experiment_id
+    assert run.data.tags["stage"] == "register" and run.data.tags["git_commit"] == commit
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "clips" and version.tags["data_sha256"].startswith(dataset.dataset.digest)
     assert run.data.metrics == {"physics_iq.single.phantom.score": 20.0, "physics_iq.single.phantom.mse": 0.25}
-    assert {file.path for file in client.list_artifacts(made.run_id)} >= {"params.yaml", "evaluation.json"}
+    assert {file.path for file in client.list_artifacts(made.run_id)} >= {
+        *("params.yaml", "evaluation.json", "index.html")
+    }
     params = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/params.yaml"))
     assert params["register"]["name"] == work.name
 
+    model = mlflow.models.get_model_info(f"models:/{work.name}@champion")
+    assert model.signature.inputs.input_names() == ["prompt", "image", "video"]
     served = mlflow.pyfunc.load_model(f"models:/{work.name}@champion").unwrap_python_model()
     assert (served.model / "config.json").is_file()
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{work.name}@champion", dst_path=str(work.root / "got")))

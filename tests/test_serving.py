@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from phantom import serving
 from phantom.data.video import read_frames, write_mp4
+from phantom.registry import register
 from phantom.training.setup import build_model
 from tests import tiny
 
@@ -90,6 +91,31 @@ def test_an_image_or_a_video_is_continued(served, tmp_path: Path):
     free, continued = served.predict(rows)["video"]
     assert free != continued
     assert free == served.predict(pd.DataFrame({"prompt": [prompt]}))["video"][0]
+
+
+def test_the_champion_of_the_registry_makes_a_video(make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As it is asked for: `models:/phantom@champion`, with the example that the model was registered with."""
+    export = tmp_path / "models/phantom"
+    params = make_params(
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.artifacts={tmp_path}/artifacts",
+        "register.metric=score",
+    )
+    build_model(params, tiny.PHYSICS_CHANNELS).save_export(export, metadata={**METADATA, "sampling": SAMPLING})
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/evaluation.json").write_text('{"score": 1.0}', encoding="utf-8")
+    with monkeypatch.context() as patch:
+        made_here: list[int] = []
+        patch.setattr("phantom.generate.generate", lambda *_, **__: made_here.append(1))
+        made = register(params, tmp_path)
+    assert made.champion and not made_here  # the example is kept, and not run for each registration
+
+    mlflow.set_tracking_uri(params.tracking.uri)
+    champion = mlflow.pyfunc.load_model("models:/phantom@champion")
+    assert champion.metadata.signature == serving.SIGNATURE
+    (video,) = champion.predict(champion.input_example)["video"]
+    assert frames_of(video, tmp_path).shape == (9, 64, 64, 3)
+    assert mlflow.MlflowClient().get_run(made.run_id).outputs.model_outputs
 
 
 def test_other_columns_are_refused_by_the_signature(served):

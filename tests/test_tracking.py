@@ -1,10 +1,14 @@
 """Curves in a real MLflow store: complete, continued without repeats, and never in the way."""
 
+import json
 import time
+from dataclasses import dataclass
 
 import mlflow
 import pytest
 
+from phantom import lineage
+from phantom.records import record
 from phantom.tracking import Tracker
 
 
@@ -79,3 +83,60 @@ def test_a_store_that_fails_for_a_while_gets_everything(params, monkeypatch):
         tracker.log(step, {"loss": float(step)})
     tracker.close()
     assert curve(params, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """As a stage reports."""
+
+    train: int = 9
+    folder: str = "data/clips"
+
+
+def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, monkeypatch):
+    (tmp_path / "data/clips").mkdir(parents=True)
+    (tmp_path / "data/clips/manifest.jsonl").write_text("{}\n")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/evaluation.json").write_text(json.dumps({"physics_iq": {"single": {"phantom": {"score": 2}}}}))
+    (tmp_path / "reports/index.html").write_text("<p>")
+    for mode in ("single", "multi"):
+        folder = tmp_path / "checkpoints/evaluate/phantom-abc" / mode
+        folder.mkdir(parents=True)
+        for number in range(6):
+            (folder / f"{number}.mp4").write_bytes(b"video")
+    monkeypatch.setenv(lineage.COMMIT, "abc123")
+    monkeypatch.setenv(lineage.PIPELINE, "pipeline one")
+    record("prepare", params, Prepared(), tmp_path)
+    tracker = Tracker(params, "train phantom", tags={"stage": "train"}, root=tmp_path)
+    tracker.close()
+    record("evaluate", params, None, tmp_path)
+    monkeypatch.setenv(lineage.PIPELINE, "pipeline two")
+    Tracker(params, "train phantom", root=tmp_path).close("KILLED")
+    monkeypatch.delenv(lineage.PIPELINE)
+    record("prepare", params, Prepared(), tmp_path)  # by itself it leaves none
+    Tracker(params, "train phantom", root=tmp_path).close()
+
+    client = mlflow.MlflowClient(params.tracking.uri)
+    runs = {run.info.run_id: run for run in client.search_runs([tracker._experiment], order_by=["start_time"])}
+    tree = {}
+    for run in runs.values():
+        above = run.data.tags.get(lineage.PARENT)
+        tree.setdefault(runs[above].info.run_name if above else None, []).append(run.info.run_name)
+    assert tree == {
+        None: ["pipeline one", "pipeline two", "train phantom"],
+        "pipeline one": ["prepare", "train phantom", "evaluate"],
+        "pipeline two": ["train phantom"],
+    }
+    statuses = {run.info.run_name: run.info.status for run in runs.values()}
+    assert (statuses["pipeline one"], statuses["pipeline two"]) == ("FINISHED", "KILLED")
+    for run in runs.values():
+        if "pipeline" not in run.data.tags:
+            assert len(run.data.tags["data_sha256"]) == 64 and run.data.tags["git_commit"] == "abc123"
+            assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["data_sha256"][:36]
+    by_name = {run.info.run_name: run for run in runs.values()}
+    assert by_name["prepare"].data.metrics == {"train": 9}
+    assert by_name["evaluate"].data.metrics == {"physics_iq.single.phantom.score": 2.0}
+    evaluated = by_name["evaluate"].info.run_id
+    assert {file.path for file in client.list_artifacts(evaluated)} == {"evaluation.json", "index.html", "samples"}
+    samples = client.list_artifacts(evaluated, "samples/multi")
+    assert [file.path for file in samples] == [f"samples/multi/{number}.mp4" for number in range(4)]

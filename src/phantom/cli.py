@@ -124,11 +124,13 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
     """Make the clips: data/clips, and data/benchmark for the simulated worlds."""
     with stage("prepare", context, params, set_) as tree:
         from phantom.data.prepare import prepare
+        from phantom.records import record
         from phantom.run import stand_in
 
         result = prepare(tree)
         if tree.evaluate.physics_iq.benchmark != "worlds":
             stand_in(Path("data/benchmark"), f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}.")
+        record("prepare", tree, result)
     show(result, as_json)
 
 
@@ -156,10 +158,12 @@ def encode(
             from phantom.data.encode import encode
             from phantom.data.shards import LATENTS
             from phantom.data.shares import Share
+            from phantom.records import record
 
             result = encode(tree, share=None if worker is None or of is None else Share(worker, of), merge=merge)
             if Path(result.folder) == LATENTS:  # not a worker that others are still beside
                 keep("encode")
+                record("encode", tree, result)
     show(result, as_json)
 
 
@@ -203,9 +207,11 @@ def evaluate(
         else:
             from phantom.cluster.outputs import keep
             from phantom.evaluation.stage import evaluate
+            from phantom.records import record
 
             result = evaluate(tree)
             keep("evaluate")
+            record("evaluate", tree, result)
     show(result, as_json)
 
 

@@ -12,19 +12,18 @@ import json
 import logging
 import math
 import os
-import subprocess
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from phantom import __version__
+from phantom import __version__, lineage
 from phantom.config import Params
 from phantom.errors import UserError
 
-EVALUATION = Path("reports/evaluation.json")
+EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
-MANIFEST = Path("data/clips/manifest.jsonl")
 OUT = Path("reports/registered.json")
 
 
@@ -68,9 +67,7 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
     name = params.register_.name
     tags = {
         "identity": _digest(root / EVALUATION, *sorted(p for p in (root / EXPORT).rglob("*") if p.is_file())),
-        "data_sha256": _digest(root / MANIFEST) if (root / MANIFEST).is_file() else "unknown",
-        "git_commit": _git(root, "rev-parse", "HEAD") or "unknown",
-        "git_dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower(),
+        **lineage.tags_of(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
     }
@@ -96,33 +93,58 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
     """Logs the run of the registration and makes a version of its model."""
     import mlflow
 
-    from phantom import serving
-
     name, tracking = params.register_.name, params.tracking
     if client.get_experiment_by_name(tracking.experiment) is None:
         # A server has its own place for artifacts.
         folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
         client.create_experiment(tracking.experiment, folder)
-    mlflow.set_experiment(tracking.experiment)
-    with mlflow.start_run(run_name="register", tags={"stage": "register", **tags}) as run:
+    experiment = mlflow.set_experiment(tracking.experiment).experiment_id
+    tags = {"stage": "register", **tags, **lineage.parent_tag(client, experiment)}
+    with mlflow.start_run(run_name="register", tags=tags) as run:
+        lineage.log_dataset(client, run.info.run_id, tags)
         mlflow.log_metrics(scores)
         mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
-        mlflow.log_artifact(str(root / EVALUATION))
-        with warnings.catch_warnings():
-            # Without an example, which MLflow would run on this machine: a whole video for each registration.
-            warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
-            model = mlflow.pyfunc.log_model(
-                name=name,
-                python_model=serving.__file__,
-                artifacts={"export": str(root / EXPORT)},
-                signature=serving.SIGNATURE,
-                pip_requirements=[f"phantom-video[train]=={__version__}"],
-            )
+        for report in (EVALUATION, PAGE):
+            if (root / report).is_file():
+                mlflow.log_artifact(str(root / report))
+        uri = _log_model(client, name, root / EXPORT, run)
+    if parent := tags.get(lineage.PARENT):
+        client.set_terminated(parent)
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
     return client.create_model_version(
-        name, model.model_uri, run_id=run.info.run_id, tags=tags, description=f"{tags['metric']} {tags['score']}"
+        name, uri, run_id=run.info.run_id, tags=tags, description=f"{tags['metric']} {tags['score']}"
     )
+
+
+def _log_model(client: Any, name: str, export: Path, run: Any) -> str:
+    """The export as a pyfunc model of the run. Returns its address.
+
+    `mlflow.pyfunc.log_model` would run the input example here: a whole video for each registration.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    from phantom import serving
+
+    run_id = run.info.run_id
+    logged = client.create_logged_model(run.info.experiment_id, name, source_run_id=run_id, model_type="pyfunc")
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, of pandas
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            python_model=serving.__file__,
+            artifacts={"export": str(export)},
+            signature=serving.SIGNATURE,
+            input_example=serving.EXAMPLE,
+            pip_requirements=[f"phantom-video[train]=={__version__}"],
+            mlflow_model=Model(run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
+        )
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_uri
 
 
 def _award(client: Any, version: Any, champion: Any | None, metric: str, score: float, promote: bool) -> RegisterResult:
@@ -181,11 +203,3 @@ def _digest(*paths: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _git(root: Path, *args: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -23,6 +23,7 @@ from typing import Any
 from phantom.config import Params, load_params
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.lineage import PIPELINE, new_pipeline
 from phantom.outcome import OUTCOME
 from phantom.privacy import NO_TELEMETRY
 from phantom.progress import say
@@ -53,11 +54,12 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
     """
     params = params or load_params(root / "params.yaml")
     done: list[StageRun] = []
+    pipeline = new_pipeline()
     with checkout_lock(root) as lock:
         for number, stage in enumerate(STAGES, 1):
             say(f"[{number}/{len(STAGES)}] {stage}")
             try:
-                done.append(run_stage(stage, params, root, lock=lock))
+                done.append(run_stage(stage, params, root, lock=lock, pipeline=pipeline))
             except KeyboardInterrupt:
                 raise Interrupted(f"{stage}: interrupted; what was finished is kept, run again to go on") from None
             say(f"[{number}/{len(STAGES)}] {describe(done[-1])}")
@@ -93,9 +95,16 @@ def checkout_lock(root: Path) -> Iterator[int]:
 
 
 def run_stage(
-    stage: str, params: Params, root: Path = Path(), lock: int | None = None, on_line: Line | None = None
+    stage: str,
+    params: Params,
+    root: Path = Path(),
+    lock: int | None = None,
+    on_line: Line | None = None,
+    pipeline: str | None = None,
 ) -> StageRun:
     """`dvc repro --single-item <stage>`. Its output goes to the terminal, or line by line to `on_line` and to a log.
+
+    `pipeline` names the run in MLflow whose child the stage's run is.
 
     Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises what stopped it, or
     UserError, Interrupted or StageFailed with the line that a stage that ended by itself has left.
@@ -116,7 +125,7 @@ def run_stage(
         process = subprocess.Popen(
             command,
             cwd=root,
-            env=_environment(outcome),
+            env=_environment(outcome) | ({PIPELINE: pipeline} if pipeline else {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -303,7 +312,7 @@ def _source_fingerprint(params: Params, root: Path) -> str | None:
     path = params.data.path or ""
     if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
         return None
-    return fingerprint(open_folder(path, root, params.storage.cache_gb))
+    return fingerprint(open_folder(path, root, params.storage))
 
 
 def _is_number(value: Any) -> bool:

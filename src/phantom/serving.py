@@ -27,6 +27,7 @@ SIGNATURE = ModelSignature(
     outputs=Schema([ColSpec(DataType.binary, "video")]),  # mp4
     params=ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("steps", DataType.long, None)]),
 )
+EXAMPLE = pd.DataFrame({"prompt": ["A red ball falls to the ground and bounces."]})
 
 
 class PhantomModel(PythonModel):

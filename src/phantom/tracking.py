@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from phantom import lineage
 from phantom.config import Params
+from phantom.data.storage import open_folder
 from phantom.progress import say
+from phantom.uploads import OUTBOX, Uploaded, Uploads
 
 SEND_EVERY = 2.0  # s between requests with metrics
 RETRY_AFTER = 1.0  # s
@@ -23,12 +26,19 @@ class Tracker:
 
     run_id: the run to continue, as a checkpoint holds it; steps that it already has are not logged again. None after
     construction if there is no store: then everything is dropped, with one line on stderr.
+    checkpoints: the folder of the run's checkpoints, copies of which go to `storage.checkpoints` if that is set.
     """
 
     def __init__(
-        self, params: Params, name: str, run_id: str | None = None, tags: dict[str, str] | None = None
+        self,
+        params: Params,
+        name: str,
+        run_id: str | None = None,
+        tags: dict[str, str] | None = None,
+        checkpoints: Path | None = None,
+        root: Path = Path(),
     ) -> None:
-        self.uri = params.tracking.uri
+        self.uri, self._root = params.tracking.uri, root
         self.run_id: str | None = None
         self._client: Any = None
         self._logged = -1  # newest step that the store has
@@ -36,6 +46,12 @@ class Tracker:
         self._sent = time.monotonic()
         self._warned = False
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._parent: str | None = None
+        self._uploads: Uploads | None = None
+        if checkpoints and params.storage.checkpoints:
+            to = open_folder(params.storage.checkpoints, root, params.storage)
+            outbox = root / OUTBOX / checkpoints.name
+            self._uploads = Uploads(to, outbox, lambda sent: self._queue.put(("upload", sent)))
         try:
             self._open(params, name, run_id, tags or {})
         except Exception as error:  # whatever the store or its driver raises
@@ -57,17 +73,24 @@ class Tracker:
 
     def checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
         """A saved checkpoint, as a model of the run: its step, its losses and where its files are."""
+        if self._uploads:
+            self._uploads.put(path)
         if step > self._logged:
             self._flush()
             self._queue.put(("checkpoint", (step, path, metrics)))
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file to keep with the run."""
-        self._queue.put(("artifact", path))
+        self._queue.put(("artifact", (path, folder)))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Sends what is left, for `PATIENCE` seconds at most, and ends the run: FINISHED, FAILED or KILLED."""
+        """Sends what is left, for `PATIENCE` seconds at most, and ends the run: FINISHED, FAILED or KILLED.
+
+        Copies of checkpoints are waited for at the end of the work alone; else the next process sends them.
+        """
         self._flush()
+        if self._uploads:
+            self._uploads.close(wait=status == "FINISHED")
         self._queue.put(("end", status))
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
@@ -94,7 +117,10 @@ class Tracker:
             self._logged = max((metric.step for metric in history), default=-1)
             self.run_id = run_id
             return
+        tags = {**lineage.tags_of(params, self._root), **tags, **lineage.parent_tag(self._client, self._experiment)}
+        self._parent = tags.get(lineage.PARENT)
         self.run_id = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+        lineage.log_dataset(self._client, self.run_id, tags)
         settings = settings_by_name(params.model_dump(mode="json", by_alias=True))
         self._client.log_batch(self.run_id, params=[Param(k, v) for k, v in settings.items()])
 
@@ -134,11 +160,24 @@ class Tracker:
         self._client.log_batch(self.run_id, metrics=losses)
         self._client.finalize_logged_model(model.model_id, "READY")
 
-    def _send_artifact(self, path: Path) -> None:
-        self._client.log_artifact(self.run_id, str(path))
+    def _send_upload(self, sent: Uploaded) -> None:
+        """Where the copy of a checkpoint is, and the digests of its files, on the model that stands for it."""
+        found = self._client.search_logged_models(
+            [self._experiment],
+            f"name = 'step-{int(sent.name.removeprefix('step-'))}' AND source_run_id = '{self.run_id}'",
+        )
+        for model in found:
+            digests = {f"sha256/{name}": digest for name, digest in sent.sha256.items()}
+            self._client.set_logged_model_tags(model.model_id, {"uri": sent.uri, **digests})
+
+    def _send_artifact(self, value: tuple[Path, str | None]) -> None:
+        path, folder = value
+        self._client.log_artifact(self.run_id, str(path), folder)
 
     def _send_end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status=status)
+        if self._parent:
+            self._client.set_terminated(self._parent, status=status)  # as far as it has come
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import UserError
+from phantom.lineage import PIPELINE
 from phantom.outcome import OUTCOME
 
 WORKSPACE = "/workspace"
 MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status
 SETTINGS = "PHANTOM_PARAMS"
-OF_ONE_CALL = (SETTINGS,)  # variables of a job that may differ where the work is the same
+OF_ONE_CALL = (SETTINGS, PIPELINE)  # variables of a job that may differ where the work is the same
 SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
 
 # What a stage's result is made of: settings, and files that stand for its inputs. As in dvc.yaml.
@@ -100,6 +102,8 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
         "OMP_NUM_THREADS": str(params.cluster.cpu),
         "PYTHONUNBUFFERED": "1",
     }
+    if PIPELINE in os.environ:
+        env[PIPELINE] = os.environ[PIPELINE]
     if stage == "train":
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN)
     return env | dict(pair.split("=", 1) for pair in params.cluster.env)

@@ -1,0 +1,82 @@
+"""Checkpoints are copied to S3 while training goes on: directly, for a server in between would hold gigabytes.
+
+A checkpoint that waits is a folder of links, so that it outlives both its original and this process: what one process
+leaves behind the next one sends. Of several that wait only the newest is sent.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.data.files import fresh_folder, link, sha256
+from phantom.data.storage import Folder
+from phantom.errors import StageFailed, UserError
+from phantom.progress import say
+
+OUTBOX = Path("checkpoints/uploads")
+RETRY_AFTER = 60.0  # s
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A checkpoint that is there: its name, its address, and the digest of each of its files."""
+
+    name: str  # step-0000100
+    uri: str
+    sha256: dict[str, str]
+
+
+class Uploads:
+    """Sends the checkpoints of one run to `to`, from a thread of its own; `done` is called there for each."""
+
+    def __init__(self, to: Folder, outbox: Path, done: Callable[[Uploaded], None]) -> None:
+        self._to, self._outbox, self._done = to, outbox, done
+        self._over, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
+        self._thread.start()
+
+    def put(self, path: Path) -> None:
+        """Lets the checkpoint at `path` be sent. It may be removed there as soon as this returns."""
+        new = fresh_folder(self._outbox / f".{path.name}.new")
+        for file in path.iterdir():
+            link(file, new / file.name)
+        shutil.rmtree(self._outbox / path.name, ignore_errors=True)
+        new.rename(self._outbox / path.name)
+        self._wake.set()
+
+    def close(self, wait: bool) -> None:
+        """Ends the sending, at once or, with `wait`, when nothing waits any more or cannot be sent."""
+        self._over.set()
+        self._wake.set()
+        if wait:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            self._wake.clear()
+            waiting = sorted(self._outbox.glob("step-*"))
+            if waiting:
+                for passed_over in waiting[:-1]:
+                    shutil.rmtree(passed_over, ignore_errors=True)
+                try:
+                    self._send(waiting[-1])
+                    continue
+                except (UserError, StageFailed) as error:
+                    say(f"checkpoints: {waiting[-1].name} is not copied: {error}; it is kept in {self._outbox}")
+            if self._over.is_set():
+                return
+            self._wake.wait(RETRY_AFTER if waiting else None)
+
+    def _send(self, path: Path) -> None:
+        # state.json at the end: where it is, the checkpoint is whole.
+        files = sorted(path.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
+        digests = {}
+        for file in files:
+            digests[file.name] = sha256(file)
+            self._to.upload(file, f"{self._outbox.name}/{path.name}/{file.name}")
+        self._done(Uploaded(path.name, f"{self._to}/{self._outbox.name}/{path.name}", digests))
+        shutil.rmtree(path, ignore_errors=True)
