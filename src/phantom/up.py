@@ -22,7 +22,7 @@ from phantom.run import WORK, installed
 HOST = "127.0.0.1"
 DEPLOYMENT = "full-pipeline"
 FLOW = Path("flows/full_pipeline.py")
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # each of them, on a busy machine
 STOP_SECONDS = 15.0
 
 
