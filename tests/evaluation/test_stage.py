@@ -1,5 +1,6 @@
 """The whole evaluate stage on tiny random models and two simulated worlds."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ import torch
 from phantom.data.sources.worlds_files import write_benchmark
 from phantom.data.video import read_frames
 from phantom.errors import UserError
-from phantom.evaluation import sample, stage
+from phantom.evaluation import prompted, sample, stage
 from phantom.evaluation.stage import evaluate
+from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.registry import flatten
 from phantom.run import score_rows
 from tests import tiny
+from tests.evaluation import judges
 
 SMALL = ("data.worlds.scenarios=2", "evaluate.sampling.steps=2", "evaluate.batch_size=2")
 
@@ -190,3 +193,84 @@ def test_a_missing_export_or_condition_is_named(params, checkout):
     (checkout / "models/phantom/config.json").unlink()
     with pytest.raises(UserError, match="models/phantom: no export there"):
         evaluate(params, checkout)
+
+
+@pytest.fixture
+def asked(checkout, tmp_path):
+    """Settings of all benchmarks, with small judges."""
+    rows = [{"caption": "A ball falls"}, {"caption": "Water <b>flows</b>"}]
+    captions = judges.write_captions(tmp_path / "captions.csv", rows)
+    info = [{"prompt_en": "A ball, again", "dimension": [dimension]} for dimension in DIMENSIONS if dimension[0] != "D"]
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    places = {"videophy": "{input} {output} {weights}", "videophy2": "{input} {output} {task}"}
+    settings = []
+    for name, script in (("videophy", judges.VIDEOPHY), ("videophy2", judges.VIDEOPHY2)):
+        (tmp_path / name).mkdir()
+        command = judges.write_judge(tmp_path / name, script, places[name]).command
+        settings += [f"evaluate.{name}.captions={captions}", f'evaluate.{name}.judge.command="{command}"']
+    return [*settings, f"evaluate.vbench2.info={tmp_path / 'info.json'}", "data.frames=5", "data.min_frames=5"]
+
+
+def test_benchmarks_of_prompts_are_sampled_judged_and_shown(make_params, checkout, asked):
+    params = make_params(*SMALL, *asked, "evaluate.benchmarks=[videophy, videophy2]", "evaluate.videophy.samples=2")
+    result = evaluate(params, checkout)
+    evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
+    assert list(evaluation) == ["videophy", "videophy2"] == list(result.scores)
+    assert list(evaluation["videophy"]) == ["base", "control", "phantom"]
+    assert evaluation["videophy"]["phantom"]["gain"].keys() >= {"gain", "low", "high", "paired"}
+    assert evaluation["videophy"]["phantom"]["gain"]["paired"] == 1
+    assert "videophy2.phantom.joint_4" in flatten(evaluation)
+    assert not any("prompt" in name and not name.endswith("prompts") for name in flatten(evaluation))
+
+    shown = videos(checkout)
+    assert len(shown) == 3 * (2 * 2 + 2)
+    names = {path.name for path in shown if path.parts[-2] == "videophy"}
+    assert names == {"0001-0.mp4", "0001-1.mp4", "0002-0.mp4", "0002-1.mp4"}
+    frames, rate = read_frames(checkout / next(iter(shown)))
+    assert frames.shape == (5, 64, 64, 3) and rate == 4
+    assert len(set(shown.values())) == 3 * 4  # the same captions and seeds are the same videos
+    page = (checkout / "reports/index.html").read_text()
+    assert "VideoPhy-2" in page and "Paper: Phantom" in page and "<b>flows" not in page
+
+
+def test_without_a_judge_the_inputs_of_all_models_are_written_and_the_message_goes_on(make_params, checkout, asked):
+    none = [setting for setting in asked if "command" not in setting]
+    params = make_params(*SMALL, *none, "evaluate.benchmarks=[videophy]")
+    with pytest.raises(UserError, match=r"sa\.csv and pc\.csv beside its input; so also for 2 other models") as error:
+        evaluate(params, checkout)
+    assert "\n" not in str(error.value)
+    inputs = sorted((checkout / stage.WORK).glob("videophy-*/sa_testing.csv"))
+    assert len(inputs) == 3 and not (checkout / "reports").exists()
+    for table in inputs:  # what a judge elsewhere has made of them
+        for task, name in (("sa", "sa_testing.csv"), ("pc", "physics_testing.csv")):
+            rows = list(csv.reader((table.parent / name).open(newline="")))[1:]
+            with (table.parent / f"{task}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([*row, 0.5] for row in rows)
+    assert evaluate(params, checkout).scores == {"videophy": {"base": 50, "control": 50, "phantom": 50}}
+
+
+def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked, tiny_base, tmp_path, monkeypatch):
+    made, generate = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *a: made.append(len(a[1])) or generate(*a))
+    params = make_params(*SMALL, *asked)
+    chosen = ["Mechanics", "Material"]
+    result = prompted.sample_vbench2(params, tiny_base, tmp_path / "out", dimensions=chosen)
+    assert (result.videos, result.frames, sum(made)) == (6, 5, 3)
+    assert set(check_folder(tmp_path / "out", read_plan(tmp_path / "info.json", chosen))) == set(chosen)
+    first, second = (sorted((tmp_path / "out" / dimension).iterdir()) for dimension in chosen)
+    assert [path.name for path in first] == [f"A ball, again-{index}.mp4" for index in range(3)]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len({path.read_bytes() for path in first}) == 3
+    second[1].unlink()
+    prompted.sample_vbench2(params, tiny_base, tmp_path / "out", dimensions=chosen)
+    assert second[1].read_bytes() == first[1].read_bytes() and sum(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"),
+    [("videophy", "evaluate.videophy.captions: null"), ("vbench2", "evaluate.vbench2.info: null")],
+)
+def test_a_benchmark_without_prompts_is_told_before_anything_is_made(make_params, checkout, benchmark, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(make_params(*SMALL, f"evaluate.benchmarks=[{benchmark}]"), checkout)
+    assert not videos(checkout)

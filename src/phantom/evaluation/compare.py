@@ -12,7 +12,7 @@ from phantom.errors import UserError
 from phantom.evaluation import vbench2, videophy, videophy2
 from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
-from phantom.evaluation.report import INTERVAL, PHYSICS_IQ, Figure, bar_of, compared
+from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, bar_of, compared
 
 TITLES = {"physics-iq": "Physics-IQ", "videophy": "VideoPhy", "videophy2": "VideoPhy-2", "vbench2": "VBench-2.0"}
 # As the paper states them (arXiv 2604.08503, tables of the main text), in our fields' names and units.
@@ -133,6 +133,24 @@ def compare(files: Sequence[str], out: Path, base: str | None = None) -> Compari
     result = Comparison(str(out / "index.html"), str(out / "comparison.json"), first, gains)
     (out / "comparison.json").write_text(json.dumps({"base": first, "gains": gains}, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def against_base(benchmark: str, models: Mapping[str, Scores]) -> Table:
+    """The table of one benchmark, of base, control and Phantom."""
+    named = {NAMES[name]: scores for name, scores in models.items()}
+    return _figures((benchmark, ""), named, NAMES["base"])
+
+
+def figures(benchmark: str, models: Mapping[str, Scores]) -> dict[str, Any]:
+    """What evaluation.json says of one benchmark: numbers, gains over the base, and in lists what tables leave out."""
+    base = models["base"]
+    return {
+        name: {key: value for key, value in found.items() if key not in ("per_prompt", "categories", "conventions")}
+        | {"gain": None if name == "base" else _gain((benchmark, ""), base, found)}
+        | {"categories": [{"category": part, **numbers} for part, numbers in found["categories"].items()]}
+        | {"per_prompt": found["per_prompt"]}
+        for name, found in models.items()
+    }
 
 
 def read_scores(given: str) -> tuple[str, Scores]:

@@ -39,7 +39,8 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
 
     base, other: `per_prompt` of a score. Where both have videos of a prompt from the same seeds, these alone are
     compared, one by one. weights: of each stratum (the first of a row's `groups`) in the score, or of all prompts
-    under "". paired: the share of prompts that have common seeds. None with fewer than two prompts in common in any stratum.
+    under "". paired: the share of prompts that have common seeds. None with fewer than two prompts in common in any
+    stratum.
     """
 
     def by_prompt(rows: Rows) -> dict[tuple[str, str], Mapping[str, Any]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from phantom.config import Params, VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import vbench2
 from phantom.evaluation.captions import read_captions
 from phantom.evaluation.sample import Item, Sampled, Settings, find_model, record, sample
+from phantom.evaluation.videophy import score_videophy
+from phantom.evaluation.videophy2 import score_videophy2
 
 
 def sample_captions(
@@ -33,6 +36,30 @@ def sample_vbench2(
 ) -> Sampled:
     """Makes the videos of VBench-2.0, of all or some dimensions. Raises UserError."""
     return _sample(params, model, out, vbench2_items(params, info, dimensions), physics)
+
+
+def items_of(params: Params, name: str) -> list[Item]:
+    """What a benchmark asks for by the settings alone."""
+    return vbench2_items(params) if name == "vbench2" else caption_items(params, name)
+
+
+def score_models(params: Params, name: str, folders: Mapping[str, Path], work: Path) -> dict[str, dict[str, Any]]:
+    """The scores of several models' videos. Without a judge all its inputs are written before the UserError."""
+    settings = params.evaluate
+    scores: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "videophy": lambda at: score_videophy(at, settings.videophy.captions, settings.videophy, work=work),
+        "videophy2": lambda at: score_videophy2(at, settings.videophy2.captions, settings.videophy2, work=work),
+        "vbench2": lambda at: vbench2.score_vbench2(at, settings.vbench2, info=settings.vbench2.info, work=work),
+    }
+    found, failed = {}, []
+    for model, folder in folders.items():
+        try:
+            found[model] = scores[name](folder)
+        except UserError as error:
+            failed.append(str(error))
+    if failed:
+        raise UserError(failed[0] + (f"; so also for {len(failed) - 1} other models" if len(failed) > 1 else ""))
+    return found
 
 
 def caption_items(params: Params, name: str, captions: str | None = None) -> list[Item]:

@@ -152,9 +152,10 @@ def _judged(
     if settings.judge.command is None and not all((folder / f"{task}.csv").is_file() for task in tasks):
         inputs = " and ".join(str(folder / kind.inputs[task]) for task in tasks)
         back = " ".join(f"--{task} FILE" for task in tasks)
+        own = " and ".join(f"{task}.csv" for task in tasks)
         raise UserError(
             f"{kind.setting}.judge.command: null, so that nothing judges here; run the judge elsewhere on {inputs}, "
-            f"and bring what it writes back with {back}"
+            f"and bring what it writes back with {back}, or as {own} beside its input"
         )
 
     def whole(task: str) -> Callable[[Path], object]:

@@ -76,14 +76,20 @@ def evaluation_page(
     evaluation: Mapping[str, Any],
     params: Params,
     root: Path,
-    place: Path,
+    place: Path | None,
     rows: Sequence[Row],
     videos: Mapping[str, Mapping[str, Path]],
+    tables: Sequence[Table] = (),
 ) -> str:
     """The page as HTML.
 
-    evaluation: what evaluation.json will hold. place: the benchmark's files. videos: folder by mode and model.
+    evaluation: what evaluation.json will hold. place: the files of Physics-IQ, None without it. videos: folder by mode
+    and model. tables: of the other benchmarks.
     """
+    if place is None:
+        lede = "Videos of the same prompts, from the same noise."
+        charts = _charts(root, params)
+        return render(Page("Phantom against its base", lede, tables=tables, charts=charts, notes=[INTERVAL]))
     models = list(next(iter(evaluation["physics_iq"].values())))
     settings, benchmark = params.evaluate, evaluation["benchmark"]
     worlds = benchmark["recordings"] == "worlds"
@@ -110,7 +116,7 @@ def evaluation_page(
                 ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
             ],
             bars=[(_mode(mode, params), _bars(found)) for mode, found in evaluation["physics_iq"].items()],
-            tables=[_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]],
+            tables=[*(_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]), *tables],
             scenes=scenes,
             modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
             fps=benchmark["fps"],

@@ -1,9 +1,9 @@
-"""The evaluate stage: base, control and Phantom on the benchmark, from the same seeds; numbers and the page."""
+"""The evaluate stage: base, control and Phantom on the benchmarks, from the same seeds; numbers and the page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from phantom.config import Params
 from phantom.cores import cores
 from phantom.data.video import read_frames
 from phantom.errors import UserError
-from phantom.evaluation import report, trajectories
+from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
 from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
 from phantom.evaluation.physics_iq.layout import Row
 from phantom.evaluation.sample import (
-    Model,
+    Item,
     Settings,
     export,
     items_of,
@@ -36,6 +36,7 @@ from phantom.evaluation.sample import (
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # not DVC's: videos and comparisons, found again by what they were made of
+PHYSICS_IQ = "physics-iq"  # of `evaluate.benchmarks` the one that is measured here, not judged
 ORDER = ("base", "control", "phantom")
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
@@ -50,19 +51,76 @@ class EvaluateResult:
 
 
 def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
-    """Makes and scores the videos of every model and mode; writes `reports/evaluation.json` and `reports/index.html`.
+    """Makes and scores the videos of every model for `evaluate.benchmarks`; writes the numbers and the page.
 
-    Interrupted work is taken up again: a finished video or comparison is never made twice. Raises UserError.
+    Interrupted work is taken up again: a finished video, comparison or judgement is never made twice. Raises UserError.
     """
+    wanted = params.evaluate.benchmarks
+    place: Path | None = None
+    rows: list[Row] = []
+    asked: dict[str, tuple[Settings, list[Item]]] = {}
+    if PHYSICS_IQ in wanted:
+        place, rows = open_benchmark(*_benchmark(params, root))
+        for mode in params.evaluate.physics_iq.modes:
+            settings = Settings.of(params, mode)
+            asked[mode] = settings, items_of(rows, place, settings)
+    for benchmark in wanted:
+        if benchmark != PHYSICS_IQ:
+            asked[benchmark] = Settings.of_prompts(params), prompted.items_of(params, benchmark)
+    videos = make_videos(params, root, asked)
+    by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in asked}
+    modes = {what: by_name.pop(what) for what in asked if what not in wanted}
+
+    evaluation = _physics_iq(params, root, place, rows, modes) if place else {}
+    scored = {name: prompted.score_models(params, name, folders, root / WORK) for name, folders in by_name.items()}
+    scores = {
+        mode: {name: found["score"] for name, found in models.items()}
+        for mode, models in (evaluation.get("physics_iq", {}) | scored).items()
+    }
+    evaluation |= {name: compare.figures(name, models) for name, models in scored.items()}
+    tables = [compare.against_base(name, models) for name, models in scored.items()]
+    page = report.evaluation_page(evaluation, params, root, place, rows, modes, tables)
+    _write(root / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
+    _write(root / PAGE, page)
+    return EvaluateResult(str(EVALUATION), str(PAGE), scores)
+
+
+def make_videos(
+    params: Params, root: Path, asked: Mapping[str, tuple[Settings, Sequence[Item]]]
+) -> dict[tuple[str, str], Path]:
+    """The folder of videos of each (mode or benchmark, model), all of them made. asked: what each asks for, and how."""
+    variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
+    if not (root / "models/phantom/config.json").is_file():
+        raise UserError("models/phantom: no export there; `phantom train` writes it")
+    folders: dict[tuple[str, str], Path] = {}
+    for folder, names in variants.items():
+        if not (root / folder / "config.json").is_file():  # trained without a control
+            continue
+        pipeline = cache(partial(load, root / folder, params))  # one in memory at a time
+        parts = parts_of(root / folder)
+        for name, physics in names.items():
+            model = export(name, parts, pipeline, physics)
+            for what, (settings, items) in asked.items():
+                made_of = record(model, items, settings)
+                out = root / WORK / f"{name}-{key(made_of)}" / what
+                sample(model, items, settings, out, made_of)
+                folders[what, name] = out
+    return folders
+
+
+def _benchmark(params: Params, root: Path) -> tuple[Path, str, Path | None]:
+    """Folder, protocol and descriptions of Physics-IQ, or of the worlds that stand for it."""
     settings = params.evaluate.physics_iq
     benchmark = root / ("data/benchmark" if settings.benchmark == "worlds" else settings.benchmark)
-    descriptions = root / settings.descriptions if settings.descriptions else None
-    place, rows = open_benchmark(benchmark, settings.protocol, descriptions)
-    videos = make_videos(params, root, place, rows)
+    return benchmark, settings.protocol, root / settings.descriptions if settings.descriptions else None
 
-    modes: dict[str, dict[str, Path]] = {
-        mode: {name: videos[mode, name] for name in ORDER if (mode, name) in videos} for mode in settings.modes
-    }
+
+def _physics_iq(
+    params: Params, root: Path, place: Path, rows: Sequence[Row], modes: Mapping[str, Mapping[str, Path]]
+) -> dict[str, Any]:
+    """What evaluation.json says of Physics-IQ, and of the worlds where their physics is known."""
+    settings = params.evaluate.physics_iq
+    benchmark, _, descriptions = _benchmark(params, root)
     scored = {
         mode: {
             name: score_folder(
@@ -80,7 +138,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     }
     evaluation: dict[str, Any] = {
         "benchmark": {
-            "name": "physics-iq",
+            "name": PHYSICS_IQ,
             "recordings": settings.benchmark,
             "protocol": settings.protocol,
             "mask_codec": settings.mask_codec,
@@ -99,37 +157,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
             | {"truth": truth}
             for mode, folders in modes.items()
         }
-    page = report.evaluation_page(evaluation, params, root, place, rows, modes)
-    _write(root / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
-    _write(root / PAGE, page)
-    scores = {mode: {name: found["score"] for name, found in models.items()} for mode, models in scored.items()}
-    return EvaluateResult(str(EVALUATION), str(PAGE), scores)
-
-
-def make_videos(params: Params, root: Path, place: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Path]:
-    """The folder of videos of each (mode, model), all of them made."""
-    variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
-    if not (root / "models/phantom/config.json").is_file():
-        raise UserError("models/phantom: no export there; `phantom train` writes it")
-    folders: dict[tuple[str, str], Path] = {}
-    for model, names in variants.items():
-        if not (root / model / "config.json").is_file():  # trained without a control
-            continue
-        pipeline = cache(partial(load, root / model, params))  # one in memory at a time
-        parts = parts_of(root / model)
-        for name, physics in names.items():
-            for mode in params.evaluate.physics_iq.modes:
-                folders[mode, name] = _make(export(name, parts, pipeline, physics), params, root, mode, place, rows)
-    return folders
-
-
-def _make(model: Model, params: Params, root: Path, mode: Any, place: Path, rows: Sequence[Row]) -> Path:
-    settings = Settings.of(params, mode)
-    items = items_of(rows, place, settings)
-    made_of = record(model, items, settings)
-    out = root / WORK / f"{model.name}-{key(made_of)}" / mode
-    sample(model, items, settings, out, made_of)
-    return out
+    return evaluation
 
 
 def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:
