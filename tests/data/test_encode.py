@@ -26,8 +26,8 @@ def small(make_params, monkeypatch):
     """Settings whose shards hold two batches of two clips each (a shard limit below a megabyte)."""
     init = ShardWriter.__init__
 
-    def smaller(self, folder, megabytes, dtype):
-        init(self, folder, megabytes, dtype)
+    def smaller(self, *arguments):
+        init(self, *arguments)
         self.limit = 600_000
 
     monkeypatch.setattr(ShardWriter, "__init__", smaller)

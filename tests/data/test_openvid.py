@@ -115,7 +115,8 @@ def test_clips_are_read_from_whole_zips_and_pieces_and_nothing_is_unpacked(openv
         assert frames.shape == (9, 64, 64, 3) and fps == 4
         expected = read_frames(video_path(tmp_path, i))[0]
         assert abs(frames[:, 4:-4].mean() - expected[:, :, 8:-8].mean()) < 8
-    assert report == {"train": result.train, "heldout": result.heldout, "quarantined": 0, "removed": {}}
+    counts = {"train": result.train, "heldout": result.heldout, "quarantined": 0, "removed": {}}
+    assert report == counts | {"kept": {"clips": 1.0, "pixels": 0.75}, "buckets": {"9x64x64": 6}}
     assert contents(source) == before and not (tmp_path / "run/checkpoints/prepare").exists()
 
 
@@ -126,7 +127,7 @@ def video_path(tmp_path: Path, seed: int) -> Path:
 
 def test_in_s3_it_is_the_same(openvid_params, source, bucket, tmp_path):
     prepare(openvid_params(), tmp_path / "here")
-    there = open_folder(f"s3://{bucket}/openvid", tmp_path, 1)
+    there = open_folder(f"s3://{bucket}/openvid", tmp_path, openvid_params().storage)
     for name, contents_ in contents(source).items():
         (tmp_path / "file").write_bytes(contents_)
         there.upload(tmp_path / "file", name)
@@ -137,7 +138,7 @@ def test_in_s3_it_is_the_same(openvid_params, source, bucket, tmp_path):
 
 def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source, s3, bucket, tmp_path, monkeypatch):
     prepare(openvid_params(), tmp_path / "here")
-    there = open_folder(f"s3://{bucket}/openvid", tmp_path, 1)
+    there = open_folder(f"s3://{bucket}/openvid", tmp_path, openvid_params().storage)
     for name in contents(source):
         there.upload(source / name, name)
     params = openvid_params(path=f"s3://{bucket}/openvid")

@@ -153,7 +153,7 @@ def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, 
     else:
         for name, caption in CAPTIONS.items():
             (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
-    there = open_folder(f"s3://{bucket}/some/videos", tmp_path, 1)
+    there = open_folder(f"s3://{bucket}/some/videos", tmp_path, folder_params().storage)
     for name in contents(videos):
         there.upload(videos / name, name)
     prepare(folder_params(), tmp_path / "here")

@@ -15,6 +15,7 @@ import boto3
 import pytest
 
 from phantom import cli
+from phantom.config import PRESETS, Storage, load_params
 from phantom.data import cache as caching
 from phantom.data.cache import Cache
 from phantom.data.storage import Joined, LocalFolder, fingerprint, open_folder
@@ -35,8 +36,12 @@ def local(tmp_path: Path) -> LocalFolder:
     return LocalFolder(folder)
 
 
+def storage(cache_gb: float = 1) -> Storage:
+    return load_params(PRESETS / "mini.yaml").storage.model_copy(update={"cache_gb": cache_gb})
+
+
 def remote(bucket: str, root: Path, prefix: str = "in/here", cache_gb: float = 1):
-    return open_folder(f"s3://{bucket}/{prefix}", root, cache_gb)
+    return open_folder(f"s3://{bucket}/{prefix}", root, storage(cache_gb))
 
 
 def put(bucket: str, name: str, contents: bytes) -> None:
@@ -150,7 +155,7 @@ def test_expired_credentials_are_named(s3, bucket, tmp_path):
 
 def test_what_is_not_there_is_named(s3, bucket, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^s3://no-such-bucket/in: no such bucket$"):
-        open_folder("s3://no-such-bucket/in", tmp_path, 1).list()
+        open_folder("s3://no-such-bucket/in", tmp_path, storage()).list()
     with pytest.raises(UserError, match=rf"^s3://{bucket}/in/here: nothing there$"):
         remote(bucket, tmp_path).list()
     put(bucket, "a.mp4", b"x")
@@ -163,9 +168,9 @@ def test_what_is_not_there_is_named(s3, bucket, tmp_path, monkeypatch):
         read(folder, "a.mp4")
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(UserError, match=r"^s3://no-such-bucket/x: no such bucket$"):
-        open_folder("s3://no-such-bucket", tmp_path, 1).upload(tmp_path / "file", "x")
+        open_folder("s3://no-such-bucket", tmp_path, storage()).upload(tmp_path / "file", "x")
     with pytest.raises(UserError, match=r"^s3://: no bucket named"):
-        open_folder("s3://", tmp_path, 1)
+        open_folder("s3://", tmp_path, storage())
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(UserError, match=r": no credentials; set AWS_ACCESS_KEY_ID"):
         remote(bucket, tmp_path).list()

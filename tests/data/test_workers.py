@@ -32,8 +32,8 @@ def params(make_params, monkeypatch):
     """Settings whose shards hold one batch, of two clips at most, each."""
     init = ShardWriter.__init__
 
-    def smaller(self, folder, megabytes, dtype):
-        init(self, folder, megabytes, dtype)
+    def smaller(self, *arguments):
+        init(self, *arguments)
         self.limit = 1
 
     monkeypatch.setattr(ShardWriter, "__init__", smaller)

@@ -43,6 +43,11 @@ class Cache:
         finally:
             held.close()
 
+    def forget(self, key: str) -> None:
+        """Removes the file `key`, and those whose keys begin so. Whoever has one open goes on with what it has."""
+        for path in self.folder.glob(f"{key}*"):
+            path.unlink(missing_ok=True)
+
     def _hold(self, path: Path) -> BinaryIO | None:
         """A lock on the file at `path`; None if there is none."""
         try:

@@ -16,17 +16,21 @@ import torch
 
 from phantom.config import Models, Params
 from phantom.data.ahead import ahead
-from phantom.data.files import fresh_folder, link, replace_folder, sha256
+from phantom.data.files import alone, fresh_folder, link, replace_folder, sha256
+from phantom.data.frames import read_clip_frames
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
+from phantom.data.physics import NONE, POOL, storage_of
 from phantom.data.shards import (
     EMPTY_TEXT,
     FORMAT,
     INDEX,
     LATENTS,
+    RESIZE,
     Latents,
     ShardWriter,
     describe,
     make_recipe,
+    stored_name,
     write_tensors,
 )
 from phantom.data.shares import (
@@ -37,25 +41,29 @@ from phantom.data.shares import (
     is_merger,
     refuse_others_at_work,
 )
-from phantom.data.video import BadClip, read_frames
+from phantom.data.storage import Folder, open_folder
 from phantom.encoders import Encoders, load_encoders
 from phantom.errors import UserError
 from phantom.progress import say, track
 
 WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before it runs the stage
+LOCK = Path("checkpoints/encode.lock")
 
 
 @dataclass(frozen=True)
 class EncodeResult:
     """How many clips there are, how many of them had been encoded already, and what they take.
 
-    Of a worker: its own clips, and the shards in its own folder.
+    physics_error: what storing physics latents as `encode.physics_storage` costs, the root mean square of the
+    difference over that of the latents, mean and worst of the clips. Of a worker: its own clips, and the shards in its
+    own folder.
     """
 
     clips: int
     kept: int
     shards: int
     megabytes: float
+    physics_error: dict[str, float]
     folder: str
 
 
@@ -67,6 +75,8 @@ class Task:
     recipe: dict[str, Any]
     manifest: str  # its digest
     work: Path
+    storage: str  # of the physics latents
+    store: Folder | None  # where shards go; None: into data/latents
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,19 +93,20 @@ def encode(params: Params, root: Path = Path(), share: Share | None = None, merg
     workers have finished and encodes the rest. Raises UserError if a clip is not the one that the manifest names.
     """
     task = _task(params, root)
-    if share is None and merge:
-        return _merge(task, root)
     if share is None:
-        refuse_others_at_work(task.work, Share().folder)
-        return _finish(task, params, root)
+        refuse_others_at_work(task.work, "" if merge else Share().folder)
+        with alone(root / LOCK, "makes data/latents"):
+            return _merge(task, root) if merge else _finish(task, params, root)
     mine = [clip for clip in task.clips if share.takes(clip.id)]
     if _is_published(task, root):  # this worker was started again after the last had merged
-        return EncodeResult(len(mine), len(mine), 0, 0.0, str(root / LATENTS))
+        return EncodeResult(len(mine), len(mine), 0, 0.0, _errors([]), str(root / LATENTS))
     kept, writer = _encode(mine, task, share, params, root)
     if merge and not _missing(task) and is_merger(task.work, share):
-        return _finish(task, params, root)
-    megabytes = sum(shard["bytes"] for shard in writer.finished) / 2**20
-    return EncodeResult(len(mine), kept, len(writer.finished), round(megabytes, 1), str(writer.folder))
+        with alone(root / LOCK, "makes data/latents"):
+            return _finish(task, params, root)
+    megabytes = round(sum(shard["bytes"] for shard in writer.finished) / 2**20, 1)
+    errors = _errors([clip for shard in writer.finished for clip in shard["clips"]])
+    return EncodeResult(len(mine), kept, len(writer.finished), megabytes, errors, str(writer.folder))
 
 
 def _task(params: Params, root: Path) -> Task:
@@ -105,14 +116,18 @@ def _task(params: Params, root: Path) -> Task:
         raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
     for clip in clips:
         _refuse_unfit(clip, params, manifest)
-    recipe = {**make_recipe(params), "weights": _weights(params.models)}
+    recipe = {**make_recipe(params), "resize": RESIZE, "weights": _weights(params.models)}
     digest = sha256(manifest)
-    return Task(clips, recipe, digest, root / WORK / _digest([_digest(recipe), digest])[:16])
+    work = root / WORK / _digest([_digest(recipe), digest])[:16]
+    where = params.storage.latents
+    return Task(
+        clips, recipe, digest, work, storage_of(params), open_folder(where, root, params.storage) if where else None
+    )
 
 
 def _finish(task: Task, params: Params, root: Path) -> EncodeResult:
     """Encodes what no finished shard holds, and makes data/latents of all."""
-    for shard in damaged_shards(finished_shards(task.work)):
+    for shard in damaged_shards(finished_shards(task.work), task.store):
         say(f"encode: {shard.path} is damaged: its {len(shard.ids)} clips are encoded again")
     kept, _ = _encode(task.clips, task, Share(), params, root)
     return _publish(task, kept, root / LATENTS)
@@ -120,8 +135,7 @@ def _finish(task: Task, params: Params, root: Path) -> EncodeResult:
 
 def _merge(task: Task, root: Path) -> EncodeResult:
     """Makes data/latents of what workers have finished. Raises UserError if that is not all."""
-    refuse_others_at_work(task.work, "")
-    damaged = damaged_shards(finished_shards(task.work))
+    damaged = damaged_shards(finished_shards(task.work), task.store)
     if missing := _missing(task):
         where = f" ({damaged[0].path} was damaged)" if damaged else ""
         raise UserError(
@@ -135,25 +149,25 @@ def _encode(clips: list[Clip], task: Task, share: Share, params: Params, root: P
     """Encodes those `clips` that no finished shard holds, into the folder of `share`; returns how many one held."""
     folder = task.work / share.folder
     with at_work(folder, str(share)):
-        writer = ShardWriter(folder, params.encode.shard_mb, task.dtype)
+        writer = ShardWriter(folder, params.encode.shard_mb, task.dtype, task.storage, task.store)
         done = {id_ for shard in finished_shards(task.work) for id_ in shard.ids}
-        # Batches of one length, in the manifest's order: what finished shards hold is always a whole number of them.
-        by_length: dict[int, list[Clip]] = defaultdict(list)
+        # Batches of one shape, in the manifest's order: what finished shards hold is always a whole number of them.
+        by_shape: dict[tuple[int, int, int], list[Clip]] = defaultdict(list)
         for clip in clips:
             if clip.id not in done:
-                by_length[clip.frames].append(clip)
+                by_shape[clip.frames, clip.height or 0, clip.width or 0].append(clip)
         size = params.encode.batch_size
-        batches = [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
+        batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
         kept = len(clips) - sum(map(len, batches))
         if batches:
             encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
-            _refuse_size(params, encoders)
+            _refuse_size(params, encoders, task.storage)
             empty = encoders.text.encode([""])[0].to("cpu", task.dtype).clone()
             write_tensors(folder / EMPTY_TEXT, {"text": empty})
             read = partial(_read_batch, root / CLIPS)
             with track("encode", len(clips), "clips", done=kept) as bar:
                 for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
-                    writer.add(_encode_batch(batch, frames, encoders, params))
+                    writer.add(_encode_batch(batch, frames, encoders, params, task.storage))
                     bar.advance(len(batch))
             writer.close()
     return kept, writer
@@ -190,11 +204,17 @@ def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]
     return sorted(int(k) for k in drawn)
 
 
-def _encode_batch(batch: list[Clip], frames: torch.Tensor, encoders: Encoders, params: Params) -> list[Latents]:
-    """Latents of clips of one length: `frames` uint8 (B, F, H, W, 3)."""
+def _encode_batch(
+    batch: list[Clip], frames: torch.Tensor, encoders: Encoders, params: Params, storage: str
+) -> list[Latents]:
+    """Latents of clips of one shape: `frames` uint8 (B, F, H, W, 3). Without physics latents where none are stored."""
     settings = params.encode
+
+    def states(frames: torch.Tensor) -> torch.Tensor:
+        return torch.empty(len(frames), 0) if storage == NONE else encoders.physics.encode(frames)
+
     video = encoders.video.encode(frames)
-    physics = encoders.physics.encode(frames)
+    physics = states(frames)
     text = encoders.text.encode([clip.caption for clip in batch])
     lengths = [
         prefix_lengths(clip, settings.seed, settings.max_prefix_frames, settings.prefixes_per_clip) for clip in batch
@@ -203,28 +223,14 @@ def _encode_batch(batch: list[Clip], frames: torch.Tensor, encoders: Encoders, p
     for k in sorted({k for row in lengths for k in row}):
         rows = [i for i, row in enumerate(lengths) if k in row]
         # The frames of the prefix alone go in: features cut from those of the whole clip would know the future.
-        for i, z in zip(rows, encoders.physics.encode(frames[rows, :k]), strict=True):
+        for i, z in zip(rows, states(frames[rows, :k]), strict=True):
             prefixes[i][k] = z
     return [Latents(clip.id, clip.caption, video[i], physics[i], prefixes[i], text[i]) for i, clip in enumerate(batch)]
 
 
 def _read_batch(folder: Path, batch: list[Clip]) -> torch.Tensor:
     """uint8 (B, F, H, W, 3). Raises UserError if a file is not what the manifest says."""
-    return torch.from_numpy(np.stack([_read(folder / clip.path, clip) for clip in batch]))
-
-
-def _read(path: Path, clip: Clip) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `phantom prepare` makes the clips")
-    if sha256(path) != clip.sha256:
-        raise UserError(f"{path}: not the file that {MANIFEST} names (sha256 differs); run `phantom prepare` again")
-    try:
-        frames = read_frames(path)[0]
-    except BadClip as reason:
-        raise UserError(f"{path}: {reason}") from None
-    if len(frames) != clip.frames:
-        raise UserError(f"{path}: {len(frames)} frames, {MANIFEST} says {clip.frames}; run `phantom prepare` again")
-    return frames
+    return torch.from_numpy(np.stack([read_clip_frames(folder, clip) for clip in batch]))
 
 
 def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
@@ -234,6 +240,12 @@ def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
             f"{manifest}: clip {clip.id!r} has {clip.frames} frames, accepted: 4m + 1 from {params.data.min_frames} "
             f"to {params.data.frames} (data.min_frames, data.frames); run `phantom prepare` again"
         )
+    if None not in (clip.height, clip.width) and (clip.height, clip.width) not in params.data.sizes:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} is of {clip.height}x{clip.width}, accepted: "
+            f"{', '.join(f'{height}x{width}' for height, width in params.data.sizes)} (data.height, data.width, "
+            "data.buckets); run `phantom prepare` again"
+        )
     if clip.fps != params.data.fps:
         raise UserError(
             f"{manifest}: clip {clip.id!r} has {clip.fps:g} frames per second, accepted: {params.data.fps} (data.fps); "
@@ -241,10 +253,12 @@ def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
         )
 
 
-def _refuse_size(params: Params, encoders: Encoders) -> None:
-    """Raises UserError if the VAE cannot halve the picture as often as it has to."""
+def _refuse_size(params: Params, encoders: Encoders, storage: str) -> None:
+    """Raises UserError if the VAE cannot halve the picture as often as it has to, or the places cannot be pooled."""
+    if storage == "pooled" and (side := encoders.physics.side) % POOL:
+        raise UserError(f"encode.physics_storage: found pooled, accepted with {side} x {side} places: raw, int8")
     stride = encoders.video.vae.config.scale_factor_spatial
-    for key, value in (("height", params.data.height), ("width", params.data.width)):
+    for key, value in params.data.sides:
         if value % stride:
             nearest = max(stride, round(value / stride) * stride)
             raise UserError(
@@ -263,7 +277,7 @@ def _weights(models: Models) -> str | None:
 
 
 def _publish(task: Task, kept: int, out: Path) -> EncodeResult:
-    """Puts the finished shards, numbered anew, and their index in the place of `out`."""
+    """Puts the finished shards, numbered anew, and their index in the place of `out`; with a store, the index alone."""
     new = fresh_folder(out.with_name(out.name + ".new"))
     shards: list[dict[str, Any]] = []
     encoded: dict[str, dict[str, Any]] = {}
@@ -273,16 +287,21 @@ def _publish(task: Task, kept: int, out: Path) -> EncodeResult:
         fresh = {clip["id"]: {**clip, "shard": file} for clip in shard.note["clips"] if clip["id"] not in encoded}
         if fresh:
             encoded |= fresh
-            link(shard.path, new / file)
+            if task.store is None:
+                link(shard.path, new / file)
+            elif shard.path.is_file():  # finished before there was a store
+                task.store.upload(shard.path, stored_name(shard.note["sha256"]))
             shards.append({"file": file, "sha256": shard.note["sha256"], "bytes": shard.note["bytes"]})
     source = min(task.work.glob(f"*/{EMPTY_TEXT}"))
     link(source, new / EMPTY_TEXT)
     empty = describe(source)
+    errors = _errors([*encoded.values()])
     index = {
         "format": FORMAT,
         "recipe": task.recipe,
         "recipe_hash": _digest(task.recipe),
         "manifest": task.manifest,
+        "physics_error": errors,
         "shards": shards,
         "empty_text": empty,
         "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in task.clips],
@@ -291,7 +310,12 @@ def _publish(task: Task, kept: int, out: Path) -> EncodeResult:
     replace_folder(new, out)
     shutil.rmtree(task.work, ignore_errors=True)  # a worker that just ends may hold a file there
     megabytes = sum(file["bytes"] for file in (*shards, empty)) / 2**20
-    return EncodeResult(len(task.clips), kept, len(shards), round(megabytes, 1), str(out))
+    return EncodeResult(len(task.clips), kept, len(shards), round(megabytes, 1), errors, str(out))
+
+
+def _errors(clips: list[dict[str, Any]]) -> dict[str, float]:
+    errors = [clip["physics_error"] for clip in clips] or [0.0]
+    return {"mean": round(sum(errors) / len(errors), 5), "worst": max(errors)}
 
 
 def _digest(value: Any) -> str:

@@ -80,7 +80,7 @@ def _write_clips(new: Path, params: Params, root: Path) -> Found:
             raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
     if data.source == "worlds":
         return Found(clips=worlds_files.write_clips(new, params))
-    source = open_folder(str(data.path), root, params.storage.cache_gb)
+    source = open_folder(str(data.path), root, params.storage)
     if isinstance(source, LocalFolder):
         here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):

@@ -5,7 +5,9 @@ index.json                recipe, its hash, and every file and clip: split, capt
 shard-00000.safetensors   {id}/video, {id}/physics, {id}/prefix/{k} and {id}/text of the clips of some batches
 empty_text.safetensors    the embedding of the caption ""
 ```
-Tensors are stored in the precision of the frozen models (`models.dtype`) and read as float32.
+Tensors are stored in the precision of the frozen models (`models.dtype`), physics latents as `encode.physics_storage`
+says, and read as float32. With `storage.latents` the shards lie there instead, each under the name of its sha256, so
+that what another run reads is never replaced; the index stays here.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from phantom.config import Params
+from phantom.data import physics
 from phantom.data.files import settle, sha256
+from phantom.data.storage import Folder, LocalFolder
+from phantom.data.tensors import Damaged, TensorFile
 from phantom.errors import UserError
+from phantom.progress import say
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
@@ -43,11 +50,16 @@ RECIPE = (
     "data.fps",
     "data.height",
     "data.width",
+    "data.buckets",
     "encode.max_prefix_frames",
     "encode.prefixes_per_clip",
     "encode.text_tokens",
+    "encode.physics_storage",
     "encode.seed",
+    "train.physics_latents",
 )
+# How frames become what the encoders see, in words: this too decides what latents are.
+RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 
 
 @dataclass(frozen=True)
@@ -58,17 +70,21 @@ class Latents:
     caption: str
     video: torch.Tensor  # (C_v, F, h, w)
     physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 2F - 1
-    prefixes: dict[int, torch.Tensor]  # k frames -> z^o (C_z, 2K - 1, h_z, w_z) of these alone, K = 1 + (k - 1) / 4
+    prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 2K - 1, h_z, w_z) of these alone, K = 1 + (k - 1) / 4
     text: torch.Tensor  # (tokens, D), without padding
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
-    """What `params` say about latents, by dotted name."""
-    return {key: reduce(getattr, key.split("."), params) for key in RECIPE}
+    """What `params` say about latents, by dotted name, as JSON has it."""
+    return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE}))
 
 
 def refuse_other_recipe(recipe: dict[str, Any], params: Params) -> None:
     """Raises UserError, naming the first difference, where latents were not made as `params` say."""
+    if recipe.get("resize", RESIZE) != RESIZE:
+        raise UserError(
+            f"{LATENTS}: made with resize {recipe['resize']!r}, this version has {RESIZE!r}; run `phantom encode` again"
+        )
     for key, wanted in make_recipe(params).items():
         if recipe.get(key) != wanted:
             raise UserError(
@@ -81,11 +97,14 @@ class ShardWriter:
     """Writes encoded clips into numbered shards of about `megabytes` each in `folder`.
 
     A shard is finished when the note of what it holds lies beside it (`shard-00000.json`); a writer that is opened on
-    the same folder again goes on behind the last finished one.
+    the same folder again goes on behind the last finished one. With a `store`, shards are put there, and only their
+    notes stay. `storage` is that of the physics latents.
     """
 
-    def __init__(self, folder: Path, megabytes: int, dtype: torch.dtype) -> None:
-        self.folder, self.limit, self.dtype = folder, megabytes * 2**20, dtype
+    def __init__(
+        self, folder: Path, megabytes: int, dtype: torch.dtype, storage: str = "raw", store: Folder | None = None
+    ) -> None:
+        self.folder, self.limit, self.dtype, self.storage, self.store = folder, megabytes * 2**20, dtype, storage, store
         folder.mkdir(parents=True, exist_ok=True)
         notes = sorted(folder.glob("shard-*.json"))
         self.finished: list[dict[str, Any]] = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
@@ -101,9 +120,13 @@ class ShardWriter:
     def add(self, batch: list[Latents]) -> None:
         """Takes the clips of one batch; they stay in one shard, which is written when it is full."""
         for clip in batch:
-            tensors = {"video": clip.video, "physics": clip.physics, "text": clip.text}
-            tensors |= {f"prefix/{k}": z for k, z in clip.prefixes.items()}
-            tensors = {f"{clip.id}/{name}": self._stored(tensor) for name, tensor in tensors.items()}
+            states = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
+            tensors = {"video": clip.video.to(self.dtype), "text": clip.text.to(self.dtype)}
+            for name, z in states.items():
+                packed = physics.pack(z, self.storage, self.dtype)
+                tensors |= {name + end: tensor for end, tensor in packed.items()}
+            # Copies of their own: a slice would hold its whole batch in memory.
+            tensors = {f"{clip.id}/{name}": _copy(tensor) for name, tensor in tensors.items()}
             self._tensors |= tensors
             self._clips.append(
                 {
@@ -111,6 +134,7 @@ class ShardWriter:
                     "video": list(clip.video.shape),
                     "prefixes": sorted(clip.prefixes),
                     "crc32": _checksum(tensors),
+                    "physics_error": round(physics.storage_error(clip.physics, self.storage, self.dtype), 5),
                 }
             )
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.limit:
@@ -123,17 +147,26 @@ class ShardWriter:
         path = self.folder / f"shard-{self._number:05d}.safetensors"
         write_tensors(path, self._tensors)
         shard = {**describe(path), "clips": self._clips}
+        if self.store:
+            self.store.upload(path, stored_name(shard["sha256"]))
         part = _part(path)
         part.write_text(json.dumps(shard), encoding="utf-8")
         settle(part)
         part.replace(path.with_suffix(".json"))
+        if self.store:
+            path.unlink()
         self.finished.append(shard)
         self._number += 1
         self._tensors, self._clips = {}, []
 
-    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        # A copy of its own: a slice would hold its whole batch in memory.
-        return tensor.detach().to("cpu", self.dtype, copy=True).contiguous()
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def stored_name(sha256: str) -> str:
+    """What a shard is called in `storage.latents`."""
+    return f"{sha256}.safetensors"
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -162,43 +195,63 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 class LatentSet:
-    """The clips of one split ("train" or "heldout") of data/latents, read from the disk when they are asked for.
+    """The clips of one split ("train" or "heldout") of data/latents, read when they are asked for, by any thread.
 
-    Raises UserError if the folder is missing or incomplete, naming the file; a damaged clip is one when it is read.
+    Shards that are not in `folder` are read from `store`. Raises UserError if any is missing or not whole, naming it; a
+    damaged clip is one when it is read, after it has been fetched once more where it comes from afar.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, store: Folder | None = None) -> None:
         self.folder, self.split = folder, split
         index = _read_index(folder)
         self.recipe: dict[str, Any] = index["recipe"]
+        self.manifest: str | None = index["manifest"]  # digest of the clips' manifest
+        is_online = self.recipe.get("train.physics_latents") == "online"
+        self._storage = physics.NONE if is_online else self.recipe.get("encode.physics_storage", "raw")
         self._clips = [clip for clip in index["clips"] if clip["split"] == split]
         contents = [self.recipe, [(clip["id"], clip["split"], clip["crc32"]) for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
-        self._files = {
-            stated["file"]: _open_tensors(folder, stated) for stated in (*index["shards"], index["empty_text"])
-        }
-        self.empty_text = self._files[EMPTY_TEXT].get_tensor("text").float()
-
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        # A process that loads data opens the files itself: mapped memory cannot be sent.
-        return LatentSet, (self.folder, self.split)
+        stated = (*index["shards"], index["empty_text"])
+        afar = store and any(not (folder / one["file"]).is_file() for one in stated)
+        there = {entry.name: entry.size for entry in store.list()} if store and afar else {}
+        self._files = {one["file"]: _find(folder, one, store, there) for one in stated}
+        self.empty_text = self._tensors(EMPTY_TEXT, ["text"], "the empty caption")["text"].float()
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> Latents:
         clip = self._clips[index]
-        file, id_ = self._files[clip["shard"]], clip["id"]
-        names = ["video", "physics", "text", *(f"prefix/{k}" for k in clip["prefixes"])]
-        try:
-            tensors = {f"{id_}/{name}": file.get_tensor(f"{id_}/{name}") for name in names}
-        except SafetensorError as error:
-            raise _damaged(self.folder / clip["shard"], str(error)) from None
-        if _checksum(tensors) != clip["crc32"]:
-            raise _damaged(self.folder / clip["shard"], f"clip {id_!r} is not what was written")
-        video, physics, text, *prefixes = (tensor.to(torch.float32, copy=True) for tensor in tensors.values())
-        return Latents(id_, clip["caption"], video, physics, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
+        id_ = clip["id"]
+        states = ["physics", *(f"prefix/{k}" for k in clip["prefixes"])]
+        ends = physics.names(self._storage)
+        names = [f"{id_}/{name}" for name in ("video", "text", *(name + end for name in states for end in ends))]
+        tensors = self._tensors(clip["shard"], names, f"clip {id_!r}", clip["crc32"])
+        z, *prefixes = (
+            physics.unpack({end: tensors[f"{id_}/{name}{end}"] for end in ends}, self._storage) for name in states
+        )
+        video, text = (tensors[f"{id_}/{name}"].float() for name in ("video", "text"))
+        return Latents(id_, clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
+
+    def _tensors(self, shard: str, names: list[str], what: str, crc: int | None = None) -> dict[str, torch.Tensor]:
+        """The tensors `names` of a shard, compared with their checksum. Raises UserError if they stay damaged."""
+        file = self._files[shard]
+        where = str(self.folder / shard)
+        if file.folder.is_remote:
+            where = f"{file.folder}/{file.name} ({shard})"
+        for attempt in range(2):
+            try:
+                tensors = file.read(names)
+                if crc is not None and _checksum(tensors) != crc:
+                    raise Damaged(f"{what} is not what was written")
+                return tensors
+            except Damaged as damage:
+                if attempt or not file.folder.is_remote:
+                    raise _damaged(where, str(damage)) from None
+                say(f"{where}: damaged: {damage}; it is fetched again")
+                file.forget()
+        raise AssertionError
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> int:
@@ -217,23 +270,27 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
-        return {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
+        stated = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
+        return stated | {"manifest": index.get("manifest")}
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, "not an index of latents") from None
 
 
-def _open_tensors(folder: Path, stated: dict[str, Any]) -> Any:
-    """Maps a safetensors file into memory, after comparing its size: reading past a file's end kills the process."""
-    path = folder / stated["file"]
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `phantom encode` again")
-    if path.stat().st_size != stated["bytes"]:
-        raise _damaged(path, f"{path.stat().st_size} bytes, {stated['bytes']} were written")
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
+def _find(folder: Path, stated: dict[str, Any], store: Folder | None, there: dict[str, int]) -> TensorFile:
+    """A file that the index states, after comparing its size."""
+    path, size = folder / stated["file"], stated["bytes"]
+    if path.is_file():
+        if path.stat().st_size != size:
+            raise _damaged(path, f"{path.stat().st_size} bytes, {size} were written")
+        return TensorFile(LocalFolder(folder), path.name, size)
+    if store is None:
+        raise UserError(f"{path}: no such file, and storage.latents is null; run `phantom encode` again")
+    name = stored_name(stated["sha256"])
+    if there.get(name) != size:
+        found = f"{there[name]} bytes, {size} were written" if name in there else "no such file"
+        raise _damaged(f"{store}/{name} ({path.name})", found)
+    return TensorFile(store, name, size)
 
 
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: damaged: {what}; run `phantom encode` again")
+def _damaged(where: Path | str, what: str) -> UserError:
+    return UserError(f"{where}: damaged: {what}; run `phantom encode` again")

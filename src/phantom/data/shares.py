@@ -9,11 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phantom.data.ahead import ahead
 from phantom.data.files import sha256
+from phantom.data.shards import stored_name
+from phantom.data.storage import Folder
 from phantom.errors import UserError
 
 LOCK, MERGER = "lock", "merger"
@@ -81,9 +84,12 @@ def finished_shards(work: Path) -> list[Shard]:
     return [Shard(note.with_suffix(".safetensors"), json.loads(note.read_text(encoding="utf-8"))) for note in notes]
 
 
-def damaged_shards(shards: list[Shard]) -> list[Shard]:
-    """Those whose file is not what its note says. Their notes are removed, so that their clips are encoded again."""
-    whole = ahead(_is_whole, shards, os.cpu_count() or 1)
+def damaged_shards(shards: list[Shard], store: Folder | None = None) -> list[Shard]:
+    """Those whose file is not what its note says. Their notes are removed, so that their clips are encoded again.
+
+    Of those that are in `store` already the size is compared: they are read there with their clips' checksums.
+    """
+    whole = ahead(partial(_is_whole, store=store), shards, os.cpu_count() or 1)
     damaged = [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
     for shard in damaged:
         shard.path.with_suffix(".json").unlink()
@@ -101,8 +107,10 @@ def is_merger(work: Path, share: Share) -> bool:
     return False
 
 
-def _is_whole(shard: Shard) -> bool:
-    return shard.path.is_file() and sha256(shard.path) == shard.note["sha256"]
+def _is_whole(shard: Shard, store: Folder | None) -> bool:
+    if shard.path.is_file():
+        return sha256(shard.path) == shard.note["sha256"]
+    return store is not None and store.size(stored_name(shard.note["sha256"])) == shard.note["bytes"]
 
 
 def _lock(descriptor: int) -> bool:

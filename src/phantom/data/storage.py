@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from phantom.config import Storage
 from phantom.data.cache import Cache
 from phantom.errors import StageFailed, UserError
 
@@ -54,6 +57,8 @@ class Entry:
 
 class LocalFolder:
     """A folder of this machine."""
+
+    is_remote = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,6 +99,18 @@ class LocalFolder:
         """A path of this machine at which the file is, for as long as the context lasts."""
         return nullcontext(self.path / name)
 
+    def size(self, name: str) -> int | None:
+        """The size of the file `name`; None if there is none."""
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
+
+    def range(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The bytes from `start` to `stop` of the file `name`, uint8; fewer where it ends before."""
+        return _range(self.path / name, start, stop)
+
+    def forget(self, name: str) -> None:
+        """Nothing of a file is kept elsewhere."""
+
     def upload(self, source: Path, name: str) -> None:
         """Puts the file `source` at `name`, whole or not at all."""
         target = self.path / name
@@ -105,6 +122,8 @@ class LocalFolder:
 
 class S3Folder:
     """What lies under s3://bucket/prefix/. Every fault becomes one line; those that may pass are tried again first."""
+
+    is_remote = True
 
     def __init__(self, url: str, cache: Cache) -> None:
         bucket, _, prefix = url.removeprefix(S3).partition("/")
@@ -144,9 +163,38 @@ class S3Folder:
     def local(self, name: str) -> Iterator[Path]:
         """A path of this machine at which the file is, for as long as the context lasts."""
         entry = self._known(name)
-        key = hashlib.sha256(f"{self}/{name}\0{entry.version}".encode()).hexdigest()
-        with self.cache.file(key, entry.size, f"{self}/{name}", self.pieces(entry, 0, entry.size)) as path:
+        with self.cache.file(self._key(entry), entry.size, f"{self}/{name}", self.pieces(entry, 0, entry.size)) as path:
             yield path
+
+    def size(self, name: str) -> int | None:
+        """The size of the file `name`; None if there is none. Asks for it, unlike `list`, each time."""
+        from botocore.exceptions import ClientError
+
+        with self._explained(name):
+            try:
+                return self._client.head_object(Bucket=self.bucket, Key=self.prefix + name)["ContentLength"]
+            except ClientError as error:
+                if error.response["Error"].get("Code") in ("404", "NoSuchKey"):
+                    return None
+                raise
+
+    def range(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The bytes from `start` to `stop` of the file `name`, uint8. They are kept in the cache, and nothing else."""
+        entry = self._known(name)
+        while True:
+            key, pieces = f"{self._key(entry)}-{start}-{stop}", self.pieces(entry, start, stop)
+            with self.cache.file(key, stop - start, f"{self}/{name}", pieces) as path:
+                try:
+                    return _range(path, 0, stop - start)
+                except FileNotFoundError:  # another has just found it damaged
+                    continue
+
+    def forget(self, name: str) -> None:
+        """Has what is read of the file `name` next fetched anew."""
+        self.cache.forget(self._key(self._known(name)))
+
+    def _key(self, entry: Entry) -> str:
+        return hashlib.sha256(f"{self}/{entry.name}\0{entry.version}".encode()).hexdigest()
 
     def upload(self, source: Path, name: str) -> None:
         """Puts the file `source` at `name`, whole or not at all."""
@@ -270,13 +318,13 @@ class Joined(io.RawIOBase):
 Folder = LocalFolder | S3Folder
 
 
-def open_folder(where: str, root: Path, cache_gb: float) -> Folder:
-    """The folder that a setting names: a path, relative to `root`, or s3://bucket/prefix, cached under `root`."""
+def open_folder(where: str, root: Path, settings: Storage) -> Folder:
+    """The folder that a setting names: a path, relative to `root`, or s3://bucket/prefix, cached as `settings` say."""
     if not where.startswith(S3):
         return LocalFolder(root / where)
     if not where.removeprefix(S3).partition("/")[0]:
         raise UserError(f"{where}: no bucket named, expected s3://bucket or s3://bucket/folder")
-    return S3Folder(where, Cache(root / "checkpoints/cache", int(cache_gb * 2**30)))
+    return S3Folder(where, Cache(root / settings.cache, int(settings.cache_gb * 2**30)))
 
 
 def fingerprint(folder: Folder) -> str:
@@ -290,6 +338,15 @@ def fingerprint(folder: Folder) -> str:
 def leaves(name: str) -> bool:
     """Whether a relative path would lead out of its folder."""
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+
+
+def _range(path: Path, start: int, stop: int) -> np.ndarray:
+    raw, at = np.empty(stop - start, np.uint8), 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while at < len(raw) and (count := file.readinto(raw[at:].data)):
+            at += count
+    return raw[:at]
 
 
 def _is_hidden(name: str) -> bool:

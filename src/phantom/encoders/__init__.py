@@ -15,7 +15,7 @@ from phantom.encoders.vae import VideoEncoder
 from phantom.encoders.vjepa import PhysicsEncoder
 from phantom.errors import UserError
 
-__all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_encoders"]
+__all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_encoders", "load_physics_encoder"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,21 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
         text = UMT5EncoderModel.from_pretrained(**base, subfolder="text_encoder", dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.base: {models.base!r}: {first_line(error)}") from None
+    physics = load_physics_encoder(params, device)
+    vae, text = (model.to(device).eval().requires_grad_(False) for model in (vae, text))
+    return Encoders(VideoEncoder(vae), physics, TextEncoder(tokenizer, text, params.encode.text_tokens))
+
+
+def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> PhysicsEncoder:
+    """Loads V-JEPA 2 alone. Raises UserError if it is not there."""
+    models = params.models
     try:
-        physics = VJEPA2Model.from_pretrained(
-            models.physics_encoder, revision=models.physics_encoder_revision, dtype=dtype
+        model = VJEPA2Model.from_pretrained(
+            models.physics_encoder, revision=models.physics_encoder_revision, dtype=getattr(torch, models.dtype)
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
-    frozen = [model.to(device).eval().requires_grad_(False) for model in (vae, physics, text)]
-    return Encoders(
-        VideoEncoder(frozen[0]), PhysicsEncoder(frozen[1]), TextEncoder(tokenizer, frozen[2], params.encode.text_tokens)
-    )
+    return PhysicsEncoder(model.to(device).eval().requires_grad_(False))
 
 
 def first_line(error: Exception) -> str:

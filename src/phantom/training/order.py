@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,8 +14,11 @@ def epoch_batches(shapes: Sequence[Shape], batch_size: int, seed: int, epoch: in
     """Indices of an epoch's batches. A batch holds clips of one shape; the last is filled from the start."""
     rng = np.random.default_rng([seed, epoch])
     batches: list[list[int]] = []
-    for shape in sorted(set(shapes)):
-        order = rng.permutation([i for i, s in enumerate(shapes) if s == shape]).tolist()
+    buckets: dict[Shape, list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        buckets[shape].append(index)
+    for _, bucket in sorted(buckets.items()):
+        order = rng.permutation(bucket).tolist()
         count = -(-len(order) // batch_size)
         filled = np.resize(order, count * batch_size).tolist()
         batches += [filled[i * batch_size : (i + 1) * batch_size] for i in range(count)]
@@ -40,12 +44,17 @@ class ShareOfBatches:
         self.shapes, self.batch_size, self.seed, self.steps = shapes, batch_size, seed, steps
         self.accumulation, self.process, self.processes = accumulation, process, processes
 
+    @property
+    def share(self) -> int:
+        """Samples of a part."""
+        return self.batch_size // self.accumulation // self.processes
+
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = len(epoch_batches(self.shapes, self.batch_size, self.seed, 0))
-        share = self.batch_size // self.accumulation // self.processes
+        share = self.share
         epoch, batches = -1, []
         for step in self.steps:
             if step // per_epoch != epoch:

@@ -1,0 +1,28 @@
+"""The frames of prepared clips, which are those that the manifest names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from phantom.data.files import sha256
+from phantom.data.manifest import MANIFEST, Clip
+from phantom.data.video import BadClip, read_frames
+from phantom.errors import UserError
+
+
+def read_clip_frames(folder: Path, clip: Clip) -> np.ndarray:
+    """Every frame of `clip` of data/clips, `folder`: uint8 RGB (F, H, W, 3). Raises UserError if it is another file."""
+    path = folder / clip.path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom prepare` makes the clips")
+    if sha256(path) != clip.sha256:
+        raise UserError(f"{path}: not the file that {MANIFEST} names (sha256 differs); run `phantom prepare` again")
+    try:
+        frames = read_frames(path)[0]
+    except BadClip as reason:
+        raise UserError(f"{path}: {reason}") from None
+    if len(frames) != clip.frames:
+        raise UserError(f"{path}: {len(frames)} frames, {MANIFEST} says {clip.frames}; run `phantom prepare` again")
+    return frames
