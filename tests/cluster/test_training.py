@@ -1,23 +1,41 @@
-"""The whole path for real, on CPUs: DVC, `phantom train`, a PyTorchJob of two pods, torchrun and gloo in them."""
+"""The whole path for real, on CPUs: flow, DVC, `phantom train`, a PyTorchJob of two pods, torchrun and gloo in them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import threading
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from phantom import run as pipeline
+from phantom.errors import UserError
+from phantom.run import STAGES
 from tests.cluster.conftest import Cluster
 from tests.cluster.test_jobs import meanwhile, until
-from tests.pipeline import make_checkout
+from tests.pipeline import ROOT, calls, make_checkout
 from tests.training.worlds import write_latents
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-@pytest.mark.slow
-def test_two_pods_train_one_is_killed_and_the_model_is_made(cluster: Cluster, make_params: Any, capfd: Any):
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A Prefect server, with its database in a temporary folder."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=600):
+        yield
+
+
+def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
+    """The cluster's checkout: training is the real one, in two pods; the other stages only write files."""
     params = make_params(
         "train.steps=40",
         "train.batch_size=4",
@@ -27,27 +45,113 @@ def test_two_pods_train_one_is_killed_and_the_model_is_made(cluster: Cluster, ma
         "train.processes=2",
         "cluster.nodes=2",
         "compute.train=kubernetes",
+        *overrides,
     )
     root = make_checkout(cluster.root)
     write_latents(root, params)
+    shutil.move(root / "data/latents", root / "latents")
     tree = params.model_dump(mode="json", by_alias=True)
     (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     stages["stages"]["train"]["cmd"] = "phantom train"
+    stages["stages"]["encode"]["cmd"] += " && rm -r data/latents && cp -r latents data/latents"
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages), encoding="utf-8")
+    return root
 
-    killed = threading.Event()
-    meanwhile(
-        lambda: until(lambda: list(root.glob("checkpoints/phantom-*/step-*")), 240),
-        lambda: cluster.controllers.kill(cluster.controllers.running()[1]),
-        killed.set,
-    )
-    done = pipeline.run_stage("train", params, root, on_line=print)
-    said = capfd.readouterr().out
-    assert done.ran and killed.is_set(), said
-    assert json.loads((root / "models/phantom/result.json").read_text(encoding="utf-8"))["steps"] == 40
-    assert "-worker-1 ran out of memory" in said and "train phantom: continues after step" in said, said
+
+@pytest.fixture
+def flow(server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of the flow, at work in the cluster's checkout."""
+    spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "full_pipeline", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", cluster.root)
+    return module
+
+
+def first_checkpoint(cluster: Cluster) -> None:
+    """Waits for it; two processes import torch before."""
+    until(lambda: list(cluster.root.glob("checkpoints/phantom-*/step-*")), 900)
+
+
+def the_model_is_made(cluster: Cluster) -> None:
+    result = json.loads((cluster.root / "models/phantom/result.json").read_text(encoding="utf-8"))
+    assert result["steps"] == 40
     (job,) = cluster.api.find("pytorchjobs")
     assert job["status"]["conditions"][-1]["type"] == "Succeeded"
-    # The same model again costs nothing: DVC has it.
-    assert not pipeline.run_stage("train", params, root, on_line=print).ran
+
+
+def run(flow: ModuleType, capfd: pytest.CaptureFixture[str]) -> str:
+    """Runs the flow, in which every stage has to run; what was said."""
+    ran = flow.full_pipeline()
+    out, err = capfd.readouterr()
+    assert ran == dict.fromkeys(STAGES, True), out + err
+    return out + err
+
+
+def test_a_pod_is_killed_and_training_goes_on(
+    cluster: Cluster, flow: ModuleType, make_params: Any, capfd: pytest.CaptureFixture[str]
+):
+    root = two_pods(cluster, make_params)
+    meanwhile(lambda: first_checkpoint(cluster), lambda: cluster.controllers.kill(cluster.controllers.running()[1]))
+    said = run(flow, capfd)
+    assert "-worker-1 ran out of memory" in said and "train phantom: continues after step" in said, said
+    the_model_is_made(cluster)
+    # The same again costs nothing: DVC has it.
+    calls(root)
+    assert flow.full_pipeline() == dict.fromkeys(STAGES, False)
+    assert calls(root) == []
+
+
+def test_a_pod_is_put_out_and_training_goes_on(
+    cluster: Cluster, flow: ModuleType, make_params: Any, capfd: pytest.CaptureFixture[str]
+):
+    two_pods(cluster, make_params)
+    low = "The node was low on resource: memory."
+    meanwhile(
+        lambda: first_checkpoint(cluster), lambda: cluster.controllers.evict(cluster.controllers.running()[0], low)
+    )
+    said = run(flow, capfd)
+    assert f"was put out (Evicted): {low}" in said or "-worker-0 is gone" in said, said
+    assert "train phantom: continues after step" in said
+    the_model_is_made(cluster)
+
+
+def test_pods_without_a_node_and_an_api_with_faults_are_outlived(
+    cluster: Cluster, flow: ModuleType, make_params: Any, capfd: pytest.CaptureFixture[str]
+):
+    two_pods(cluster, make_params)
+    full = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    cluster.controllers.pending = full
+    cluster.api.fail("POST .*pytorchjobs", 500)
+    cluster.api.fail("POST .*pytorchjobs", None)
+    meanwhile(
+        lambda: until(lambda: cluster.api.find("pytorchjobs"), 600),
+        lambda: time.sleep(8),  # longer than the watcher is away between two looks
+        lambda: setattr(cluster.controllers, "pending", None),
+        lambda: first_checkpoint(cluster),
+        lambda: cluster.api.fail("GET .*pytorchjobs/", 500, count=2),
+        lambda: cluster.api.fail("GET .*/pods$", None, count=2),
+        lambda: cluster.api.fail("GET .*/log", 503, count=2),
+    )
+    said = run(flow, capfd)
+    assert f"cannot be scheduled: {full}" in said
+    assert "could not create PyTorchJob" in said and "the cluster answers again" in said
+    the_model_is_made(cluster)
+
+
+def test_wrong_input_in_the_pods_ends_the_flow_with_its_line(
+    cluster: Cluster, flow: ModuleType, make_params: Any, capfd: pytest.CaptureFixture[str]
+):
+    root = two_pods(cluster, make_params)
+    index = root / "latents/index.json"
+    tree = json.loads(index.read_text(encoding="utf-8"))
+    tree["recipe"]["data.fps"] = 99
+    index.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(UserError, match=r"^data/latents: made with data\.fps 99"):
+        flow.full_pipeline()
+    assert calls(root) == ["prepare", "encode"]  # and no retry
+    assert capfd.readouterr().err.count("is submitted to the namespace") <= 1
+    until(lambda: not cluster.api.find("pytorchjobs") and not cluster.controllers.running())

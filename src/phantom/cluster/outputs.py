@@ -6,6 +6,7 @@ them links them into a folder of the job's name, which stands for the work; whoe
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -27,17 +28,20 @@ def keep(stage: str, root: Path = Path()) -> None:
     if not os.environ.get(KEEP):
         return
     folder = root / os.environ[KEEP]
-    new = fresh_folder(folder.with_name(f".{folder.name}.new"))
-    for output in OUTPUTS[stage]:
-        inside = sorted((root / output).rglob("*")) if (root / output).is_dir() else [root / output]
-        for file in inside:
-            if file.is_file() and not (new / file.relative_to(root)).exists():
-                link(file, new / file.relative_to(root))
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
-    for former in folder.parent.iterdir():
-        if former.is_dir() and former != folder:
-            shutil.rmtree(former, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another pod of the job may have come to the same end
+        new = fresh_folder(folder.with_name(f".{folder.name}.new"))
+        for output in OUTPUTS[stage]:
+            inside = sorted((root / output).rglob("*")) if (root / output).is_dir() else [root / output]
+            for file in inside:
+                if file.is_file() and not (new / file.relative_to(root)).exists():
+                    link(file, new / file.relative_to(root))
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+        for former in folder.parent.iterdir():
+            if former.is_dir() and former != folder:
+                shutil.rmtree(former, ignore_errors=True)
 
 
 def fetch(stage: str, key: str, root: Path) -> bool:

@@ -1,0 +1,104 @@
+"""The deployment on a work pool, as the cluster's worker runs it: `prefect deploy --all`, a real server, a real worker.
+
+Jobs go to the played cluster. The flow's own process dies, is cancelled, and is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from phantom.run import STAGES
+from tests.cluster.conftest import Cluster
+from tests.cluster.test_jobs import WAITS
+from tests.cluster.test_training import first_checkpoint, the_model_is_made, two_pods
+from tests.pipeline import ROOT, calls, make_checkout
+from tests.served import Prefect, alive, descendants, free_port, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture
+def pool(cluster: Cluster) -> Iterator[Prefect]:
+    """A server and a worker, to which the checkout has been deployed by `deploy`."""
+    made = Prefect(cluster.root, free_port())
+    server = made.start("server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(made.port))
+    try:
+        wait(lambda: made.answers() or server.poll() is not None)
+        yield made
+    finally:
+        for process in filter(None, (made.worker, server)):
+            ours = descendants(process.pid)
+            process.terminate()
+            process.wait(60)
+            for pid in ours:
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def deploy(pool: Prefect) -> None:
+    """As the worker's pod does in its command."""
+    (pool.checkout / "flows").mkdir()
+    shutil.copy(ROOT / "flows/full_pipeline.py", pool.checkout / "flows")
+    for name in ("prefect.yaml", "prefect.toml"):
+        shutil.copy(ROOT / name, pool.checkout)
+    pool.command("prefect", "work-pool", "create", "phantom", "--type", "process")
+    pool.command("prefect", "--no-prompt", "deploy", "--all")
+    arguments = ("worker", "start", "--pool", "phantom", "--type", "process", "--limit", "1")
+    pool.worker = pool.start("worker.log", "prefect", *arguments)
+
+
+def test_a_flow_that_dies_and_is_started_again_takes_up_the_running_job(pool: Prefect, cluster: Cluster, make_params):
+    root = two_pods(cluster, make_params, "train.steps=40")
+    deploy(pool)
+    (deployed,) = pool.ask("/deployments/filter", {})
+    assert deployed["name"] == "full-pipeline" and deployed["work_pool_name"] == "phantom"
+    assert [schedule["active"] for schedule in deployed["schedules"]] == [False]  # nightly, off
+
+    first = pool.run()
+    first_checkpoint(cluster)
+    (job,) = cluster.api.find("pytorchjobs")
+    assert pool.worker
+    of_the_flow = descendants(pool.worker.pid)
+    assert len(of_the_flow) >= 3  # the flow, DVC, the stage
+    for pid in of_the_flow:
+        os.kill(pid, signal.SIGKILL)
+    assert pool.finished(first) in ("Crashed", "Failed")
+    assert cluster.api.find("pytorchjobs")  # the job knows nothing of it
+    assert calls(root) == ["prepare", "encode"]
+
+    second = pool.run("-p", 'params={"evaluate": {"seed": 7}}')
+    assert pool.finished(second) == "Completed", pool.log(second)
+    assert "is there already: it is taken up" in pool.log(second) or "its outputs are taken up" in pool.log(second)
+    (same,) = cluster.api.find("pytorchjobs")
+    assert same["metadata"]["uid"] == job["metadata"]["uid"]
+    the_model_is_made(cluster)
+    assert calls(root) == ["evaluate", "register"]
+    made = {artifact["key"] for artifact in pool.ask("/artifacts/filter", {}) if artifact["key"]}
+    assert {f"{stage}-progress" for stage in STAGES} | {"evaluation"} <= made
+
+
+def test_cancelling_a_run_stops_its_processes_and_its_job(pool: Prefect, cluster: Cluster, make_params):
+    root = make_checkout(cluster.root)
+    cluster.image(torchrun=WAITS)
+    tree = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    tree["stages"]["train"]["cmd"] = "phantom train"
+    (root / "dvc.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    params = make_params("compute.train=kubernetes").model_dump(mode="json", by_alias=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    deploy(pool)
+    name = pool.run()
+    wait((root / "started").exists)
+    assert pool.worker
+    of_the_flow = descendants(pool.worker.pid)
+    pool.command("prefect", "flow-run", "cancel", pool.runs()[name]["id"])
+    assert pool.finished(name) == "Cancelled"
+    wait(lambda: not cluster.api.find("pytorchjobs") and not cluster.controllers.running())
+    assert (root / "saved").read_text(encoding="utf-8") == "saved\n"
+    wait(lambda: not any(alive(pid) for pid in of_the_flow), lambda: f"{[p for p in of_the_flow if alive(p)]}")
+    assert pool.worker.poll() is None

@@ -1,0 +1,135 @@
+"""A Prefect server and what it serves, as processes of their own: asked by its command line and its API."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+SECONDS = 900.0  # that things may take on a busy machine
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
+
+
+class Prefect:
+    """Whoever starts the server states its `port`. Commands run in `checkout`, whose .prefect is their home."""
+
+    def __init__(self, checkout: Path, port: int) -> None:
+        self.checkout, self.port = checkout, port
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def env(self) -> dict[str, str]:
+        ours = {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(self.checkout / ".prefect"), "DO_NOT_TRACK": "1"}
+        return {**os.environ, **ours, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+    def start(self, log: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
+        """A command of the environment, as a process that goes on."""
+        with (self.checkout / log).open("wb") as output:
+            return subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                cwd=self.checkout,
+                env=self.env | env,
+                stdout=output,
+                stderr=output,
+            )
+
+    def command(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """A command of the environment, to its end, which has to be good."""
+        done = subprocess.run(
+            [str(BIN / args[0]), *args[1:]], cwd=self.checkout, env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def run(self, *arguments: str) -> str:
+        """Asks for a run of the deployment; its name."""
+        before = set(self.states())
+        self.command("prefect", "deployment", "run", "phantom/full-pipeline", *arguments)
+        (name,) = set(self.states()) - before
+        return name
+
+    def answers(self) -> bool:
+        """Whether the server is up."""
+        try:
+            with urllib.request.urlopen(f"{self.api}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.api}{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Every run of the flow, by its name."""
+        return {run["name"]: run for run in self.ask("/flow_runs/filter", {})}
+
+    def states(self) -> dict[str, str]:
+        """The state of every run of the flow, by its name."""
+        return {name: run["state_name"] for name, run in self.runs().items()}
+
+    def reaches(self, name: str, *states: str) -> str:
+        """Waits until the run is in one of the states, or has ended; its state."""
+        wait(lambda: self.states()[name] in (*states, *ENDED), lambda: f"{name} is {self.states()[name]}")
+        return self.states()[name]
+
+    def finished(self, name: str) -> str:
+        """Waits until the run has ended; how."""
+        return self.reaches(name)
+
+    def log(self, name: str) -> str:
+        """What the run has said."""
+        wanted = {"logs": {"flow_run_id": {"any_": [self.runs()[name]["id"]]}}, "sort": "TIMESTAMP_ASC"}
+        lines: list[str] = []
+        while page := self.ask("/logs/filter", {**wanted, "limit": 200, "offset": len(lines)}):
+            lines += [line["message"] for line in page]
+        return "\n".join(lines)
+
+
+def wait(done: Callable[[], Any], found: Callable[[], str] = lambda: "", seconds: float = SECONDS) -> None:
+    """Waits until `done`, and says what was `found` instead if it does not come to that."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:.0f} s: {found()}"
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that `pid` has started, and those that these have started."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended in between
+            continue
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) != "Z"
+    except OSError:
+        return False
