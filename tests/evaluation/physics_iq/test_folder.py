@@ -73,17 +73,26 @@ def read_bgr(path):
     return np.stack(found)
 
 
-def official(generated, benchmark):
-    """The original score of the folders, with lossless masks."""
+def stored(moving, path):
+    """Masks as OpenCV gives them back from a video in mp4v."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), small.FPS, moving.shape[:0:-1], isColor=False)
+    for mask in moving:
+        writer.write(mask)
+    writer.release()
+    return read_bgr(path)[..., 0]
+
+
+def official(generated, benchmark, through=None):
+    """The original score of the folders, with masks that are lossless or go `through` a video."""
     size, parts = (small.WIDTH // 4, small.HEIGHT // 4), {}
     first = [name for name in small.names() if name.take == 1]
     for name in first:
         second = layout.Name(name.id + len(first), name.view, 2, name.scenario)
         paths = [layout.testing_video(benchmark, n, small.FPS) for n in (name, second)]
         videos = [read_bgr(path) for path in (*paths, generated / name.generated)]
-        m1, m2, mg = (
-            np.stack([cv2.resize(m.astype(np.uint8) * 255, size) > 127 for m in numpy_masks(video)]) for video in videos
-        )
+        moving = [numpy_masks(video).astype(np.uint8) * 255 for video in videos]
+        moving = [stored(m, through) for m in moving] if through else moving
+        m1, m2, mg = (np.stack([cv2.resize(m, size) > 127 for m in masks]) for masks in moving)
         v1, v2, vg = (np.stack([cv2.resize(f, size) for f in video]) / 255 for video in videos)
 
         def iou(a, b):
@@ -107,12 +116,33 @@ def official(generated, benchmark):
     return {"score": score, "spatial_iou": sp, "spatiotemporal_iou": st, "weighted_spatial_iou": ws, "mse": mse}
 
 
-def test_a_folder_has_the_score_that_the_formulas_give(benchmark, generated, tmp_path):
+@pytest.mark.parametrize("codec", masks.CODECS)
+def test_a_folder_has_the_score_that_the_formulas_give(benchmark, generated, tmp_path, codec):
     shutil.copytree(benchmark / "split-videos", tmp_path / "split-videos")  # without ready masks
-    found = score_folder(generated, tmp_path, benchmark / "descriptions.csv", mask_codec="none")
-    expected = official(generated, benchmark)
+    found = score_folder(generated, tmp_path, benchmark / "descriptions.csv", mask_codec=codec)
+    expected = official(generated, benchmark, tmp_path / "masks.mp4" if codec == "mp4v" else None)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-7)
     assert 0 < found["score"] < 100
+
+
+def test_the_second_take_is_found_by_scenario_and_view(benchmark, generated, tmp_path):
+    first = [name for name in small.names() if name.take == 1]
+    second = [name for name in small.names() if name.take == 2]
+    renamed = {n: layout.Name(20 + 7 * i, n.view, 2, n.scenario) for i, n in enumerate(reversed(second))}
+    for name in (*first, *second):
+        for place in (layout.testing_video, layout.mask_video):
+            target = place(tmp_path, renamed.get(name, name), small.FPS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place(benchmark, name, small.FPS), target)
+    descriptions = layout.write_descriptions(tmp_path, [(n, "", "") for n in (*first, *renamed.values())])
+    expected = score_folder(generated, benchmark)
+    assert score_folder(generated, tmp_path)["per_scenario"][0]["views"] == expected["per_scenario"][0]["views"]
+    assert score_folder(generated, tmp_path)["score"] == expected["score"]
+    layout.write_descriptions(tmp_path, [(n, "", "") for n in first])  # also where only take 1 is described
+    assert score_folder(generated, tmp_path, descriptions)["score"] == expected["score"]
+    layout.testing_video(tmp_path, renamed[second[0]], small.FPS).unlink()
+    with pytest.raises(UserError, match="no take-2 of trimmed-slow from perspective-left"):
+        score_folder(generated, tmp_path)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
