@@ -91,6 +91,15 @@ def test_the_name_and_the_digest_say_what_they_are_to_say():
     assert bigger["metadata"]["annotations"][SPEC] != first["metadata"]["annotations"][SPEC]
 
 
+def test_the_run_above_it_in_mlflow_makes_no_other_job_of_it(monkeypatch: pytest.MonkeyPatch):
+    alone = manifest("train")
+    monkeypatch.setenv("PHANTOM_PIPELINE", "pipeline of today")
+    of_a_pipeline = manifest("train")
+    assert of_a_pipeline["metadata"] == alone["metadata"] and of_a_pipeline != alone
+    text = json.dumps(of_a_pipeline)
+    assert '{"name": "PHANTOM_PIPELINE", "value": "pipeline of today"}' in text
+
+
 def test_settings_survive_the_way_into_the_pod():
     hard = "costs $(HOME) $$ \"quoted\" 'too' ä\n"
     made = params().model_copy(update={"preset": hard})
