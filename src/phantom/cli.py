@@ -533,12 +533,15 @@ def report(
     files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON of `phantom score`.")],
     out: Annotated[Path, typer.Option(help="The folder of the page.")],
     base: Annotated[str | None, typer.Option(help="The model to compare with; by default the first.")] = None,
+    videos: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Show the videos of this model; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare models on one page."""
     from phantom.evaluation.compare import compare
 
-    result = compare(files, out, base)
+    result = compare(files, out, base, videos or ())
     show(result, as_json, f"{result.report}: compared with {result.base}")
 
 

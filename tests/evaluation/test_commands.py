@@ -203,6 +203,24 @@ def test_models_are_compared_on_one_page(files, tmp_path, capsys):
     )
 
 
+def test_videos_stand_side_by_side_and_categories_have_plots(files, runs, tmp_path):
+    given = [files / "far.json", files / "near.json", "--out", tmp_path / "page", "--base", "far"]
+    folders = [
+        option
+        for name, run in zip(("far", "near"), runs[::-1], strict=True)
+        for option in ("--videos", f"{name}={run}")
+    ]
+    phantom("report", *given, *folders)
+    page = (tmp_path / "page/index.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 2 * 3 and page.count('<article class="scene"') == 3
+    assert page.count("data-gain=") == 3 and "<option>Thermodynamics</option>" in page
+    assert "Physics-IQ, original: Solid Mechanics" in page
+    with pytest.raises(UserError, match="--videos: found 'third=x', accepted: NAME=FOLDER, where NAME is of far, near"):
+        phantom("report", *given, "--videos", "third=x")
+    with pytest.raises(UserError, match=r"no \*_trimmed-.*.mp4 in it, which its score is of"):
+        phantom("report", *given, "--videos", f"near={tmp_path}")
+
+
 def test_scores_of_other_benchmarks_stand_beside(files, tmp_path, capsys):
     (tmp_path / "other.json").write_text(json.dumps({"score": 41.5, "benchmark": "videophy", "pc": 25.2, "ok": True}))
     phantom("report", files / "far.json", f"far={tmp_path / 'other.json'}", "--out", tmp_path / "page")

@@ -38,7 +38,9 @@ def page(scenes=2):
         facts=[("Videos", "64x64")],
         bars=[("One frame", [Bar("Base", "base", 40, "40.0"), Bar("Phantom", "phantom", 45, "45.0", "+5.0", "good")])],
         tables=[Table("One frame", ["Base", "Phantom"], ["base", "phantom"], [("Physics-IQ", [row])])],
-        scenes=[Scene(f"Scene {i}", "fall", ODD, shown) for i in range(scenes)],
+        scenes=[
+            Scene(f"Scene {i}", ("fall", "a <i>roll")[i % 2], ODD, shown, (1.5, -2.0, 3.0)[i]) for i in range(scenes)
+        ],
         modes=[("single", "from one frame"), ("multi", "from several")],
         fps=FPS,
         seconds=SECONDS,
@@ -152,6 +154,40 @@ def test_the_condition_chooses_which_videos_are_seen(shown):
     assert {v["of"] for v in state(shown)} == {None, "multi"}
     loaded = shown.execute_script("return [...document.querySelectorAll('video')].filter((v) => v.src).length")
     assert loaded == 8  # those of the other mode hold no decoder
+
+
+def choose(browser, name, text):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element(By.ID, name)).select_by_visible_text(text)
+
+
+def titles(browser):
+    return browser.execute_script(
+        "return [...document.querySelectorAll('.scene')].filter((s) => s.offsetParent).map((s) => "
+        "s.querySelector('h3').firstChild.textContent)"
+    )
+
+
+def test_scenes_are_filtered_by_category_and_by_gain_and_loss(browser, tmp_path):
+    (tmp_path / "index.html").write_text(render(page(3)))
+    browser.get((tmp_path / "index.html").as_uri())
+    assert titles(browser) == ["Scene 0", "Scene 1", "Scene 2"]
+    choose(browser, "order", "Largest gain first")
+    assert titles(browser) == ["Scene 2", "Scene 0"]
+    choose(browser, "category", "a <i>roll")
+    assert titles(browser) == []
+    choose(browser, "order", "Largest loss first")
+    assert titles(browser) == ["Scene 1"]
+    browser.execute_script("document.getElementById('player').scrollIntoView()")
+    until(
+        browser, lambda: len(state(browser)) == 3 and all(v["ready"] >= 2 and not v["paused"] for v in state(browser))
+    )
+    choose(browser, "category", "All categories")
+    choose(browser, "order", "Any change")
+    assert titles(browser) == ["Scene 0", "Scene 1", "Scene 2"]
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [360, 1200])

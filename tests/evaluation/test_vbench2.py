@@ -194,7 +194,8 @@ def test_videos_that_cannot_be_judged_are_left_out_and_counted(tmp_path):
     found = score_vbench2(results=tmp_path)
     assert found["invalid"] == {"Mechanics": 1}
     (row,) = found["per_prompt"]
-    assert row == {"prompt": "a-b", "groups": ["Mechanics"], "value": 50, "seeds": {"0": 100, "2": 0}}
+    assert (row["prompt"], row["file"], row["groups"]) == ("a-b", "Mechanics/a-b-0.mp4", ["Mechanics"])
+    assert (row["value"], row["seeds"]) == (50, {"0": 100, "2": 0})
 
 
 @pytest.mark.parametrize(

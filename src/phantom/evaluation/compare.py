@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from phantom.evaluation import vbench2, videophy, videophy2
 from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
 from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, bar_of, compared
+from phantom.evaluation.side_by_side import wall
 
 TITLES = {"physics-iq": "Physics-IQ", "videophy": "VideoPhy", "videophy2": "VideoPhy-2", "vbench2": "VBench-2.0"}
 # As the paper states them (arXiv 2604.08503, tables of the main text), in our fields' names and units.
@@ -90,11 +91,12 @@ class Comparison:
     gains: dict[str, dict[str, dict[str, Any] | None]]
 
 
-def compare(files: Sequence[str], out: Path, base: str | None = None) -> Comparison:
+def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = ()) -> Comparison:
     """Writes `index.html` and `comparison.json` into `out`.
 
     files: JSON of `phantom score`; a model is named by its file, or as NAME=FILE. Files of one name and several
         benchmarks are one model. base: the model that the others are compared with; the first by default.
+    videos: NAME=FOLDER of those models whose videos shall be shown; they belong to the first benchmark.
     Raises UserError.
     """
     found: dict[tuple[str, str], dict[str, Scores]] = {}
@@ -116,18 +118,31 @@ def compare(files: Sequence[str], out: Path, base: str | None = None) -> Compari
         }
         for key, table in found.items()
     }
+    first_key, first_table = next(iter(found.items()))
+    kinds = dict(zip(first_table, _kinds(list(first_table), first), strict=True))
+    folders = _folders(videos, first_table)
+    shown = wall(first_table, folders, kinds, first if first in first_table else next(iter(first_table)))
     page = Page(
         title="Models compared",
         lede=f"{len(models)} models; differences are to {first}.",
-        bars=[(_title(key), _bars(table, first, gains[_title(key)])) for key, table in found.items()],
+        bars=[
+            *((_title(key), _bars(table, first, gains[_title(key)])) for key, table in found.items()),
+            *(plot for key, table in found.items() for plot in _plots(key, table, first)),
+        ],
         tables=[
             made
             for key, table in found.items()
             for made in (_figures(key, table, first), _scenarios(key, table, first))
             if made
         ],
-        notes=[INTERVAL, ("Paper", "Published by the authors of Phantom (arXiv 2604.08503); not measured here.")],
+        notes=[
+            INTERVAL,
+            ("Paper", "Published by the authors of Phantom (arXiv 2604.08503); not measured here."),
+            *([("Videos", f"Of {_title(first_key)}; the number is the score of the scene.")] if shown else []),
+        ],
     )
+    if shown:
+        page = replace(page, scenes=shown.scenes, fps=shown.fps, seconds=shown.seconds, shape=shown.shape)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(render(page), encoding="utf-8")
     result = Comparison(str(out / "index.html"), str(out / "comparison.json"), first, gains)
@@ -201,6 +216,28 @@ def _bars(table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, 
         bar_of(name, kind, scores["score"], None if name == base else reference, gains.get(name))
         for kind, (name, scores) in zip(kinds, table.items(), strict=True)
     ]
+
+
+def _plots(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> list[tuple[str, list[Bar]]]:
+    """The scores of each category as bars, of several models."""
+    plots = []
+    for part in table.get(base, {}).get("categories", {}) if len(table) > 1 else ():
+        found = {name: scores.get("categories", {}).get(part) for name, scores in table.items()}
+        there = {name: scores for name, scores in found.items() if scores and scores["score"] is not None}
+        if base in there and part:
+            plots.append((f"{_title(key)}: {part.replace('_', ' ')}", _bars(there, base, {})))
+    return plots
+
+
+def _folders(videos: Sequence[str], table: Mapping[str, Scores]) -> dict[str, Path]:
+    """The folders that are given as NAME=FOLDER. Raises UserError."""
+    folders = {}
+    for given in videos:
+        name, _, folder = given.partition("=")
+        if name not in table or not Path(folder).is_dir() or not folder:
+            raise UserError(f"--videos: found {given!r}, accepted: NAME=FOLDER, where NAME is of {', '.join(table)}")
+        folders[name] = Path(folder)
+    return folders
 
 
 def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Table:

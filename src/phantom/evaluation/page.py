@@ -82,6 +82,7 @@ class Scene:
     tag: str
     caption: str
     shown: Sequence[Shown]
+    gain: float | None = None  # over the base, by which scenes can be ordered
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def summary(
     rows = [
         {
             "prompt": prompt,
+            "file": of[0].file,
             "groups": list(of[0].groups),
             "value": sum(map(value, of)) / len(of),
             "seeds": {answer.seed: value(answer) for answer in of if answer.seed},

@@ -233,8 +233,20 @@ def _scenes(
                     Shown(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
                 )
         title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
-        scenes.append(Scene(title, row.category, row.description, shown))
+        scenes.append(
+            Scene(title, row.category, row.description, shown, _scene_gain(evaluation, next(iter(videos)), row))
+        )
     return scenes
+
+
+def _scene_gain(evaluation: Mapping[str, Any], mode: str, row: Row) -> float:
+    """Of Phantom over the base, in points of the Verified score of this view."""
+    scores = []
+    for model in ("base", "phantom"):
+        found = evaluation["physics_iq"][mode][model]["per_scenario"]
+        of = next(r for r in found if r["scenario"] == row.name.scenario)
+        scores.append(of["views"][row.name.view]["score"])
+    return scores[1] - scores[0]
 
 
 def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Row) -> list[str]:

@@ -154,7 +154,7 @@ def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str,
     }
     if not groups:
         raise UserError(f"{where}: no dimension in it")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for dimension in dimensions:
         prompts: dict[str, dict[str, float]] = {}
         for name, value in found[dimension].videos.items():
@@ -163,7 +163,13 @@ def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str,
                 # Diversity is of all videos of a prompt, and stands at the first.
                 prompts.setdefault(match["prompt"], {})[match["index"]] = 100 * value
         rows += [
-            {"prompt": prompt, "groups": [dimension], "value": sum(by.values()) / len(by), "seeds": by}
+            {
+                "prompt": prompt,
+                "file": f"{dimension}/{prompt}-{next(iter(by))}.mp4",
+                "groups": [dimension],
+                "value": sum(by.values()) / len(by),
+                "seeds": by,
+            }
             for prompt, by in prompts.items()
         ]
     return {
