@@ -1,0 +1,197 @@
+"""Shards in a bucket: put there by encode, read from there by training, through faults and a bounded cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import boto3
+import pytest
+import torch
+
+from phantom.data import shards
+from phantom.data.encode import encode
+from phantom.data.shards import INDEX, LATENTS, LatentSet
+from phantom.data.shares import Share
+from phantom.data.storage import open_folder
+from phantom.errors import StageFailed, UserError
+from phantom.training.conditioning import Batch, TrainingSet
+from phantom.training.order import ShareOfBatches
+from phantom.training.reading import open_latents, read_batches
+from tests.data.latents import SETTINGS, contents, write_clips
+
+LENGTHS = (9, 5, 9, 9, 5, 9)
+
+
+@pytest.fixture
+def params(make_params, bucket):
+    """Settings under which shards are in the bucket."""
+
+    def make(*overrides):
+        return make_params(*SETTINGS, "encode.batch_size=2", f"storage.latents=s3://{bucket}/latents", *overrides)
+
+    return make
+
+
+@pytest.fixture
+def root(params, tmp_path, monkeypatch):
+    """A checkout whose clips are encoded into the bucket, in shards of a batch each."""
+    init = shards.ShardWriter.__init__
+
+    def smaller(self, *arguments):
+        init(self, *arguments)
+        self.limit = 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "__init__", smaller)
+        write_clips(tmp_path, LENGTHS)
+        encode(params(), tmp_path)
+    return tmp_path
+
+
+def keys(bucket):
+    return [found["Key"] for found in boto3.client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def read(params, root, split="train"):
+    latents = open_latents(params, root, split, torch.device("cpu"))
+    return [latents[i] for i in range(len(latents))]
+
+
+def same(one, other):
+    states = zip(one.prefixes.values(), other.prefixes.values(), strict=True)
+    pairs = [*((getattr(one, n), getattr(other, n)) for n in ("video", "physics", "text")), *states]
+    return one.id == other.id and all(torch.equal(a, b) for a, b in pairs)
+
+
+def flip(bucket, key):
+    client = boto3.client("s3")
+    raw = bytearray(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+    raw[-2000] ^= 64
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(raw))
+
+
+def test_shards_go_to_the_bucket_and_are_read_there_as_from_the_disk(params, root, bucket, make_params, s3):
+    index = json.loads((root / LATENTS / INDEX).read_text())
+    assert {path.name for path in (root / LATENTS).iterdir()} == {"index.json", "empty_text.safetensors"}
+    assert sorted(keys(bucket)) == sorted(f"latents/{shard['sha256']}.safetensors" for shard in index["shards"])
+    assert not contents(root / "checkpoints")
+    here = root / "here"
+    write_clips(here, LENGTHS)
+    encode(make_params(*SETTINGS, "encode.batch_size=2"), here)
+    for split in ("train", "heldout"):
+        local = LatentSet(here / LATENTS, split)
+        there = read(params(), root, split)
+        assert all(same(there[i], local[i]) for i in range(len(local))) and len(there) == len(local) > 0
+    s3.reads.clear()
+    assert read(params(), root) and not s3.reads  # what the cache holds is not fetched again
+
+
+def test_the_cache_stays_within_its_bound_and_the_order_is_that_of_one_reader(params, root, s3):
+    bound = 400_000  # a few clips; all of them are more
+    tight = params(f"storage.cache_gb={bound / 2**30}", "train.batch_size=2")
+    runs = []
+    for prefetch in (0, 6):
+        shutil.rmtree(root / "checkpoints/cache", ignore_errors=True)
+        latents = open_latents(tight, root, "train", torch.device("cpu"))
+        sampler = ShareOfBatches(latents.shapes, 2, 0, range(9))
+        runs.append([])
+        for batch in read_batches(TrainingSet(latents, tight), sampler, prefetch):
+            assert sum(path.stat().st_size for path in (root / "checkpoints/cache").glob("*")) <= bound
+            runs[-1].append(batch)
+    assert len(runs[0]) == len(runs[1]) == 9
+    assert all(
+        torch.equal(a.video, b.video) and torch.equal(a.noise_physics, b.noise_physics)
+        for a, b in zip(*runs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "reset-later", "truncate", "slow"])
+def test_faults_that_pass_are_waited_out(params, root, s3, fault):
+    before = read(params(), root)
+    shutil.rmtree(root / "checkpoints/cache")
+    s3.faults = ["", fault, "", fault]
+    assert all(same(a, b) for a, b in zip(before, read(params(), root), strict=True)) and not s3.faults
+
+
+def test_faults_that_stay_are_one_line_and_the_next_call_goes_on(params, root, s3):
+    for fault, kind, said in (
+        ("503", StageFailed, r"the server answered 503"),
+        ("expired", UserError, r"the credentials have expired; renew them and run again"),
+    ):
+        s3.faults = [fault] * 2
+        with pytest.raises(kind, match=rf"^s3://[^\n]*\.safetensors: {said}[^\n]*$"):
+            read(params(), root)
+        s3.faults = []
+    assert len(read(params(), root)) == 5
+
+
+def test_a_clip_that_arrives_damaged_is_named_and_fetched_again(params, root, s3, capsys):
+    before = read(params(), root)
+    for path in (root / "checkpoints/cache").iterdir():
+        if path.stat().st_size > 10_000:  # as a bad disk does, or a bad line
+            raw = bytearray(path.read_bytes())
+            raw[-100] ^= 1
+            path.write_bytes(raw)
+    s3.reads.clear()
+    assert all(same(a, b) for a, b in zip(before, read(params(), root), strict=True)) and s3.reads
+    said = capsys.readouterr().err
+    assert "safetensors (shard-00000.safetensors): damaged: clip 'clip/" in said and "; it is fetched again\n" in said
+
+
+def test_a_shard_that_stays_damaged_is_an_error_after_one_more_try(params, root, bucket, s3, capsys):
+    key = keys(bucket)[0]
+    flip(bucket, key)
+    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(shard-\d+\.safetensors\): damaged: clip '[^\n]*$"):
+        read(params(), root), read(params(), root, "heldout")
+    assert capsys.readouterr().err.count("it is fetched again") == 1
+
+
+def test_a_shard_that_is_missing_or_cut_is_named_at_once(params, root, bucket, make_params):
+    client, key = boto3.client("s3"), keys(bucket)[0]
+    client.put_object(Bucket=bucket, Key=key, Body=b"cut")
+    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(shard-[^\n]*: damaged: 3 bytes, \d+ were written;"):
+        open_latents(params(), root, "train", torch.device("cpu"))
+    client.delete_object(Bucket=bucket, Key=key)
+    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} [^\n]*: damaged: no such file; run `phantom encode`"):
+        open_latents(params(), root, "train", torch.device("cpu"))
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors: no such file, and storage\.latents is null; run"):
+        open_latents(make_params(*SETTINGS), root, "train", torch.device("cpu"))
+
+
+def test_latents_of_another_recipe_are_refused_with_the_difference(params, root):
+    for change, said in (
+        ("data.fps=8", "made with data.fps 4, the settings say 8"),
+        ("encode.physics_storage=int8", "made with encode.physics_storage 'raw', the settings say 'int8'"),
+        ("train.physics_latents=online", "made with train.physics_latents 'stored', the settings say 'online'"),
+        ("data.buckets=[[64, 32]]", r"made with data.buckets \[\], the settings say \[\[64, 32\]\]"),
+    ):
+        with pytest.raises(UserError, match=rf"^data/latents: {said}; run `phantom encode` again, or change"):
+            open_latents(params(change), root, "train", torch.device("cpu"))
+    index = json.loads((root / LATENTS / INDEX).read_text())
+    index["recipe"]["resize"] = "nearest"
+    (root / LATENTS / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"^data/latents: made with resize 'nearest', this version has 'clips: bicubic"):
+        open_latents(params(), root, "train", torch.device("cpu"))
+
+
+def test_workers_put_their_shards_into_the_bucket_and_the_merge_looks_for_them(params, bucket, tmp_path, s3):
+    write_clips(tmp_path, LENGTHS)
+    for i in range(2):
+        encode(params(), tmp_path, Share(i, 2))
+    assert not list(tmp_path.rglob("shard-*.safetensors")) and len(list(tmp_path.rglob("shard-*.json"))) == 2
+    boto3.client("s3").delete_object(Bucket=bucket, Key=keys(bucket)[0])
+    with pytest.raises(UserError, match=r"\d of 6 clips are not encoded yet \([^\n]*was damaged\); run their workers"):
+        encode(params(), tmp_path, merge=True)
+    result = encode(params(), tmp_path)
+    assert 0 < result.kept < 6 and len(read(params(), tmp_path)) == 5
+    assert open_folder(f"s3://{bucket}/latents", tmp_path, params().storage).size("absent") is None
+
+
+def test_batches_are_cut_as_the_sampler_says():
+    class Numbers:
+        def __getitem__(self, key):
+            return Batch(*(torch.tensor([key[0]]) for _ in range(7)))
+
+    sampler = ShareOfBatches([(1,)] * 8, 4, 0, range(3), 2, 0, 1)
+    assert [b.video.tolist() for b in read_batches(Numbers(), sampler, 5)] == [[k for k, _ in keys] for keys in sampler]
