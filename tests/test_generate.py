@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 
 import av
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from phantom import PhantomPipeline, PhantomTransformer3DModel, PhysicsConfig, cli
 from phantom.data.ending import read_ending
@@ -165,6 +168,18 @@ def test_a_saved_pipeline_generates_as_the_export_does(export, tmp_path):
     for i, model in enumerate((export, tmp_path / "saved")):
         generate(model, prompt="a ball", out=tmp_path / f"{i}.mp4", frames=5, steps=1)
     assert np.array_equal(read_frames(tmp_path / "0.mp4")[0], read_frames(tmp_path / "1.mp4")[0])
+
+
+def test_loading_is_silent_and_leaves_the_libraries_as_they_were(export, tmp_path, capfd):
+    PhantomPipeline.from_pretrained(export).save_pretrained(tmp_path / "saved")
+    shutil.copytree(export, tmp_path / "copied")
+    for model in (tmp_path / "copied", tmp_path / "saved"):
+        capfd.readouterr()
+        generate(model, prompt="a ball", out=tmp_path / "a.mp4", frames=5, steps=1)
+        printed = capfd.readouterr()
+        assert not printed.out and {line.split(": ")[0] for line in printed.err.splitlines()} == {"generate"}
+    for library in (diffusers_logging, transformers_logging):
+        assert library.is_progress_bar_enabled()
 
 
 @pytest.fixture

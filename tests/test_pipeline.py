@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, 
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
+import phantom.model.transformer as transformer_module
+import phantom.pipeline as pipeline_module
 from phantom import PhantomPipeline, PhantomTransformer3DModel, PhysicsConfig
 from phantom.encoders import PhysicsEncoder, VideoEncoder
 from phantom.errors import UserError
-from phantom.pipeline import guided, make_scheduler
+from phantom.pipeline import guided
+from phantom.progress import quiet_loading
+from phantom.schedulers import FlowEulerScheduler, make_scheduler
 from tests import tiny
 
 SIZE = {"height": 64, "width": 48, "num_frames": 13}
@@ -95,7 +100,9 @@ def clip(frames: int, height: int = 64, width: int = 48, seed: int = 0) -> np.nd
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize(
-    "scheduler", [tiny.tiny_scheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0)], ids=["unipc", "euler"]
+    "scheduler",
+    [tiny.tiny_scheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0), make_scheduler("euler", 3.0)],
+    ids=["unipc", "diffusers' euler", "euler"],
 )
 def test_before_training_text_to_video_is_that_of_wan(scheduler, guidance):
     wan = tiny.tiny_wan()
@@ -360,32 +367,164 @@ def test_what_the_model_leaves_open_is_as_in_the_papers_preset(pipe):
     assert (stated["frames"], stated["steps"], stated["guidance_scale"], stated["width"]) == (5, 4, 1.5, 832)
 
 
-def test_schedulers_of_both_kinds_reach_their_shift():
-    for kind, cls in (("unipc", UniPCMultistepScheduler), ("euler", FlowMatchEulerDiscreteScheduler)):
-        scheduler = make_scheduler(kind, 5.0)
-        scheduler.set_timesteps(4)
-        assert isinstance(scheduler, cls)
-        u = torch.tensor([1.0, 0.75, 0.5, 0.25])
-        if kind == "unipc":
-            assert torch.allclose(scheduler.sigmas[:4], 5 * u / (1 + 4 * u), atol=2e-3)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_both_schedulers_take_the_same_sigmas(shift, steps):
+    """s u / (1 + (s - 1) u) at equal steps of u from 1, and 0 at the end."""
+    unipc, euler = (make_scheduler(kind, shift) for kind in ("unipc", "euler"))
+    assert isinstance(unipc, UniPCMultistepScheduler) and isinstance(euler, FlowMatchEulerDiscreteScheduler)
+    for scheduler in (unipc, euler):
+        scheduler.set_timesteps(steps)
+    assert torch.allclose(unipc.sigmas, euler.sigmas, atol=2e-6)
+    assert (unipc.timesteps - euler.timesteps).abs().max() <= 1  # UniPC cuts them to whole numbers
+    u = 1 - torch.arange(steps) / steps * (1 - 1e-3)
+    assert torch.allclose(euler.sigmas, torch.cat([shift * u / (1 + (shift - 1) * u), torch.zeros(1)]), atol=1e-6)
+    # A model that always points to where the noise came from is followed there by both, whatever their steps.
+    x = noise = torch.ones(1, 1)
+    for scheduler in (unipc, euler):
+        x = noise
+        for t in scheduler.timesteps:
+            x = scheduler.step(noise - 0.5, t, x, return_dict=False)[0]
+        assert torch.allclose(x, torch.full((1, 1), 0.5), atol=1e-4)
 
 
-def test_half_precision_and_offloading_give_the_same_video(export):
+def test_sigmas_that_are_asked_for_are_taken():
+    euler = make_scheduler("euler", 1.0)
+    euler.set_timesteps(sigmas=[1.0, 0.4])
+    assert torch.allclose(euler.sigmas, torch.tensor([1.0, 0.4, 0.0]))
+
+
+def test_the_scheduler_is_saved_with_the_pipeline(tmp_path):
+    pipeline(model(), make_scheduler("euler", 4.0)).save_pretrained(tmp_path)
+    with quiet_loading():
+        loaded = PhantomPipeline.from_pretrained(tmp_path).scheduler
+    assert type(loaded) is FlowEulerScheduler and loaded.shift == 4.0
+
+
+def test_half_precision_gives_nearly_the_same_video(export):
     full = PhantomPipeline.from_pretrained(export)
     half = PhantomPipeline.from_pretrained(export, dtype=torch.bfloat16)
     assert half.transformer.dtype == half.text_encoder.dtype == half.physics_encoder.dtype == torch.bfloat16
     assert half.vae.dtype == torch.float32
-    assert set(full.model_cpu_offload_seq.split("->")) == set(full.components) - {"tokenizer", "scheduler"}
-
-    def make(pipe: PhantomPipeline) -> np.ndarray:
-        pipe.set_progress_bar_config(disable=True)
-        call = {"prompt": "a ball", "video": clip(5), "modality_guidance_scale": 1.2, **SIZE}
-        return pipe(**call, generator=seeded(5)).frames
-
-    kept, halved = make(full), make(half)
+    kept, halved = (generate(pipe) for pipe in (full, half))
     assert 0 < np.abs(kept - halved).mean() < 0.02
-    full.enable_model_cpu_offload(device="cpu")  # the hooks, without a second device
-    assert np.array_equal(make(full), kept)
+
+
+def generate(pipe: PhantomPipeline) -> np.ndarray:
+    """With every part of the pipeline: text, video, both branches, with and without the coupling."""
+    pipe.set_progress_bar_config(disable=True)
+    call = {"prompt": "a ball", "video": clip(5), "guidance_scale": 2.0, "modality_guidance_scale": 1.2, **SIZE}
+    return pipe(**call, generator=seeded(5)).frames
+
+
+# --- offloading ------------------------------------------------------------------------------------------------------
+
+
+PARTS = ("physics_encoder", "text_encoder", "transformer", "vae")
+
+
+def test_parts_come_and_go_in_the_order_in_which_a_call_takes_them(export):
+    """Hooks without a second device: every part has one, and makes room for the next."""
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    assert tuple(pipe.model_cpu_offload_seq.split("->")) == PARTS
+    assert {*PARTS} == set(pipe.components) - {"tokenizer", "scheduler"}
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = [getattr(pipe, name)._hf_hook for name in PARTS]
+    assert [hook.prev_module_hook and hook.prev_module_hook.model for hook in hooks[1:]] == [
+        getattr(pipe, name) for name in PARTS[:-1]
+    ]
+    taken = []
+    for name, hook in zip(PARTS, hooks, strict=True):
+        init = hook.pre_forward
+
+        def note(module, *args, name=name, init=init, **kwargs):
+            taken.append(name)
+            return init(module, *args, **kwargs)
+
+        hook.pre_forward = note
+    assert np.array_equal(generate(pipe), expected)
+    # The VAE and the physics encoder take what is given, before the text; the VAE comes once more at the end.
+    order = [name for i, name in enumerate(taken) if i == 0 or taken[i - 1] != name]
+    assert order == ["vae", "physics_encoder", "text_encoder", "transformer", "vae"]
+
+
+def test_weights_may_be_away_until_they_are_needed(export, monkeypatch):
+    """With sequential offloading the parts' own device holds nothing: inputs must go to the device that computes."""
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    offload = accelerate.cpu_offload  # diffusers names the device cpu:0, from which tensors on cpu count as apart
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda part, _, **how: offload(part, torch.device("cpu"), **how))
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    for name in PARTS:
+        assert {p.device.type for p in getattr(pipe, name).parameters()} == {"meta"}, name
+    assert pipe._execution_device == torch.device("cpu")
+    assert np.array_equal(generate(pipe), expected)
+
+
+def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):
+    """Where offloading has parked the weights on another device."""
+    devices = []
+    for name, at in (("VideoEncoder", 1), ("PhysicsEncoder", 1), ("TextEncoder", 3)):
+        made = getattr(pipeline_module, name)
+        monkeypatch.setattr(
+            pipeline_module, name, lambda *args, made=made, at=at: devices.append(args[at]) or made(*args)
+        )
+    pipe("a", video=clip(5), guidance_scale=2.0, **SIZE, **STEPS)
+    assert len(devices) == 5 and {str(device) for device in devices} == {str(pipe._execution_device)}
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
+    counts = dict.fromkeys(("text encoder", "projection", "rotation", "model"), 0)
+
+    def count(owner, name, what):
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            counts[what] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    transformer = pipe.transformer
+    count(pipe.text_encoder, "forward", "text encoder")
+    count(transformer.video_ends, "embed_text", "projection")
+    count(transformer.physics_ends, "embed_text", "projection")
+    count(transformer_module, "rotation", "rotation")
+    count(transformer, "forward", "model")
+    call = {"guidance_scale": 2.0, "modality_guidance_scale": 1.5, "num_inference_steps": 4, **SIZE, "width": 80}
+    pipe("a", **call)
+    # Both texts, each for both branches; four rotations; and a call for each step, with all passes in one batch.
+    assert counts == {"text encoder": 2, "projection": 2, "rotation": 4, "model": 4}
+
+
+def test_passes_run_one_by_one_where_memory_is_short(pipe, monkeypatch, caplog):
+    forward, batches = pipe.transformer.forward, []
+
+    def short_of_memory(hidden_states, *args, **kwargs):
+        batches.append(len(hidden_states))
+        if len(hidden_states) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(hidden_states, *args, **kwargs)
+
+    call = {"prompt": ["a", "b"], "video": clip(5), "guidance_scale": 2.0, "return_physics": True, **SIZE, **STEPS}
+    for more in ({}, {"modality_guidance_scale": 1.5}, {"physics": False, "return_physics": False}):
+        expected = pipe(**{**call, **more}, generator=seeded(5))
+        batches.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(pipe.transformer, "forward", short_of_memory)
+            found = pipe(**{**call, **more}, generator=seeded(5))
+        passes = 3 if "modality_guidance_scale" in more else 2
+        assert batches == [2 * passes] + [2] * passes * 3  # tried once
+        assert np.abs(found.frames - expected.frames).max() <= 1e-5
+        assert expected.physics is None or torch.allclose(found.physics, expected.physics, atol=1e-4)
+
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: short_of_memory(torch.zeros(3)))
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe("a", guidance_scale=1.0, **SIZE, **STEPS)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phantom.errors import UserError
-from phantom.progress import say, track
+from phantom.progress import quiet_loading, say, track
 
 if TYPE_CHECKING:
     from phantom.pipeline import PhantomPipeline
@@ -186,7 +186,8 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
 
     on_gpu = torch.cuda.is_available()
     try:
-        pipe = PhantomPipeline.from_pretrained(model, dtype=torch.bfloat16 if on_gpu else torch.float32)
+        with quiet_loading():
+            pipe = PhantomPipeline.from_pretrained(model, dtype=torch.bfloat16 if on_gpu else torch.float32)
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

@@ -15,17 +15,11 @@ from typing import Any, Self
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import empty_device_cache, randn_tensor
 from diffusers.video_processor import VideoProcessor
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel, VJEPA2Model
@@ -37,6 +31,11 @@ from phantom.encoders.text import pad
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import base_path, read_export_config
 from phantom.model.positions import tubelets
+from phantom.model.transformer import ProjectedText
+from phantom.progress import quiet_loading
+from phantom.schedulers import make_scheduler
+
+logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
@@ -57,7 +56,8 @@ class PhantomPipeline(DiffusionPipeline):
     (`defaults`).
     """
 
-    model_cpu_offload_seq = "text_encoder->physics_encoder->transformer->vae"
+    # In the order in which a call takes them, so that each makes room for the next; the VAE may come first, too.
+    model_cpu_offload_seq = "physics_encoder->text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents", "physics_latents"]
 
     def __init__(
@@ -236,19 +236,8 @@ class PhantomPipeline(DiffusionPipeline):
             if wrong:
                 raise BadArgument(message)
         conditions = pictures(image, len(prompts)) or clips(video, len(prompts))
-        self._interrupt = False
+        self._interrupt = self._apart = False
         device, dtype = self._execution_device, self.transformer.dtype
-
-        # All passes of a step go through the model side by side.
-        passes = ["prompt"]
-        texts = {"prompt": prompts, "negative": negatives, "alone": prompts}
-        if scale > 1 or (physics and scale_z > 1):
-            passes.append("negative")
-        if physics and modality_guidance_scale != 1:
-            passes.append("alone")
-        text = torch.cat([self._embed(texts[name], batch) for name in passes]).to(device, dtype)
-        text = self.transformer.encode_text(text)
-        coupling = torch.tensor([name != "alone" for name in passes], device=device).repeat_interleave(batch)
 
         # The video's noise is drawn first: the same with physics and without.
         shape_v, shape_z = self._shapes(batch, num_frames, height, width)
@@ -257,10 +246,23 @@ class PhantomPipeline(DiffusionPipeline):
         longest = min(stated["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
         known = None
         if conditions:
-            encoders = VideoEncoder(self.vae), PhysicsEncoder(self.physics_encoder)
+            encoders = VideoEncoder(self.vae, device), PhysicsEncoder(self.physics_encoder, device)
             frames = [prefix(clip, height, width, longest) for clip in conditions]
             known = encode(frames, *encoders, latents, physics_latents)
             latents, physics_latents = known.impose(latents, physics_latents)
+
+        # What is constant over the steps is computed once: the text's embeddings, and their projections.
+        passes = ["prompt"]
+        embedded = {"prompt": self._embed(prompts, batch, device)}
+        if scale > 1 or (physics and scale_z > 1):
+            passes.append("negative")
+            embedded["negative"] = self._embed(negatives, batch, device)
+        if physics and modality_guidance_scale != 1:
+            passes.append("alone")
+            embedded["alone"] = embedded["prompt"]
+        text = torch.cat([embedded[name] for name in passes]).to(device, dtype)
+        text = self.transformer.encode_text(text)
+        coupling = torch.tensor([name != "alone" for name in passes], device=device).repeat_interleave(batch)
 
         self.scheduler.set_timesteps(steps, device=device)
         self.scheduler.set_begin_index(0)
@@ -272,13 +274,13 @@ class PhantomPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 time = torch.where(known.given, 0.0, t) if known else t.expand(batch)
-                velocity, velocity_z = self.transformer(
+                velocity, velocity_z = self._velocities(
+                    len(passes),
                     torch.cat([latents] * len(passes)).to(dtype),
                     None if physics_latents is None else torch.cat([physics_latents] * len(passes)).to(dtype),
                     torch.cat([time] * len(passes)),
                     text,
                     coupling if "alone" in passes else True,
-                    return_dict=False,
                 )
                 velocity = guided(velocity, passes, scale, modality_guidance_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
@@ -325,17 +327,36 @@ class PhantomPipeline(DiffusionPipeline):
             (batch, encoder.hidden_size, tubelets(frames), side, side),
         )
 
-    def _embed(self, texts: list[str], batch: int) -> torch.Tensor:
+    def _velocities(self, passes: int, *inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Of both modalities, (passes x B, ...): all passes side by side, or one by one where memory is short."""
+        if not self._apart:
+            try:
+                return self.transformer(*inputs, return_dict=False)
+            except torch.OutOfMemoryError:
+                if passes == 1:
+                    raise
+                self._apart = True
+            empty_device_cache()
+            logger.warning("memory does not suffice for all passes of a step at once: they run one after the other")
+
+        def part(given: Any, i: int) -> Any:
+            if isinstance(given, ProjectedText):
+                return ProjectedText(*(part(text, i) for text in given))
+            return given.chunk(passes)[i] if isinstance(given, torch.Tensor) else given
+
+        found = [self.transformer(*(part(x, i) for x in inputs), return_dict=False) for i in range(passes)]
+        velocities, velocities_z = zip(*found, strict=True)
+        return torch.cat(velocities), velocities_z[0] if velocities_z[0] is None else torch.cat(velocities_z)
+
+    def _embed(self, texts: list[str], batch: int, device: torch.device) -> torch.Tensor:
         """(batch, S, text_dim): each text for as many videos as fall to it."""
         tokens = self.defaults["text_tokens"]
-        embeddings = TextEncoder(self.tokenizer, self.text_encoder, tokens).encode(texts)
+        embeddings = TextEncoder(self.tokenizer, self.text_encoder, tokens, device).encode(texts)
         return pad(embeddings, tokens).repeat_interleave(batch // len(texts), 0)
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         """Latents -> frames of `output_type`."""
-        encoder = VideoEncoder(self.vae)
-        mu = latents * encoder.std.to(latents) + encoder.mean.to(latents)
-        pixels = self.vae.decode(mu.to(self.vae.dtype), return_dict=False)[0].float()
+        pixels = VideoEncoder(self.vae, latents.device).pixels(latents)
         if output_type != "uint8":
             return self.video_processor.postprocess_video(pixels, output_type)
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
@@ -356,18 +377,12 @@ def guided(velocity: torch.Tensor, passes: list[str], scale: float, modality_sca
     return out
 
 
-def make_scheduler(kind: str, flow_shift: float) -> SchedulerMixin:
-    """`unipc` or `euler` (`evaluate.sampling.scheduler`), over flow matching with sigma = s u / (1 + (s - 1) u)."""
-    if kind == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=flow_shift)
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
-
-
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
     """A part that cannot be loaded is a BadArgument that begins with `what`."""
     try:
-        yield
+        with quiet_loading():
+            yield
     except (OSError, ValueError, SafetensorError) as error:
         line = first_line(error)
         raise BadArgument(line if line.startswith(what) else f"{what}: {line}") from None

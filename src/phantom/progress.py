@@ -74,3 +74,23 @@ def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
 def say(text: str) -> None:
     """One plain line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within it, diffusers and transformers show no bars for weights they load; the hub's, for downloads, stay."""
+    from diffusers.utils import logging as diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers
+
+    shown = [library for library in (diffusers, transformers) if library.is_progress_bar_enabled()]
+    downloads = not are_progress_bars_disabled()
+    for library in shown:
+        library.disable_progress_bar()
+    if downloads:  # transformers turns these off with its own
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

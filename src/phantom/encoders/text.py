@@ -8,10 +8,19 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 
 class TextEncoder:
-    """Wraps a frozen UMT5 encoder and its tokenizer."""
+    """Wraps a frozen UMT5 encoder and its tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: UMT5EncoderModel, max_tokens: int) -> None:
-        self.tokenizer, self.model, self.max_tokens = tokenizer, model, max_tokens
+    `device` is where it computes, if that is not where its weights lie: with diffusers' offloading.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        model: UMT5EncoderModel,
+        max_tokens: int,
+        device: torch.device | None = None,
+    ) -> None:
+        self.tokenizer, self.model, self.max_tokens, self._device = tokenizer, model, max_tokens, device
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> list[torch.Tensor]:
@@ -23,7 +32,7 @@ class TextEncoder:
             truncation=True,
             add_special_tokens=True,
             return_tensors="pt",
-        ).to(self.model.device)
+        ).to(self._device or self.model.device)
         hidden = self.model(found.input_ids, found.attention_mask).last_hidden_state.float()
         return [row[: int(mask.sum())] for row, mask in zip(hidden, found.attention_mask, strict=True)]
 

@@ -35,7 +35,7 @@ class VideoEncoder:
         """uint8 RGB (B, 4m + 1, H, W, 3) -> float32 latents (B, C, m + 1, h, w): z = (mu - mean) / std."""
         pixels = frames.to(self.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 127.5 - 1
         # diffusers counts the tiles of its encoder in patches, those of its decoder in pixels.
-        with self._in_parts(len(pixels), *pixels.shape[3:], unit=self.vae.config.patch_size or 1):
+        with self._in_parts(len(pixels), pixels.shape[3], pixels.shape[4], unit=self.vae.config.patch_size or 1):
             mu = self.vae.encode(pixels).latent_dist.mode().float()
         return (mu - self.mean.to(mu)) / self.std.to(mu)
 

@@ -135,6 +135,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             for i in range(video["num_layers"])
         )
         self.gradient_checkpointing = False
+        self._rotations: tuple[Any, Rotations] | None = None
         self.freeze_video()
 
     @classmethod
@@ -190,7 +191,19 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
     def rotations(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
     ) -> Rotations:
-        """RoPE of grids of video and physics tokens (frames, rows, columns); without `grid_z`, of the video alone."""
+        """RoPE of grids of video and physics tokens (frames, rows, columns); without `grid_z`, of the video alone.
+
+        Those of the last call are kept: they are the same for all steps of a sampler.
+        """
+        key = grid_v, grid_z, device
+        if self._rotations is None or self._rotations[0] != key:
+            with torch.inference_mode(False):  # else a training step could not use them
+                self._rotations = key, self._make_rotations(*key)
+        return self._rotations[1]
+
+    def _make_rotations(
+        self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
+    ) -> Rotations:
         heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
         at_v = video_positions(grid_v, device)
         if grid_z is None:
