@@ -55,6 +55,8 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
 
     Interrupted work is taken up again: a finished video, comparison or judgement is never made twice. Raises UserError.
     """
+    if not (root / "models/phantom/config.json").is_file():
+        raise UserError("models/phantom: no export there; `phantom train` writes it")
     wanted = params.evaluate.benchmarks
     place: Path | None = None
     rows: list[Row] = []
@@ -90,8 +92,6 @@ def make_videos(
 ) -> dict[tuple[str, str], Path]:
     """The folder of videos of each (mode or benchmark, model), all of them made. asked: what each asks for, and how."""
     variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
-    if not (root / "models/phantom/config.json").is_file():
-        raise UserError("models/phantom: no export there; `phantom train` writes it")
     folders: dict[tuple[str, str], Path] = {}
     for folder, names in variants.items():
         if not (root / folder / "config.json").is_file():  # trained without a control
