@@ -1,0 +1,52 @@
+"""`dvc push` and `dvc pull` move shards to a remote in S3 and back, with the stage as dvc.yaml has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import boto3
+import pytest
+import yaml
+
+from phantom.data.encode import encode
+from phantom.data.shards import INDEX, LATENTS, LatentSet
+from tests.conftest import ROOT
+from tests.data.latents import SETTINGS, contents, write_clips
+from tests.data.test_encode import small  # noqa: F401
+
+LENGTHS = (9, 5, 9, 9, 5, 9, 9, 9)
+
+
+def dvc(root, *arguments):
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / "site")}
+    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_push_and_pull_move_shards_not_clips(make_params, small, s3, bucket, tmp_path):  # noqa: F811
+    write_clips(tmp_path, LENGTHS)
+    encode(small(*SETTINGS), tmp_path)
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]
+    assert stage["outs"] == [str(LATENTS)]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"encode": {"cmd": "true", "outs": stage["outs"]}}}))
+    dvc(tmp_path, "init", "--no-scm")
+    dvc(tmp_path, "remote", "add", "--default", "there", f"s3://{bucket}/dvc")
+    dvc(tmp_path, "remote", "modify", "there", "endpointurl", s3.url)
+    dvc(tmp_path, "commit", "--force", "encode")
+    dvc(tmp_path, "push")
+    before = contents(tmp_path / LATENTS)
+    shards = json.loads(before[INDEX])["shards"]
+    pushed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix="dvc/")["Contents"]
+    assert len(pushed) == len(before) + 1 < len(LENGTHS)  # shards, index, empty caption; and the list of these
+    assert sorted(found["Size"] for found in pushed)[-len(shards) :] == sorted(shard["bytes"] for shard in shards)
+    shutil.rmtree(tmp_path / LATENTS)
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    dvc(tmp_path, "pull")
+    assert contents(tmp_path / LATENTS) == before
+    assert len(LatentSet(tmp_path / LATENTS, "train")) == 6
