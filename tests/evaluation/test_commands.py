@@ -6,7 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from diffusers import WanImageToVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from PIL import Image
 
 from phantom import cli
@@ -170,7 +170,7 @@ def test_noises_are_those_of_the_scenario(tiny_base):
     params = load_params(preset_path("mini"), ["evaluate.sampling.scheduler=euler"])
     pipe = sample.load(tiny_base, params)
     assert isinstance(pipe, WanImageToVideoPipeline) and pipe.config.expand_timesteps
-    assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler" and pipe.scheduler.config.shift == 3.0
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler) and pipe.scheduler.config.shift == 3.0
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

@@ -41,10 +41,10 @@ def wall(
 
     table: scores by model. kinds: their colours. Raises UserError for a video that is missing.
     """
-    parts = {name: parts_of(scores) for name, scores in table.items() if name in folders or name == base}
-    shown = [name for name in parts if name in folders]
+    shown = [name for name in table if name in folders]
     if not shown:
         return None
+    parts = {name: parts_of(table[name]) for name in dict.fromkeys([*shown, base])}
     shared = [key for key in parts[shown[0]] if all(key in found for found in parts.values())]
     gains = {key: _widest([parts[n][key].value - parts[base][key].value for n in parts if n != base]) for key in shared}
     ordered = sorted(shared, key=lambda key: (-gains[key], key))
