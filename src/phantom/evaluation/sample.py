@@ -367,7 +367,8 @@ def export(name: str, parts: dict[str, Any], load: Callable[[], DiffusionPipelin
 def record(model: Model, items: Iterable[Item], settings: Settings) -> dict[str, Any]:
     """All that decides what the videos show, JSON-able."""
     package = Path(phantom.__file__).parent
-    code = [package / "conditions.py", package / "pipeline.py", package / "model", package / "encoders", Path(__file__)]
+    parts = ("conditions.py", "pipeline.py", "schedulers.py", "model", "encoders")
+    code = [*(package / part for part in parts), Path(__file__)]
     asked = [[item.file, item.prompt, item.noise, item.source and digest(item.source[0])] for item in items]
     return {
         "model": model.identity,
