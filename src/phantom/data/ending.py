@@ -8,9 +8,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from phantom.data.video import MAX_REPEATS, BadClip, fit, frames_before, open_video, timed_frames
+from phantom.data.video import MAX_REPEATS, BadClip, ToRgb, fit, frames_before, open_video, timed_frames
 
 
 def read_ending(path: str | Path, fps: float, height: int, width: int, longest: int) -> tuple[np.ndarray, int]:
@@ -21,7 +20,7 @@ def read_ending(path: str | Path, fps: float, height: int, width: int, longest: 
     """
     kept: deque[av.VideoFrame] = deque(maxlen=longest)
     count = 0
-    reformatter = VideoReformatter()
+    to_rgb = ToRgb()
     with open_video(path) as (container, stream):
         for _, end, frame in timed_frames(container, stream):
             repeats = max(0, frames_before(end, fps) - count)
@@ -35,5 +34,5 @@ def read_ending(path: str | Path, fps: float, height: int, width: int, longest: 
             raise BadClip(
                 f"too few frames: {len(taken) - len(runs)} of {len(taken)} would be repeats at {fps:g} per second"
             )
-        frames = [f for run in runs for f in [fit(run[0], stream, height, width, reformatter)] * len(run)]
+        frames = [f for run in runs for f in [fit(run[0], stream, height, width, to_rgb)] * len(run)]
     return np.stack(frames), count

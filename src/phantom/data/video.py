@@ -97,7 +97,7 @@ def fit_clip(
     frames: list[np.ndarray] = []
     distinct = 0
     size: tuple[int, int] | None = None
-    reformatter = VideoReformatter()
+    to_rgb = ToRgb()
     with open_video(path) as (container, stream):
         for _, end, frame in timed_frames(container, stream):
             if size is None:
@@ -106,7 +106,7 @@ def fit_clip(
             # All output times that fall before the next frame of the file.
             repeats = max(0, min(frames_before(end, fps), max_frames) - len(frames))
             if repeats:
-                frames += [fit(frame, stream, *size, reformatter)] * repeats
+                frames += [fit(frame, stream, *size, to_rgb)] * repeats
                 distinct += 1
             if len(frames) == max_frames:
                 break
@@ -124,11 +124,11 @@ def fit_clip(
 
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
     """Every frame of `path` at its own size, upright: uint8 RGB (F, H, W, 3), and their mean rate. Raises BadClip."""
-    reformatter = VideoReformatter()
+    to_rgb = ToRgb()
     with open_video(path) as (container, stream):
         frames, end = [], Fraction(0)
         for _, end, frame in timed_frames(container, stream):  # noqa: B007
-            frames.append(_turn(_rgb(frame, frame.width, frame.height, reformatter), _orientation(frame)))
+            frames.append(_turn(to_rgb(frame, frame.width, frame.height), _orientation(frame)))
     if not frames:
         raise BadClip("no video frame in it")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -258,9 +258,7 @@ def picture_kept(shown: tuple[float, float], size: tuple[int, int]) -> float:
     return size[0] * size[1] / (shown[0] * shown[1] * scale * scale)
 
 
-def fit(
-    frame: av.VideoFrame, stream: VideoStream, height: int, width: int, reformatter: VideoReformatter
-) -> np.ndarray:
+def fit(frame: av.VideoFrame, stream: VideoStream, height: int, width: int, to_rgb: ToRgb) -> np.ndarray:
     """One frame as uint8 RGB (`height`, `width`, 3); see `fit_clip`. Raises BadClip where too little of it is left."""
     kept = picture_kept(displayed(frame, stream), (height, width))
     turn = _orientation(frame)
@@ -274,20 +272,29 @@ def fit(
         raise BadClip(f"a crop of {width}x{height} would keep {kept:.0%} of its picture of {shown:.0f}x{frame.height}")
     scaled_w, scaled_h = max(width, round(shown * scale)), max(height, round(frame.height * scale))
     top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
-    rgb = _rgb(frame, scaled_w, scaled_h, reformatter)
+    rgb = to_rgb(frame, scaled_w, scaled_h)
     return _turn(rgb[top : top + height, left : left + width], turn)
 
 
-def _rgb(frame: av.VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> np.ndarray:
-    alpha = any(component.is_alpha for component in frame.format.components)
-    kind = "rgba" if alpha else "rgb24"
-    # swscale widens its filter when it shrinks: bicubic here antialiases.
-    rgb = reformatter.reformat(
-        frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SCALING, threads=1
-    ).to_ndarray()
-    if alpha:  # over black, as players show it
-        rgb = (rgb[..., :3].astype(np.uint16) * rgb[..., 3:] // 255).astype(np.uint8)
-    return rgb
+class ToRgb:
+    """Frames as uint8 RGB of a size. Made once for many frames: it keeps what it has found out about the last one."""
+
+    def __init__(self) -> None:
+        self._scale, self._pack = VideoReformatter(), VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+        alpha = any(component.is_alpha for component in frame.format.components)
+
+        def reformat(with_: VideoReformatter, frame: av.VideoFrame, kind: str) -> av.VideoFrame:
+            # swscale widens its filter when it shrinks: bicubic here antialiases.
+            return with_.reformat(
+                frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SCALING, threads=1
+            )
+
+        if not alpha:  # planes first: the same values as packed at once, in a third of the time
+            return reformat(self._pack, reformat(self._scale, frame, "gbrp"), "rgb24").to_ndarray()
+        rgba = reformat(self._scale, frame, "rgba").to_ndarray()
+        return (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] // 255).astype(np.uint8)  # over black, as players do
 
 
 def _pixel_aspect(stream: VideoStream) -> float:
