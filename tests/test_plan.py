@@ -130,16 +130,17 @@ def test_each_strategy_spreads_what_it_should():
         return plan(paper(f"train.strategy={strategy}"), "B200", gpus)["memory_per_gpu"]
 
     frozen, trained = 2 * 4_999_787_712, 7_289_807_872
-    spread = {"ddp": set(), "zero2": {"gradients", "optimizer", "ema"}}
-    for strategy in ("ddp", "zero2", "fsdp2", "zero3"):
+    all_parts = ("weights", "optimizer", "ema", "gradients")
+    spread = {"ddp": (), "zero1": all_parts[1:3], "zero2": all_parts[1:], "fsdp2": all_parts, "zero3": all_parts}
+    for strategy, halved in spread.items():
         two, four = memory(strategy, 2), memory(strategy, 4)
-        if strategy == "fsdp2":  # the frozen branch is whole on every GPU
-            assert two["weights"] == pytest.approx(frozen + trained * 4 / 2)
-            two["weights"], four["weights"] = two["weights"] - frozen, four["weights"] - frozen
-        for part in ("weights", "gradients", "optimizer", "ema"):
-            halves = part in spread.get(strategy, {"weights", "gradients", "optimizer", "ema"})
-            assert four[part] * (2 if halves else 1) == pytest.approx(two[part], rel=1e-6), (strategy, part)
+        for found, gpus in ((two, 2), (four, 4)):  # the frozen branch is whole on every GPU
+            assert found["weights"] == pytest.approx(frozen + trained * 4 / (gpus if "weights" in halved else 1))
+            found["weights"] -= frozen
+        for part in all_parts:
+            assert four[part] * (2 if part in halved else 1) == pytest.approx(two[part], rel=1e-6), (strategy, part)
     assert memory("ddp", 1)["optimizer"] == 8 * trained
+    assert memory("ddp", 1)["gradients"] == 2 * memory("zero2", 1)["gradients"]  # those of both losses
     assert memory("zero2", 1)["optimizer"] == 12 * trained  # AdamW's two moments and float32 weights
 
 

@@ -24,12 +24,14 @@ SAVED: dict[str, dict[str, Any]] = {
     "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
     "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
 }
-# What each strategy spreads over the GPUs; the rest every GPU has whole (training.parallel).
+# What each strategy spreads over the GPUs; the rest every GPU has whole, the frozen branch under all of them
+# (training.parallel).
 SPREAD = {
     "ddp": (),
     "fsdp2": ("trained", "gradients", "optimizer", "ema"),
+    "zero1": ("optimizer", "ema"),
     "zero2": ("gradients", "optimizer", "ema"),
-    "zero3": ("frozen", "trained", "gradients", "optimizer", "ema"),
+    "zero3": ("trained", "gradients", "optimizer", "ema"),
 }
 
 
@@ -43,13 +45,13 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     frozen, trained = cost.video.parameters, cost.trainable
     copy = 2 if half else 4  # bytes of a weight as the arithmetic takes it
     zero = train.strategy.startswith("zero")
-    # DeepSpeed computes with the weights as they are and keeps float32 ones beside AdamW's two moments; the others
-    # train float32 weights. The two losses' gradients are kept apart (training.gradient_norm).
+    # What is trained is float32. Where the norm is measured, the two losses' gradients are kept apart
+    # (training.gradient_norm); DeepSpeed takes one after the other, and updates a second copy of the weights.
     whole = {
         "frozen": frozen * (2 if params.models.dtype == "bfloat16" else 4),
-        "trained": trained * (copy if zero else 4),
-        "gradients": trained * (copy if zero else 4) * 2,
-        "optimizer": trained * (12 if zero and half else 8),
+        "trained": trained * 4,
+        "gradients": trained * 4 * (1 if zero else 2),
+        "optimizer": trained * (12 if zero else 8),
         "ema": 0 if train.ema_decay is None else trained * 4,
     }
     spread = SPREAD[train.strategy]
@@ -57,8 +59,8 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     weights = share.pop("frozen") + share.pop("trained")
 
     # Autocast's copies of the trained weights, and two blocks' weights, put together from all GPUs at a time.
-    copies = copy * trained if half and not zero else 0
-    copies += 2 * sum(whole[part] for part in ("frozen", "trained") if part in spread) // parts.video["num_layers"]
+    copies = copy * trained if half else 0
+    copies += 2 * whole["trained"] // parts.video["num_layers"] if "trained" in spread else 0
     kept, again = _activations(params, parts)
     micro = micro_batch(params, gpus)
     temporary = {"activations": micro * kept, "working_set": micro * again + copies, "runtime": RUNTIME}

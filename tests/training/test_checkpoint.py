@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, and a damaged one is passed over."""
 
+import errno
+import math
 import os
 import signal
 import subprocess
@@ -10,12 +12,13 @@ import time
 import pytest
 import torch
 
+from phantom.data import shards
 from phantom.training import checkpoint
 
 
-def write(folder, step, value, keep=3):
+def write(folder, step, value, keep=3, loss=math.nan):
     tensors = {"model": {"w": torch.full((4,), value)}, "optimizer": {"w/exp_avg": torch.full((4,), -value)}}
-    return checkpoint.save(folder, step, tensors, {"note": f"at {step}"}, keep)
+    return checkpoint.save(folder, step, tensors, {"note": f"at {step}"}, keep, loss)
 
 
 def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
@@ -73,3 +76,26 @@ def test_a_writer_killed_at_any_moment_leaves_the_one_before(tmp_path):
         if found is not None:
             assert all((t == found.step).all() for t in found.tensors("model").values())
     assert found is not None
+
+
+def test_the_best_on_held_out_clips_is_kept_beside_the_newest(tmp_path):
+    kept = {}
+    for step, loss in ((1, math.nan), (2, 0.5), (3, 0.3), (4, 0.4), (5, 0.3), (6, 0.6)):
+        write(tmp_path, step, 1.0, keep=2, loss=loss)
+        kept[step] = [int(path.name[5:]) for path in checkpoint.saved(tmp_path)]
+    assert kept == {1: [1], 2: [1, 2], 3: [2, 3], 4: [3, 4], 5: [3, 4, 5], 6: [3, 5, 6]}
+    assert checkpoint.best(checkpoint.saved(tmp_path)).name == "step-0000003"
+    assert checkpoint.newest(tmp_path).step == 6
+
+
+def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch):
+    write(tmp_path, 1, 1.0)
+    save_file = shards.save_file
+    monkeypatch.setattr(shards, "save_file", lambda tensors, path: save_file(tensors, "/dev/full"))
+    with pytest.raises(OSError) as error:  # which every stage answers with one line
+        write(tmp_path, 2, 2.0)
+    assert error.value.errno == errno.ENOSPC and "step-0000002" in error.value.filename
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path).step == 1
+    write(tmp_path, 2, 2.0)
+    assert checkpoint.newest(tmp_path).step == 2

@@ -7,7 +7,9 @@ from phantom.training.recursive_weight import RecursiveWeight
 
 
 def settings(**changed):
-    return Settings(**{"alpha_max": 2.0, "growth_steps": 4, "threshold": 1.0, "norm": "raw", "every": 1, **changed})
+    return Settings(
+        **{"alpha_max": 2.0, "growth_steps": 4, "threshold": 1.0, "norm": "raw", "every": 1, "mode": "exact", **changed}
+    )
 
 
 def run(weight, norms):
@@ -53,6 +55,27 @@ def test_the_state_continues():
     second.load(first.state())
     assert head + run(second, norms[4:]) == used
     assert second.resets == whole.resets == 1
+
+
+def test_the_head_calls_for_a_measurement_and_decides_nothing():
+    weight = RecursiveWeight(settings(every=4, mode="head", growth_steps=100))
+    heads = [0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.6, 0.1, 0.1]  # a third of the norms, but for one false alarm
+    norms = [0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 1.8, 1.8, 0.3]
+    measured, resets = [], []
+    for step, (head, norm) in enumerate(zip(heads, norms, strict=True)):
+        if weight.due(step):
+            weight.observe(norm, head)
+            measured.append(step)
+        else:
+            weight.watch(head)
+        resets.append(weight.resets)
+        weight.advance()
+    assert measured == [0, 3, 4, 7, 8]  # every fourth, and after each of the two alarms
+    assert resets == [0, 0, 0, 0, 0, 0, 0, 1, 1]
+    again = RecursiveWeight(settings(every=4, mode="head", growth_steps=100))
+    again.load(weight.state())
+    assert again == weight
+    assert not RecursiveWeight(settings(mode="head"), held=True).watches_head
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -7,6 +7,7 @@ one of them right, its test says so.
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.training import parallel
 from phantom.training.conditioning import Batch, sample, sample_generator
-from phantom.training.gradient_norm import SplitGradients
+from phantom.training.gradient_norm import HeadGradient, SplitGradients
 from phantom.training.objective import losses
 from tests import tiny
 
@@ -152,3 +153,58 @@ def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
     own.enable_gradient_checkpointing()  # as training does
     given = torch.autograd.grad(physics_loss(own, whole), trainable(own), allow_unused=True)
     assert norm(given) == pytest.approx(truth, rel=1e-5)
+
+
+def test_two_backwards_through_a_compiled_graph_need_its_buffers_to_be_kept(truth, monkeypatch):
+    def measure() -> float:
+        torch.compiler.reset()
+        own = model()
+        own.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        split, each = SplitGradients(trainable(own)), losses(own, batch(range(SIZE)))
+        split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)
+        return float(split.norms()[1])
+
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    with pytest.raises(RuntimeError, match="donated buffers"):
+        measure()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)  # as the trainer does
+    assert measure() == pytest.approx(truth, rel=1e-5)
+
+
+# --- the cheap signal -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_heads_gradient_is_that_of_autograd(parts):
+    own, whole = model(), batch(range(SIZE))
+    given = sample(
+        whole.video[0],
+        whole.physics[0],
+        whole.physics[1, :, :1],
+        whole.text[:1],
+        0.7,
+        sample_generator(0, 9),
+    )
+    whole = Batch.of([whole, given])  # one of them with a condition frame
+    size = SIZE + 1
+    loss = losses(own, whole).physics.sum() / size
+    head = own.physics_ends.proj_out
+    expected = norm(torch.autograd.grad(loss, [head.weight, head.bias]))
+    seen = HeadGradient(own.physics_ends)
+    cut = [range(size)] if parts == 1 else [range(2), range(2, size)]
+    with seen.watching():
+        for numbers in cut:
+            part = Batch(**{name: value[numbers.start : numbers.stop] for name, value in vars(whole).items()})
+            losses(own, part)
+            seen.add(part, size)
+    assert seen.norm(parallel.sum_over_processes) == pytest.approx(expected, rel=1e-5)
+    assert not head._forward_pre_hooks and not own.physics_ends._forward_hooks
+
+
+def test_it_is_not_the_norm(truth):
+    own, whole = model(), batch(range(SIZE))
+    seen = HeadGradient(own.physics_ends)
+    with seen.watching(), torch.no_grad():
+        losses(own, whole)
+        seen.add(whole, SIZE)
+    assert 0 < seen.norm(parallel.sum_over_processes) < 0.99 * truth and math.isfinite(truth)

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from phantom.data.shards import write_tensors
 from phantom.progress import say
 
 STATE = "state.json"
@@ -60,9 +61,8 @@ def save(
     hashes = {}
     for name, group in tensors.items():
         path = new / f"{name}.safetensors"
-        save_file({k: v.detach().contiguous() for k, v in group.items()}, path)
+        write_tensors(path, {k: v.detach().contiguous() for k, v in group.items()})
         hashes[path.name] = _digest(path)
-        _sync(path)
     text = json.dumps({"step": step, "sha256": hashes, **state})
     sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "heldout_loss": loss, "state": text}
     (new / STATE).write_text(json.dumps(sealed))

@@ -53,7 +53,9 @@ class Pace:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Time that is not training's: validation, checkpoints."""
+        """Time that is not training's: validation, samples, checkpoints."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is still being computed is training's
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began

@@ -96,6 +96,9 @@ def join(settings: Train) -> Accelerator:
         )
     if not has_gpu:
         os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler is run at the first start
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     config = {
         "train_micro_batch_size_per_gpu": settings.batch_size // settings.accumulation // settings.processes,

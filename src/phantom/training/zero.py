@@ -100,10 +100,13 @@ class ZeroLearner:
     # --- DeepSpeed ----------------------------------------------------------------------------------------------------
 
     def _backward(self, passes: Passes, term: Term) -> None:
-        made = iter(passes)
-        for left in reversed(range(self.passes)):
-            self.model.set_gradient_accumulation_boundary(left == 0)
-            self.model.backward(term(*next(made)) * self.processes)  # it takes the mean over processes
+        if self.stage == 3:  # a parameter without a gradient would keep that of the last step, and count in the norm
+            for gradient in self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+                gradient.zero_()
+        self.model.set_gradient_accumulation_boundary(self.passes == 1)
+        for number, losses in enumerate(passes, 2):
+            self.model.backward(term(*losses) * self.processes)  # it takes the mean over processes
+            self.model.set_gradient_accumulation_boundary(number >= self.passes)
 
     def _norm(self) -> torch.Tensor:
         """Of the gradient that `model.step` would take: its shards are apart, one in each process."""
