@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from phantom.config import Params
-from phantom.data.shards import LatentSet, refuse_other_recipe
 from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
 from phantom.tracking import Tracker
@@ -31,7 +29,9 @@ from phantom.training.learner import Learner
 from phantom.training.objective import Losses, losses
 from phantom.training.order import ShareOfBatches
 from phantom.training.pace import Pace
+from phantom.training.reading import open_latents, read_batches
 from phantom.training.recursive_weight import RecursiveWeight
+from phantom.training.samples import Samples
 from phantom.training.setup import build_model, checkpointing_func, run_identity
 from phantom.training.stop import stop_requests
 from phantom.training.validation import Validation
@@ -75,13 +75,12 @@ class Trainer:
 
     def __init__(self, params: Params, root: Path, name: str, held: bool) -> None:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
-        latents = LatentSet(root / "data/latents", "train")
-        refuse_other_recipe(latents.recipe, params)
         self.accelerator = parallel.join(self.settings)
         self.device = self.accelerator.device
-        self.latents = latents
+        self.latents = latents = open_latents(params, root, "train", self.device)
         self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
         if self.settings.compile:
+            torch._functorch.config.donated_buffer = False  # else a graph takes one backward; measuring takes two
             self.model.compile_repeated_blocks(fullgraph=True)
         if self.settings.precision == "bfloat16":
             self.model.forward = torch.autocast(self.device.type, torch.bfloat16)(self.model.forward)
@@ -91,6 +90,7 @@ class Trainer:
         self.pace = Pace(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.history = 0, list[dict[str, Any]]()
+        self.may_read = self.device.type == "cpu"  # from tensors at any time: on a GPU that would wait for it
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
         self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
         found = self._found()
@@ -118,11 +118,11 @@ class Trainer:
         settings = self.settings
         start, status = self.step, "FAILED"
         share = settings.batch_size // settings.accumulation // settings.processes
-        validation = (
-            Validation(LatentSet(self.root / "data/latents", "heldout"), self.params, share)
-            if settings.validate_every
-            else None
-        )
+        validation = samples = None
+        if settings.validate_every or settings.sample_every:
+            heldout = open_latents(self.params, self.root, "heldout", self.device)
+            validation = Validation(heldout, self.params, share) if settings.validate_every else None
+            samples = Samples(heldout, self.params, self.device) if settings.sample_every else None
         batches = self._batches()
         try:
             with stop_requests() as stop, self._bar(start) as bar:
@@ -137,6 +137,9 @@ class Trainer:
                             figures |= validation(self.learner.model, self.device)
                     if self.step % settings.log_every == 0 or last:
                         note = self._log(figures)
+                    if samples and self.step % settings.sample_every == 0:
+                        with self.pace.apart():
+                            self._show(samples)
                     interrupted = parallel.any_process(stop.is_set)
                     if self.step % settings.checkpoint_every == 0 or last or interrupted:
                         with self.pace.apart():
@@ -197,7 +200,7 @@ class Trainer:
         self.pace.count(batches[0], size)
         weight.advance()
         self.step += 1
-        if measured or self.device.type == "cpu":
+        if measured or self.may_read:
             self._stop_if_bad()
         return figures
 
@@ -243,7 +246,7 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        return iter(DataLoader(TrainingSet(self.latents, self.params), batch_sampler=sampler, collate_fn=Batch.of))
+        return read_batches(TrainingSet(self.latents, self.params), sampler, self.params.storage.prefetch)
 
     @contextmanager
     def _bar(self, start: int) -> Iterator[Any]:
@@ -272,6 +275,14 @@ class Trainer:
         shown = {"loss": learnt["loss"], "alpha": learnt["alpha"], "TFLOP/s": speed["tflops_per_second"]}
         shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
         return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+    def _show(self, samples: Samples) -> None:
+        """Sample videos, beside the checkpoints and in MLflow."""
+        made = samples(self.learner.model)
+        if self.tracker:
+            folder = f"samples/step-{self.step:07d}"
+            for path in samples.write(made, self.checkpoints / folder):
+                self.tracker.artifact(path, folder)
 
     def _save(self) -> None:
         """A checkpoint, written by the first process."""
