@@ -138,6 +138,24 @@ def test_a_run_that_dies_leaves_its_stage_and_the_next_run_takes_the_result(tmp_
     assert calls(checkout) == STAGES  # prepare once
 
 
+@pytest.mark.parametrize("steps", [61, 62])
+def test_what_a_killed_run_left_of_dvcs_locks_is_cleared(finished: Path, steps: int):
+    """Cut off while it was written, or naming a process whose number another one bears: 1 is always there."""
+    ours = {"write": {"pid": 1, "cmd": "dvc repro --quiet --single-item train"}}
+    stale = json.dumps({str(finished / out): ours for out in ("data/clips", "models/phantom")})
+    (finished / ".dvc/tmp/rwlock").write_text(stale if steps == 61 else stale[:9], encoding="utf-8")
+    assert run_with(finished, f"train.steps={steps}") == ["train", "evaluate", "register"]
+
+
+def test_locks_of_another_user_of_dvc_are_left(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    lock = checkout / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text('{"x": {"read": [{"pid": 1, "cmd": "dvc pull"}]}}', encoding="utf-8")
+    with pipeline.checkout_lock(checkout):
+        assert lock.is_file()
+
+
 def test_settings_are_written_with_their_comments(tmp_path: Path):
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")

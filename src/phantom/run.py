@@ -91,7 +91,23 @@ def checkout_lock(root: Path) -> Iterator[int]:
         except BlockingIOError:
             say("another run is at work in this checkout: waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
+        _clear_locks_of_dvc(root / ".dvc/tmp/rwlock")
         yield file.fileno()
+
+
+def _clear_locks_of_dvc(file: Path) -> None:
+    """Removes DVC's record of who is at work, as a killed run has left it: cut off, which DVC cannot read, or naming
+    processes whose numbers others bear by now, in another pod. Whoever holds the checkout knows that they are gone.
+    """
+    try:
+        held = [h for of in json.loads(file.read_text(encoding="utf-8")).values() for h in of.values()]
+    except FileNotFoundError:
+        return
+    except ValueError:
+        held = []
+    holders = [holder for one in held for holder in (one if isinstance(one, list) else [one])]
+    if all("--single-item" in holder["cmd"] for holder in holders):  # ours, and not a `dvc pull` of the user's
+        file.unlink()
 
 
 def run_stage(

@@ -6,6 +6,7 @@ address of the rendezvous, which is on this machine. A pod's paths (volume, /tmp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.apiserver import ApiServer, Object, now
+from tests.served import descendants
 
 TICK = 0.05
 PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
@@ -337,13 +339,13 @@ class Controllers:
 
 
 def _signal(running: Running, number: int) -> None:
-    """To the container's first process as a kubelet does; SIGKILL to all."""
+    """To the container's first process as a kubelet does; SIGKILL to all, in whatever session they are."""
     process = running.process
     if process and process.poll() is None:
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+        for pid in descendants(process.pid) if number == signal.SIGKILL else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        process.send_signal(number)
 
 
 def _condition(job: Object, kind: str, message: str = "") -> None:
