@@ -18,6 +18,7 @@ from phantom.errors import UserError
 from phantom.memory import GIB, changes_to_fit, gib, memory_per_gpu, micro_batch
 
 MANIFEST = Path("data/clips/manifest.jsonl")
+MEMORY = ("weights", "gradients", "optimizer", "ema", "activations", "working_set", "batch", "runtime")
 
 # Configs of the frozen parts that are known by their hub id.
 WAN_TI2V_5B = {
@@ -182,7 +183,7 @@ def as_text(result: dict[str, Any]) -> str:
     done = _tera(flops["with_recomputation_per_step"])
     table.add_row("  step", done, "with recomputed activations and measured gradient norms")
     table.add_row(f"GiB on each of {gpu['count']} {gpu['name']}")
-    for part in ("weights", "gradients", "optimizer", "ema", "activations", "working_set", "runtime"):
+    for part in MEMORY:
         note = f"samples at a time: {memory['micro_batch']}" if part == "activations" else ""
         table.add_row(_name(part), gib(memory[part]), note)
     word = "fits" if result["fits"] else "does not fit"
@@ -230,8 +231,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     except ValueError as error:
         raise UserError(str(error)) from None
     unit = stride * video["patch_size"][1]
-    for key in ("height", "width"):
-        size = getattr(data, key)
+    for key, size in data.sides:
         if size % unit:
             nearest = max(unit, round(size / unit) * unit)
             raise UserError(
@@ -288,15 +288,20 @@ def _config(folder: Path, setting: str) -> dict[str, Any]:
 
 def _latent_bytes(params: Params, parts: Parts) -> int:
     """The longest clip's latents, its prefixes (of mean length) and a caption of full length, as stored."""
+    from phantom.data.physics import NONE, POOL, storage_of
+
     settings = params.encode
     frames, *sides = parts.physics_latents
     lengths = range(1, min(settings.max_prefix_frames, params.data.frames - 1) + 1, 4)
     prefixes = min(settings.prefixes_per_clip, len(lengths))
     tubelets = sum((k - 1) // 2 + 1 for k in lengths) * prefixes // max(1, len(lengths))
+    width = 2 if params.models.dtype == "bfloat16" else 4
     values = parts.video["in_channels"] * math.prod(parts.video_latents)
-    values += parts.physics["in_channels"] * (frames + tubelets) * math.prod(sides)
     values += settings.text_tokens * parts.video["text_dim"]
-    return values * (2 if params.models.dtype == "bfloat16" else 4)
+    channels = parts.physics["in_channels"]
+    states = channels * (frames + tubelets) * math.prod(sides)
+    stored = {"int8": states + width * channels * (1 + prefixes), "pooled": width * states // POOL**2, NONE: 0}
+    return width * values + stored.get(storage_of(params), width * states)
 
 
 def _clips(params: Params, root: Path) -> int | None:

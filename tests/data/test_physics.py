@@ -13,6 +13,7 @@ from phantom.data.encode import encode
 from phantom.data.manifest import CLIPS
 from phantom.data.shards import INDEX, LATENTS, LatentSet
 from phantom.errors import UserError
+from phantom.plan import plan
 from phantom.training.conditioning import TrainingSet
 from phantom.training.reading import open_latents
 from tests.data.latents import SETTINGS, write_clips
@@ -104,3 +105,14 @@ def test_online_ones_need_the_clips_that_were_encoded(encoded):
     (root / CLIPS / "manifest.jsonl").write_text("")
     with pytest.raises(UserError, match=r"manifest\.jsonl: not the clips that data/latents was made of, [^\n]*$"):
         open_latents(params, root, "train", CPU)
+
+
+def test_the_plan_counts_what_is_stored(make_params):
+    def planned(change):
+        return plan(make_params(change), "H100", 1)["storage"]["bytes_per_clip"]
+
+    whole, none = planned("encode.physics_storage=raw"), planned("train.physics_latents=online")
+    assert planned("encode.physics_storage=pooled") - none == (whole - none) // 4
+    assert (
+        planned("encode.physics_storage=int8") - none == (whole - none) // 4 + 4 * 48 * 4
+    )  # scales, of 3 prefixes too

@@ -17,6 +17,7 @@ from phantom.data import encode as stage
 from phantom.data import shards
 from phantom.data.encode import encode
 from phantom.data.files import sha256
+from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, LatentSet, ShardWriter
 from phantom.data.shares import Share
 from phantom.encoders import VideoEncoder
@@ -258,3 +259,16 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_rest_goes_on(params
     encode(params, tmp_path)
     assert 0 < len(encoded_clips) < len(LENGTHS)
     assert_whole(tmp_path)
+
+
+def test_real_videos_through_prepare_and_two_workers(sample_videos, make_params, tmp_path):
+    source = ("data.source=folder", f"data.path={sample_videos}", "data.frames=9", "data.buckets=[[64, 112]]")
+    params = make_params(*source, "evaluate.physics_iq.benchmark=elsewhere", "encode.prefixes_per_clip=1")
+    made = prepare(params, tmp_path)
+    assert len(made.buckets) == 2 and made.kept["clips"] == 1
+    for worker in range(2):
+        encode(params, tmp_path, Share(worker, 2))
+    assert encode(params, tmp_path, merge=True).clips == made.train + made.heldout == 12
+    found = latents(tmp_path).values()
+    assert {one.video.shape[1:] for one in found} == {(3, 8, 8), (3, 8, 14)}
+    assert {one.physics.shape[1:] for one in found} == {(5, 8, 8)}

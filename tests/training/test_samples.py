@@ -98,6 +98,11 @@ def test_an_epoch_holds_every_clip_in_batches_of_one_shape(lengths, batch_size, 
     assert batches == epoch_batches(shapes, batch_size, seed, epoch)
 
 
+def test_the_order_of_one_bucket_stays_what_it_is():
+    """Batches drawn before there were buckets: runs that were begun then go on with the same ones."""
+    assert epoch_batches([(16, 8, 8, 8)] * 10, 4, 3, 1) == [[4, 1, 2, 8], [5, 0, 7, 9], [6, 3, 4, 1]]
+
+
 @pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 1), (2, 2), (4, 2)])
 def test_processes_and_micro_batches_share_the_same_samples(accumulation, processes):
     shapes = [(1, 2, 3, 4)] * 21
