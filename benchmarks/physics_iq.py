@@ -23,9 +23,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from phantom.evaluation.physics_iq import masks
+from phantom.data.physics_iq import masks
+from phantom.data.physics_iq.layout import SECONDS
 from phantom.evaluation.physics_iq.folder import Job, compare
-from phantom.evaluation.physics_iq.layout import SECONDS
 
 GENERATED = (832, 480)
 FILES = ("generated.mp4", "take-1.mp4", "take-2.mp4", "mask-1.mp4", "mask-2.mp4")

@@ -1,4 +1,8 @@
-"""The two ways a command ends early on purpose, and the exit codes they carry."""
+"""The ways a command ends early on purpose, and the exit codes they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -17,3 +21,9 @@ class StageFailed(Exception):
     """A stage of the pipeline failed for a reason that is not the user's input. One line."""
 
     exit_code = 1
+
+
+def listed(names: Sequence[object], most: int = 6) -> str:
+    """The first few of `names`, for a one-line message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(str(name) for name in names[:most]) + more

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from phantom.data.physics_iq import layout, masks
 from phantom.data.video import write_mp4
-from phantom.evaluation.physics_iq import layout, masks
 
 FPS, FRAMES, HEIGHT, WIDTH = 8, 40, 96, 128
 VIEWS = ("perspective-left", "perspective-right")

@@ -11,11 +11,11 @@ from PIL import Image
 
 from phantom import cli
 from phantom.config import load_params, preset_path
+from phantom.data.physics_iq import layout
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import sample, vbench2
 from phantom.evaluation.gains import gain, prompt_gain
-from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
 from tests.evaluation import benchmark as small
 

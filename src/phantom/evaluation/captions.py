@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phantom.errors import UserError
-from phantom.evaluation.physics_iq.layout import listed
+from phantom.errors import UserError, listed
 
 NAME = re.compile(r"(?P<number>\d{4,})(?:-(?P<seed>\d+))?\.mp4")
 FILE, RULES = ("videopath", "file"), ("rules", "metadata_rules")  # columns, by preference

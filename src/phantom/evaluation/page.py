@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from phantom.data.physics_iq import video
 from phantom.data.video import write_mp4
 from phantom.evaluation.charts import Chart
-from phantom.evaluation.physics_iq import video
 
 EMBEDDED_WIDTH = 480  # pixels; wider videos are embedded in smaller copies
 PIXELATED_WIDTH = 200  # narrower videos are enlarged without smoothing

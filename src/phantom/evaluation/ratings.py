@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import VideoPhy
-from phantom.errors import UserError
+from phantom.errors import UserError, listed
 from phantom.evaluation import judge
 from phantom.evaluation.captions import Video, find_videos, matcher, read_captions
-from phantom.evaluation.physics_iq.layout import listed
 from phantom.progress import say
 
 Rows = dict[str, list[float]]  # ratings by file name: one, or one for each rule

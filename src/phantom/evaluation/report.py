@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
+from phantom.data.physics_iq import layout
+from phantom.data.physics_iq.layout import Row
 from phantom.evaluation.charts import Chart, chart
 from phantom.evaluation.page import (
     EMBEDDED_WIDTH,
@@ -25,8 +27,6 @@ from phantom.evaluation.page import (
     embed_shrunk,
     render,
 )
-from phantom.evaluation.physics_iq import layout
-from phantom.evaluation.physics_iq.layout import Row
 from phantom.evaluation.sample import Settings, condition, source
 
 NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}

@@ -25,11 +25,11 @@ from PIL import Image
 
 import phantom
 from phantom.config import Params, Sampling
+from phantom.data.physics_iq import layout, video
+from phantom.data.physics_iq.layout import RECORD, SECONDS, Row
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq import layout, video
-from phantom.evaluation.physics_iq.layout import RECORD, SECONDS, Row
 from phantom.model.export import base_path, read_export_config
 from phantom.pipeline import PhantomPipeline, make_scheduler
 from phantom.progress import track

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phantom.data.physics_iq.video import probe
 from phantom.errors import UserError
 from phantom.evaluation.page import Scene, Shown, embed_shrunk
-from phantom.evaluation.physics_iq.video import probe
 
 MOST = 24  # scenes on a page, half of them the largest gains and half the largest losses
 

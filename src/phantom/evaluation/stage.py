@@ -14,13 +14,13 @@ import numpy as np
 
 from phantom.config import Params
 from phantom.cores import cores
+from phantom.data.physics_iq import layout
+from phantom.data.physics_iq.layout import Row
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
-from phantom.evaluation.physics_iq import layout
 from phantom.evaluation.physics_iq.folder import score_folder
-from phantom.evaluation.physics_iq.layout import Row
 from phantom.evaluation.sample import (
     Item,
     Settings,

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import VBench2
-from phantom.errors import UserError
+from phantom.errors import UserError, listed
 from phantom.evaluation import judge
-from phantom.evaluation.physics_iq.layout import listed
 from phantom.progress import say
 
 GROUPS = {

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from phantom.data.physics_iq import layout, masks
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq import folder, layout, masks
+from phantom.evaluation.physics_iq import folder
 from phantom.evaluation.physics_iq.folder import score_csv, score_folder
 from tests.evaluation import benchmark as small
 

@@ -6,7 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from phantom.evaluation.physics_iq import folder, masks, metrics, score, table, video
+from phantom.data.physics_iq import masks, video
+from phantom.evaluation.physics_iq import folder, metrics, score, table
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "physics_iq"

@@ -12,10 +12,10 @@ import numpy as np
 
 from phantom.config import Params
 from phantom.data.manifest import Clip
+from phantom.data.physics_iq import layout, masks
 from phantom.data.sources import worlds
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq import layout, masks
 from phantom.progress import track
 
 CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s that a model may see, then 5 s that it must continue

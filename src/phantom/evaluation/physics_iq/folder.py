@@ -17,12 +17,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from phantom.errors import UserError
-from phantom.evaluation.physics_iq import layout, score, table
-from phantom.evaluation.physics_iq.layout import SECONDS, Name
-from phantom.evaluation.physics_iq.masks import CODECS, Codec, binary, motion_masks, read_masks, stored
+from phantom.data.physics_iq import layout
+from phantom.data.physics_iq.layout import SECONDS, Name
+from phantom.data.physics_iq.masks import CODECS, Codec, binary, motion_masks, read_masks, stored
+from phantom.data.physics_iq.video import frames, probe, resampled, resampled_counts, resized
+from phantom.errors import UserError, listed
+from phantom.evaluation.physics_iq import score, table
 from phantom.evaluation.physics_iq.metrics import Metrics, view_metrics
-from phantom.evaluation.physics_iq.video import frames, probe, resampled, resampled_counts, resized
 from phantom.progress import say, track
 
 Protocol = Literal["original", "verified"]
@@ -170,8 +171,8 @@ def find_pairs(generated: Path, root: Path, rows: Sequence[layout.Row], subset: 
             f"{generated}: none of the {len(first)} videos, expected mp4 files named by id, {missing[0]}_*.mp4"
         )
     if not subset and (missing or unknown):
-        parts = [f"{len(missing)} of {len(first)} missing ({layout.listed(missing)})"] if missing else []
-        parts += [f"{len(unknown)} not of the benchmark ({layout.listed(unknown)})"] if unknown else []
+        parts = [f"{len(missing)} of {len(first)} missing ({listed(missing)})"] if missing else []
+        parts += [f"{len(unknown)} not of the benchmark ({listed(unknown)})"] if unknown else []
         raise UserError(f"{generated}: {'; '.join(parts)}; --subset scores what is there")
 
     known = layout.recordings(root) | {(r.name.scenario, r.name.view, r.name.take): r.name for r in rows}
@@ -195,7 +196,7 @@ def common_rate(paths: Sequence[Path]) -> int:
         if abs(info.seconds - SECONDS) > TOLERANCE + 1e-9:
             lengths.append(f"{path.name} {info.seconds:.3f} s")
     if len(rates) > 1:
-        found = [f"{len(names)} at {rate:g} ({layout.listed(names, 3)})" for rate, names in sorted(rates.items())]
+        found = [f"{len(names)} at {rate:g} ({listed(names, 3)})" for rate, names in sorted(rates.items())]
         raise UserError(f"{paths[0].parent}: several frame rates, {'; '.join(found)}; all must be the same")
     (rate,) = rates
     if rate < 1 or abs(rate - round(rate)) > TOLERANCE:
@@ -203,7 +204,7 @@ def common_rate(paths: Sequence[Path]) -> int:
     if lengths:
         raise UserError(
             f"{paths[0].parent}: {len(lengths)} of {len(paths)} videos are not {SECONDS} s long "
-            f"({layout.listed(lengths, 3)}); cut them to the {SECONDS} s right after the switch frame"
+            f"({listed(lengths, 3)}); cut them to the {SECONDS} s right after the switch frame"
         )
     return round(rate)
 
@@ -231,7 +232,7 @@ def find_jobs(pairs: Sequence[Pair], root: Path, fps: int, codec: Codec) -> list
         )
     if missing:
         where = root / "split-videos" / "testing"
-        raise UserError(f"{where}: {len(missing)} missing at any rate ({layout.listed(missing, 3)})")
+        raise UserError(f"{where}: {len(missing)} missing at any rate ({listed(missing, 3)})")
     return jobs
 
 

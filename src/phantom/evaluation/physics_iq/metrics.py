@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from phantom.evaluation.physics_iq.video import Frames
+from phantom.data.physics_iq.video import Frames
 
 # Names of the official csv. Lists have one value per frame.
 LISTS = (

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,12 +173,6 @@ def source_rate(root: Path, name: Name, fps: int) -> int | None:
     rates = {int(p.name[:-3]) for p in (root / "split-videos" / "testing").glob("*FPS") if p.name[:-3].isdigit()}
     there = [rate for rate in rates if testing_video(root, name, rate).is_file()]
     return next((rate for rate in (fps, PUBLISHED_FPS) if rate in there), max(there, default=None))
-
-
-def listed(names: Sequence[object], most: int = 6) -> str:
-    """The first few of `names`, for a one-line message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(str(name) for name in names[:most]) + more
 
 
 def _name(match: re.Match[str]) -> Name:

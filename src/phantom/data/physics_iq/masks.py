@@ -10,7 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from phantom.evaluation.physics_iq.video import Frames, frames
+from phantom.data.physics_iq.video import Frames, frames
 
 Codec = Literal["mp4v", "none"]
 CODECS: tuple[Codec, ...] = ("mp4v", "none")
