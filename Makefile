@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,orchestrate,kubernetes,test,dev
+EXTRAS := train,deepspeed,orchestrate,kubernetes,test,dev
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 # Nothing is reported to anyone.
