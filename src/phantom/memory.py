@@ -1,11 +1,13 @@
 """What one GPU holds in a training step, by part, and which settings make it less: an estimate, in bytes.
 
 Weights, gradients and the optimiser's state follow from the number of parameters; activations from the bytes that the
-blocks' backward passes save (`SAVED`). The allocator's fragments are not counted.
+blocks' backward passes save (`SAVED`). The tests hold the whole against the tensors of real steps. The allocator's
+fragments are not counted.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from phantom.config import Params
@@ -20,10 +22,13 @@ RUNTIME = 2 * GIB  # CUDA's context, NCCL's buffers
 # Bytes that a block's backward pass needs of its forward pass, for each token: of a frozen and of a trained block, a
 # times the width and b times the feed-forward width; of the coupling, c times its inner width, for the tokens of both
 # sides. Counted with autocast (bfloat16) and without (float32), for an attention that keeps no scores.
+# `twice`: what a checkpointed block holds beyond that while the first of two backward passes goes through it.
 SAVED: dict[str, dict[str, Any]] = {
-    "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4},
-    "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2},
+    "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4, "twice": (23, 11)},
+    "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2, "twice": (19, 5)},
 }
+BATCH = 5  # a sample's latents in float32: they, their noises, and the errors of both losses as they go backward
+PASSING = 2  # streams of tokens on their way back through a block that is not computed again
 # What each strategy spreads over the GPUs; the rest every GPU has whole, the frozen branch under all of them
 # (training.parallel).
 SPREAD = {
@@ -45,12 +50,11 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     frozen, trained = cost.video.parameters, cost.trainable
     copy = 2 if half else 4  # bytes of a weight as the arithmetic takes it
     zero = train.strategy.startswith("zero")
-    # What is trained is float32. Where the norm is measured, the two losses' gradients are kept apart
-    # (training.gradient_norm); DeepSpeed takes one after the other, and updates a second copy of the weights.
+    # What is trained is float32. DeepSpeed updates a second copy of the weights.
     whole = {
         "frozen": frozen * (2 if params.models.dtype == "bfloat16" else 4),
         "trained": trained * 4,
-        "gradients": trained * 4 * (1 if zero else 2),
+        "gradients": trained * 4,
         "optimizer": trained * (12 if zero else 8),
         "ema": 0 if train.ema_decay is None else trained * 4,
     }
@@ -61,14 +65,27 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     # Autocast's copies of the trained weights, and two blocks' weights, put together from all GPUs at a time.
     copies = copy * trained if half else 0
     copies += 2 * whole["trained"] // parts.video["num_layers"] if "trained" in spread else 0
-    kept, again = _activations(params, parts)
+    kept, block, twice = _activations(params, parts)
     micro = micro_batch(params, gpus)
-    temporary = {"activations": micro * kept, "working_set": micro * again + copies, "runtime": RUNTIME}
-    return {"weights": weights, **share, **temporary}
+    # Where the norm is measured, two backward passes go through one graph, into two sets of buffers
+    # (training.gradient_norm); DeepSpeed's go each through its own. The peak is at the end of the first, when all that
+    # the forward pass kept is still there, or of the second, when both sets are.
+    first = {"gradients": share["gradients"], "activations": micro * kept}
+    first["working_set"] = micro * (block if zero else block + twice) + copies
+    second = {"gradients": share["gradients"] * 2, "activations": 0, "working_set": micro * block + copies}
+    peak = first if zero else max(first, second, key=lambda parts: sum(parts.values()))
+    return {"weights": weights, **share, **peak, "batch": micro * _batch(parts), "runtime": RUNTIME}
 
 
-def _activations(params: Params, parts: Parts) -> tuple[int, int]:
-    """Bytes of one sample: kept from the forward pass, and of the one block that the backward pass computes again."""
+def _batch(parts: Parts) -> int:
+    """Bytes of one sample's latents, as long as its step takes."""
+    video = parts.video["in_channels"] * math.prod(parts.video_latents)
+    return BATCH * 4 * (video + parts.physics["in_channels"] * math.prod(parts.physics_latents))
+
+
+def _activations(params: Params, parts: Parts) -> tuple[int, int, int]:
+    """Bytes of one sample: kept from the forward pass, of the one block that the backward pass is in, and of that
+    block besides, in the first of two backward passes."""
     from phantom.model.branch import width
     from phantom.model.flops import token_count
 
@@ -83,11 +100,14 @@ def _activations(params: Params, parts: Parts) -> tuple[int, int]:
 
     layers, twins, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
     if params.train.activation_checkpointing == "none":
-        return layers * block_v + twins * block_z + coupled * block_c, 0
+        passing = PASSING * saved["stream"] * (channels_v + channels_z)
+        return layers * block_v + twins * block_z + coupled * block_c, passing, 0
     kept = layers * (channels_v + channels_z)  # the blocks' inputs
     if params.train.activation_checkpointing == "selective":  # and what attention to itself, text and the other gives
         kept += 2 * (layers * channels_v + twins * channels_z) + coupled * channels_c
-    return saved["stream"] * kept, block_v + block_z + block_c
+    a, b = saved["twice"]
+    hidden = channels_v // width(video) * video["ffn_dim"] + channels_z // width(physics) * physics["ffn_dim"]
+    return saved["stream"] * kept, block_v + block_z + block_c, a * (channels_v + channels_z) + b * hidden
 
 
 def micro_batch(params: Params, gpus: int) -> int:

@@ -1,0 +1,211 @@
+"""What a training step costs beside the plain composition of its parts, as ratios of one run on the CPU.
+
+    python benchmarks/training.py [--repeats N] [--json]
+
+Plain: diffusers' time modulation for every token, no activation checkpointing, and at every step a second whole
+backward pass for the norm of L_z's gradient. Ours: modulation for every latent frame, the norm at every k-th step. All
+take turns; times are medians of CPU seconds, memory is the peak of all tensors. The model has the paper's proportions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from peak import Peak
+from torch import nn
+
+from phantom.config import Params, load_params, preset_path
+from phantom.data.shards import LatentSet
+from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
+from phantom.training.learner import Learner
+from phantom.training.objective import losses
+from phantom.training.order import ShareOfBatches
+from phantom.training.reading import read_batches
+from phantom.training.setup import build_model, checkpointing_func
+
+WIDTH, BLOCKS = 256, 6
+BATCH, FRAMES, SIDE, CHANNELS = 2, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
+K = 16
+TRAIN = load_params(preset_path("mini")).train
+
+
+def build(per_token: bool = False) -> PhantomTransformer3DModel:
+    """A feed-forward width of 4.7 times the model's, as the paper's; 720 video and 144 physics tokens."""
+    torch.manual_seed(0)
+    wan = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=WIDTH // 64,
+        attention_head_dim=64,
+        in_channels=48,
+        out_channels=48,
+        text_dim=128,
+        freq_dim=256,
+        ffn_dim=WIDTH * 14 // 3,
+        num_layers=BLOCKS,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+        rope_max_seq_len=64,
+    ).requires_grad_(False)
+    model = PhantomTransformer3DModel.from_video_transformer(wan, PhysicsConfig(in_channels=CHANNELS)).train()
+    if per_token:
+        for ends in (model.video_ends, model.physics_ends):
+            ends.embed_time = _for_every_token(ends.embed_time, SIDE // 2 if ends is model.video_ends else 4)
+    return model
+
+
+def _for_every_token(embed: Callable[..., tuple[torch.Tensor, torch.Tensor]], side: int) -> Callable[..., object]:
+    return lambda time_Bn, dtype: embed(time_Bn.repeat_interleave(side * side, dim=1), dtype)
+
+
+def batch() -> Batch:
+    """Two samples, one of them with a condition prefix of one latent frame."""
+    made = []
+    for number in range(BATCH):
+        generator = sample_generator(0, number)
+        video = torch.randn(48, FRAMES, SIDE, SIDE, generator=generator)
+        physics = torch.randn(CHANNELS, 2 * FRAMES - 1, 8, 8, generator=generator)
+        text = torch.randn(1, 32, 128, generator=generator)
+        made.append(sample(video, physics, physics[:, :1] if number else None, text, 0.7, generator))
+    return Batch.of(made)
+
+
+class Step:
+    """One optimiser step of `model`, with the norm or without it."""
+
+    def __init__(self, model: PhantomTransformer3DModel, checkpointing: bool = False) -> None:
+        if checkpointing:
+            model.enable_gradient_checkpointing(checkpointing_func(selective=False))
+        self.learner, self.batch = Learner(model, TRAIN, torch.device("cpu"), None), batch()
+
+    def __call__(self, measured: bool) -> None:
+        if measured:
+            self.learner.measure(self._passes())
+        self.learner.backward(self._passes(), 0.5)
+        self.learner.update(1e-4)
+
+    def peak(self, measured: bool) -> int:
+        """Bytes."""
+        moments = [value for state in self.learner.optimizer.state.values() for value in state.values()]
+        with Peak([*self.learner.model.parameters(), *moments, *vars(self.batch).values()]) as peak:
+            self(measured)
+        return peak.most
+
+    def _passes(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        each = losses(self.learner.model, self.batch)
+        yield each.video.mean(), each.physics.mean()
+
+
+def backward(frozen: bool) -> Callable[[], float]:
+    """CPU seconds of a backward pass through the video branch's blocks, whose input has a gradient."""
+    blocks = nn.ModuleList(block.video for block in build().blocks).requires_grad_(not frozen)
+    tokens = FRAMES * (SIDE // 2) ** 2
+    stream = torch.randn(BATCH, tokens, WIDTH, requires_grad=True)
+    time_Bn6D, text = torch.randn(BATCH, FRAMES, 6, WIDTH), torch.randn(BATCH, 32, WIDTH)
+
+    def run() -> float:
+        x = stream
+        for block in blocks:
+            y, modulation = block(x, time_Bn6D, None)
+            x = block.finish(x, y, text, modulation)
+        took = timed(x.square().mean().backward)
+        blocks.zero_grad(set_to_none=True)
+        return took
+
+    return run
+
+
+def reading(params: Params, root: Path) -> dict[str, Callable[[], float]]:
+    """CPU seconds of reading a batch of the miniature's latents, and of the step that takes it."""
+    latents = LatentSet(root / "data/latents", "train")
+    model = build_model(params, latents[0].physics.shape[0]).train()
+    learner, size = Learner(model, params.train, torch.device("cpu"), None), params.train.batch_size
+    steps = ShareOfBatches(latents.shapes, size, 0, range(10**6))
+    batches = read_batches(TrainingSet(latents, params), steps, 0)
+
+    def passes() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        each = losses(model, next(batches))
+        yield each.video.mean(), each.physics.mean()
+
+    def step() -> None:
+        learner.backward(passes(), 0.5)
+        learner.update(1e-4)
+
+    return {"reading": lambda: timed(lambda: next(batches)), "step with reading": lambda: timed(step)}
+
+
+def timed(run: Callable[[], object]) -> float:
+    """CPU seconds."""
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def medians(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """All in turn, after one round that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            seconds = run()
+            if repeat:
+                found[name].append(seconds)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    """Prints the ratios."""
+    parser = argparse.ArgumentParser(description="ratios of a training step to the plain composition")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    plain, ours, checkpointed = Step(build(per_token=True)), Step(build()), Step(build(), checkpointing=True)
+    runs: dict[str, Callable[[], float]] = {
+        "plain": lambda: timed(lambda: plain(measured=True)),
+        "ours": lambda: timed(lambda: ours(measured=False)),
+        "ours, measured": lambda: timed(lambda: ours(measured=True)),
+        "checkpointed": lambda: timed(lambda: checkpointed(measured=False)),
+        "checkpointed, measured": lambda: timed(lambda: checkpointed(measured=True)),
+        "backward, trained": backward(frozen=False),
+        "backward, frozen": backward(frozen=True),
+    }
+    root = Path(__file__).resolve().parents[1]
+    if (root / "data/latents/index.json").is_file():
+        runs |= reading(load_params(preset_path("mini")), root)
+    took = medians(runs, options.repeats)
+
+    def every(k: int, name: str) -> float:
+        return (took[name] * (k - 1) + took[f"{name}, measured"]) / k
+
+    memory = plain.peak(measured=True)
+    ratios = {
+        f"time, norm every {K} steps": every(K, "ours") / took["plain"],
+        f"time, norm every {K} steps, checkpointed": every(K, "checkpointed") / took["plain"],
+        "memory": ours.peak(measured=True) / memory,
+        "memory, checkpointed": checkpointed.peak(measured=True) / memory,
+        **{f"cost of the norm every {k} steps": every(k, "ours") / took["ours"] for k in (1, 16, 64)},
+        **{
+            f"cost of the norm every {k} steps, checkpointed": every(k, "checkpointed") / took["checkpointed"]
+            for k in (1, 16, 64)
+        },
+        "backward of the frozen blocks": took["backward, frozen"] / took["backward, trained"],
+    }
+    if "reading" in took:
+        ratios["reading the data"] = took["reading"] / took["step with reading"]
+    if options.json:
+        print(json.dumps({"ratios": ratios, "cpu_seconds": took}, indent=2))
+    else:
+        for name, ratio in ratios.items():
+            print(f"{name:48} {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
