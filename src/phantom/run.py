@@ -220,10 +220,12 @@ def as_text(result: dict[str, Any]) -> str:
 
     table = Table(box=None, pad_edge=False, header_style="")
     rows, made = result["scores"], result["registered"]
-    for number, column in enumerate(rows[0] if rows else ()):
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for number, column in enumerate(columns):
         table.add_column(column.replace("_", " "), justify="left" if number < 2 else "right")
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
     console = Console(width=120, color_system=None)
     with console.capture() as drawn:
         console.print(table)
