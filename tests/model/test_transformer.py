@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.attention import AttentionModuleMixin
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel
-from phantom.model.export import is_video
+from phantom.model.export import diffusers_name, is_video
 from tests import tiny
 from tests.model.build import FRAMES, SIDE, TUBELETS, inputs, per_frame, per_token, phantom
 
@@ -275,6 +276,48 @@ def test_bfloat16_keeps_velocities_to_its_own_precision():
     with torch.autocast("cpu", torch.bfloat16):
         mixed = phantom(coupled=True)(**given)
     assert (full.sample - mixed.sample.float()).norm() < 0.03 * full.sample.norm()
+
+
+@torch.no_grad()
+def test_every_attention_goes_through_the_backend_that_is_chosen():
+    model, given = phantom(coupled=True), inputs()
+    out, before = model(**given), {}
+    for name, module in model.named_modules():
+        if isinstance(module, AttentionModuleMixin):
+            before[name] = module.processor._attention_backend
+    model.set_attention_backend("_native_math")
+    chosen = {name: model.get_submodule(name).processor._attention_backend for name in before}
+    assert set(before.values()) == {None} and {backend.value for backend in chosen.values()} == {"_native_math"}
+    assert len(chosen) == 2 * (2 + 2 + 2)  # each block: self and text attention of both branches, both directions
+    again = model(**given)
+    assert torch.allclose(out.sample, again.sample, atol=1e-5) and torch.allclose(out.physics, again.physics, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_stored_in_eight_bits_are_those_that_wan_stores_so():
+    wan, given = tiny.tiny_wan(), inputs()
+    model = phantom(tiny.tiny_wan())
+    for one in (wan, model):
+        one.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    theirs = {name: p.dtype for name, p in wan.named_parameters()}
+    assert theirs == {diffusers_name(n): p.dtype for n, p in model.named_parameters() if is_video(n)}
+    assert torch.equal(model(**given).sample, wan_velocity(wan, given))
+    twin = {name for name, p in model.blocks[0].physics.named_parameters() if p.dtype == torch.float8_e4m3fn}
+    assert twin == {name for name, p in wan.blocks[0].named_parameters() if p.dtype == torch.float8_e4m3fn} != set()
+
+
+@torch.no_grad()
+def test_rotations_are_kept_for_the_shapes_and_made_anew_for_others():
+    model = phantom(coupled=True).train()
+    first, second = inputs(), inputs(frames=3)
+    with torch.inference_mode():
+        kept = model(**first)
+    for given in (second, first):
+        fresh = phantom(coupled=True)(**given)
+        assert torch.equal(model(**given).sample, fresh.sample)
+    assert torch.equal(model(**first).physics, kept.physics)
+    with torch.enable_grad():
+        train_step(model, 1.0, first)  # what was kept in inference mode may be trained with
 
 
 @torch.no_grad()
