@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ import torch
 from phantom.config import load_params, preset_path
 from phantom.data.encode import encode
 from phantom.data.prepare import prepare
+from phantom.data.shards import LATENTS
 from phantom.data.shares import Share
 
 
@@ -40,6 +42,7 @@ def clips_per_second(params, root: Path, clips: int, processes: int) -> float:
     if any(worker.exitcode for worker in workers):
         raise SystemExit("a worker failed")
     encode(params, root, merge=True)
+    shutil.rmtree(root / LATENTS)  # else the next workers find nothing to do
     return clips / seconds
 
 
