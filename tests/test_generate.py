@@ -80,6 +80,8 @@ def test_a_video_is_written_that_browsers_play_and_that_says_how_it_was_made(exp
     assert (info.frames, info.fps, info.width, info.height) == (13, 4.0, 64, 64)
     assert (tags["prompt"], tags["seed"], tags["steps"], tags["model"]) == ("a red ball\nfalls", "3", "2", str(export))
     assert tags["fingerprint"] == made.fingerprint and len(made.fingerprint) == 64
+    assert (tags["guidance_scale"], tags["physics_guidance_scale"], tags["physics"]) == ("2.0", "1.0", "true")
+    assert (tags["scheduler"], tags["flow_shift"], tags["frames"]) == ("UniPCMultistepScheduler", "3.0", "13")
     assert made.frames == 13 and made.guidance_scale == 2.0 and made.physics
     assert [p.name for p in out.parent.iterdir()] == ["ball.mp4"]
 

@@ -31,6 +31,10 @@ class Generated:
     fps: float
     steps: int
     guidance_scale: float
+    physics_guidance_scale: float
+    negative_prompt: str
+    scheduler: str
+    flow_shift: float
     physics: bool
     model: str
     fingerprint: str  # of the model's weights and config
@@ -112,7 +116,7 @@ def _generate(
         "guidance_scale": stated["guidance_scale"] if guidance is None else guidance,
         "physics": physics,
     }
-    rate = stated["fps"] if fps is None else fps
+    rate, schedule = stated["fps"] if fps is None else fps, pipe.scheduler.config
     condition = _condition(image, video, rate, stated)
 
     import torch
@@ -147,6 +151,10 @@ def _generate(
                 fps=rate,
                 steps=settings["num_inference_steps"],
                 guidance_scale=settings["guidance_scale"],
+                physics_guidance_scale=stated["physics_guidance_scale"],
+                negative_prompt=stated["negative_prompt"],
+                scheduler=type(pipe.scheduler).__name__,
+                flow_shift=schedule.get("flow_shift", schedule.get("shift")),
                 physics=physics,
                 model=str(model),
                 fingerprint=fingerprint,
