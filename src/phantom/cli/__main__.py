@@ -1,0 +1,3 @@
+from phantom.cli import main
+
+main()

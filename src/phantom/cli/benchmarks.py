@@ -1,0 +1,223 @@
+"""`phantom sample`, `score` and `report`: any model on the benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phantom.cli.app import (
+    AsJson,
+    Captions,
+    Generated,
+    Info,
+    ParamsFile,
+    Set,
+    Subset,
+    Work,
+    app,
+    sample,
+    score,
+    settings,
+    show,
+    stage,
+)
+
+
+@sample.command("physics-iq")
+def sample_physics_iq(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    benchmark: Annotated[Path, typer.Option(help="The benchmark's folder.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is elsewhere.")] = None,
+    mode: Annotated[str, typer.Option(help="single: from one frame; multi: from the video before.")] = "single",
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of Physics-IQ, by the settings of `evaluate` and the sizes of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.sample import sample_folder
+
+        result = sample_folder(tree, model, benchmark, out, descriptions, mode, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@sample.command("videophy")
+def sample_videophy(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    captions: Captions = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VideoPhy, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_captions
+
+        result = sample_captions(tree, "videophy", model, out, captions, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@sample.command("videophy2")
+def sample_videophy2(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    captions: Captions = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VideoPhy-2, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_captions
+
+        result = sample_captions(tree, "videophy2", model, out, captions, physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@sample.command("vbench2")
+def sample_vbench2(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    info: Info = None,
+    dimension: Annotated[list[str] | None, typer.Option(help="Only of this dimension; repeatable.")] = None,
+    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the videos of VBench-2.0, by the settings of `evaluate` and the sizes and length of `data`."""
+    with stage("sample", context, params, set_) as tree:
+        from phantom.evaluation.prompted import sample_vbench2
+
+        result = sample_vbench2(tree, model, out, str(info) if info else None, dimension or (), physics)
+    show(result, as_json, f"{result.out}: {result.videos} videos of {result.frames} frames at {result.fps} per second")
+
+
+@score.command("physics-iq")
+def score_physics_iq(
+    generated: Annotated[list[Path] | None, typer.Option(help="A folder of mp4; several: runs of one model.")] = None,
+    benchmark: Annotated[Path | None, typer.Option(help="The benchmark's folder.")] = None,
+    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is not in the benchmark.")] = None,
+    protocol: Annotated[str, typer.Option(help="original or verified.")] = "original",
+    mask_codec: Annotated[str, typer.Option(help="mp4v, as published, or none.")] = "mp4v",
+    subset: Annotated[bool, typer.Option("--subset", help="Score those videos that are there.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the metrics in the official format.")] = None,
+    from_csv: Annotated[Path | None, typer.Option(help="Score an official csv of metrics instead.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Videos at a time; by default one a core.", min=1)] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep finished comparisons here, by content.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on Physics-IQ."""
+    from phantom.evaluation.physics_iq import runs
+
+    result = runs.score_runs(
+        generated or [],
+        benchmark,
+        descriptions,
+        from_csv,
+        protocol=protocol,
+        mask_codec=mask_codec,
+        subset=subset,
+        workers=workers,
+        cache=cache,
+        csv_out=csv,
+    )
+    show(result, as_json, runs.as_text(result))
+
+
+@score.command("videophy")
+def score_videophy(
+    context: typer.Context,
+    generated: Generated = None,
+    captions: Captions = None,
+    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere for sa_testing.csv.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The same for physics_testing.csv.")] = None,
+    subset: Subset = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on VideoPhy, with the judge of evaluate.videophy or the files of one elsewhere."""
+    from phantom.evaluation import ratings, videophy
+
+    # What is complete without the settings is scored where there are none.
+    complete = generated is None or (captions and sa and pc)
+    own = None if complete else settings(context, params, set_).evaluate.videophy
+    captions = captions or (own.captions if own else None)
+    result = videophy.score_videophy(generated, captions, own, sa=sa, pc=pc, subset=subset, work=work)
+    show(result, as_json, ratings.as_text(result, "VideoPhy"))
+
+
+@score.command("videophy2")
+def score_videophy2(
+    context: typer.Context,
+    generated: Generated = None,
+    captions: Captions = None,
+    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere with --task sa.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The same with --task pc.")] = None,
+    rule: Annotated[Path | None, typer.Option(help="The same with --task rule.")] = None,
+    subset: Subset = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the videos of a model on VideoPhy-2, with the judge of evaluate.videophy2 or the files of one elsewhere."""
+    from phantom.evaluation import ratings, videophy2
+
+    # What is complete without the settings is scored where there are none.
+    complete = generated is None or (captions and sa and pc)
+    own = None if complete else settings(context, params, set_).evaluate.videophy2
+    captions = captions or (own.captions if own else None)
+    result = videophy2.score_videophy2(generated, captions, own, sa=sa, pc=pc, rule=rule, subset=subset, work=work)
+    show(result, as_json, ratings.as_text(result, "VideoPhy-2"))
+
+
+@score.command("vbench2")
+def score_vbench2(
+    context: typer.Context,
+    generated: Annotated[Path | None, typer.Option(help="A folder with a folder of mp4 for each dimension.")] = None,
+    info: Info = None,
+    results: Annotated[Path | None, typer.Option(help="The judges' output: a folder, or a zip of it.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Score those dimensions that are there.")] = False,
+    work: Work = Path("checkpoints/judged"),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the videos of a model and score them on VBench-2.0, or read what its judges have written elsewhere."""
+    from phantom.evaluation import vbench2
+
+    own = None if generated is None or (info and results) else settings(context, params, set_).evaluate.vbench2
+    info = info or (Path(own.info) if own and own.info else None)
+    result = vbench2.score_vbench2(generated, own, info=info, results=results, partial=partial, work=work)
+    show(result, as_json, vbench2.as_text(result))
+
+
+@app.command()
+def report(
+    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON of `phantom score`.")],
+    out: Annotated[Path, typer.Option(help="The folder of the page.")],
+    base: Annotated[str | None, typer.Option(help="The model to compare with; by default the first.")] = None,
+    videos: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Show the videos of this model; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on one page."""
+    from phantom.evaluation.compare import compare
+
+    result = compare(files, out, base, videos or ())
+    show(result, as_json, f"{result.report}: compared with {result.base}")
