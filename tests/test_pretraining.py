@@ -48,16 +48,24 @@ def test_pretraining_writes_parts_that_load_and_says_how_they_were_made(small, t
     assert again["sha256"] == made["sha256"]
 
 
-def test_masks_hide_as_many_tokens_in_every_row_and_future_masks_hide_all_later_frames():
+def test_masks_hide_as_many_tokens_in_every_row_and_future_masks_hide_the_next_tubelet():
     generator = torch.Generator().manual_seed(0)
-    for future in (False, True):
-        kept, hidden = physics_encoder.draw_masks(3, 15, 8, future, generator)
-        assert torch.equal(torch.cat([kept, hidden], 1).sort(1).values, torch.arange(15 * 64).expand(3, -1))
-        if future:
-            assert hidden.min() == kept.max() + 1
-        else:
-            places = [set((row % 64).tolist()) for row in hidden]
-            assert all(len(p) * 15 == hidden.shape[1] for p in places)
+    for depth in (3, 4, 15):
+        kept, hidden = physics_encoder.draw_masks(3, depth, 8, False, generator)
+        assert torch.equal(torch.cat([kept, hidden], 1).sort(1).values, torch.arange(depth * 64).expand(3, -1))
+        places = [set((row % 64).tolist()) for row in hidden]
+        assert all(len(p) * depth == hidden.shape[1] for p in places)
+        kept, hidden = physics_encoder.draw_masks(3, depth, 8, True, generator)
+        seen = kept.shape[1]
+        assert 64 <= seen < depth * 64
+        assert torch.equal(torch.cat([kept, hidden], 1), torch.arange(seen + 64).expand(3, -1))
+
+
+def test_moving_places_are_those_where_pixels_change():
+    pixels = torch.zeros(1, 6, 3, 64, 64)
+    pixels[0, 3, 1, 10, 20] = 1.0  # in the second tubelet, gone in the third
+    moving = physics_encoder.moving_places(pixels).view(3, 8, 8)
+    assert moving.nonzero().tolist() == [[1, 1, 2], [2, 1, 2]]
 
 
 def test_the_encoder_of_pretraining_never_sees_hidden_tokens():

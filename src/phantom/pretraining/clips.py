@@ -19,17 +19,19 @@ TRAINING_SEED, HELDOUT_SEED = 1000, 2000  # never those of a pipeline's own clip
 
 @dataclass(frozen=True)
 class Clips:
-    """frames uint8 (N, F, H, W, 3), captions, states float32 (N, F, 4) x y vx vy of the first body, visible (N, F)."""
+    """frames uint8 (N, F, H, W, 3), captions, bodies (N,), and of the first body states float32 (N, F, 4) x y vx vy
+    and visible (N, F)."""
 
     frames: torch.Tensor
     captions: list[str]
+    bodies: torch.Tensor
     states: torch.Tensor
     visible: torch.Tensor
 
 
 def draw(count: int, seed: int, name: str) -> Clips:
     """Draws `count` clips of the worlds of `seed`, kinds in turn."""
-    frames, captions, states, visible = [], [], [], []
+    frames, captions, bodies, states, visible = [], [], [], [], []
     with TemporaryDirectory() as folder, track(f"draw {name} clips", count, "clips") as bar:
         for index in range(count):
             spec = worlds.draw_spec(seed, index)
@@ -39,12 +41,14 @@ def draw(count: int, seed: int, name: str) -> Clips:
             write_mp4(path, worlds.render(scene, spec.first_frame, FRAMES), fps=worlds.FPS)
             frames.append(read_frames(path)[0])
             captions.append(worlds.caption(spec))
+            bodies.append(scene.positions.shape[1])
             states.append(np.concatenate([scene.positions[window, 0], scene.velocities[window, 0]], axis=-1))
             visible.append(worlds.is_visible(scene)[window])
             bar.advance()
     return Clips(
         torch.from_numpy(np.stack(frames)),
         captions,
+        torch.tensor(bodies),
         torch.from_numpy(np.stack(states)).float(),
         torch.from_numpy(np.stack(visible)),
     )

@@ -1,4 +1,9 @@
-"""A small V-JEPA 2, trained by masked latent prediction against an EMA teacher, as V-JEPA 2 is (arXiv 2506.09985)."""
+"""A small V-JEPA 2, trained by masked latent prediction against an EMA teacher, as V-JEPA 2 is (arXiv 2506.09985).
+
+What a miniature needs besides, so that a few thousand steps on flat scenes keep places and motion: targets of two
+depths and a loss on what is seen too, as V-JEPA 2.1 has them (arXiv 2603.14482); the patch embedding stays as drawn,
+as in MoCo v3 (arXiv 2104.02057), for it would learn to forget what it cannot predict; moving places count for most.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,15 @@ from phantom.pretraining.clips import Clips
 from phantom.pretraining.loop import fit
 from phantom.progress import track
 
-BATCH = 8
+BATCH = 16
 PEAK_LEARNING_RATE = 1e-3
-TEACHER_DECAY = (0.99, 0.9995)  # from the first step to the last
-FUTURE_SHARE = 0.5  # of batches whose mask hides the later frames: only those ask for motion
-PROBE_RIDGE = (1e1, 1e2, 1e3, 1e4)
+TEACHER_DECAY = (0.99, 0.999)  # from the first step to the last
+WINDOWS = (3, 4)  # tubelets of a training window
+FUTURE_SHARE = 0.85  # of batches whose mask hides the next tubelet: only those ask for motion
+SEEN_WEIGHT = 0.2  # of the loss on tokens that are seen
+MOVING_SHARE = 0.8  # of the loss that lies on places where something moves: a few in a hundred
+MOVED = 0.25  # change of a normalised pixel that counts as motion, about 14 grey levels
+PROBE_RIDGE = (1e2, 1e3, 1e4)
 
 CONFIG = VJEPA2Config(
     patch_size=8,
@@ -28,9 +37,10 @@ CONFIG = VJEPA2Config(
     num_attention_heads=3,
     num_hidden_layers=4,
     mlp_ratio=4.0,
+    initializer_range=0.1,  # 1 / sqrt(hidden_size): the default is made for widths of a thousand
     pred_hidden_size=64,
     pred_num_attention_heads=2,
-    pred_num_hidden_layers=2,
+    pred_num_hidden_layers=1,
     pred_num_mask_tokens=2,
     pred_zero_init_mask_tokens=False,
 )
@@ -41,27 +51,26 @@ def draw_masks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (batch, kept) and (batch, hidden), the same number hidden in every row.
 
-    future: all places from a tubelet on are hidden. Otherwise three quarters of the places are hidden at all times, as
-    two overlapping blocks per row completed at random.
+    future: a tubelet is hidden, and those before it are kept. Otherwise three quarters of the places are hidden at all
+    times, as two overlapping blocks per row completed at random.
     """
     tokens = torch.arange(depth * side * side).view(depth, side, side)
+    if future:
+        start = int(torch.randint(1, depth, (1,), generator=generator))
+        return tokens[:start].flatten().expand(batch, -1), tokens[start].flatten().expand(batch, -1)
     kept, hidden = [], []
-    start = int(torch.randint(depth // 3, depth - 2, (1,), generator=generator))
     for _ in range(batch):
-        mask = torch.zeros(depth, side, side, dtype=torch.bool)
-        if future:
-            mask[start:] = True
-        else:
-            score = torch.rand(side, side, generator=generator)
-            for _ in range(2):
-                h, w = torch.randint(side // 2, side - 1, (2,), generator=generator).tolist()
-                y = int(torch.randint(side - h + 1, (1,), generator=generator))
-                x = int(torch.randint(side - w + 1, (1,), generator=generator))
-                score[y : y + h, x : x + w] += 1
-            chosen = score.flatten().topk(side * side * 3 // 4).indices
-            mask.view(depth, -1)[:, chosen] = True
-        kept.append(tokens[~mask])
-        hidden.append(tokens[mask])
+        score = torch.rand(side, side, generator=generator)
+        for _ in range(2):
+            h, w = torch.randint(side // 2, side - 1, (2,), generator=generator).tolist()
+            y = int(torch.randint(side - h + 1, (1,), generator=generator))
+            x = int(torch.randint(side - w + 1, (1,), generator=generator))
+            score[y : y + h, x : x + w] += 1
+        mask = torch.zeros(side * side, dtype=torch.bool)
+        mask[score.flatten().topk(side * side * 3 // 4).indices] = True
+        places = tokens.flatten(1)
+        kept.append(places[:, ~mask].flatten())
+        hidden.append(places[:, mask].flatten())
     return torch.stack(kept), torch.stack(hidden)
 
 
@@ -74,52 +83,88 @@ def encode_kept(model: VJEPA2Model, pixels: torch.Tensor, kept: torch.Tensor) ->
     return model.encoder.layernorm(x)
 
 
+def moving_places(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, tokens) bool of pixels (B, T, 3, S, S): does a pixel of the token change from one frame to the next?"""
+    change = (pixels[:, 1:] - pixels[:, :-1]).abs().amax(2)
+    change = F.max_pool2d(change, CONFIG.patch_size)
+    change = torch.cat([change[:, :1], change], 1).unflatten(1, (-1, CONFIG.tubelet_size)).amax(2)
+    return (change > MOVED).flatten(1)
+
+
 def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
-    """L1 between the predictor's output at hidden tokens and the teacher's layer-normalised features there."""
+    """L1 between the predictor's output and the teacher's layer-normalised features, of the first depth and the last.
+
+    L = hidden + SEEN_WEIGHT seen, each (1 - MOVING_SHARE) mean over still + MOVING_SHARE mean over moving tokens.
+    Returns the teacher, with the student's predictor.
+    """
     torch.manual_seed(seed)
     student = VJEPA2Model(CONFIG)
     student.train()
+    student.encoder.embeddings.requires_grad_(False)
     teacher = copy.deepcopy(student.encoder).requires_grad_(False).eval()
-    side, depth = CONFIG.crop_size // CONFIG.patch_size, CONFIG.frames_per_clip // CONFIG.tubelet_size
+    first = torch.nn.Linear(
+        CONFIG.pred_hidden_size, CONFIG.hidden_size
+    )  # beside the predictor's own, of the last depth
+    side, tubelets = CONFIG.crop_size // CONFIG.patch_size, CONFIG.frames_per_clip // CONFIG.tubelet_size
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(clips.frames), (BATCH,), generator=generator)
-        pixels = preprocess(clips.frames[chosen], CONFIG.crop_size)
+        depth = WINDOWS[int(torch.randint(len(WINDOWS), (1,), generator=generator))]
+        start = CONFIG.tubelet_size * int(torch.randint(tubelets - depth + 1, (1,), generator=generator))
+        pixels = preprocess(clips.frames[chosen], CONFIG.crop_size)[:, start : start + CONFIG.tubelet_size * depth]
         future = bool(torch.rand(1, generator=generator) < FUTURE_SHARE)
         kept, hidden = draw_masks(BATCH, depth, side, future, generator)
         with torch.no_grad():
-            target = F.layer_norm(teacher(pixels).last_hidden_state, (CONFIG.hidden_size,))
-            target = target.gather(1, hidden.unsqueeze(-1).expand(-1, -1, CONFIG.hidden_size))
-        context = encode_kept(student, pixels, kept)
-        predicted = _predict(student, context, kept, hidden, int(future))
-        return (predicted - target).abs().mean()
+            target = torch.cat([_norm(teacher.embeddings(pixels)), _norm(teacher(pixels).last_hidden_state)], -1)
+        tokens = _predict(student, encode_kept(student, pixels, kept), kept, hidden, int(future))
+        predicted = torch.cat([first(tokens), student.predictor.proj(tokens)], -1)
+        ids = torch.cat([kept, hidden], 1)
+        error = (predicted - target.gather(1, ids.unsqueeze(-1).expand_as(predicted))).abs().mean(-1)
+        moving = moving_places(pixels).gather(1, ids)
+        seen = kept.shape[1]
+        return _weighed(error[:, seen:], moving[:, seen:]) + SEEN_WEIGHT * _weighed(error[:, :seen], moving[:, :seen])
 
     def update_teacher(step: int) -> None:
         decay = TEACHER_DECAY[0] + (TEACHER_DECAY[1] - TEACHER_DECAY[0]) * step / steps
         with torch.no_grad():
             torch._foreach_lerp_(list(teacher.parameters()), list(student.encoder.parameters()), 1 - decay)
 
-    fit("physics encoder", list(student.parameters()), loss, steps, PEAK_LEARNING_RATE, seed, update_teacher, 0.04)
+    trained = [p for p in (*student.parameters(), *first.parameters()) if p.requires_grad]
+    fit("physics encoder", trained, loss, steps, PEAK_LEARNING_RATE, seed, update_teacher, 0.04)
     student.encoder.load_state_dict(teacher.state_dict())
     return student.eval().requires_grad_(True)
+
+
+def _norm(features: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(features, features.shape[-1:])
+
+
+def _weighed(error: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    """The means over moving and over still tokens, in their shares. One token more in each: there may be none."""
+    means = [(error * w).sum() / (w.sum() + 1) for w in (moving.float(), (~moving).float())]
+    return MOVING_SHARE * means[0] + (1 - MOVING_SHARE) * means[1]
 
 
 def _predict(
     model: VJEPA2Model, context: torch.Tensor, kept: torch.Tensor, hidden: torch.Tensor, mask_index: int
 ) -> torch.Tensor:
-    """The model's own predictor on a context that is already masked. Its `forward` would mask a second time."""
+    """The model's own predictor, up to its last map, on a context that is already masked: `forward` would mask again.
+
+    (B, kept + hidden, C): the tokens that are seen, then the hidden ones.
+    """
     predictor = model.predictor
     embeddings, ids = predictor.embeddings(context, [kept], [hidden], mask_index)
     for layer in predictor.layer:
         embeddings = layer(embeddings, ids)[0]
-    return predictor.proj(predictor.layernorm(embeddings)[:, kept.shape[1] :])
+    return predictor.layernorm(embeddings)
 
 
 @torch.no_grad()
 def probe(model: VJEPA2Model, train: Clips, test: Clips) -> dict[str, float]:
-    """R2 on `test` of a linear (ridge) map from a tubelet's features to the first body's x, y, vx, vy there.
+    """R2 on `test` of a linear (ridge) map from a tubelet's features to the body's x, y, vx, vy there.
 
-    Tubelets in which the body is hidden or outside are left out. The ridge is chosen on a fifth of `train`.
+    Clips of two bodies and tubelets in which the body is hidden or outside are left out. The ridge is chosen on a
+    fifth of `train`.
     """
     x, y, owner = _probe_data(model, train)
     x_test, y_test, _ = _probe_data(model, test)
@@ -148,7 +193,7 @@ def _probe_data(model: VJEPA2Model, clips: Clips) -> tuple[torch.Tensor, torch.T
             window = slice(start, start + 8)
             z = encoder.encode(clips.frames[window])[:, :, 1:]  # tubelet 0 is the first frame twice
             state = clips.states[window, 1:].unflatten(1, (-1, 2)).mean(2)
-            seen = clips.visible[window, 1:].unflatten(1, (-1, 2)).all(2)
+            seen = clips.visible[window, 1:].unflatten(1, (-1, 2)).all(2) & (clips.bodies[window, None] == 1)
             owner = torch.arange(start, start + len(z))[:, None].expand(-1, z.shape[2])
             features.append(z.permute(0, 2, 1, 3, 4).flatten(2)[seen])
             targets.append(state[seen])

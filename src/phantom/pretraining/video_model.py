@@ -21,7 +21,7 @@ from phantom.progress import track
 BATCH = 16
 PEAK_LEARNING_RATE = 2e-3
 FLOW_SHIFT = 3.0
-IMAGE_SHARE = 0.6  # of samples whose first latent frame is given
+IMAGE_SHARE = 0.5  # of samples whose first latent frame is given
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.998
 TEXT_TOKENS = 96
