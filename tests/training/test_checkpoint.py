@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from phantom.data import shards
 from phantom.training import checkpoint
@@ -90,8 +91,11 @@ def test_the_best_on_held_out_clips_is_kept_beside_the_newest(tmp_path):
 
 def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch):
     write(tmp_path, 1, 1.0)
-    save_file = shards.save_file
-    monkeypatch.setattr(shards, "save_file", lambda tensors, path: save_file(tensors, "/dev/full"))
+
+    def full(tensors, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(OSError) as error:  # which every stage answers with one line
         write(tmp_path, 2, 2.0)
     assert error.value.errno == errno.ENOSPC and "step-0000002" in error.value.filename

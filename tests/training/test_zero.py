@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 
-from phantom.training import checkpoint
+from phantom.training import checkpoint, parallel
+from phantom.training.objective import losses
 from phantom.training.trainer import Trainer, train
-from tests.training.processes import Run
+from phantom.training.zero import ZeroLearner
+from tests.training.processes import CONTEXT, Run, free_port
 from tests.training.runs import history, same, weights
+from tests.training.test_wrong_norms import SIZE, batch, model, norm, trainable
 
 pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
 
@@ -46,6 +52,7 @@ def test_it_measures_and_trains_as_one_process_without_it(
         f"train.processes={ranks}",
         f"train.accumulation={accumulation}",
         f"train.activation_checkpointing={checkpointing}",
+        f"train.control={str(ranks == 2).lower()}",
     )
     run = Run(params, tmp_path)
     assert run.wait() == [0] * ranks, run.said.read_text()
@@ -55,8 +62,11 @@ def test_it_measures_and_trains_as_one_process_without_it(
     expected, found = weights(alone.folder), weights(tmp_path)
     assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())
 
+    if ranks == 2:
+        assert all(r["alpha"] == 0 for r in history(tmp_path, "control"))
+
     # Any strategy takes up what another has saved: weights, moments and the moving average are the same in the file.
-    ours, theirs = (checkpoint.newest(next((f / "checkpoints").iterdir())) for f in (alone.folder, tmp_path))
+    ours, theirs = (checkpoint.newest(next((f / "checkpoints").glob("phantom-*"))) for f in (alone.folder, tmp_path))
     for group in ("model", "optimizer", "average"):
         a, b = ours.tensors(group), theirs.tensors(group)
         assert a.keys() == b.keys()
@@ -95,3 +105,58 @@ def test_a_gradient_that_is_not_finite_is_skipped(alone, tmp_path, strategy):
     assert "2 steps in a row without a finite gradient" in run.said.read_text()
     found = checkpoint.newest(next((tmp_path / "checkpoints").iterdir()))
     assert all(torch.isfinite(w).all() for w in found.tensors("model").values())
+
+
+# --- the ways that are wrong ------------------------------------------------------------------------------------------
+
+
+def tried(params, folder, ways: tuple[str, ...]) -> None:
+    """In a process of its own: what comes of each way, as JSON in `folder`."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    torch.set_num_threads(1)
+    own, whole = model(), batch(range(SIZE))
+    learner = ZeroLearner(own, params.train, parallel.join(params.train), None)
+    engine, found = learner.model, {}
+    for way in ways:
+        each = losses(engine, whole)
+        physics, video = each.physics.sum() / SIZE, each.video.sum() / SIZE
+        try:
+            if way == "autograd.grad":
+                torch.autograd.grad(physics, list(learner.named.values()), allow_unused=True)
+                found[way] = "no error"
+            if way == "two backwards":
+                engine.set_gradient_accumulation_boundary(True)
+                engine.backward(physics, retain_graph=True)
+                engine.backward(video)
+                found[way] = float(learner._norm())
+            if way == "accelerator.backward":
+                before = learner.weights(keep=True)
+                wrapper = DeepSpeedEngineWrapper(engine)  # what `accelerator.backward` calls
+                wrapper.backward(physics)
+                found[way] = "stepped" if not same(before, learner.weights(keep=True)) else "no step"
+        except Exception as error:
+            found[way] = type(error).__name__
+            break  # the engine is not to be trusted any more
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("strategy", STAGES)
+def test_the_documented_ways_lose_a_gradient_raise_or_step(alone, tmp_path, strategy):
+    found = {}
+    for way in ("autograd.grad", "two backwards", "accelerator.backward"):
+        params = alone.params(f"train.strategy={strategy}")
+        process = CONTEXT.Process(target=tried, args=(params, tmp_path, (way,)))
+        process.start()
+        process.join(500)
+        found |= json.loads((tmp_path / "found.json").read_text())
+    own, whole = model(), batch(range(SIZE))
+    each = losses(own, whole)
+    total = (each.physics.sum() + each.video.sum()) / SIZE
+    truth = norm(torch.autograd.grad(total, trainable(own)))
+    assert found["autograd.grad"] != "no error"
+    if strategy == "zero3":
+        assert isinstance(found["two backwards"], str)  # an error
+    else:
+        assert found["two backwards"] != pytest.approx(truth, rel=0.01)  # and no error
+    assert found["accelerator.backward"] == "stepped"  # the norm of one loss's gradient, and it is already applied

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,9 +72,10 @@ class HeadGradient:
     ends: `PhantomTransformer3DModel.physics_ends`.
     """
 
-    def __init__(self, ends: nn.Module) -> None:
+    def __init__(self, ends: Any) -> None:
         self.ends = ends
         self.weight = self.bias = torch.zeros(())
+        self._inputs = self._predicted = torch.zeros(())  # of the head and of `ends`, in the last pass forward
 
     @contextmanager
     def watching(self) -> Iterator[None]:

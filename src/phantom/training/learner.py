@@ -74,7 +74,7 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
-                torch._foreach_lerp_(self.average, self.parameters, 1 - (self.decay or 0))
+                torch._foreach_lerp_(self.average, list[torch.Tensor](self.parameters), 1 - (self.decay or 0))
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

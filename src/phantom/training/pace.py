@@ -37,8 +37,8 @@ class Pace:
 
     def count(self, batch: Batch, samples: int) -> None:
         """A step over `samples` of the shape of `batch`."""
-        text, latents = batch.text.shape[1], (batch.video.shape[2:], batch.physics.shape[2:])
-        shape = Shape(*(tuple(size) for size in latents), text, batch.sigma.shape[1])  # type: ignore[arg-type]
+        video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
+        shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
             self._costs[shape] = costs(*self.parts, shape).total.training
         self._samples += samples

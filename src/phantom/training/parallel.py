@@ -109,7 +109,9 @@ def join(settings: Train) -> Accelerator:
     }
     # accelerate chooses no backend for DeepSpeed on a CPU: it has to be named.
     backend = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo")
-    return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config), kwargs_handlers=[backend])
+    # A second run of this process, the control's, takes up what accelerate holds of the first.
+    plugin = None if dist.is_initialized() else DeepSpeedPlugin(hf_ds_config=config)
+    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])
 
 
 def lay_out(model: PhantomTransformer3DModel, strategy: str) -> None:

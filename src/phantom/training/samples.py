@@ -14,6 +14,7 @@ from phantom.data.shards import LatentSet
 from phantom.data.video import write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad
+from phantom.progress import quiet_loading
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.flow import TIMESTEPS, noised, shifted
 
@@ -43,6 +44,7 @@ class Samples:
         model.train()
         return made
 
+    @quiet_loading()
     def write(self, latents: list[torch.Tensor], folder: Path) -> list[Path]:
         """Decodes what a call gave into mp4 files, with a VAE that is there for as long as that takes."""
         models = self.params.models

@@ -16,8 +16,10 @@ from phantom.config import Params
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.progress import quiet_loading
 
 
+@quiet_loading()
 def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DModel:
     """The base named in `params` with fresh trainable parts, float32, drawn from `train.seed`. Raises UserError."""
     models = params.models

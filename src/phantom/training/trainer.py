@@ -307,7 +307,7 @@ class Trainer:
     def _heldout_loss(self) -> float:
         """L_v + L_z on held-out clips, as last measured; NaN before."""
         names = ("val_loss_video", "val_loss_physics")
-        found = next((r for r in reversed(self.history) if names[0] in r), {})
+        found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {})
         return sum(math.nan if found.get(name) is None else found[name] for name in names)
 
     def _found(self) -> checkpoint.Checkpoint | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+from torch import nn
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet
 from phantom.encoders.text import pad
-from phantom.model import PhantomTransformer3DModel
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.flow import shifted
 from phantom.training.objective import losses
@@ -40,7 +40,7 @@ class Validation:
         self._base: float | None = None
 
     @torch.no_grad()
-    def __call__(self, model: PhantomTransformer3DModel, device: torch.device) -> dict[str, float]:
+    def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Means: `val_loss_video`, `val_loss_physics`, and `val_loss_video_base`, that of the frozen base alone.
 
         L_v of a frozen branch can only fall a little: it says something beside the base's.
