@@ -342,10 +342,11 @@ def _signal(running: Running, number: int) -> None:
     """To the container's first process as a kubelet does; SIGKILL to all, in whatever session they are."""
     process = running.process
     if process and process.poll() is None:
-        for pid in descendants(process.pid) if number == signal.SIGKILL else ():
+        others = descendants(process.pid) if number == signal.SIGKILL else ()
+        process.send_signal(number)
+        for pid in others:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        process.send_signal(number)
 
 
 def _condition(job: Object, kind: str, message: str = "") -> None:
