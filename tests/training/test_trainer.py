@@ -87,6 +87,19 @@ def test_a_run_trains_exports_and_tells(place):
     assert {m.name for m in models} == {"step-2", "step-4", "step-6"}
 
 
+def test_bfloat16_over_a_bfloat16_base(place):
+    train(place("train.steps=3", "train.accumulation=2"))
+    exact = history()
+    half = ("models.dtype=bfloat16", "train.precision=bfloat16")
+    shutil.rmtree("data")
+    train(place("train.steps=3", "train.accumulation=2", "train.validate_every=3", *half))
+    for a, b in zip(exact, history(), strict=True):
+        for key in ("loss", "grad_norm_physics", "grad_norm_video"):
+            assert b[key] == pytest.approx(a[key], rel=0.05), key
+    assert all(w.dtype == torch.float32 for w in weights().values())
+    assert history()[-1]["val_loss_video"] == pytest.approx(history()[-1]["val_loss_video_base"], rel=0.2)
+
+
 def test_the_branch_learns_what_repeats(place):
     params = place("train.steps=60", "train.optimizer.learning_rate=3.0e-3", "train.checkpoint_every=100")
     train(params)

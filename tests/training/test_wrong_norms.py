@@ -18,10 +18,12 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.training import parallel
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
+from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses
 from tests import tiny
 
@@ -68,6 +70,19 @@ def physics_loss(of, half: Batch) -> torch.Tensor:
     return losses(of, half).physics.sum() / SIZE
 
 
+def skips(own) -> bool:
+    """Whether the optimiser of a GPU, which is told on the device, leaves out one step and takes another."""
+    optimizer = make_optimizer(trainable(own), load_params(preset_path("mini")).train.optimizer, fused=True)
+    changed = []
+    for left_out in (1.0, 0.0):
+        before = [parallel.whole(p.detach()).clone() for p in trainable(own)]
+        optimizer.found_inf = torch.tensor(left_out)
+        optimizer.step()
+        after = [parallel.whole(p.detach()) for p in trainable(own)]
+        changed.append(any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)))
+    return changed == [False, True]
+
+
 def measure(rank: int, folder: str) -> None:
     """All ways, in process `rank` of 2."""
     torch.set_num_threads(1)
@@ -83,6 +98,8 @@ def measure(rank: int, folder: str) -> None:
         split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)
         split.reduce(parallel.sum_over_processes)
         found[strategy] = float(split.norms()[1])
+        split.combine(0.5)
+        found[f"{strategy} leaves out a step"] = skips(own)
         if strategy == "fsdp2":
             given = torch.autograd.grad(physics_loss(own, half), trainable(own), allow_unused=True)
             found["fsdp2 autograd.grad"] = sum(g is not None for g in given) / len(given)
@@ -124,6 +141,11 @@ def truth() -> float:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_the_way_in_use_is_exact_in_every_process(found, truth, strategy):
     assert [f[strategy] for f in found] == pytest.approx([truth, truth], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_gpus_optimiser_leaves_out_a_step_without_anyone_waiting(found, strategy):
+    assert all(f[f"{strategy} leaves out a step"] for f in found)
 
 
 def test_local_norms_are_not_the_norm_of_the_global_batch(found, truth):
