@@ -16,6 +16,7 @@ from phantom.data.shards import LATENTS, LatentSet, ShardWriter
 from phantom.data.video import read_frames
 from phantom.encoders import VideoEncoder, load_encoders
 from phantom.errors import UserError
+from phantom.training.reading import open_latents
 from tests.data.latents import SETTINGS, contents, write_clips
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13)
@@ -120,7 +121,8 @@ def test_the_index_says_what_is_there(small, tmp_path):
     ]
     assert index["recipe"]["models.base"] == params.models.base
     assert index["recipe"]["data.fps"] == 4 and index["recipe"]["encode.text_tokens"] == 96
-    assert len(index["recipe_hash"]) == len(index["recipe"]["weights"]) == 64
+    assert {len(digest) for digest in (index["recipe_hash"], *index["recipe"]["weights"].values())} == {64}
+    assert set(index["recipe"]["weights"]) == {"vae", "text_encoder", "tokenizer", "physics_encoder"}
 
 
 def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(small, encoded_clips, tmp_path):
@@ -162,20 +164,27 @@ def test_progress_made_otherwise_is_not_taken_up(small, encoded_clips, tmp_path)
     assert len(LatentSet(tmp_path / LATENTS, "train")) == 8
 
 
-def test_other_weights_in_the_same_folder_are_another_recipe(small, tiny_base, tmp_path, encoded_clips):
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "physics_encoder"])
+def test_latents_of_other_weights_in_the_same_folder_are_refused(small, tiny_base, tmp_path, encoded_clips, part):
     write_clips(tmp_path, (5, 5))
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     params = small(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
     encode(params, tmp_path)
-    recipe = LatentSet(tmp_path / LATENTS, "train").recipe
-    path = base / "vae/diffusion_pytorch_model.safetensors"
+    recipe = open_latents(params, tmp_path, "train", torch.device("cpu")).recipe
+    (path,) = (base / part).glob("*.safetensors")
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
+    said = (
+        rf"^data/latents: made with other weights of {base}[^\n]*{part}: \w{{12}}, there are \w{{12}} now; run `phantom"
+    )
+    with pytest.raises(UserError, match=said):
+        open_latents(params, tmp_path, "train", torch.device("cpu"))
     encode(params, tmp_path)
-    other = LatentSet(tmp_path / LATENTS, "train").recipe
-    assert recipe["weights"] != other["weights"] and {**recipe, "weights": 0} == {**other, "weights": 0}
+    other = open_latents(params, tmp_path, "train", torch.device("cpu")).recipe
+    assert {key for key in recipe["weights"] if recipe["weights"][key] != other["weights"][key]} == {part}
+    assert {**recipe, "weights": 0} == {**other, "weights": 0}
 
 
 def test_prefixes_depend_on_the_seed_and_the_clip_alone():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from phantom.config import PRESETS, load_params
+from phantom.data import shards
 from phantom.data.encode import encode
 from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, make_recipe, refuse_other_recipe
 from phantom.errors import UserError
@@ -50,6 +51,21 @@ def test_a_set_can_be_sent_to_another_process_and_its_clips_changed(folder):
     kept = latents[0].video.clone()
     latents[0].video.zero_()
     assert torch.equal(latents[0].video, kept)
+
+
+def test_a_clip_is_compared_with_its_checksum_once_and_again_when_its_file_has_changed(folder, monkeypatch):
+    compared = []
+    checksum = shards._checksum
+    monkeypatch.setattr(shards, "_checksum", lambda tensors: compared.append(1) or checksum(tensors))
+    latents = LatentSet(folder, "train")
+    first, again = latents[0], latents[0]
+    assert torch.equal(first.physics, again.physics) and len(compared) == 1
+    path = folder / "shard-00000.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-2000] ^= 64
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=rf"^{path}: damaged: clip [^\n]* is not what was written"):
+        [latents[i] for i in range(len(latents))]
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phantom.config import Models, Params
+from phantom.config import Params
 from phantom.data.ahead import ahead
 from phantom.data.files import alone, fresh_folder, link, replace_folder, sha256
 from phantom.data.frames import read_clip_frames
@@ -43,6 +43,7 @@ from phantom.data.shares import (
 )
 from phantom.data.storage import Folder, open_folder
 from phantom.encoders import Encoders, load_encoders
+from phantom.encoders.weights import weights_of
 from phantom.errors import UserError
 from phantom.progress import say, track
 
@@ -116,7 +117,7 @@ def _task(params: Params, root: Path) -> Task:
         raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
     for clip in clips:
         _refuse_unfit(clip, params, manifest)
-    recipe = {**make_recipe(params), "resize": RESIZE, "weights": _weights(params.models)}
+    recipe = {**make_recipe(params), "resize": RESIZE, "weights": weights_of(params.models)}
     digest = sha256(manifest)
     work = root / WORK / _digest([_digest(recipe), digest])[:16]
     where = params.storage.latents
@@ -264,16 +265,6 @@ def _refuse_size(params: Params, encoders: Encoders, storage: str) -> None:
             raise UserError(
                 f"data.{key}: found {value}, accepted by this VAE: multiples of {stride}; nearest valid: {nearest}"
             )
-
-
-def _weights(models: Models) -> str | None:
-    """A digest of the frozen parts that latents depend on, where they are folders here; hub ids have a revision."""
-    parts = [Path(models.base) / name for name in ("vae", "text_encoder", "tokenizer")] + [Path(models.physics_encoder)]
-    files = [file for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256(file)}\n".encode())
-    return digest.hexdigest() if files else None
 
 
 def _publish(task: Task, kept: int, out: Path) -> EncodeResult:

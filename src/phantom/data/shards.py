@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -79,8 +79,11 @@ def make_recipe(params: Params) -> dict[str, Any]:
     return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE}))
 
 
-def refuse_other_recipe(recipe: dict[str, Any], params: Params) -> None:
-    """Raises UserError, naming the first difference, where latents were not made as `params` say."""
+def refuse_other_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str | None] | None = None) -> None:
+    """Raises UserError, naming the first difference, where latents were not made as `params` say.
+
+    `weights`: what the frozen parts are known by, here and now; those that are not known are not compared.
+    """
     if recipe.get("resize", RESIZE) != RESIZE:
         raise UserError(
             f"{LATENTS}: made with resize {recipe['resize']!r}, this version has {RESIZE!r}; run `phantom encode` again"
@@ -90,6 +93,15 @@ def refuse_other_recipe(recipe: dict[str, Any], params: Params) -> None:
             raise UserError(
                 f"{LATENTS}: made with {key} {recipe.get(key)!r}, the settings say {wanted!r}; "
                 "run `phantom encode` again, or change the setting back"
+            )
+    made_by = recipe.get("weights") or {}
+    for part, found in (weights or {}).items():
+        if found and made_by.get(part) not in (None, found):
+            models = params.models
+            where = models.physics_encoder if part == "physics_encoder" else f"{models.base}, {part}"
+            raise UserError(
+                f"{LATENTS}: made with other weights of {where}: {made_by[part][:12]}, there are {found[:12]} now; "
+                "run `phantom encode` again, or put those back"
             )
 
 
@@ -216,26 +228,43 @@ class LatentSet:
         afar = store and any(not (folder / one["file"]).is_file() for one in stated)
         there = {entry.name: entry.size for entry in store.list()} if store and afar else {}
         self._files = {one["file"]: _find(folder, one, store, there) for one in stated}
-        self.empty_text = self._tensors(EMPTY_TEXT, ["text"], "the empty caption")["text"].float()
+        self._checked: dict[int, str] = {}  # clip -> the version of the file in which it was found whole
+        self.empty_text = self._tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> Latents:
-        clip = self._clips[index]
-        id_ = clip["id"]
-        states = ["physics", *(f"prefix/{k}" for k in clip["prefixes"])]
-        ends = physics.names(self._storage)
-        names = [f"{id_}/{name}" for name in ("video", "text", *(name + end for name in states for end in ends))]
-        tensors = self._tensors(clip["shard"], names, f"clip {id_!r}", clip["crc32"])
+        clip, tensors = self._clips[index], self.stored(index)
         z, *prefixes = (
-            physics.unpack({end: tensors[f"{id_}/{name}{end}"] for end in ends}, self._storage) for name in states
+            physics.unpack({end: tensors[name + end] for end in physics.names(self._storage)}, self._storage)
+            for name in _states(clip)
         )
-        video, text = (tensors[f"{id_}/{name}"].float() for name in ("video", "text"))
-        return Latents(id_, clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
+        video, text = tensors["video"].float(), tensors["text"].float()
+        return Latents(clip["id"], clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
 
-    def _tensors(self, shard: str, names: list[str], what: str, crc: int | None = None) -> dict[str, torch.Tensor]:
-        """The tensors `names` of a shard, compared with their checksum. Raises UserError if they stay damaged."""
+    def stored(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a clip as they lie in its shard, by their names without its id.
+
+        They are compared with the clip's checksum once, and again if the file has changed since, or comes from afar.
+        """
+        clip = self._clips[index]
+        states = [name + end for name in _states(clip) for end in physics.names(self._storage)]
+        names = [f"{clip['id']}/{name}" for name in ("video", "text", *states)]
+        version = self._files[clip["shard"]].version
+
+        def is_whole(tensors: dict[str, torch.Tensor]) -> bool:
+            return self._checked.get(index) == version is not None or _checksum(tensors) == clip["crc32"]
+
+        tensors = self._tensors(clip["shard"], names, f"clip {clip['id']!r}", is_whole)
+        if version:
+            self._checked[index] = version
+        return {name.removeprefix(f"{clip['id']}/"): tensor for name, tensor in tensors.items()}
+
+    def _tensors(
+        self, shard: str, names: list[str], what: str, is_whole: Callable[[dict[str, torch.Tensor]], bool]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors `names` of a shard. Raises UserError if they stay damaged."""
         file = self._files[shard]
         where = str(self.folder / shard)
         if file.folder.is_remote:
@@ -243,7 +272,7 @@ class LatentSet:
         for attempt in range(2):
             try:
                 tensors = file.read(names)
-                if crc is not None and _checksum(tensors) != crc:
+                if not is_whole(tensors):
                     raise Damaged(f"{what} is not what was written")
                 return tensors
             except Damaged as damage:
@@ -252,6 +281,11 @@ class LatentSet:
                 say(f"{where}: damaged: {damage}; it is fetched again")
                 file.forget()
         raise AssertionError
+
+
+def _states(clip: dict[str, Any]) -> list[str]:
+    """The names of a clip's physics latents and those of its prefixes."""
+    return ["physics", *(f"prefix/{k}" for k in clip["prefixes"])]
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> int:

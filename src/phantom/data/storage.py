@@ -104,6 +104,14 @@ class LocalFolder:
         path = self.path / name
         return path.stat().st_size if path.is_file() else None
 
+    def version(self, name: str) -> str | None:
+        """What changes when the file `name` does; None if there is none."""
+        try:
+            stat = (self.path / name).stat()
+        except FileNotFoundError:
+            return None
+        return f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
+
     def range(self, name: str, start: int, stop: int) -> np.ndarray:
         """The bytes from `start` to `stop` of the file `name`, uint8; fewer where it ends before."""
         return _range(self.path / name, start, stop)
@@ -177,6 +185,10 @@ class S3Folder:
                 if error.response["Error"].get("Code") in ("404", "NoSuchKey"):
                     return None
                 raise
+
+    def version(self, name: str) -> None:
+        """What is read may come anew from the network each time."""
+        return None
 
     def range(self, name: str, start: int, stop: int) -> np.ndarray:
         """The bytes from `start` to `stop` of the file `name`, uint8. They are kept in the cache, and nothing else."""

@@ -45,6 +45,11 @@ class TensorFile:
                 found[name] = tensor.view(DTYPES[table[name]["dtype"]]).view(table[name]["shape"])
         return {name: found[name] for name in names}
 
+    @property
+    def version(self) -> str | None:
+        """Changes when the file does; None where it comes from afar, through a cache that may be damaged any time."""
+        return self.folder.version(self.name)
+
     def forget(self) -> None:
         """Has what is read next fetched anew, where it is not read from this machine."""
         self.__dict__.pop("_head", None)

@@ -13,6 +13,7 @@ from phantom.data.ahead import ahead
 from phantom.data.online import OnlineLatents
 from phantom.data.shards import LATENTS, LatentSet, refuse_other_recipe
 from phantom.data.storage import open_folder
+from phantom.encoders.weights import weights_of
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.order import ShareOfBatches
 
@@ -22,7 +23,7 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
     storage = params.storage
     store = open_folder(storage.latents, root, storage) if storage.latents else None
     stored = LatentSet(root / LATENTS, split, store)
-    refuse_other_recipe(stored.recipe, params)
+    refuse_other_recipe(stored.recipe, params, weights_of(params.models, fetch=False))
     return stored if params.train.physics_latents == "stored" else OnlineLatents(root, split, params, device, store)
 
 
