@@ -20,7 +20,7 @@ from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
-from phantom.evaluation.physics_iq.folder import score_folder
+from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.sample import (
     Item,
     Settings,
@@ -121,21 +121,17 @@ def _physics_iq(
     """What evaluation.json says of Physics-IQ, and of the worlds where their physics is known."""
     settings = params.evaluate.physics_iq
     benchmark, _, descriptions = _benchmark(params, root)
-    scored = {
-        mode: {
-            name: score_folder(
-                folder,
-                benchmark,
-                descriptions,
-                protocol=settings.protocol,
-                mask_codec=settings.mask_codec,
-                workers=cores(),
-                cache=root / WORK / "scores",
-            )
-            for name, folder in folders.items()
-        }
-        for mode, folders in modes.items()
-    }
+    found = score_folders(
+        [folder for folders in modes.values() for folder in folders.values()],
+        benchmark,
+        descriptions,
+        protocol=settings.protocol,
+        mask_codec=settings.mask_codec,
+        workers=cores(),
+        cache=root / WORK / "scores",
+    )
+    in_turn = iter(found)  # all of a recording's videos were compared with one reading of it
+    scored = {mode: {name: next(in_turn) for name in folders} for mode, folders in modes.items()}
     evaluation: dict[str, Any] = {
         "benchmark": {
             "name": PHYSICS_IQ,

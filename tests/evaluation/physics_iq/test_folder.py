@@ -12,7 +12,7 @@ from phantom.data.physics_iq import layout, masks
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq import folder
-from phantom.evaluation.physics_iq.folder import score_csv, score_folder
+from phantom.evaluation.physics_iq.folder import score_csv, score_folder, score_folders
 from tests.evaluation import benchmark as small
 
 
@@ -303,8 +303,8 @@ def test_a_csv_names_the_line_and_cell_that_is_off(benchmark, generated, tmp_pat
 def test_finished_comparisons_are_found_by_content_and_never_stale(benchmark, copied, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     made = []
-    metrics = folder.view_metrics
-    monkeypatch.setattr(folder, "view_metrics", lambda *a: made.append(1) or metrics(*a))
+    metrics = folder.several_metrics
+    monkeypatch.setattr(folder, "several_metrics", lambda *a: made.extend(a[4]) or metrics(*a))
     before = score_folder(copied, benchmark, cache=cache)
     assert len(made) == 6
     renamed = copied.rename(tmp_path / "other-name")
@@ -318,6 +318,24 @@ def test_finished_comparisons_are_found_by_content_and_never_stale(benchmark, co
     assert after["score"] != before["score"] and after == score_folder(renamed, benchmark)
     score_folder(renamed, benchmark, cache=cache, mask_codec="none")
     assert len(made) == 7 + 6 + 6
+
+
+def test_folders_scored_together_have_the_scores_of_each_alone(benchmark, generated, tmp_path, monkeypatch):
+    other = small.write_generated(tmp_path / "other", offset=5)
+    sorted(other.iterdir())[0].unlink()
+    read = []
+    frames = folder.frames
+    monkeypatch.setattr(folder, "frames", lambda path: read.append(path.name) or frames(path))
+    folders = [generated, other]
+    together = score_folders(folders, benchmark, subset=True, workers=2, cache=tmp_path / "cache")
+    takes = [name for name in read if "take" in name]
+    assert together == [score_folder(one, benchmark, subset=True) for one in folders]
+    assert together[0]["score"] != together[1]["score"] and together[1]["videos"] == 5
+    assert len(takes) == 6 * 3  # two takes and the size of one, whatever the number of folders
+
+    # Those found in the cache are not compared again beside new ones.
+    monkeypatch.setattr(folder, "several_metrics", lambda *a: pytest.fail("compared again"))
+    assert score_folders(folders, benchmark, subset=True, cache=tmp_path / "cache") == together
 
 
 def test_an_unknown_protocol_is_refused(benchmark, generated):

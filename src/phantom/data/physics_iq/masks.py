@@ -10,7 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from phantom.data.physics_iq.video import Frames, frames
+from phantom.data.physics_iq.video import Frames, first_channel
 
 Codec = Literal["mp4v", "none"]
 CODECS: tuple[Codec, ...] = ("mp4v", "none")
@@ -72,8 +72,7 @@ def write_masks(path: Path, masks: Frames, fps: int) -> None:
 
 def read_masks(path: Path) -> Iterator[np.ndarray]:
     """The grey levels (H, W) of a stored mask video: its first channel, not thresholded yet."""
-    for frame in frames(path):
-        yield frame[:, :, 0]
+    yield from first_channel(path)
 
 
 def binary(masks: Frames, size: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange
 
 from phantom.errors import UserError
+
+NEUTRAL = 128  # chroma of grey
+BLACK, GAIN = 16, 9539 / 8192  # OpenCV's RGB of grey: floor((luma - 16) 9539 / 8192)
 
 Frames = Iterable[np.ndarray]  # uint8 (H, W, 3) in BGR, or masks (H, W)
 
@@ -51,6 +56,39 @@ def frames(path: Path) -> Iterator[np.ndarray]:
             yield frame
     finally:
         capture.release()
+
+
+def first_channel(path: Path) -> Iterator[np.ndarray]:
+    """The first channel of each of `frames`, uint8 (H, W). Grey frames are not turned into colour: half the time."""
+    done = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for frame in container.decode(stream):
+                if not _is_grey(frame):
+                    break
+                level = cv2.subtract(_plane(frame, 0), BLACK)
+                yield cv2.convertScaleAbs(level, dst=level, alpha=GAIN, beta=-0.499)  # rounded, so less a half: floor
+                done += 1
+            else:
+                return
+    except (av.FFmpegError, OSError, IndexError, ValueError):
+        pass  # OpenCV may read it all the same, or says what is wrong
+    for colour in islice(frames(path), done, None):
+        yield colour[:, :, 0]
+
+
+def _is_grey(frame: av.VideoFrame) -> bool:
+    """Whether the luma of `frame` says all of it, in the way that `first_channel` reads."""
+    if frame.format.name != "yuv420p" or frame.color_range == ColorRange.JPEG or frame.rotation or frame.is_corrupt:
+        return False
+    return all(bool((_plane(frame, index) == NEUTRAL).all()) for index in (1, 2))
+
+
+def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    plane = frame.planes[index]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 def resized(video: Frames, size: tuple[int, int]) -> Iterator[np.ndarray]:

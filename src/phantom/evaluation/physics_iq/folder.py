@@ -23,7 +23,7 @@ from phantom.data.physics_iq.masks import CODECS, Codec, binary, motion_masks, r
 from phantom.data.physics_iq.video import frames, probe, resampled, resampled_counts, resized
 from phantom.errors import UserError, listed
 from phantom.evaluation.physics_iq import score, table
-from phantom.evaluation.physics_iq.metrics import Metrics, view_metrics
+from phantom.evaluation.physics_iq.metrics import Metrics, several_metrics
 from phantom.progress import say, track
 
 Protocol = Literal["original", "verified"]
@@ -54,11 +54,19 @@ class Job:
     codec: Codec
 
     @property
-    def key(self) -> str:
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [self.generated, *self.takes, *(mask for mask in self.masks if mask)]
+
+    @property
+    def truth(self) -> tuple[Any, ...]:
+        """What jobs must have in common to be compared with one reading of the recordings."""
+        return self.takes, self.rates, self.masks, self.fps, self.codec
+
+    def key(self, digests: Mapping[Path, str]) -> str:
         """Names the result by the contents of the files, whatever they are called."""
-        present = [self.generated, *self.takes, *(mask for mask in self.masks if mask)]
         parts = [FORMULAS, cv2.__version__, self.fps, self.rates, self.codec, [mask is not None for mask in self.masks]]
-        parts += [_digest(path) for path in present]
+        parts += [digests[path] for path in self.files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -67,46 +75,70 @@ def score_folder(
     benchmark: Path | str,
     descriptions: Path | str | None = None,
     *,
-    protocol: Protocol = "original",
-    mask_codec: Codec = "mp4v",
-    subset: bool = False,
-    workers: int = 1,
-    cache: Path | str | None = None,
     csv_out: Path | str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """The Physics-IQ score of the mp4 files in `generated`, as a JSON-able dict; see `summary` for its keys.
+    """`score_folders` of one folder; csv_out: its metrics in the official csv format."""
+    ((found, results),) = _score([generated], benchmark, descriptions, **options)
+    if csv_out:
+        table.write(Path(csv_out), results)
+    return found
 
-    generated: one 5 s video for each take-1 row of `descriptions` (default: the csv in `benchmark`), named by its id
+
+def score_folders(
+    generated: Sequence[Path | str], benchmark: Path | str, descriptions: Path | str | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """The Physics-IQ score of each folder of mp4 files, as a JSON-able dict; see `summary` for its keys.
+
+    Every recording is decoded once for all folders, which is most of the work.
+    generated: folders of one 5 s video for each take-1 row of `descriptions` (default: the csv in `benchmark`), named by its id
         (`0001_*.mp4`), all at one whole number of frames per second. With `subset`, those that are there.
     benchmark: the published folder (`layout`), or the one it lies in. Recordings at another rate are resampled, and
         masks that are not there are computed.
     mask_codec: how computed masks are stored before they are compared: `mp4v` as published, or `none`.
     workers: pairs compared at a time, each on one core and with a few frames in memory.
     cache: folder of finished comparisons, found again by the contents of their files.
-    csv_out: the metrics in the official csv format.
     Raises UserError, one line, for folders, names, counts, lengths, rates and files that are off.
     """
+    return [found for found, _ in _score(generated, benchmark, descriptions, **options)]
+
+
+def _score(
+    generated: Sequence[Path | str],
+    benchmark: Path | str,
+    descriptions: Path | str | None,
+    *,
+    protocol: Protocol = "original",
+    mask_codec: Codec = "mp4v",
+    subset: bool = False,
+    workers: int = 1,
+    cache: Path | str | None = None,
+) -> list[tuple[dict[str, Any], score.Table]]:
+    """The score of each folder, and its metrics."""
     _choice("--protocol", protocol, PROTOCOLS)
     _choice("--mask-codec", mask_codec, CODECS)
-    generated, root = Path(generated), layout.find_root(Path(benchmark), protocol)
+    folders, root = [Path(folder) for folder in generated], layout.find_root(Path(benchmark), protocol)
     rows = layout.read_descriptions(layout.find_descriptions(Path(benchmark), root, descriptions))
     expected = [row for row in rows if row.name.take == 1]
-    pairs = find_pairs(generated, root, rows, subset)
-    fps = common_rate([pair.generated for pair in pairs])
-    compared = compare_all(find_jobs(pairs, root, fps, mask_codec), workers, Path(cache) if cache else None)
-    results: dict[str, dict[str, Metrics]] = {}
-    for pair, metrics in zip(pairs, compared, strict=True):
-        results.setdefault(pair.first.scenario, {})[pair.first.view] = metrics
-    if csv_out:
-        table.write(Path(csv_out), results)
     categories = {row.name.scenario: row.category for row in expected}
-    return summary(results, protocol, categories) | {
-        "fps": fps,
-        "mask_codec": mask_codec,
-        "seeds": _seeds(generated),
-        "subset": len(pairs) < len(expected),
-        "expected_videos": len(expected),
-    }
+    pairs = [find_pairs(folder, root, rows, subset) for folder in folders]
+    rates = [common_rate([pair.generated for pair in found]) for found in pairs]
+    jobs = [find_jobs(found, root, fps, mask_codec) for found, fps in zip(pairs, rates, strict=True)]
+    compared = compare_all([job for found in jobs for job in found], workers, Path(cache) if cache else None)
+    scored = []
+    for folder, of_folder, fps, its_jobs in zip(folders, pairs, rates, jobs, strict=True):
+        results: dict[str, dict[str, Metrics]] = {}
+        for pair, job in zip(of_folder, its_jobs, strict=True):
+            results.setdefault(pair.first.scenario, {})[pair.first.view] = compared[job]
+        found = summary(results, protocol, categories) | {
+            "fps": fps,
+            "mask_codec": mask_codec,
+            "seeds": _seeds(folder),
+            "subset": len(of_folder) < len(expected),
+            "expected_videos": len(expected),
+        }
+        scored.append((found, results))
+    return scored
 
 
 def score_csv(
@@ -236,18 +268,21 @@ def find_jobs(pairs: Sequence[Pair], root: Path, fps: int, codec: Codec) -> list
     return jobs
 
 
-def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> list[Metrics]:
-    """The metrics of every job, `workers` at a time."""
+def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[Job, Metrics]:
+    """The metrics of every job; those of one truth together, `workers` of such groups at a time."""
+    groups: dict[Any, list[Job]] = {}
+    for job in dict.fromkeys(jobs):
+        groups.setdefault(job.truth, []).append(job)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # whole comparisons run beside each other
     try:
-        with ThreadPoolExecutor(max(1, workers)) as pool, track("score", len(jobs), "videos") as bar:
-            running = [pool.submit(compare, job, cache) for job in jobs]
-            done = []
+        with ThreadPoolExecutor(max(1, workers)) as pool, track("score", sum(map(len, groups.values())), "videos") as bar:
+            running = [pool.submit(compare, group, cache) for group in groups.values()]
+            done: dict[Job, Metrics] = {}
             try:
-                for future in running:
-                    done.append(future.result())
-                    bar.advance()
+                for group, future in zip(groups.values(), running, strict=True):
+                    done.update(zip(group, future.result(), strict=True))
+                    bar.advance(len(group))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -256,25 +291,43 @@ def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> list[M
         cv2.setNumThreads(before)
 
 
-def compare(job: Job, cache: Path | None = None) -> Metrics:
-    """The metrics of one job, kept in `cache` under the contents of its files. Raises UserError naming the file."""
-    place = cache / f"{job.key}.json" if cache else None
-    if place and place.is_file():
-        return json.loads(place.read_text(encoding="utf-8"))
-    size = _quarter(job.takes[0])
-    sources = list(zip((job.generated, *job.takes), (job.fps, *job.rates), strict=True))
-    videos = [_five_seconds(resized(at_rate(path, rate, job.fps), size), path, job.fps) for path, rate in sources]
-    masks = []
-    for (path, rate), ready in zip(sources, (None, *job.masks), strict=True):
-        moving = read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, job.fps)), job.fps, job.codec)
-        masks.append(_five_seconds(binary(moving, size), ready or path, job.fps))
-    metrics = view_metrics(videos[1], videos[2], videos[0], masks[1], masks[2], masks[0])
-    if place:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_suffix(f".{threading.get_ident()}.part")
+def compare(jobs: Sequence[Job], cache: Path | None = None) -> list[Metrics]:
+    """The metrics of jobs of one truth, kept in `cache` under the contents of their files.
+
+    Raises UserError naming the file.
+    """
+    if cache is None:
+        return _measure(jobs)
+    digests = {path: _digest(path) for path in {path for job in jobs for path in job.files}}
+    places = {job: cache / f"{job.key(digests)}.json" for job in jobs}
+    missing = [job for job in jobs if not places[job].is_file()]
+    for job, metrics in zip(missing, _measure(missing) if missing else [], strict=True):
+        cache.mkdir(parents=True, exist_ok=True)
+        part = places[job].with_suffix(f".{threading.get_ident()}.part")
         part.write_text(json.dumps(metrics), encoding="utf-8")
-        part.replace(place)
-    return metrics
+        part.replace(places[job])
+    return [json.loads(places[job].read_text(encoding="utf-8")) for job in jobs]
+
+
+def _measure(jobs: Sequence[Job]) -> list[Metrics]:
+    """The metrics of jobs of one truth."""
+    first = jobs[0]
+    size = _quarter(first.takes[0])
+
+    def read(path: Path, rate: int, ready: Path | None) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+        """A video and its masks, at the size and rate of the comparison."""
+        video = resized(at_rate(path, rate, first.fps), size)
+        moving = (
+            read_masks(ready)
+            if ready
+            else stored(motion_masks(at_rate(path, rate, first.fps)), first.fps, first.codec)
+        )
+        return _five_seconds(video, path, first.fps), _five_seconds(binary(moving, size), ready or path, first.fps)
+
+    (real_1, mask_1), (real_2, mask_2) = (
+        read(*take) for take in zip(first.takes, first.rates, first.masks, strict=True)
+    )
+    return several_metrics(real_1, real_2, mask_1, mask_2, [read(job.generated, job.fps, None) for job in jobs])
 
 
 def at_rate(path: Path, rate: int, fps: int) -> Iterator[np.ndarray]:

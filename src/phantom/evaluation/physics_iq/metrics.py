@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -38,32 +40,44 @@ def view_metrics(
     Frames are uint8 (h, w, 3), masks bool (h, w), all of one size and count; iterables are read once, in step.
     Raises ValueError where counts or sizes differ.
     """
-    lists: dict[str, list[float]] = {key: [] for key in LISTS}
-    counts: list[np.ndarray] = []  # for take 1, take 2, generated: in how many frames each pixel moves
-    for real1, real2, fake, *masks in zip(real_1, real_2, generated, mask_1, mask_2, mask_generated, strict=True):
-        lists["v1_mse"].append(mse(real1, fake))
-        lists["v2_mse"].append(mse(real2, fake))
-        lists["variance_mse"].append(mse(real1, real2))
-        m1, m2, mg = masks
-        lists["spatiotemporal_iou_v1"].append(iou(m1, mg))
-        lists["spatiotemporal_iou_v2"].append(iou(m2, mg))
-        lists["variance_spatiotemporal_iou"].append(iou(m1, m2))
+    return several_metrics(real_1, real_2, mask_1, mask_2, [(generated, mask_generated)])[0]
+
+
+def several_metrics(
+    real_1: Frames, real_2: Frames, mask_1: Frames, mask_2: Frames, generated: Sequence[tuple[Frames, Frames]]
+) -> list[Metrics]:
+    """`view_metrics` of several generated videos, each with its masks; the takes are read once for all of them."""
+    truth: dict[str, Any] = {"variance_mse": [], "variance_spatiotemporal_iou": []}
+    found: list[dict[str, Any]] = [{key: [] for key in LISTS if key not in truth} for _ in generated]
+    counts: list[np.ndarray] = []  # for take 1, take 2, and each generated: in how many frames each pixel moves
+    for real1, real2, m1, m2, *others in zip(real_1, real_2, mask_1, mask_2, *chain(*generated), strict=True):
+        fakes, masks = others[::2], others[1::2]
+        truth["variance_mse"].append(mse(real1, real2))
+        truth["variance_spatiotemporal_iou"].append(iou(m1, m2))
+        for lists, fake, mask in zip(found, fakes, masks, strict=True):
+            lists["v1_mse"].append(mse(real1, fake))
+            lists["v2_mse"].append(mse(real2, fake))
+            lists["spatiotemporal_iou_v1"].append(iou(m1, mask))
+            lists["spatiotemporal_iou_v2"].append(iou(m2, mask))
         if not counts:
-            counts = [np.zeros(mask.shape, np.uint16) for mask in masks]
-        for count, mask in zip(counts, masks, strict=True):
+            counts = [np.zeros(mask.shape, np.uint16) for mask in (m1, m2, *masks)]
+        for count, mask in zip(counts, (m1, m2, *masks), strict=True):
             count += mask
     if not counts:
         raise ValueError("no frames")
-    c1, c2, cg = counts
-    return {
-        **lists,
-        "spatial_iou_v1": iou(c1 > 0, cg > 0),
-        "spatial_iou_v2": iou(c2 > 0, cg > 0),
-        "variance_spatial": iou(c1 > 0, c2 > 0),
-        "weighted_spatial_iou_v1": weighted_iou(c1, cg),
-        "weighted_spatial_iou_v2": weighted_iou(c2, cg),
-        "variance_weighted_spatial": weighted_iou(c1, c2),
-    }
+    c1, c2, *rest = counts
+    truth |= {"variance_spatial": iou(c1 > 0, c2 > 0), "variance_weighted_spatial": weighted_iou(c1, c2)}
+    return [
+        {
+            **lists,
+            **truth,
+            "spatial_iou_v1": iou(c1 > 0, cg > 0),
+            "spatial_iou_v2": iou(c2 > 0, cg > 0),
+            "weighted_spatial_iou_v1": weighted_iou(c1, cg),
+            "weighted_spatial_iou_v2": weighted_iou(c2, cg),
+        }
+        for lists, cg in zip(found, rest, strict=True)
+    ]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

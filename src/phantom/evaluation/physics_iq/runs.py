@@ -8,7 +8,7 @@ from typing import Any
 
 from phantom.cores import cores
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq.folder import score_csv, score_folder
+from phantom.evaluation.physics_iq.folder import score_csv, score_folder, score_folders
 from phantom.evaluation.physics_iq.score import spread
 
 PARTS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
@@ -35,11 +35,11 @@ def score_runs(
         raise UserError(f"{'--benchmark' if generated else '--generated'}: missing; or score a csv with --from-csv")
     if len(generated) > 1 and options["csv_out"]:
         raise UserError(f"--csv: holds the metrics of one run, found {len(generated)} times --generated")
-    runs = {
-        str(folder): score_folder(folder, benchmark, descriptions, workers=workers or cores(), **options)
-        for folder in generated
-    }
-    return mean_of_runs(runs) if len(runs) > 1 else next(iter(runs.values()))
+    if len(generated) == 1:
+        return score_folder(generated[0], benchmark, descriptions, workers=workers or cores(), **options)
+    options.pop("csv_out")
+    scored = score_folders(generated, benchmark, descriptions, workers=workers or cores(), **options)
+    return mean_of_runs(dict(zip(map(str, generated), scored, strict=True)))
 
 
 def mean_of_runs(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
