@@ -13,7 +13,7 @@ from benchmarks.peak import Peak
 from phantom.config import Params, load_params, preset_path
 from phantom.errors import UserError
 from phantom.memory import GIB
-from phantom.plan import GPUS, as_text, plan
+from phantom.plan import GPUS, as_text, peak_flops, plan
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
@@ -203,6 +203,19 @@ def test_the_changes_it_names_make_a_run_fit(gpu: str, gpus: int, overrides: lis
     assert plan(paper(*overrides, *changes), gpu, gpus)["fits"]
     assert not plan(paper(*overrides, *changes[:-1]), gpu, gpus)["fits"]
     assert all(f"To fit: {change}" in as_text(found) for change in found["changes"])
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_known_gpu_has_a_plan_and_is_known_by_its_drivers_name(gpu: str):
+    found = plan(paper(), gpu, 8)
+    assert found["fits"] == (found["memory_per_gpu"]["total"] <= GPUS[gpu].memory_gib * GIB)
+    assert found["time"]["seconds_per_step"] == pytest.approx(
+        found["flops"]["model_per_step"] / (8 * 0.4 * GPUS[gpu].peak_flops)
+    )
+    names = {"A100-40": "NVIDIA A100-SXM4-40GB", "A100-80": "NVIDIA A100 80GB PCIe", "H100": "NVIDIA H100 80GB HBM3"}
+    names |= {"H200": "NVIDIA H200", "B200": "NVIDIA B200", "4090": "NVIDIA GeForce RTX 4090"}
+    assert peak_flops(names[gpu]) == GPUS[gpu].peak_flops
+    assert peak_flops("NVIDIA T4") == 0
 
 
 def test_a_run_that_nothing_makes_fit_says_so():
