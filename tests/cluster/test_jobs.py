@@ -24,7 +24,10 @@ from phantom.errors import StageFailed, UserError
 from tests.cluster.conftest import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-DONE = "mkdir -p models/phantom && echo '{}' > models/phantom/result.json"
+DONE = """
+mkdir -p models/phantom "$PHANTOM_KEEP/models/phantom" && echo '{}' > models/phantom/result.json
+ln -f models/phantom/result.json "$PHANTOM_KEEP/models/phantom/"
+"""
 # Ends well as soon as the file `go` is there; asked to stop it says so, as a stage that has saved.
 WAITS = f"""
 trap 'echo saved >> saved; exit 75' TERM
@@ -34,7 +37,7 @@ for i in $(seq 600); do test -e go && break; sleep 0.05; done
 """
 
 
-def until(holds: Callable[[], Any], seconds: float = 60) -> None:
+def until(holds: Callable[[], Any], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -91,7 +94,7 @@ def test_the_command_line_launches_and_reports(cluster: Cluster, stage: str):
     arguments = ["--launcher", "kubernetes"] if stage == "train" else []
     cluster.write_params("compute.encode=kubernetes", "compute.evaluate=kubernetes")
     process = phantom(cluster, stage, *arguments, "--json")
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=180)
     assert process.returncode == 0, said
     (job,) = [*cluster.api.find("pytorchjobs"), *cluster.api.find("jobs")]
     assert json.loads(out)["stage"] == stage and json.loads(out)["job"] == job["metadata"]["name"]
@@ -355,9 +358,9 @@ def test_a_watcher_that_is_killed_is_followed_by_one_that_takes_the_job_up(clust
     assert cluster.controllers.running()
     asked = len(cluster.api.requests)
     second = phantom(cluster, "train", "--launcher", "kubernetes", "--json")
-    until(lambda: any("POST" in request for request in cluster.api.requests[asked:]), 60)
+    until(lambda: any("POST" in request for request in cluster.api.requests[asked:]), 180)
     (cluster.root / "go").touch()
-    out, said = second.communicate(timeout=60)
+    out, said = second.communicate(timeout=180)
     assert second.returncode == 0, said
     assert json.loads(out)["adopted"] is True and json.loads(out)["here"] is True
     assert "is there already: it is taken up" in said and "step 7" in said
@@ -372,7 +375,7 @@ def test_a_stopped_watcher_deletes_the_job_and_its_pods_save(cluster: Cluster, n
     until((cluster.root / "started").exists)
     time.sleep(0.5)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 75
     assert said.splitlines()[-1].startswith("train: interrupted; PyTorchJob phantom-train-")
     until(lambda: not cluster.api.find("pytorchjobs") and not cluster.api.find("pods"))
@@ -387,7 +390,7 @@ def test_a_new_job_waits_for_the_pods_of_the_deleted_one(cluster: Cluster, capfd
     until((cluster.root / "started").exists)
     time.sleep(0.5)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=180)
     cluster.image(torchrun=f"echo new >> order; {DONE}")
     asked = len(cluster.api.requests)
     meanwhile(
