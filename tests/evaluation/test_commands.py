@@ -12,7 +12,7 @@ from PIL import Image
 from phantom import cli
 from phantom.config import load_params, preset_path
 from phantom.data.physics_iq import layout
-from phantom.data.video import read_frames
+from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.evaluation import sample, vbench2
 from phantom.evaluation.gains import gain, prompt_gain
@@ -219,6 +219,27 @@ def test_videos_stand_side_by_side_and_categories_have_plots(files, runs, tmp_pa
         phantom("report", *given, "--videos", "third=x")
     with pytest.raises(UserError, match=r"no \*_trimmed-.*.mp4 in it, which its score is of"):
         phantom("report", *given, "--videos", f"near={tmp_path}")
+
+
+def test_videos_of_every_benchmark_are_shown(files, runs, tmp_path):
+    given = [f"far={files / 'far.json'}", f"near={files / 'near.json'}"]
+    options = [f"{name}={run}" for name, run in zip(("far", "near"), runs[::-1], strict=True)]
+    for number, name in enumerate(("far", "near")):
+        (tmp_path / name).mkdir()
+        write_mp4(tmp_path / name / "0001-7.mp4", np.full((12, 32, 64, 3), 90, np.uint8), 8)
+        row = {"prompt": "A ball <falls>", "file": "0001-7.mp4", "value": 40.0 + number}
+        row |= {"groups": ["solid_solid"], "seeds": {"7": 40.0 + number}}
+        given.append(save(tmp_path, f"{name}-vp", benchmark="videophy", score=40.0, per_prompt=[row], categories={}))
+        options.append(f"{name}={tmp_path / name}")
+    page, videos = tmp_path / "page", [word for option in options for word in ("--videos", option)]
+    phantom("report", *given, "--out", page, *videos)
+    html = (page / "index.html").read_text()
+    assert html.count('<article class="scene"') == 3 + 1 and html.count("data:video/mp4;base64,") == 2 * 4
+    assert "VideoPhy: solid solid" in html and "A ball &lt;falls&gt;" in html and "aspect-ratio:64/32" in html
+    assert "Of Physics-IQ, original and VideoPhy;" in html
+    with pytest.raises(UserError, match=r"empty: no \*_trimmed"):
+        (tmp_path / "empty").mkdir()
+        phantom("report", *given, "--out", page, *videos, "--videos", f"near={tmp_path / 'empty'}")
 
 
 def test_scores_of_other_benchmarks_stand_beside(files, tmp_path, capsys):

@@ -13,7 +13,7 @@ from phantom.evaluation import vbench2, videophy, videophy2
 from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
 from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, bar_of, compared
-from phantom.evaluation.side_by_side import wall
+from phantom.evaluation.side_by_side import walls
 
 TITLES = {"physics-iq": "Physics-IQ", "videophy": "VideoPhy", "videophy2": "VideoPhy-2", "vbench2": "VBench-2.0"}
 # As the paper states them (arXiv 2604.08503, tables of the main text), in our fields' names and units.
@@ -96,7 +96,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
 
     files: JSON of `phantom score`; a model is named by its file, or as NAME=FILE. Files of one name and several
         benchmarks are one model. base: the model that the others are compared with; the first by default.
-    videos: NAME=FOLDER of those models whose videos shall be shown; they belong to the first benchmark.
+    videos: NAME=FOLDER of those models whose videos shall be shown; of several benchmarks a folder each.
     Raises UserError.
     """
     found: dict[tuple[str, str], dict[str, Scores]] = {}
@@ -118,10 +118,9 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
         }
         for key, table in found.items()
     }
-    first_key, first_table = next(iter(found.items()))
-    kinds = dict(zip(first_table, _kinds(list(first_table), first), strict=True))
-    folders = _folders(videos, first_table)
-    shown = wall(first_table, folders, kinds, first if first in first_table else next(iter(first_table)))
+    kinds = dict(zip(models, _kinds(models, first), strict=True))
+    tables = {_title(key): table for key, table in found.items()}
+    shown, titles = walls(tables, _folders(videos, models), kinds, first)
     page = Page(
         title="Models compared",
         lede=f"{len(models)} models; differences are to {first}.",
@@ -138,7 +137,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
         notes=[
             INTERVAL,
             ("Paper", "Published by the authors of Phantom (arXiv 2604.08503); not measured here."),
-            *([("Videos", f"Of {_title(first_key)}; the number is the score of the scene.")] if shown else []),
+            *([("Videos", f"Of {' and '.join(titles)}; the number is the score of the scene.")] if shown else []),
         ],
     )
     if shown:
@@ -229,14 +228,14 @@ def _plots(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> list
     return plots
 
 
-def _folders(videos: Sequence[str], table: Mapping[str, Scores]) -> dict[str, Path]:
+def _folders(videos: Sequence[str], models: Sequence[str]) -> dict[str, list[Path]]:
     """The folders that are given as NAME=FOLDER. Raises UserError."""
-    folders = {}
+    folders: dict[str, list[Path]] = {}
     for given in videos:
         name, _, folder = given.partition("=")
-        if name not in table or not Path(folder).is_dir() or not folder:
-            raise UserError(f"--videos: found {given!r}, accepted: NAME=FOLDER, where NAME is of {', '.join(table)}")
-        folders[name] = Path(folder)
+        if name not in models or not Path(folder).is_dir() or not folder:
+            raise UserError(f"--videos: found {given!r}, accepted: NAME=FOLDER, where NAME is of {', '.join(models)}")
+        folders.setdefault(name, []).append(Path(folder))
     return folders
 
 

@@ -83,6 +83,7 @@ class Scene:
     caption: str
     shown: Sequence[Shown]
     gain: float | None = None  # over the base, by which scenes can be ordered
+    shape: tuple[int, int] | None = None  # width and height of its videos, if others than the page's
 
 
 @dataclass(frozen=True)

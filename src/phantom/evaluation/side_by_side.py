@@ -26,25 +26,38 @@ class Part:
 
 @dataclass(frozen=True)
 class Wall:
-    """Scenes, and what the player must know of them."""
+    """Scenes, what the player must know of them, and the folders that their videos are of."""
 
     scenes: list[Scene]
     fps: int
     seconds: float
     shape: tuple[int, int]
+    folders: frozenset[tuple[str, Path]]
 
 
 def wall(
-    table: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path], kinds: Mapping[str, str], base: str
+    table: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Sequence[Path]],
+    kinds: Mapping[str, str],
+    base: str,
+    title: str = "",
 ) -> Wall | None:
-    """The scenes of one benchmark whose models have `folders` of videos; None if none of them has.
+    """The scenes of one benchmark, of those models of which a `given` folder holds its videos; None without any.
 
-    table: scores by model. kinds: their colours. Raises UserError for a video that is missing.
+    table: scores by model. kinds: their colours. title: stands before the categories, where there are several
+    benchmarks. Raises UserError for a video that is missing.
     """
-    shown = [name for name in table if name in folders]
+    parts = {name: parts_of(scores) for name, scores in table.items()}
+    folders = {
+        name: folder
+        for name, found in parts.items()
+        for folder in given.get(name, ())
+        if any(_find(folder, part.files) for part in found.values())
+    }
+    shown = list(folders)
     if not shown:
         return None
-    parts = {name: parts_of(table[name]) for name in dict.fromkeys([*shown, base])}
+    parts = {name: parts[name] for name in dict.fromkeys([*shown, base])}
     shared = [key for key in parts[shown[0]] if all(key in found for found in parts.values())]
     gains = {key: _widest([parts[n][key].value - parts[base][key].value for n in parts if n != base]) for key in shared}
     ordered = sorted(shared, key=lambda key: (-gains[key], key))
@@ -60,7 +73,8 @@ def wall(
             source = embed_shrunk(path, round(info.fps), (info.width, info.height), info.seconds)
             videos.append(Shown(name, kinds[name], source, False, figures=[f"{part.value:.1f}"]))
         first = parts[shown[0]][key]
-        scenes.append(Scene(first.title, first.tag, "", videos, gains[key]))
+        tag = ": ".join(filter(None, [title, first.tag]))
+        scenes.append(Scene(first.title, tag, "", videos, gains[key], (info.width, info.height)))
     if not infos:
         return None
     return Wall(
@@ -68,7 +82,43 @@ def wall(
         max(round(info.fps) for info in infos),
         max(info.seconds for info in infos),
         (infos[0].width, infos[0].height),
+        frozenset(folders.items()),
     )
+
+
+def walls(
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    given: Mapping[str, Sequence[Path]],
+    kinds: Mapping[str, str],
+    base: str,
+) -> tuple[Wall | None, list[str]]:
+    """The scenes of all benchmarks behind each other, and the titles of those that have any. tables: by title.
+
+    Raises UserError for a folder that holds no video of any score of its model.
+    """
+    titles = list(tables) if len(tables) > 1 else [""]
+    found = [
+        wall(table, given, kinds, base if base in table else next(iter(table)), title)
+        for title, table in zip(titles, tables.values(), strict=True)
+    ]
+    made = {title: one for title, one in zip(tables, found, strict=True) if one}
+    used = frozenset().union(*(one.folders for one in made.values()))
+    for name, folder in ((name, folder) for name, folders in given.items() for folder in folders):
+        if (name, folder) not in used:
+            scores = next(table[name] for table in tables.values() if name in table)
+            raise _missing(folder, next((part.files for part in parts_of(scores).values()), "scene"))
+    if not made:
+        return None, []
+    several = list(made.values())
+    widest = max((one.shape for one in several), key=lambda shape: shape[0])
+    whole = Wall(
+        [scene for one in several for scene in one.scenes],
+        max(one.fps for one in several),
+        max(one.seconds for one in several),
+        widest,
+        used,
+    )
+    return whole, list(made)
 
 
 def parts_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Part]:
@@ -89,9 +139,17 @@ def _widest(gains: Sequence[float]) -> float:
 
 
 def _video(folder: Path, name: str) -> Path:
+    found = _find(folder, name)
+    if found is None:
+        raise _missing(folder, name)
+    return found
+
+
+def _find(folder: Path, name: str) -> Path | None:
     """The first file of that name, or of that pattern."""
     path = folder / name
-    found = path if path.is_file() else next(iter(sorted(folder.glob(name))), None) if name.startswith("*") else None
-    if found is None:
-        raise UserError(f"{folder}: no {name} in it, which its score is of; --videos names a model's folder of videos")
-    return found
+    return path if path.is_file() else next(iter(sorted(folder.glob(name))), None) if name.startswith("*") else None
+
+
+def _missing(folder: Path, name: str) -> UserError:
+    return UserError(f"{folder}: no {name} in it, which its score is of; --videos names a model's folder of videos")
