@@ -190,6 +190,42 @@ def test_scenes_are_filtered_by_category_and_by_gain_and_loss(browser, tmp_path)
     assert browser.get_log("browser") == []
 
 
+def test_scenes_are_filtered_by_keyboard_alone(browser, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    (tmp_path / "index.html").write_text(render(page(3)))
+    browser.get((tmp_path / "index.html").as_uri())
+
+    def focused():
+        return browser.execute_script("return document.activeElement.id || document.activeElement.value")
+
+    def tab_to(name):
+        for _ in range(30):
+            press(browser, Keys.TAB)
+            if focused() == name:
+                return
+        pytest.fail(f"Tab never comes to {name}")
+
+    tab_to("category")
+    assert browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") != "none"
+    press(browser, Keys.ARROW_DOWN)
+    press(browser, Keys.ARROW_DOWN)
+    until(browser, lambda: titles(browser) == ["Scene 1"])
+    press(browser, Keys.HOME)  # of the list, not of the videos
+    until(browser, lambda: len(titles(browser)) == 3)
+    tab_to("order")
+    press(browser, Keys.ARROW_DOWN)
+    until(browser, lambda: titles(browser) == ["Scene 2", "Scene 0"])
+    press(browser, Keys.ARROW_DOWN)
+    until(browser, lambda: titles(browser) == ["Scene 1"])
+    assert focused() == "order"
+    browser.get((tmp_path / "index.html").as_uri())
+    tab_to("single")
+    press(browser, Keys.ARROW_RIGHT)
+    until(browser, lambda: browser.execute_script("return document.body.dataset.mode") == "multi")
+    assert browser.get_log("browser") == []
+
+
 @pytest.mark.parametrize("width", [360, 1200])
 def test_nothing_is_wider_than_the_window(shown, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
