@@ -255,3 +255,29 @@ def test_the_hub_is_left_alone_where_all_parts_are_folders(make_params, monkeypa
     assert "HF_HUB_OFFLINE" not in os.environ
     stay_offline(make_params())
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more"),
+    [
+        (("evaluate.benchmarks=[videophy]", "evaluate.videophy.captions=someone/captions"), ()),
+        (("evaluate.videophy2.captions=someone/captions",), ("videophy2",)),
+        ((), ("videophy", "someone/captions")),
+        (("evaluate.vbench2.judge.weights=someone/judge", "evaluate.vbench2.judge.command=j {output}"), ("vbench2",)),
+    ],
+)
+def test_captions_and_judges_of_the_hub_are_not_blocked(overrides, more, make_params, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    stay_offline(make_params(*overrides), *more)
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_captions_in_a_file_and_judges_that_run_elsewhere_need_no_hub(make_params, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    (tmp_path / "captions.csv").touch()
+    here = make_params("evaluate.benchmarks=[videophy]", f"evaluate.videophy.captions={tmp_path / 'captions.csv'}")
+    assert here.evaluate.videophy.judge.weights  # an id, but no command that would ask for it
+    stay_offline(here)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

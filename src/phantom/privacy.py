@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from phantom.config import Params
+from phantom.config import Params, VideoPhy
 
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",  # Prefect's client, and others that honour it
@@ -23,8 +23,28 @@ def no_telemetry() -> None:
         os.environ.setdefault(name, value)
 
 
-def stay_offline(params: Params) -> None:
-    """Keeps the hub client from calling out when every frozen part is a folder on this machine, and loading quiet."""
-    if Path(params.models.base).is_dir() and Path(params.models.physics_encoder).is_dir():
+def stay_offline(params: Params, benchmark: str | None = None, captions: str | None = None) -> None:
+    """Keeps the hub client from calling out where nothing of the hub is asked for, and loading quiet.
+
+    benchmark: what is scored or sampled, if it is not one of `evaluate.benchmarks`; captions: of it, if others than in
+    the settings.
+    """
+    if not needs_hub(params, benchmark, captions):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download's is worth seeing, a second's is not
+
+
+def needs_hub(params: Params, benchmark: str | None = None, captions: str | None = None) -> bool:
+    """Whether a frozen part, or the captions or judge of a benchmark that is asked for, is no file of this machine."""
+    places = [params.models.base, params.models.physics_encoder, captions]
+    for name in {*params.evaluate.benchmarks, benchmark}:
+        section = {
+            "videophy": params.evaluate.videophy,
+            "videophy2": params.evaluate.videophy2,
+            "vbench2": params.evaluate.vbench2,
+        }.get(name or "")
+        if section and section.judge.command is not None:
+            places.append(section.judge.weights)
+        if isinstance(section, VideoPhy) and not (name == benchmark and captions):
+            places.append(section.captions)
+    return any(not Path(place).exists() for place in places if place)

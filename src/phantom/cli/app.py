@@ -45,11 +45,17 @@ def _global(context: typer.Context, params: ParamsFile = None, set_: Set = None)
     context.obj = (params, set_ or [])
 
 
-def settings(context: typer.Context, params: Path | None, set_: list[str] | None) -> Params:
-    """The checked settings of this call; the hub client is kept offline if they need no hub."""
+def settings(
+    context: typer.Context,
+    params: Path | None,
+    set_: list[str] | None,
+    benchmark: str | None = None,
+    captions: str | None = None,
+) -> Params:
+    """The checked settings of this call; the hub client is kept offline if they, and `benchmark`, need no hub."""
     file, overrides = arguments(context, params, set_)
     tree = load_params(file or "params.yaml", overrides)
-    stay_offline(tree)
+    stay_offline(tree, benchmark, captions)
     return tree
 
 
@@ -71,14 +77,20 @@ def on_cluster(name: str, tree: Params) -> Any:
 
 @contextmanager
 def stage(
-    name: str, context: typer.Context, params: Path | None, set_: list[str] | None, launcher: str | None = None
+    name: str,
+    context: typer.Context,
+    params: Path | None,
+    set_: list[str] | None,
+    launcher: str | None = None,
+    benchmark: str | None = None,
+    captions: str | None = None,
 ) -> Iterator[Params]:
     """The settings for a stage, checked before anything slow is imported.
 
     A stage replaces its outputs whole, or keeps its progress aside: it may be stopped at any time and run again.
     """
     where = [f"compute.{name}={launcher}"] if launcher else []
-    tree = settings(context, params, [*(set_ or []), *where])
+    tree = settings(context, params, [*(set_ or []), *where], benchmark, captions)
     try:
         yield tree
     except KeyboardInterrupt:

@@ -58,7 +58,7 @@ def sample_videophy(
     as_json: AsJson = False,
 ) -> None:
     """Make the videos of VideoPhy, by the settings of `evaluate` and the sizes and length of `data`."""
-    with stage("sample", context, params, set_) as tree:
+    with stage("sample", context, params, set_, benchmark="videophy", captions=captions) as tree:
         from phantom.evaluation.prompted import sample_captions
 
         result = sample_captions(tree, "videophy", model, out, captions, physics)
@@ -77,7 +77,7 @@ def sample_videophy2(
     as_json: AsJson = False,
 ) -> None:
     """Make the videos of VideoPhy-2, by the settings of `evaluate` and the sizes and length of `data`."""
-    with stage("sample", context, params, set_) as tree:
+    with stage("sample", context, params, set_, benchmark="videophy2", captions=captions) as tree:
         from phantom.evaluation.prompted import sample_captions
 
         result = sample_captions(tree, "videophy2", model, out, captions, physics)
@@ -154,7 +154,7 @@ def score_videophy(
 
     # What is complete without the settings is scored where there are none.
     complete = generated is None or (captions and sa and pc)
-    own = None if complete else settings(context, params, set_).evaluate.videophy
+    own = None if complete else settings(context, params, set_, "videophy", captions).evaluate.videophy
     captions = captions or (own.captions if own else None)
     result = videophy.score_videophy(generated, captions, own, sa=sa, pc=pc, subset=subset, work=work)
     show(result, as_json, ratings.as_text(result, "VideoPhy"))
@@ -179,7 +179,7 @@ def score_videophy2(
 
     # What is complete without the settings is scored where there are none.
     complete = generated is None or (captions and sa and pc)
-    own = None if complete else settings(context, params, set_).evaluate.videophy2
+    own = None if complete else settings(context, params, set_, "videophy2", captions).evaluate.videophy2
     captions = captions or (own.captions if own else None)
     result = videophy2.score_videophy2(generated, captions, own, sa=sa, pc=pc, rule=rule, subset=subset, work=work)
     show(result, as_json, ratings.as_text(result, "VideoPhy-2"))
@@ -200,7 +200,9 @@ def score_vbench2(
     """Check the videos of a model and score them on VBench-2.0, or read what its judges have written elsewhere."""
     from phantom.evaluation import vbench2
 
-    own = None if generated is None or (info and results) else settings(context, params, set_).evaluate.vbench2
+    own = (
+        None if generated is None or (info and results) else settings(context, params, set_, "vbench2").evaluate.vbench2
+    )
     info = info or (Path(own.info) if own and own.info else None)
     result = vbench2.score_vbench2(generated, own, info=info, results=results, partial=partial, work=work)
     show(result, as_json, vbench2.as_text(result))
