@@ -13,7 +13,7 @@ from phantom.lineage import PIPELINE
 from phantom.registry import EVALUATION, PAGE, flatten
 from phantom.tracking import Tracker
 
-SAMPLES = 4  # videos of each mode
+SAMPLES = 4  # videos of each mode or benchmark
 MADE = Path("checkpoints/evaluate")
 
 
@@ -29,9 +29,10 @@ def record(stage: str, params: Params, result: Any, root: Path = Path()) -> None
         tracker.log(0, flatten(json.loads((root / EVALUATION).read_text(encoding="utf-8"))))
         tracker.artifact(root / EVALUATION)
         tracker.artifact(root / PAGE)
-        for mode in params.evaluate.physics_iq.modes:
-            for video in _samples(root / MADE, mode):
-                tracker.artifact(video, f"samples/{mode}")
+        for benchmark in params.evaluate.benchmarks:
+            for mode in params.evaluate.physics_iq.modes if benchmark == "physics-iq" else (benchmark,):
+                for video in _samples(root / MADE, mode):
+                    tracker.artifact(video, f"samples/{mode}")
     else:
         tracker.log(0, flatten(asdict(result)))
     tracker.close()
@@ -40,4 +41,4 @@ def record(stage: str, params: Params, result: Any, root: Path = Path()) -> None
 def _samples(made: Path, mode: str) -> list[Path]:
     """The first videos of the newest Phantom."""
     folders = sorted(made.glob(f"phantom-*/{mode}"), key=lambda folder: folder.stat().st_mtime)
-    return sorted(folders[-1].glob("*.mp4"))[:SAMPLES] if folders else []
+    return sorted(folders[-1].rglob("*.mp4"))[:SAMPLES] if folders else []

@@ -16,6 +16,7 @@ from phantom.evaluation import prompted, sample, stage
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.records import record
 from phantom.registry import flatten
 from phantom.run import score_rows
 from tests import tiny
@@ -231,6 +232,34 @@ def test_benchmarks_of_prompts_are_sampled_judged_and_shown(make_params, checkou
     assert len(set(shown.values())) == 3 * 4  # the same captions and seeds are the same videos
     page = (checkout / "reports/index.html").read_text()
     assert "VideoPhy-2" in page and "Paper: Phantom" in page and "<b>flows" not in page
+
+
+def test_mlflow_has_the_figures_and_videos_of_every_benchmark(make_params, checkout, asked, tmp_path):
+    import mlflow
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    params = make_params(
+        *SMALL,
+        *asked,
+        "evaluate.benchmarks=[physics-iq, videophy]",
+        "evaluate.physics_iq.modes=[single]",
+        f"tracking.uri={store}",
+        f"tracking.artifacts={tmp_path}/artifacts",
+    )
+    record("evaluate", params, evaluate(params, checkout), checkout)
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])
+    figures = flatten(json.loads((checkout / "reports/evaluation.json").read_text()))
+    assert run.data.metrics == figures and run.info.status == "FINISHED"
+    wanted = {"physics_iq.single.phantom.score", "worlds.single.base.missing", "videophy.phantom.pc_mean"}
+    assert wanted <= figures.keys()
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "evaluation.json",
+        "index.html",
+        "samples",
+    }
+    kept = {file.path for file in client.list_artifacts(run.info.run_id, "samples")}
+    assert kept == {"samples/single", "samples/videophy"}
 
 
 def test_without_a_judge_the_inputs_of_all_models_are_written_and_the_message_goes_on(make_params, checkout, asked):
