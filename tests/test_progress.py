@@ -12,7 +12,10 @@ from itertools import pairwise
 import pytest
 
 from phantom import progress
+from phantom.evaluation import sample
 from phantom.progress import say, track
+from phantom.training.setup import build_model
+from tests import tiny
 
 LINE = re.compile(r"^encode: (\d+)/(\d+) clips, ([\d.]+) clips/s, (\d+ s left|time left unknown)(, .*)?$")
 
@@ -85,3 +88,11 @@ def test_a_terminal_gets_a_bar():
     os.close(leader)
     assert "encode" in shown and "2/2" in shown and "━" in shown and "loss 0.5" in shown
     assert "clips/s" not in shown
+
+
+def test_stages_load_weights_silently(make_params, tiny_base, capfd):
+    params = make_params()
+    build_model(params, tiny.PHYSICS_CHANNELS)
+    sample.load(tiny_base, params, text=True)
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""

@@ -18,6 +18,12 @@ def test_all_parts_are_frozen_and_the_vae_stays_float32(make_params):
         assert latents.dtype == torch.float32 and latents.isfinite().all()
 
 
+def test_loading_is_silent(make_params, capfd):
+    load_encoders(make_params())
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "physics_encoder"])
 def test_a_part_that_is_not_there_is_named_in_one_line(make_params, tiny_base, tmp_path, part):
     base = tmp_path / "base"

@@ -14,6 +14,7 @@ from phantom.encoders.text import TextEncoder
 from phantom.encoders.vae import VideoEncoder
 from phantom.encoders.vjepa import PhysicsEncoder
 from phantom.errors import UserError
+from phantom.progress import quiet_loading
 
 __all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_encoders", "load_physics_encoder"]
 
@@ -27,6 +28,7 @@ class Encoders:
     text: TextEncoder
 
 
+@quiet_loading()
 def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoders:
     """Loads the frozen parts named in `params.models`, from folders or the hub. Raises UserError if one is not there.
 
@@ -46,6 +48,7 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
     return Encoders(VideoEncoder(vae), physics, TextEncoder(tokenizer, text, params.encode.text_tokens))
 
 
+@quiet_loading()
 def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> PhysicsEncoder:
     """Loads V-JEPA 2 alone. Raises UserError if it is not there."""
     models = params.models

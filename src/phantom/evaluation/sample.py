@@ -32,7 +32,7 @@ from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model.export import base_path, read_export_config
 from phantom.pipeline import PhantomPipeline, make_scheduler
-from phantom.progress import track
+from phantom.progress import quiet_loading, track
 
 Mode = Literal["single", "multi"]
 
@@ -267,6 +267,7 @@ def generate(
     return np.stack(videos)
 
 
+@quiet_loading()
 def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
     """The pipeline in `folder`: Phantom's export, or whatever diffusers finds there. Raises UserError.
 
