@@ -28,7 +28,9 @@ def wan():
 @pytest.fixture
 def exported(wan, tmp_path):
     model = phantom(wan, coupled=True)
-    model.save_export(tmp_path / "phantom", base_id="mini", physics_encoder_id="vjepa", metadata={"fps": 4})
+    model.save_export(
+        tmp_path / "phantom", base_id="mini", base_revision="v1", physics_encoder_id="vjepa", metadata={"fps": 4}
+    )
     return model, tmp_path / "phantom"
 
 
@@ -38,7 +40,8 @@ def test_an_export_holds_the_trained_parts_alone(exported):
     with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in model.trainable_parameters()}
     config = read_export_config(folder)
-    assert (config["base_id"], config["physics_encoder_id"], config["metadata"]) == ("mini", "vjepa", {"fps": 4})
+    assert (config["base_id"], config["base_revision"], config["physics_encoder_id"]) == ("mini", "v1", "vjepa")
+    assert config["metadata"] == {"fps": 4}
     assert config["physics"]["in_channels"] == tiny.PHYSICS_CHANNELS
 
 
@@ -83,7 +86,7 @@ def test_another_base_is_refused_with_both_names(exported, tmp_path, another):
     _, folder = exported
     other = tiny.tiny_wan(seed=1) if another == "weights" else tiny.tiny_wan(num_layers=3)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"trained on the base mini and cannot run on another, found .*other@main"):
+    with pytest.raises(ValueError, match=r"trained on the base mini@v1 and cannot run on another, found .*other@main"):
         PhantomTransformer3DModel.from_export(folder, str(tmp_path / "other"), base_revision="main")
 
 
@@ -100,6 +103,16 @@ def test_the_same_base_is_welcome_in_another_place_and_precision(exported, wan, 
         )
         assert kinds[f"{branch}_ends.condition_embedder.time_embedder.linear_1.weight"] == torch.float32
         assert kinds[f"blocks.0.{branch}.attn1.to_q.weight"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_an_export_takes_diffusers_names_of_a_precision_and_no_argument_in_vain(exported, wan, tmp_path, name):
+    _, folder = exported
+    wan.save_pretrained(tmp_path / "moved")
+    half = PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, **{name: torch.bfloat16})
+    assert half.dtype == half.blocks[0].coupling.vis.to_q.weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="an export takes no device_map"):
+        PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, device_map="auto")
 
 
 def test_the_fingerprint_is_of_the_weights_not_of_their_precision(wan):

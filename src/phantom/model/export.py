@@ -178,13 +178,19 @@ class ExportMixin:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any
     ) -> Self:
-        """A saved model (diffusers' arguments), an export, or a base (folder or hub id) with an `export` on it."""
-        dtype = kwargs.get("torch_dtype")
-        if export is not None:
-            return cls.from_export(export, str(pretrained_model_name_or_path), dtype, kwargs.get("revision"))
-        if read_export_config(pretrained_model_name_or_path) is not None:
+        """A saved model (diffusers' arguments), an export, or a base (folder or hub id) with an `export` on it.
+
+        The last two take `dtype`, or `torch_dtype`, and the base's `revision`. Raises ValueError for other arguments.
+        """
+        if export is None and read_export_config(pretrained_model_name_or_path) is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        dtype, revision = kwargs.pop("torch_dtype", None), kwargs.pop("revision", None)
+        dtype = kwargs.pop("dtype", dtype)  # diffusers' present name
+        if kwargs:
+            raise ValueError(f"{export or pretrained_model_name_or_path}: an export takes no {', '.join(kwargs)}")
+        if export is None:
             return cls.from_export(pretrained_model_name_or_path, torch_dtype=dtype)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        return cls.from_export(export, str(pretrained_model_name_or_path), dtype, revision)
 
 
 def _name(base_id: str | None, revision: str | None) -> str:
