@@ -295,6 +295,15 @@ def test_a_callback_sees_each_step_and_can_end_the_sampling(pipe):
     assert np.array_equal(one, two) and pipe.num_timesteps == 5
 
 
+def test_a_bar_shows_the_steps_unless_it_is_switched_off(capfd):
+    pipe = pipeline(model())
+    pipe("a", output_type="latent", **SIZE, **STEPS)
+    assert "3/3" not in capfd.readouterr().err
+    pipe.set_progress_bar_config(disable=False)
+    pipe("a", output_type="latent", **SIZE, **STEPS)
+    assert "3/3" in capfd.readouterr().err
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 

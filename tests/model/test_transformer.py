@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention import AttentionModuleMixin
 
@@ -304,6 +305,16 @@ def test_weights_stored_in_eight_bits_are_those_that_wan_stores_so():
     assert torch.equal(model(**given).sample, wan_velocity(wan, given))
     twin = {name for name, p in model.blocks[0].physics.named_parameters() if p.dtype == torch.float8_e4m3fn}
     assert twin == {name for name, p in wan.blocks[0].named_parameters() if p.dtype == torch.float8_e4m3fn} != set()
+
+
+@pytest.mark.parametrize("room", [900_000, 1_300_000])
+def test_devices_share_the_model_block_by_block(room):
+    """Both halves of a block and its coupling call each other: they lie on one device, however much the first holds."""
+    model = phantom(tiny.tiny_wan(num_layers=4))
+    devices = {"cpu": room, "disk": 10**9}
+    placed = infer_auto_device_map(model, devices, no_split_module_classes=model._no_split_modules)
+    blocks = {name: place for name, place in placed.items() if name.startswith("blocks.")}
+    assert list(blocks) == [f"blocks.{i}" for i in range(4)] and set(blocks.values()) == {"cpu", "disk"}
 
 
 @torch.no_grad()
