@@ -186,18 +186,14 @@ def main() -> None:
         for key, value in theirs.items():
             np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-6, err_msg=key)
 
-    print(
-        f"Comparisons: takes of {given.width}x{given.height}, {SECONDS} s at {given.fps} fps, {given.repeats} runs"
-    )
+    print(f"Comparisons: takes of {given.width}x{given.height}, {SECONDS} s at {given.fps} fps, {given.repeats} runs")
     print(f"{'':14}{'CPU s':>12}{'wall s':>10}{'peak MiB':>10}{'a core, an hour':>18}{'times plain':>13}")
     plain_cpu = 0.0
     for which, (_, videos) in WAYS.items():
         m = {k: statistics.median(r[k] for r in runs[which]) for k in ("cpu", "wall", "peak_mib")}
         cpu, wall = m["cpu"] / videos, m["wall"] / videos
         plain_cpu = plain_cpu or cpu
-        print(
-            f"{which:14}{cpu:12.2f}{wall:10.2f}{m['peak_mib']:10.0f}{3600 / cpu:11.0f} videos{plain_cpu / cpu:13.1f}"
-        )
+        print(f"{which:14}{cpu:12.2f}{wall:10.2f}{m['peak_mib']:10.0f}{3600 / cpu:11.0f} videos{plain_cpu / cpu:13.1f}")
     print("Seconds and throughput are of one generated video.")
 
 

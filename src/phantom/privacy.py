@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from phantom.config import Params, VideoPhy
+from phantom.config import Params, VBench2, VideoPhy
 
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",  # Prefect's client, and others that honour it
@@ -37,12 +37,14 @@ def stay_offline(params: Params, benchmark: str | None = None, captions: str | N
 def needs_hub(params: Params, benchmark: str | None = None, captions: str | None = None) -> bool:
     """Whether a frozen part, or the captions or judge of a benchmark that is asked for, is no file of this machine."""
     places = [params.models.base, params.models.physics_encoder, captions]
-    for name in {*params.evaluate.benchmarks, benchmark}:
-        section = {
-            "videophy": params.evaluate.videophy,
-            "videophy2": params.evaluate.videophy2,
-            "vbench2": params.evaluate.vbench2,
-        }.get(name or "")
+    evaluate = params.evaluate
+    sections: dict[str, VideoPhy | VBench2] = {
+        "videophy": evaluate.videophy,
+        "videophy2": evaluate.videophy2,
+        "vbench2": evaluate.vbench2,
+    }
+    for name in {*evaluate.benchmarks, benchmark or ""}:
+        section = sections.get(name)
         if section and section.judge.command is not None:
             places.append(section.judge.weights)
         if isinstance(section, VideoPhy) and not (name == benchmark and captions):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -15,7 +16,8 @@ from av.video.reformatter import ColorRange
 from phantom.errors import UserError
 
 NEUTRAL = 128  # chroma of grey
-BLACK, GAIN = 16, 9539 / 8192  # OpenCV's RGB of grey: floor((luma - 16) 9539 / 8192)
+BLACK: Any = 16  # of luma; any, because cv2's types know no scalars
+GAIN = 9539 / 8192  # OpenCV's RGB of grey: floor((luma - 16) 9539 / 8192)
 
 Frames = Iterable[np.ndarray]  # uint8 (H, W, 3) in BGR, or masks (H, W)
 
@@ -87,7 +89,7 @@ def _is_grey(frame: av.VideoFrame) -> bool:
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
-    plane = frame.planes[index]
+    plane: Any = frame.planes[index]  # a buffer, which its type does not say
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 

@@ -91,8 +91,8 @@ def score_folders(
     """The Physics-IQ score of each folder of mp4 files, as a JSON-able dict; see `summary` for its keys.
 
     Every recording is decoded once for all folders, which is most of the work.
-    generated: folders of one 5 s video for each take-1 row of `descriptions` (default: the csv in `benchmark`), named by its id
-        (`0001_*.mp4`), all at one whole number of frames per second. With `subset`, those that are there.
+    generated: folders of one 5 s video for each take-1 row of `descriptions` (default: the csv in `benchmark`), named
+        by its id (`0001_*.mp4`), all at one whole number of frames per second. With `subset`, those that are there.
     benchmark: the published folder (`layout`), or the one it lies in. Recordings at another rate are resampled, and
         masks that are not there are computed.
     mask_codec: how computed masks are stored before they are compared: `mp4v` as published, or `none`.
@@ -125,7 +125,7 @@ def _score(
     rates = [common_rate([pair.generated for pair in found]) for found in pairs]
     jobs = [find_jobs(found, root, fps, mask_codec) for found, fps in zip(pairs, rates, strict=True)]
     compared = compare_all([job for found in jobs for job in found], workers, Path(cache) if cache else None)
-    scored = []
+    scored: list[tuple[dict[str, Any], score.Table]] = []
     for folder, of_folder, fps, its_jobs in zip(folders, pairs, rates, jobs, strict=True):
         results: dict[str, dict[str, Metrics]] = {}
         for pair, job in zip(of_folder, its_jobs, strict=True):
@@ -276,7 +276,10 @@ def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[J
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # whole comparisons run beside each other
     try:
-        with ThreadPoolExecutor(max(1, workers)) as pool, track("score", sum(map(len, groups.values())), "videos") as bar:
+        with (
+            ThreadPoolExecutor(max(1, workers)) as pool,
+            track("score", sum(map(len, groups.values())), "videos") as bar,
+        ):
             running = [pool.submit(compare, group, cache) for group in groups.values()]
             done: dict[Job, Metrics] = {}
             try:
@@ -318,9 +321,7 @@ def _measure(jobs: Sequence[Job]) -> list[Metrics]:
         """A video and its masks, at the size and rate of the comparison."""
         video = resized(at_rate(path, rate, first.fps), size)
         moving = (
-            read_masks(ready)
-            if ready
-            else stored(motion_masks(at_rate(path, rate, first.fps)), first.fps, first.codec)
+            read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, first.fps)), first.fps, first.codec)
         )
         return _five_seconds(video, path, first.fps), _five_seconds(binary(moving, size), ready or path, first.fps)
 
