@@ -347,6 +347,11 @@ def test_changed_settings_or_data_begin_a_new_run(place):
 
 def test_wrong_input_is_one_line(place, monkeypatch, tmp_path):
     params = place()
+    with pytest.raises(UserError, match=r"train\.compile: found true; accepted with train\.strategy zero3"):
+        train(place("train.strategy=zero3", "train.compile=true"))
+    monkeypatch.setattr("phantom.training.parallel.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.strategy: found 'zero2', but DeepSpeed is not installed"):
+        parallel.join(place("train.strategy=zero2").train)
     with pytest.raises(UserError, match="several processes"):
         train(place("train.strategy=fsdp2"))
     with pytest.raises(UserError, match=r"data\.fps"):

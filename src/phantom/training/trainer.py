@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from phantom.config import Params
-from phantom.errors import Interrupted, StageFailed
+from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say, track
 from phantom.tracking import Tracker
 from phantom.training import checkpoint, parallel
@@ -60,6 +60,8 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
     `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
+    if params.train.strategy == "zero3" and params.train.compile:
+        raise UserError("train.compile: found true; accepted with train.strategy zero3, which hooks into blocks: false")
     is_zero = params.train.strategy.startswith("zero")
     if (params.train.processes > 1 or is_zero) and not parallel.in_torchrun():
         parallel.launch(params, ["train"])
