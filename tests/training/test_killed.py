@@ -13,6 +13,8 @@ import pytest
 from tests.training.processes import Run
 from tests.training.runs import history, same, weights
 
+pytestmark = pytest.mark.timeout(1800)  # many processes, one after the other
+
 SHARED = ("train.steps=24", "train.checkpoint_every=1", "train.validate_every=5", "train.ema_decay=0.9")
 SHARED += ("train.recursive_weight.every=3", "train.recursive_weight.threshold=1.2", "train.seed=3")
 SYNCS = 6  # or more in the writing of one checkpoint: weights, moments, averages, state, the folder, the one above

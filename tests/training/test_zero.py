@@ -20,6 +20,8 @@ from tests.training.test_wrong_norms import SIZE, batch, model, norm, trainable
 
 pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
 
+pytestmark = pytest.mark.timeout(1800)  # many processes, one after the other
+
 SHARED = ("train.steps=4", "train.seed=4", "train.ema_decay=0.5", "train.recursive_weight.every=2")
 STAGES = ("zero1", "zero2", "zero3")
 ONE_IN_SHORT = ("zero2", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero1", "zero3")))
