@@ -276,7 +276,7 @@ def _environment(outcome: Path) -> dict[str, str]:
     # DVC runs the stage through $SHELL and finds `phantom` on the PATH: both must be ours, activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME: str(outcome.resolve())}
-    return {**NO_TELEMETRY, **os.environ, **ours}
+    return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
 
 
 def _follow(process: subprocess.Popen[bytes], log: Path, on_line: Line) -> int:
