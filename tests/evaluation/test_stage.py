@@ -246,6 +246,7 @@ def test_mlflow_has_the_figures_and_videos_of_every_benchmark(make_params, check
         f"tracking.uri={store}",
         f"tracking.artifacts={tmp_path}/artifacts",
     )
+    write_benchmark(checkout / "data/benchmark", params)
     record("evaluate", params, evaluate(params, checkout), checkout)
     client = mlflow.MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])

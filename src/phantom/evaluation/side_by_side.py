@@ -47,6 +47,8 @@ def wall(
     table: scores by model. kinds: their colours. title: stands before the categories, where there are several
     benchmarks. Raises UserError for a video that is missing.
     """
+    if not any(name in given for name in table):
+        return None
     parts = {name: parts_of(scores) for name, scores in table.items()}
     folders = {
         name: folder
