@@ -248,9 +248,33 @@ def test_time_falls_with_gpus_and_mfu_and_doubles_with_the_control():
     assert more["time"]["gpu_hours"] == pytest.approx(base["time"]["gpu_hours"])
 
 
+def test_encoding_takes_the_operations_of_the_encoders_at_the_stated_rate(tmp_path: Path):
+    found = plan(paper(), "H200", 8, clips=1000, mfu=0.2)["encoding"]
+    flops = found["flops_per_clip"]
+    tokens, dim = 61 * 256, 1024  # V-JEPA 2's ViT-L: 24 layers, a feed-forward four times as wide
+    whole = 24 * (24 * tokens * dim**2 + 4 * tokens**2 * dim) + 2 * tokens * dim * 1536
+    assert whole < flops["physics_encoder"] < 2 * whole  # prefixes are encoded too
+    assert flops["text_encoder"] == pytest.approx(2 * 512 * 4.63e9, rel=0.05)  # two for each weight that multiplies
+    seconds = (2 * flops["video_encoder"] + flops["physics_encoder"] + flops["text_encoder"]) / (0.2 * 989.4e12)
+    assert found["gpu_seconds_per_clip"] == pytest.approx(seconds)
+    assert found["gpu_hours"] == pytest.approx(1000 * seconds / 3600) == pytest.approx(8 * found["hours"])
+    half = plan(paper(), "H200", 16, clips=1000, mfu=0.2)["encoding"]
+    assert half["hours"] == pytest.approx(found["hours"] / 2) and half["gpu_hours"] == found["gpu_hours"]
+    online = plan(paper("data.path=x", "train.physics_latents=online"), "H200", 8, root=tmp_path)["encoding"]
+    assert online["flops_per_clip"] == {**flops, "physics_encoder": 0} and online["hours"] is None
+
+
 def test_text_shows_the_figures_of_the_result():
     text = as_text(plan(paper(), "H200", 8, clips=1000))
-    for figure in ("4,999,787,712", "7,289,807,872 trained", "12,090", "GiB on each of 8 H200", "fits", "clips: 1000"):
+    for figure in (
+        "4,999,787,712",
+        "7,289,807,872 trained",
+        "12,090",
+        "GiB on each of 8 H200",
+        "fits",
+        "clips: 1000",
+        "video encoder",
+    ):
         assert figure in text
     assert max(len(line) for line in text.splitlines()) <= 120
 

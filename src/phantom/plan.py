@@ -35,9 +35,34 @@ WAN_TI2V_5B = {
     "qk_norm": "rms_norm_across_heads",
     "eps": 1e-6,
 }
+WAN_22_VAE = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 16,
+}
+UMT5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "num_heads": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+}
 BASES = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": (WAN_TI2V_5B, 16)}  # transformer, pixels per latent of the VAE
 VJEPA2 = re.compile(r"facebook/vjepa2-vit([lhg])-fpc\d+-(\d+)")  # size, crop; all of them with patches of 16
 VJEPA2_CHANNELS = {"l": 1024, "h": 1280, "g": 1408}
+VJEPA2_LAYERS = {"l": 24, "h": 32, "g": 40}
+VJEPA2_MLP_RATIO = {"l": 4.0, "h": 4.0, "g": 48 / 11}
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,7 @@ def plan(
             "hours": (1 + train.control) * train.steps * seconds / 3600,
             "gpu_hours": (1 + train.control) * train.steps * seconds / 3600 * gpus,
         },
+        "encoding": _encoding(params, count, kind.peak_flops * mfu, gpus, root),
     }
 
 
@@ -199,6 +225,17 @@ def as_text(result: dict[str, Any]) -> str:
     table.add_row(
         "  run", f"{time['hours']:,.3g} h", f"{time['steps']:,} steps, {time['gpu_hours']:,.3g} GPU hours{runs}"
     )
+
+    encoding = result["encoding"]
+    table.add_row(f"Encoding at {time['mfu']:.0%} of the peak")
+    for part, count in encoding["flops_per_clip"].items():
+        note = ", float32: half the peak" if part == "video_encoder" else ""
+        table.add_row(_name(part), _tera(count), f"TFLOP a clip, at most{note}")
+    table.add_row("  clip", f"{encoding['gpu_seconds_per_clip']:.3g} s", "of one GPU")
+    if encoding["hours"] is None:
+        table.add_row("  all", "unknown", "--clips N")
+    else:
+        table.add_row("  all", f"{encoding['hours']:,.3g} h", f"{encoding['gpu_hours']:,.3g} GPU hours")
 
     console = Console(width=120, color_system=None)
     with console.capture() as drawn:
@@ -286,13 +323,71 @@ def _config(folder: Path, setting: str) -> dict[str, Any]:
 # --- amounts ---------------------------------------------------------------------------------------------------------
 
 
+def _encoding(params: Params, clips: int | None, rate: float, gpus: int, root: Path) -> dict[str, Any]:
+    """What `phantom encode` takes, for clips of full length and captions of full length: at most.
+
+    `rate` is in bfloat16 operations per second; float32 ones, which GPUs multiply as TF32, go at half of it.
+    """
+    from phantom.data.physics import NONE, storage_of
+    from phantom.encoders.flops import physics_flops, text_flops, video_flops
+
+    data, settings = params.data, params.encode
+    vae, text, physics = _encoders(params, root)
+    lengths = _prefix_lengths(params)
+    prefixes = min(settings.prefixes_per_clip, len(lengths))
+    states = physics_flops(physics, data.frames)
+    states += sum(physics_flops(physics, k) for k in lengths) * prefixes // max(1, len(lengths))
+    flops = {
+        "video_encoder": max(video_flops(vae, data.frames, height, width) for height, width in data.sizes),
+        "physics_encoder": 0 if storage_of(params) == NONE else states,
+        "text_encoder": text_flops(text, settings.text_tokens),
+    }
+    slower = {"video_encoder": 2} if params.models.dtype == "bfloat16" else dict.fromkeys(flops, 2)
+    seconds = sum(count * slower.get(part, 1) for part, count in flops.items()) / rate
+    hours = clips and clips * seconds / 3600
+    return {
+        "flops_per_clip": flops,
+        "gpu_seconds_per_clip": seconds,
+        "hours": hours and hours / gpus,
+        "gpu_hours": hours,
+    }
+
+
+def _encoders(params: Params, root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Configs of the VAE, the text encoder and the physics encoder."""
+    base, encoder = params.models.base, params.models.physics_encoder
+    vae, text = WAN_22_VAE, UMT5_XXL
+    if base not in BASES:
+        vae, text = (_config(root / base / part, "models.base") for part in ("vae", "text_encoder"))
+    if not (found := VJEPA2.match(encoder)):
+        return vae, text, _config(root / encoder, "models.physics_encoder")
+    size = found[1]
+    return (
+        vae,
+        text,
+        {
+            "hidden_size": VJEPA2_CHANNELS[size],
+            "num_hidden_layers": VJEPA2_LAYERS[size],
+            "mlp_ratio": VJEPA2_MLP_RATIO[size],
+            "patch_size": 16,
+            "tubelet_size": 2,
+            "crop_size": int(found[2]),
+        },
+    )
+
+
+def _prefix_lengths(params: Params) -> range:
+    """The condition prefixes that a clip of full length may have."""
+    return range(1, min(params.encode.max_prefix_frames, params.data.frames - 1) + 1, 4)
+
+
 def _latent_bytes(params: Params, parts: Parts) -> int:
     """The longest clip's latents, its prefixes (of mean length) and a caption of full length, as stored."""
     from phantom.data.physics import NONE, POOL, storage_of
 
     settings = params.encode
     frames, *sides = parts.physics_latents
-    lengths = range(1, min(settings.max_prefix_frames, params.data.frames - 1) + 1, 4)
+    lengths = _prefix_lengths(params)
     prefixes = min(settings.prefixes_per_clip, len(lengths))
     tubelets = sum((k - 1) // 2 + 1 for k in lengths) * prefixes // max(1, len(lengths))
     width = 2 if params.models.dtype == "bfloat16" else 4
