@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phantom.cores import cores
 from phantom.data.ahead import ahead
 from phantom.data.files import sha256
 from phantom.data.shards import stored_name
@@ -89,7 +89,7 @@ def damaged_shards(shards: list[Shard], store: Folder | None = None) -> list[Sha
 
     Of those that are in `store` already the size is compared: they are read there with their clips' checksums.
     """
-    whole = ahead(partial(_is_whole, store=store), shards, os.cpu_count() or 1)
+    whole = ahead(partial(_is_whole, store=store), shards, cores())
     damaged = [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
     for shard in damaged:
         shard.path.with_suffix(".json").unlink()

@@ -35,6 +35,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phantom.config import Params, Train
+from phantom.cores import cores
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
 from phantom.outcome import OUTCOME
@@ -64,7 +65,7 @@ def launch(params: Params, command: list[str]) -> None:
             shutdown_timeout=SAVING_SECONDS,
             logs_specs=DefaultLogsSpecs(folder, redirects=Std.OUT),  # the result is ours to print
         )
-        threads = max(1, (os.cpu_count() or 1) // params.train.processes)
+        threads = max(1, cores() // params.train.processes)
         ours = {OUTCOME: str(outcome), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         before = dict(os.environ)
         os.environ.update(ours)

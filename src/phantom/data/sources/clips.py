@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Data
+from phantom.cores import cores
 from phantom.data.ahead import ahead
 from phantom.data.files import link, settle, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
@@ -80,7 +80,7 @@ def write_clips(found: Found, read: Read, out: Path, data: Data, work: Path) -> 
     first: dict[str, Item] = {}  # the item that a clip's bytes came from first
     make = partial(_make, read=read, data=data, work=work)
     with track("prepare", len(found.items), "clips") as bar:
-        for item, result in zip(found.items, ahead(make, found.items, os.cpu_count() or 1), strict=True):
+        for item, result in zip(found.items, ahead(make, found.items, cores()), strict=True):
             if isinstance(result, Made) and first.setdefault(result.sha256, item) != item:
                 result = f"duplicate: the same video as {first[result.sha256].path}"
             if isinstance(result, Made):
