@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import boto3
@@ -147,13 +148,31 @@ def test_a_shard_that_stays_damaged_is_an_error_after_one_more_try(params, root,
     assert capsys.readouterr().err.count("it is fetched again") == 1
 
 
+def test_the_error_names_the_command_that_makes_the_shard_again(params, root, bucket):
+    before, key = read(params(), root), keys(bucket)[1]
+    index = (root / LATENTS / INDEX).read_bytes()
+    flip(bucket, key)
+    with pytest.raises(UserError) as error:
+        read(params(), root), read(params(), root, "heldout")
+    command = re.search(
+        r"; `phantom encode --shard (shard-\d{5}\.safetensors)` makes that shard again$", str(error.value)
+    )
+    assert command
+    result = encode(params(), root, shard=command[1])
+    assert 0 < result.clips - result.kept < len(LENGTHS)
+    assert (root / LATENTS / INDEX).read_bytes() == index and len(keys(bucket)) == len(json.loads(index)["shards"])
+    assert all(same(a, b) for a, b in zip(before, read(params(), root), strict=True))
+
+
 def test_a_shard_that_is_missing_or_cut_is_named_at_once(params, root, bucket, make_params):
     client, key = boto3.client("s3"), keys(bucket)[0]
     client.put_object(Bucket=bucket, Key=key, Body=b"cut")
     with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(shard-[^\n]*: damaged: 3 bytes, \d+ were written;"):
         open_latents(params(), root, "train", torch.device("cpu"))
     client.delete_object(Bucket=bucket, Key=key)
-    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} [^\n]*: damaged: no such file; run `phantom encode`"):
+    with pytest.raises(
+        UserError, match=rf"^s3://{bucket}/{key} [^\n]*: damaged: no such file; `phantom encode --shard"
+    ):
         open_latents(params(), root, "train", torch.device("cpu"))
     with pytest.raises(UserError, match=r"shard-00000\.safetensors: no such file, and storage\.latents is null; run"):
         open_latents(make_params(*SETTINGS), root, "train", torch.device("cpu"))

@@ -44,6 +44,9 @@ def encode(
     merge: Annotated[
         bool, typer.Option("--merge", help="Make data/latents of the shares; with --worker, if it is the last to end.")
     ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Make this shard of data/latents again: it is damaged.")
+    ] = None,
     launcher: Launcher = None,
     params: ParamsFile = None,
     set_: Set = None,
@@ -52,8 +55,10 @@ def encode(
     """Encode the clips into latents: data/latents. Any number of workers may do it side by side."""
     if (worker is None) != (of is None):
         raise UserError("--worker and --of: found one of them; accepted: both, or neither")
+    if shard is not None and (worker is not None or merge):
+        raise UserError("--shard: found with --worker or --merge; accepted: alone")
     with stage("encode", context, params, set_, launcher) as tree:
-        if tree.compute.encode == "kubernetes" and worker is None and not merge:
+        if tree.compute.encode == "kubernetes" and worker is None and not merge and shard is None:
             result: Any = on_cluster("encode", tree)
         else:
             from phantom.cluster.outputs import keep
@@ -62,7 +67,8 @@ def encode(
             from phantom.data.shares import Share
             from phantom.records import record
 
-            result = encode(tree, share=None if worker is None or of is None else Share(worker, of), merge=merge)
+            share = None if worker is None or of is None else Share(worker, of)
+            result = encode(tree, share=share, merge=merge, shard=shard)
             if Path(result.folder) == LATENTS:  # not a worker that others are still beside
                 keep("encode")
                 record("encode", tree, result)

@@ -25,12 +25,14 @@ from phantom.data.shards import (
     FORMAT,
     INDEX,
     LATENTS,
+    NOTED,
     RESIZE,
     Latents,
     ShardWriter,
     describe,
     make_recipe,
     stored_name,
+    write_note,
     write_tensors,
 )
 from phantom.data.shares import (
@@ -85,19 +87,23 @@ class Task:
         return getattr(torch, self.recipe["models.dtype"])
 
 
-def encode(params: Params, root: Path = Path(), share: Share | None = None, merge: bool = False) -> EncodeResult:
+def encode(
+    params: Params, root: Path = Path(), share: Share | None = None, merge: bool = False, shard: str | None = None
+) -> EncodeResult:
     """Encodes the clips of data/clips into data/latents, which is replaced whole, at the end.
 
     Finished shards are kept aside, by recipe and clips: stopped at any time, the next call goes on behind them and
     leaves the same bytes. With `share`, a worker beside others encodes its own clips alone; `merge` then means that
     the last of them to end makes data/latents. `merge` without `share` encodes nothing. A plain call takes up what
-    workers have finished and encodes the rest. Raises UserError if a clip is not the one that the manifest names.
+    workers have finished, and the shards of data/latents that are whole, and encodes the rest. `shard` names one of
+    data/latents that is made again whatever it looks like: one in a bucket is not read to find out. Raises UserError
+    if a clip is not the one that the manifest names.
     """
     task = _task(params, root)
     if share is None:
         refuse_others_at_work(task.work, "" if merge else Share().folder)
         with alone(root / LOCK, "makes data/latents"):
-            return _merge(task, root) if merge else _finish(task, params, root)
+            return _merge(task, root) if merge else _finish(task, params, root, shard)
     mine = [clip for clip in task.clips if share.takes(clip.id)]
     if _is_published(task, root):  # this worker was started again after the last had merged
         return EncodeResult(len(mine), len(mine), 0, 0.0, _errors([]), str(root / LATENTS))
@@ -126,12 +132,43 @@ def _task(params: Params, root: Path) -> Task:
     )
 
 
-def _finish(task: Task, params: Params, root: Path) -> EncodeResult:
-    """Encodes what no finished shard holds, and makes data/latents of all."""
+def _finish(task: Task, params: Params, root: Path, again: str | None = None) -> EncodeResult:
+    """Encodes what no finished shard holds, and makes data/latents of all. `again`: a shard that is damaged."""
+    _take_up(task, root / LATENTS, again)
     for shard in damaged_shards(finished_shards(task.work), task.store):
         say(f"encode: {shard.path} is damaged: its {len(shard.ids)} clips are encoded again")
     kept, _ = _encode(task.clips, task, Share(), params, root)
     return _publish(task, kept, root / LATENTS)
+
+
+def _take_up(task: Task, out: Path, again: str | None) -> None:
+    """Has the shards of `out` count as finished ones, all but `again`, if they are of this task and no others are."""
+    index = _published(task, out)
+    names = [shard["file"] for shard in index["shards"]] if index else []
+    if again is not None and again not in names:
+        found = (
+            f"{', '.join(names[:3])}, ... of {out / INDEX}" if names else f"none: {out} is of other clips or settings"
+        )
+        raise UserError(f"--shard: found {again!r}, accepted: {found}")
+    if index is None:
+        return
+    folder = task.work / Share().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {id_ for shard in finished_shards(task.work) for id_ in shard.ids}
+    clips: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for clip in index["clips"]:
+        clips[clip["shard"]].append({key: clip[key] for key in NOTED})
+    for shard in index["shards"]:
+        path = folder / shard["file"]
+        if shard["file"] == again or path.with_suffix(".json").exists() or held & {c["id"] for c in clips[path.name]}:
+            continue
+        if (out / path.name).is_file():
+            path.unlink(missing_ok=True)  # from a run that was killed before it had noted it
+            link(out / path.name, path)
+        write_note(path, {**shard, "clips": clips[path.name]})
+    empty = out / EMPTY_TEXT
+    if empty.is_file() and sha256(empty) == index["empty_text"]["sha256"] and not (folder / EMPTY_TEXT).exists():
+        link(empty, folder / EMPTY_TEXT)
 
 
 def _merge(task: Task, root: Path) -> EncodeResult:
@@ -160,7 +197,7 @@ def _encode(clips: list[Clip], task: Task, share: Share, params: Params, root: P
         size = params.encode.batch_size
         batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
         kept = len(clips) - sum(map(len, batches))
-        if batches:
+        if batches or not any(task.work.glob(f"*/{EMPTY_TEXT}")):
             encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
             _refuse_size(params, encoders, task.storage)
             empty = encoders.text.encode([""])[0].to("cpu", task.dtype).clone()
@@ -184,14 +221,24 @@ def _missing(task: Task) -> int:
 
 def _is_published(task: Task, root: Path) -> bool:
     """Whether data/latents is what this task makes. Then its time is renewed: it has been asked for again."""
-    path = root / LATENTS / INDEX
-    if not path.is_file():
-        return False
-    index = json.loads(path.read_text(encoding="utf-8"))
-    same = (index.get("recipe_hash"), index.get("manifest")) == (_digest(task.recipe), task.manifest)
+    same = _published(task, root / LATENTS) is not None
     if same:
-        path.touch()
+        (root / LATENTS / INDEX).touch()
     return same
+
+
+def _published(task: Task, out: Path) -> dict[str, Any] | None:
+    """The index in `out`, if that is what this task makes."""
+    try:
+        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        same = (index["format"], index["recipe_hash"], index["manifest"]) == (
+            FORMAT,
+            _digest(task.recipe),
+            task.manifest,
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return index if same else None
 
 
 def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from phantom.progress import say
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
 FORMAT = 1  # of the index and the shards
+NOTED = ("id", "video", "prefixes", "crc32", "physics_error")  # what a shard's note says of each clip
 # The settings that decide what latents are. How they are batched, cut into shards and stored is not among them.
 RECIPE = (
     "models.base",
@@ -109,7 +111,7 @@ class ShardWriter:
     """Writes encoded clips into numbered shards of about `megabytes` each in `folder`.
 
     A shard is finished when the note of what it holds lies beside it (`shard-00000.json`); a writer that is opened on
-    the same folder again goes on behind the last finished one. With a `store`, shards are put there, and only their
+    the same folder again takes the lowest numbers that are free. With a `store`, shards are put there, and only their
     notes stay. `storage` is that of the physics latents.
     """
 
@@ -120,7 +122,8 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         notes = sorted(folder.glob("shard-*.json"))
         self.finished: list[dict[str, Any]] = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
-        self._number = int(notes[-1].stem.removeprefix("shard-")) + 1 if notes else 0
+        taken = {int(note.stem.removeprefix("shard-")) for note in notes}
+        self._numbers = (number for number in count() if number not in taken)
         self._tensors: dict[str, torch.Tensor] = {}
         self._clips: list[dict[str, Any]] = []
 
@@ -156,19 +159,15 @@ class ShardWriter:
         """Finishes the shard that is open, if there is one."""
         if not self._clips:
             return
-        path = self.folder / f"shard-{self._number:05d}.safetensors"
+        path = self.folder / f"shard-{next(self._numbers):05d}.safetensors"
         write_tensors(path, self._tensors)
         shard = {**describe(path), "clips": self._clips}
         if self.store:
             self.store.upload(path, stored_name(shard["sha256"]))
-        part = _part(path)
-        part.write_text(json.dumps(shard), encoding="utf-8")
-        settle(part)
-        part.replace(path.with_suffix(".json"))
+        write_note(path, shard)
         if self.store:
             path.unlink()
         self.finished.append(shard)
-        self._number += 1
         self._tensors, self._clips = {}, []
 
 
@@ -179,6 +178,14 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 def stored_name(sha256: str) -> str:
     """What a shard is called in `storage.latents`."""
     return f"{sha256}.safetensors"
+
+
+def write_note(path: Path, shard: dict[str, Any]) -> None:
+    """Writes beside the shard at `path` what it holds: now it is finished."""
+    part = _part(path)
+    part.write_text(json.dumps(shard), encoding="utf-8")
+    settle(part)
+    part.replace(path.with_suffix(".json"))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -277,7 +284,7 @@ class LatentSet:
                 return tensors
             except Damaged as damage:
                 if attempt or not file.folder.is_remote:
-                    raise _damaged(where, str(damage)) from None
+                    raise _damaged(where, str(damage), shard if file.folder.is_remote else None) from None
                 say(f"{where}: damaged: {damage}; it is fetched again")
                 file.forget()
         raise AssertionError
@@ -322,9 +329,12 @@ def _find(folder: Path, stated: dict[str, Any], store: Folder | None, there: dic
     name = stored_name(stated["sha256"])
     if there.get(name) != size:
         found = f"{there[name]} bytes, {size} were written" if name in there else "no such file"
-        raise _damaged(f"{store}/{name} ({path.name})", found)
+        raise _damaged(f"{store}/{name} ({path.name})", found, path.name)
     return TensorFile(store, name, size)
 
 
-def _damaged(where: Path | str, what: str) -> UserError:
-    return UserError(f"{where}: damaged: {what}; run `phantom encode` again")
+def _damaged(where: Path | str, what: str, shard: str | None = None) -> UserError:
+    """`shard`: which one is to be made again, where `phantom encode` does not find that out by itself."""
+    if shard is None:
+        return UserError(f"{where}: damaged: {what}; run `phantom encode` again")
+    return UserError(f"{where}: damaged: {what}; `phantom encode --shard {shard}` makes that shard again")

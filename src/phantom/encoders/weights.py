@@ -17,7 +17,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def weights_of(models: Models, fetch: bool = True) -> dict[str, str | None]:
-    """What each part that latents depend on is known by: a folder by a fingerprint, a hub id by the commit it stands for.
+    """What each part that latents depend on is known by: a folder by a fingerprint, a hub id by its commit.
 
     A fingerprint is the SHA-256 of every file's name and size and of 4 MB of it at most: little to read of any model.
     What somebody trained differs everywhere, so that no more has to be read. None for a hub id of which this machine
