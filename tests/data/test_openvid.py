@@ -142,7 +142,7 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
     for name in contents(source):
         there.upload(source / name, name)
     params = openvid_params(path=f"s3://{bucket}/openvid")
-    monkeypatch.setattr(clips.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(clips, "cores", lambda: 1)
     made = []
 
     def write(path, *arguments):

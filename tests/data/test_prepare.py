@@ -315,7 +315,7 @@ def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos,
         made.append(path)
         write_mp4(path, *arguments)
 
-    monkeypatch.setattr(clips.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(clips, "cores", lambda: 1)
     monkeypatch.setattr(clips, "write_mp4", write_or_stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder_params(), tmp_path)

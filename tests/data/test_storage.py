@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from phantom import cli
+from phantom.cli import shared
 from phantom.config import PRESETS, Storage, load_params
 from phantom.data import cache as caching
 from phantom.data.cache import Cache
@@ -258,11 +258,11 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_a_stage_in_one_line(monkeypatch):
-    monkeypatch.setattr(cli, "settings", lambda *arguments: None)
+    monkeypatch.setattr(shared, "settings", lambda *arguments: None)
     with (
         pytest.raises(UserError, match=r"^data/clips\.new/a\.mp4: no space left on the disk; make some and run again"),
-        cli.stage("prepare", None, None, None),
+        shared.stage("prepare", None, None, None),
     ):
         raise OSError(28, os.strerror(28), "data/clips.new/a.mp4")
-    with pytest.raises(PermissionError), cli.stage("prepare", None, None, None):
+    with pytest.raises(PermissionError), shared.stage("prepare", None, None, None):
         raise PermissionError(13, os.strerror(13), "a")

@@ -13,7 +13,7 @@ import traceback
 import typer
 
 from phantom.cli import settings, stages, pipeline, using, benchmarks  # noqa: F401  # isort: skip  (--help has their order)
-from phantom.cli.app import app
+from phantom.cli.shared import app
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.privacy import no_telemetry
 from phantom.progress import say

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phantom.cli.app import (
+from phantom.cli.shared import (
     AsJson,
     ParamsFile,
     Set,

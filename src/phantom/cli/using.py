@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from phantom.cli.app import (
+from phantom.cli.shared import (
     AsJson,
     app,
     show,
