@@ -349,6 +349,8 @@ def test_wrong_input_is_one_line(place, monkeypatch, tmp_path):
     params = place()
     with pytest.raises(UserError, match=r"train\.compile: found true; accepted with train\.strategy zero3"):
         train(place("train.strategy=zero3", "train.compile=true"))
+    with pytest.raises(UserError, match=r"'selective'; accepted with train\.strategy zero3: none, full"):
+        train(place("train.strategy=zero3", "train.activation_checkpointing=selective"))
     monkeypatch.setattr("phantom.training.parallel.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.strategy: found 'zero2', but DeepSpeed is not installed"):
         parallel.join(place("train.strategy=zero2").train)

@@ -60,8 +60,13 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
     `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
-    if params.train.strategy == "zero3" and params.train.compile:
-        raise UserError("train.compile: found true; accepted with train.strategy zero3, which hooks into blocks: false")
+    if params.train.strategy == "zero3":  # its hooks lie within the blocks
+        if params.train.compile:
+            raise UserError("train.compile: found true; accepted with train.strategy zero3: false")
+        if params.train.activation_checkpointing == "selective":
+            raise UserError(
+                "train.activation_checkpointing: found 'selective'; accepted with train.strategy zero3: none, full"
+            )
     is_zero = params.train.strategy.startswith("zero")
     if (params.train.processes > 1 or is_zero) and not parallel.in_torchrun():
         parallel.launch(params, ["train"])
