@@ -58,6 +58,7 @@ class Uploads:
     def _work(self) -> None:
         while True:
             self._wake.clear()
+            over = self._over.is_set()  # asked before looking: nothing is put after it
             waiting = sorted(self._outbox.glob("step-*"))
             if waiting:
                 for passed_over in waiting[:-1]:
@@ -67,7 +68,7 @@ class Uploads:
                     continue
                 except (UserError, StageFailed) as error:
                     say(f"checkpoints: {waiting[-1].name} is not copied: {error}; it is kept in {self._outbox}")
-            if self._over.is_set():
+            if over:
                 return
             self._wake.wait(RETRY_AFTER if waiting else None)
 

@@ -7,6 +7,7 @@ import torch
 from accelerate import infer_auto_device_map
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import attention_backend
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel
 from phantom.model.export import diffusers_name, is_video
@@ -286,7 +287,8 @@ def test_every_attention_goes_through_the_backend_that_is_chosen():
     for name, module in model.named_modules():
         if isinstance(module, AttentionModuleMixin):
             before[name] = module.processor._attention_backend
-    model.set_attention_backend("_native_math")
+    with attention_backend("native"):  # the choice is also the default of all other models, until this ends
+        model.set_attention_backend("_native_math")
     chosen = {name: model.get_submodule(name).processor._attention_backend for name in before}
     assert set(before.values()) == {None} and {backend.value for backend in chosen.values()} == {"_native_math"}
     assert len(chosen) == 2 * (2 + 2 + 2)  # each block: self and text attention of both branches, both directions
