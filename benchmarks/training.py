@@ -32,13 +32,13 @@ from phantom.training.reading import read_batches
 from phantom.training.setup import build_model, checkpointing_func
 
 WIDTH, BLOCKS = 256, 6
-BATCH, FRAMES, SIDE, CHANNELS = 2, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
+BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
 K = 16
 TRAIN = load_params(preset_path("mini")).train
 
 
 def build(per_token: bool = False) -> PhantomTransformer3DModel:
-    """A feed-forward width of 4.7 times the model's, as the paper's; 720 video and 144 physics tokens."""
+    """A feed-forward width of 4.7 times the model's, as the paper's; 720 video and 144 physics tokens a sample."""
     torch.manual_seed(0)
     wan = WanTransformer3DModel(
         patch_size=(1, 2, 2),
