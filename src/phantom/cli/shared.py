@@ -103,11 +103,13 @@ def stage(
 
 
 def arguments(context: typer.Context, params: Path | None, set_: list[str] | None) -> tuple[Path | None, list[str]]:
+    """Settings file and overrides of this call: those before the command's name come first."""
     before, overrides = context.obj or (None, [])
     return params or before, [*overrides, *(set_ or [])]
 
 
 def params_file(context: typer.Context, params: Path | None) -> Path:
+    """The settings file of this call."""
     return arguments(context, params, None)[0] or Path("params.yaml")
 
 
