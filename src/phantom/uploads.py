@@ -1,7 +1,8 @@
 """Checkpoints are copied to S3 while training goes on: directly, for a server in between would hold gigabytes.
 
 A checkpoint that waits is a folder of links, so that it outlives both its original and this process: what one process
-leaves behind the next one sends. Of several that wait only the newest is sent.
+leaves behind the next one sends. Of several that wait only the newest is sent. Where the checkpoints themselves are
+lost, with a disk or on another machine, a run goes on from its newest copy.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from phantom.config import Storage
 from phantom.data.files import fresh_folder, link, sha256
-from phantom.data.storage import Folder
+from phantom.data.storage import Folder, Nothing, open_folder
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
 OUTBOX = Path("checkpoints/uploads")
+LAST = "state.json"  # of a checkpoint's files: where it is, the copy is whole
 RETRY_AFTER = 60.0  # s
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,40 @@ class Uploads:
             self._wake.wait(RETRY_AFTER if waiting else None)
 
     def _send(self, path: Path) -> None:
-        # state.json at the end: where it is, the checkpoint is whole.
-        files = sorted(path.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
+        files = sorted(path.iterdir(), key=lambda file: (file.name == LAST, file.name))
         digests = {}
         for file in files:
             digests[file.name] = sha256(file)
             self._to.upload(file, f"{self._outbox.name}/{path.name}/{file.name}")
         self._done(Uploaded(path.name, f"{self._to}/{self._outbox.name}/{path.name}", digests))
         shutil.rmtree(path, ignore_errors=True)
+
+
+def bring_back(
+    checkpoints: Path, settings: Storage, root: Path, newest: Callable[[Path], Found | None]
+) -> Found | None:
+    """The newest whole checkpoint of a run that has none here: of its copies, put into the folder `checkpoints`.
+
+    newest: finds it there, unless it is damaged; then the copy before it is taken. None if no copies are made, or none
+    are there. Raises UserError or StageFailed if that cannot be seen: the run would begin anew, beside its copies.
+    """
+    if not settings.checkpoints:
+        return None
+    copies = open_folder(f"{settings.checkpoints.rstrip('/')}/{checkpoints.name}", root, settings)
+    try:
+        names = [entry.name for entry in copies.list()]
+    except Nothing:
+        return None
+    for last in sorted((name for name in names if name.endswith(f"/{LAST}")), reverse=True):
+        step = last.removesuffix(f"/{LAST}")
+        say(f"checkpoints: there is none in {checkpoints}: {copies}/{step} is brought back")
+        new = fresh_folder(checkpoints / f".{step}.new")
+        for name in names:
+            if name.startswith(f"{step}/"):
+                copies.download(name, new / name.removeprefix(f"{step}/"))
+        shutil.rmtree(checkpoints / step, ignore_errors=True)
+        new.rename(checkpoints / step)
+        if found := newest(checkpoints):
+            return found
+        shutil.rmtree(checkpoints / step)
+    return None

@@ -46,6 +46,10 @@ MEANINGS = {
 }
 
 
+class Nothing(UserError):
+    """A folder has no file."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of a folder. Its version changes when its contents do."""
@@ -67,9 +71,9 @@ class LocalFolder:
         return str(self.path)
 
     def list(self) -> list[Entry]:
-        """Every file, by name; hidden ones are not looked at. Raises UserError if there is no such folder."""
+        """Every file, by name; hidden ones are not looked at. Raises Nothing if there is no such folder."""
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: no such folder")
+            raise Nothing(f"{self.path}: no such folder")
         found = []
         for path in self.path.rglob("*"):
             name = path.relative_to(self.path)
@@ -127,6 +131,10 @@ class LocalFolder:
         shutil.copyfile(source, part)
         part.replace(target)
 
+    def download(self, name: str, target: Path) -> None:
+        """Copies the file `name` to `target`."""
+        shutil.copyfile(self.path / name, target)
+
 
 class S3Folder:
     """What lies under s3://bucket/prefix/. Every fault becomes one line; those that may pass are tried again first."""
@@ -145,7 +153,7 @@ class S3Folder:
         return f"{S3}{self.bucket}/{self.prefix}".rstrip("/")
 
     def list(self) -> list[Entry]:
-        """Every file, by name; hidden ones are not looked at. Raises UserError if there is none."""
+        """Every file, by name; hidden ones are not looked at. Raises Nothing if there is none."""
         if self._entries is None:
             with self._explained(""):
                 pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
@@ -153,7 +161,7 @@ class S3Folder:
             entries = [Entry(o["Key"][len(self.prefix) :], o["Size"], o["ETag"]) for o in objects]
             entries = [e for e in entries if e.name and not e.name.endswith("/") and not _is_hidden(e.name)]
             if not entries:
-                raise UserError(f"{self}: nothing there")
+                raise Nothing(f"{self}: nothing there")
             self._entries = {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
         return [*self._entries.values()]
 
@@ -212,6 +220,11 @@ class S3Folder:
         """Puts the file `source` at `name`, whole or not at all."""
         with self._explained(name):
             self._client.upload_file(str(source), self.bucket, self.prefix + name)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copies the file `name` to `target`, past the cache: of any size, several pieces at a time."""
+        with self._explained(name):
+            self._client.download_file(self.bucket, self.prefix + name, str(target))
 
     def pieces(self, entry: Entry, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop` of a file, a piece at a time."""

@@ -37,6 +37,7 @@ from phantom.training.stop import stop_requests
 from phantom.training.validation import Validation
 from phantom.training.window import Window, rounded
 from phantom.training.zero import ZeroLearner
+from phantom.uploads import bring_back
 
 CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "val_loss_physics")
 
@@ -318,8 +319,11 @@ class Trainer:
         return sum(math.nan if found.get(name) is None else found[name] for name in names)
 
     def _found(self) -> checkpoint.Checkpoint | None:
-        """The newest whole checkpoint, if there is one: the one that the first process has found."""
-        found = checkpoint.newest(self.checkpoints) if self.is_first else None
+        """The newest whole checkpoint, if there is one, here or among the copies: the first process has found it."""
+        found = None
+        if self.is_first:
+            found = checkpoint.newest(self.checkpoints)
+            found = found or bring_back(self.checkpoints, self.params.storage, self.root, checkpoint.newest)
         path = parallel.from_first(str(found.path) if found else None)
         return checkpoint.at(Path(path)) if path else None
 
