@@ -115,7 +115,7 @@ def backward(frozen: bool) -> Callable[[], float]:
         x = stream
         for block in blocks:
             y, modulation = block(x, time_Bn6D, None)
-            x = block.finish(x, y, text, modulation)
+            x = block.finish(x, y, block.encode_text(text), modulation)
         took = timed(x.square().mean().backward)
         blocks.zero_grad(set_to_none=True)
         return took

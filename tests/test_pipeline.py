@@ -188,10 +188,10 @@ def test_the_model_sees_what_is_given_clean_and_at_time_zero(pipe, monkeypatch):
 
     names = ["latents", "physics_latents"]
     pipe(**call, callback_on_step_end=spoil, callback_on_step_end_tensor_inputs=names)
-    assert len(calls) == 3
+    assert [call[0] is None for call in calls] == [True, False, False, False]  # the text, then each step
     known = [VideoEncoder(pipe.vae).encode(torch.from_numpy(v)[None])[0] for v in call["video"]]
     known_z = [PhysicsEncoder(pipe.physics_encoder).encode(torch.from_numpy(v)[None])[0] for v in call["video"]]
-    for (x, z, time), t in zip(calls, pipe.scheduler.timesteps, strict=True):
+    for (x, z, time), t in zip(calls[1:], pipe.scheduler.timesteps, strict=True):
         assert time.tolist() == [[0, 0, t, t], [0, t, t, t]] * 2  # with the prompts, and with none
         for row in range(4):
             given, given_z = known[row % 2], known_z[row % 2]
@@ -471,6 +471,17 @@ def test_weights_may_be_away_until_they_are_needed(export, monkeypatch):
     assert np.array_equal(generate(pipe), expected)
 
 
+@pytest.mark.parametrize(
+    "kind", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
+)
+def test_blocks_come_from_disk_for_the_text_and_for_each_step(export, tmp_path, kind):
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    kind = {**kind, "offload_to_disk_path": str(tmp_path)}
+    pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **kind)
+    assert np.array_equal(generate(pipe), expected)
+
+
 def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):
     """Where offloading has parked the weights on another device."""
     devices = []
@@ -487,7 +498,7 @@ def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):
 
 
 def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
-    counts = dict.fromkeys(("text encoder", "projection", "rotation", "model"), 0)
+    counts = dict.fromkeys(("text encoder", "projection", "keys", "values", "rotation", "model"), 0)
 
     def count(owner, name, what):
         original = getattr(owner, name)
@@ -502,21 +513,29 @@ def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
     count(pipe.text_encoder, "forward", "text encoder")
     count(transformer.video_ends, "embed_text", "projection")
     count(transformer.physics_ends, "embed_text", "projection")
+    for block in transformer.blocks:
+        for branch in (block.video, block.physics):
+            count(branch.attn2.to_k, "forward", "keys")
+            count(branch.attn2.to_v, "forward", "values")
     count(transformer_module, "rotation", "rotation")
     count(transformer, "forward", "model")
     call = {"guidance_scale": 2.0, "modality_guidance_scale": 1.5, "num_inference_steps": 4, **SIZE, "width": 80}
     pipe("a", **call)
-    # Both texts, each for both branches; four rotations; and a call for each step, with all passes in one batch.
-    assert counts == {"text encoder": 2, "projection": 2, "rotation": 4, "model": 4}
+    # Both texts, each for both branches of every block; four rotations; a call for the text, and one for each step with
+    # all passes in one batch.
+    attentions = 2 * len(transformer.blocks)
+    once = {"text encoder": 2, "projection": 2, "keys": attentions, "values": attentions, "rotation": 4}
+    assert counts == {**once, "model": 1 + 4}
 
 
 def test_passes_run_one_by_one_where_memory_is_short(pipe, monkeypatch, caplog):
     forward, batches = pipe.transformer.forward, []
 
     def short_of_memory(hidden_states, *args, **kwargs):
-        batches.append(len(hidden_states))
-        if len(hidden_states) > 2:
-            raise torch.OutOfMemoryError("no memory")
+        if hidden_states is not None:
+            batches.append(len(hidden_states))
+            if len(hidden_states) > 2:
+                raise torch.OutOfMemoryError("no memory")
         return forward(hidden_states, *args, **kwargs)
 
     call = {"prompt": ["a", "b"], "video": clip(5), "guidance_scale": 2.0, "return_physics": True, **SIZE, **STEPS}

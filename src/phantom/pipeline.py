@@ -31,7 +31,7 @@ from phantom.encoders.text import pad
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import base_path, read_export_config
 from phantom.model.positions import tubelets
-from phantom.model.transformer import ProjectedText
+from phantom.model.transformer import BlockText
 from phantom.progress import quiet_loading
 from phantom.schedulers import make_scheduler
 
@@ -251,7 +251,7 @@ class PhantomPipeline(DiffusionPipeline):
             known = encode(frames, *encoders, latents, physics_latents)
             latents, physics_latents = known.impose(latents, physics_latents)
 
-        # What is constant over the steps is computed once: the text's embeddings, and their projections.
+        # What is constant over the steps is computed once: the text's embeddings, and all that the blocks make of them.
         passes = ["prompt"]
         embedded = {"prompt": self._embed(prompts, batch, device)}
         if scale > 1 or (physics and scale_z > 1):
@@ -340,8 +340,10 @@ class PhantomPipeline(DiffusionPipeline):
             logger.warning("memory does not suffice for all passes of a step at once: they run one after the other")
 
         def part(given: Any, i: int) -> Any:
-            if isinstance(given, ProjectedText):
-                return ProjectedText(*(part(text, i) for text in given))
+            if isinstance(given, BlockText):
+                return BlockText(*(part(one, i) for one in given))
+            if isinstance(given, tuple):
+                return tuple(part(one, i) for one in given)
             return given.chunk(passes)[i] if isinstance(given, torch.Tensor) else given
 
         found = [self.transformer(*(part(x, i) for x in inputs), return_dict=False) for i in range(passes)]

@@ -334,11 +334,14 @@ def test_rotations_are_kept_for_the_shapes_and_made_anew_for_others():
 
 
 @torch.no_grad()
-def test_text_projected_once_is_text_projected_each_time():
-    model, given = phantom(coupled=True), inputs()
-    out = model(**given)
-    once = model(**{**given, "encoder_hidden_states": model.encode_text(given["encoder_hidden_states"])})
-    assert torch.equal(out.sample, once.sample) and torch.equal(out.physics, once.physics)
+@pytest.mark.parametrize("layers", [1, 2], ids=["physics beside one block", "physics beside all"])
+def test_text_encoded_once_is_text_encoded_at_each_step(layers):
+    model, given = phantom(coupled=True, num_layers=layers), inputs()
+    once = {**given, "encoder_hidden_states": model.encode_text(given["encoder_hidden_states"])}
+    out, found = model(**given), model(**once)
+    assert torch.equal(out.sample, found.sample) and torch.equal(out.physics, found.physics)
+    alone = model(**{**once, "physics_states": None})
+    assert torch.equal(alone.sample, model(**{**given, "physics_states": None}).sample)
 
 
 # --- other shapes -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Every layer is diffusers' own and keeps its name; the arithmetic below follows `
 `WanTransformerBlock.forward` operation by operation, so that a branch left alone gives the same bits. What differs is
 the time modulation: it is held once per group of tokens with one timestep (a latent frame) instead of once per token.
 
-Legend: B batch, L tokens, D width, n groups of tokens that share a timestep (1, the latent frames, or L).
+Legend: B batch, L tokens, S text tokens, H heads of d channels, D = H d width, n groups of tokens that share a timestep
+(1, the latent frames, or L).
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import math
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm
-from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTimeTextImageEmbedding, WanTransformerBlock
 from torch import nn
 
 from phantom.model.positions import Rotation
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # of a block's text attention: each (B, S, H, d)
 
 
 def width(config: dict[str, Any]) -> int:
@@ -80,6 +84,25 @@ def gated(x_BLD: torch.Tensor, gate_Bn1D: torch.Tensor) -> torch.Tensor:
     return (x_BLD.unflatten(1, (gate_Bn1D.shape[1], -1)) * gate_Bn1D).flatten(1, 2)
 
 
+class TextAttnProcessor:
+    """Text cross-attention as `WanAttnProcessor` computes it, from keys and values that do not change with t."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: KeysValues,
+        attention_mask: None = None,
+        rotary_emb: None = None,
+    ) -> torch.Tensor:
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        out = dispatch_attention_fn(query, *encoder_hidden_states, backend=self._attention_backend)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
 class Block(WanTransformerBlock):
     """A Wan block in two halves: calling it runs the first, `finish` the second; the coupling comes between them."""
 
@@ -92,6 +115,13 @@ class Block(WanTransformerBlock):
             config["cross_attn_norm"],
             config["eps"],
         )
+        self.attn2.set_processor(TextAttnProcessor())
+
+    def encode_text(self, text_BSD: torch.Tensor) -> KeysValues:
+        """Projected text -> keys and values of the text attention."""
+        attn = self.attn2
+        key, value = attn.norm_k(attn.to_k(text_BSD)), attn.to_v(text_BSD)
+        return key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
 
     def forward(
         self, x_BLD: torch.Tensor, time_Bn6D: torch.Tensor, rotation: Rotation
@@ -103,11 +133,11 @@ class Block(WanTransformerBlock):
         return y_BLD, modulation[2:]
 
     def finish(
-        self, x_BLD: torch.Tensor, y_BLD: torch.Tensor, text_BSD: torch.Tensor, modulation: tuple[torch.Tensor, ...]
+        self, x_BLD: torch.Tensor, y_BLD: torch.Tensor, text: KeysValues, modulation: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """The gated attention output `y` joins the stream `x`, then text cross-attention and feed-forward."""
         gate, shift_ffn, scale_ffn, gate_ffn = modulation
         x = (x_BLD.float() + gated(y_BLD, gate)).type_as(x_BLD)
-        x = x + self.attn2(self.norm2(x.float()).type_as(x), text_BSD, None, None)
+        x = x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
         y = self.ffn(modulate(self.norm3(x.float()), scale_ffn, shift_ffn).type_as(x))
         return (x.float() + gated(y.float(), gate_ffn)).type_as(x)

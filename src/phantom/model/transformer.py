@@ -7,7 +7,7 @@ S text tokens, n groups of tokens that share a timestep.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,10 +16,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from phantom.model.branch import Block, Ends, token_grid
+from phantom.model.branch import Block, Ends, KeysValues, token_grid
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video, video_config
 from phantom.model.physics import PhysicsConfig, depths, physics_block, physics_ends
@@ -42,10 +41,20 @@ class PhantomTransformerOutput(BaseOutput):
 
 
 class ProjectedText(NamedTuple):
-    """Text embeddings projected to each branch's width; constant over the steps of a sampler."""
+    """Text embeddings projected to each branch's width."""
 
     video: torch.Tensor  # (B, S, D)
-    physics: torch.Tensor  # (B, S, E)
+    physics: torch.Tensor | None  # (B, S, E)
+
+
+class BlockText(NamedTuple):
+    """What the two text attentions of a block read: the same at all steps of a sampler."""
+
+    video: KeysValues
+    physics: KeysValues | None
+
+
+EncodedText = tuple[BlockText, ...]  # of every block
 
 
 class Rotations(NamedTuple):
@@ -66,19 +75,28 @@ class PhantomBlock(nn.Module):
         self.physics = physics_block(physics) if physics else None
         self.coupling = Coupling(coupling, video, physics) if physics and coupling else None
 
-    def forward(
+    def forward(self, text: ProjectedText | BlockText, *streams: Any) -> Any:
+        """One depth of both streams, as `step` takes and gives them; given nothing but `text`, the BlockText of it."""
+        if isinstance(text, ProjectedText):
+            physics = None
+            if self.physics is not None and text.physics is not None:
+                physics = self.physics.encode_text(text.physics)
+            text = BlockText(self.video.encode_text(text.video), physics)
+        return self.step(text, *streams) if streams else text
+
+    def step(
         self,
+        text: BlockText,
         video_BLD: torch.Tensor,
         physics_BME: torch.Tensor | None,
-        text: ProjectedText,
         time_v_Bn6D: torch.Tensor,
         time_z_Bn6E: torch.Tensor | None,
         rotations: Rotations,
         coupling: bool | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One depth of both streams. `coupling`: on, off, or (B,) on per sample."""
+        """`coupling`: on, off, or (B,) on per sample."""
         y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotations.video)
-        if self.physics is None or physics_BME is None:
+        if self.physics is None or physics_BME is None or text.physics is None:
             return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
 
         y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotations.physics)
@@ -183,10 +201,9 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         """(name, parameter) of the physics branch and the coupling."""
         return ((name, parameter) for name, parameter in self.named_parameters() if not is_video(name))
 
-    @apply_forward_hook
-    def encode_text(self, encoder_hidden_states: torch.Tensor) -> ProjectedText:
-        """Projects text embeddings (B, S, text_dim) for both branches: once per sampling, since t plays no part."""
-        return self._project_text(encoder_hidden_states)
+    def encode_text(self, encoder_hidden_states: torch.Tensor) -> EncodedText:
+        """What all blocks read of text embeddings (B, S, text_dim): once per sampling, since t plays no part."""
+        return self(None, None, None, encoder_hidden_states)  # a call, so that offloaded weights come for it
 
     def rotations(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
@@ -213,33 +230,37 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             rotation(at_v, heads[0]), rotation(at_z, heads[1]), rotation(at_v, heads[2]), rotation(at_z, heads[2])
         )
 
-    def _project_text(self, text: torch.Tensor) -> ProjectedText:
-        return ProjectedText(self.video_ends.embed_text(text), self.physics_ends.embed_text(text))
-
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None,
         physics_states: torch.Tensor | None,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | ProjectedText,
+        timestep: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | EncodedText,
         coupling: bool | torch.Tensor = True,
         return_dict: bool = True,
-    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None] | EncodedText:
         """Velocities of both modalities at one t.
 
         Args:
-            hidden_states: video latents (B, C_v, F, H, W).
+            hidden_states: video latents (B, C_v, F, H, W); None only encodes the text.
             physics_states: physics latents (B, C_z, T, h, w), T = 2F - 1; None runs the video branch alone.
             timestep: in [0, 1000]; (B,), or (B, F) per latent frame, 0 marking a condition frame in both branches, or
                 per video token as diffusers' Wan takes it (one value per latent frame is read by the physics branch).
             encoder_hidden_states: text embeddings (B, S, text_dim), or `encode_text` of them.
             coupling: False switches both directions off; a bool tensor (B,) does so per sample.
         """
+        text: Sequence[ProjectedText | BlockText]
+        if isinstance(encoder_hidden_states, torch.Tensor):
+            alone = hidden_states is not None and physics_states is None
+            of_z = None if alone else self.physics_ends.embed_text(encoder_hidden_states)
+            text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), of_z)] * len(self.blocks)
+        else:
+            text = encoder_hidden_states
+        if hidden_states is None or timestep is None:
+            return tuple(block(projected) for block, projected in zip(self.blocks, text, strict=True))
+
         batch, frames = hidden_states.shape[0], hidden_states.shape[2]
         grid_v = token_grid(self.config.video, hidden_states)
-        text = encoder_hidden_states
-        if isinstance(text, torch.Tensor):
-            text = self._project_text(text)
         time_Bn = timestep.reshape(batch, -1)
         if time_Bn.shape[1] not in (1, frames, math.prod(grid_v)):
             raise ValueError(
@@ -247,7 +268,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             )
 
         x_v = self.video_ends.embed(hidden_states)
-        time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, text.video.dtype)
+        time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
         x_z = time_z_Bn6E = grid_z = None
         if physics_states is not None:
             if physics_states.shape[2] != tubelets(frames):
@@ -259,11 +280,11 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             if time_Bn.shape[1] > 1:
                 time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, time_Bn.device), 0]
             x_z = self.physics_ends.embed(physics_states)
-            time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, text.physics.dtype)
+            time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
         rotations = self.rotations(grid_v, grid_z, hidden_states.device)
 
-        for block in self.blocks:
-            inputs = (x_v, x_z, text, time_v_Bn6D, time_z_Bn6E, rotations, coupling)
+        for block, of_block in zip(self.blocks, text, strict=True):
+            inputs = (of_block, x_v, x_z, time_v_Bn6D, time_z_Bn6E, rotations, coupling)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x_v, x_z = self._gradient_checkpointing_func(block, *inputs)
             else:
