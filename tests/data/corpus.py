@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, ColorTrc
 
 from phantom.data.video import write_mp4
@@ -35,21 +36,32 @@ KEPT = {
     "avi.mp4": 9,
     "gif.mp4": 9,
     "with-sound.mp4": 9,
+    "cover-before-the-video.mp4": 9,
+    "hevc.mp4": 9,
+    "vp9.mp4": 9,
+    "av1.mp4": 9,
+    "prores.mp4": 9,
+    "fragmented.mp4": 9,
     # time
     "variable-rate.mp4": 9,
     "ntsc.mp4": 9,
     "starts-late.mp4": 9,
+    "starts-before-zero.mp4": 5,  # an edit list leaves out the four frames before
+    "no-stated-length.mp4": 9,
     "long.mp4": 29,
     "twelve-frames.mp4": 9,
     # picture
     "turned.mp4": 9,
     "upside-down.mp4": 9,
+    "mirrored.mp4": 9,
     "wide-pixels.mp4": 9,
     "odd-size.mp4": 9,
     "ten-bits.mp4": 9,
     "full-range.mp4": 9,
     "alpha.mp4": 9,
     "grey.mp4": 9,
+    "deep-grey.mp4": 9,
+    "two-sizes.mp4": 17,
     "8k.mp4": 5,
     "sixteen-pixels.mp4": 9,
     # names and captions
@@ -71,6 +83,8 @@ REFUSED = {
     "cut-in-half.mp4": "does not decode at",
     "cut-at-the-end.mp4": "does not decode at",
     "index-cut-off.mp4": "not a video",
+    "fragment-cut-off.mp4": "does not decode at",
+    "header-alone.mp4": "not a video",
     "broken-index.mp4": "does not decode at",
     "flipped-bits.mp4": "does not decode at",
     "no-key-frame.mp4": "does not decode at",
@@ -84,6 +98,8 @@ REFUSED = {
     "playlist.mp4": "not a video",
     "script.mp4": "not a video",
     "sound.mp4": "no video in it",
+    "sound-with-cover.mp4": "no video in it",
+    "raw-stream.mp4": "not a video",
     "pipe.mp4": "not a file",
     "folder.mp4": "not a file",
     "notes.txt": "not an mp4",
@@ -97,11 +113,16 @@ REFUSED = {
     "tilted.mp4": "rotated by other than a right angle",
     "hdr.mp4": "high dynamic range",
     "two-films.mp4": "timestamps do not increase at 2.00 s",
+    "no-time-passes.mp4": "timestamps do not increase at 0.00 s",
+    "years-a-frame.mp4": "too few frames",
+    "hole-in-time.mp4": "too few frames",
+    "interlaced.mp4": "interlaced",
     # captions
     "uncaptioned.mp4": "no caption",
     "empty-caption.mp4": "its caption is empty",
     "blank-caption.mp4": "its caption is empty",
     "huge-caption.mp4": "its caption has 100000 characters, accepted: 10000",
+    "nul-in-caption.mp4": "its caption is not text",
     # places
     "absent.mp4": "no such file",
     "../outside.mp4": "its path leaves the folder",
@@ -140,6 +161,7 @@ def write_corpus(folder: Path) -> None:
         "empty-caption.mp4": "",
         "blank-caption.mp4": " \t\n\u3000",
         "huge-caption.mp4": LONG,
+        "nul-in-caption.mp4": "A square\0moves.",
         "long-caption.mp4": LONG[:9999],
         "lines-in-caption.mp4": 'A "square"\nmoves;\r\nит, 方块, 🟨.',
     }
@@ -189,6 +211,7 @@ def _write_kept(folder: Path) -> None:
 
     for name in (
         *("plain.mp4", "UPPER.MP4", "uncaptioned.mp4", "empty-caption.mp4", "blank-caption.mp4", "huge-caption.mp4"),
+        *("nul-in-caption.mp4", "mirrored.mp4"),
         *(
             "long-caption.mp4",
             "lines-in-caption.mp4",
@@ -202,22 +225,33 @@ def _write_kept(folder: Path) -> None:
         video(name)
     turn(folder / "turned.mp4", RIGHT_ANGLES[90])
     turn(folder / "upside-down.mp4", RIGHT_ANGLES[180])
+    turn(folder / "mirrored.mp4", (-1, 0, 0, 1))
     turn(folder / "tilted.mp4", (0.866, 0.5, -0.5, 0.866))
     video("matroska.mp4", suffix=".mkv")
     video("webm.mp4", suffix=".webm", codec="libvpx-vp9")
     video("avi.mp4", suffix=".avi", codec="mpeg4")
     video("gif.mp4", suffix=".gif", codec="gif", pixels="rgb8")
+    video("hevc.mp4", codec="libx265", options={"x265-params": "log-level=none"})
+    video("vp9.mp4", codec="libvpx-vp9")
+    video("av1.mp4", codec="libsvtav1", rate=4)
+    video("prores.mp4", suffix=".mov", codec="prores_ks", pixels="yuv422p10le")
+    video("raw-stream.mp4", suffix=".h264")
     video("variable-rate.mp4", times=[0, 0.2, 0.5, 0.75, 0.8, 1.2, 1.5, 1.9, 2.0])
     video("ntsc.mp4", moving(64, height=128, width=128), 1001 / 30000)
     video("starts-late.mp4", start=100.0)
     video("long.mp4", moving(40, height=80, width=80))
     video("twelve-frames.mp4", moving(12))
+    video("starts-before-zero.mp4", start=-1.0, container={"avoid_negative_ts": "disabled"})
+    video("fragmented.mp4", container={"movflags": "frag_keyframe+empty_moov"})
+    video("hole-in-time.mp4", times=[0, 0.25, 0.5, 0.75, 1, 100, 100.25, 100.5, 100.75])
+    video("interlaced.mp4", options={"flags": "+ildct+ilme"})
     video("wide-pixels.mp4", moving(9, height=64, width=96), aspect=Fraction(3, 2))
     video("odd-size.mp4", moving(9, height=67, width=73), pixels="yuv444p")
     video("ten-bits.mp4", pixels="yuv420p10le")
     video("full-range.mp4", pixels="yuvj420p")
     video("alpha.mp4", suffix=".mov", codec="qtrle", pixels="argb")
     video("grey.mp4", pixels="gray")
+    video("deep-grey.mp4", suffix=".mkv", codec="ffv1", pixels="gray16le")
     video("8k.mp4", grey([20, 60, 100, 140, 180], 4320, 7680), codec="mpeg4")
     video("sixteen-pixels.mp4", grey(range(20, 200, 20), 16, 16))
     video("one-frame.mp4", moving(1))
@@ -225,13 +259,32 @@ def _write_kept(folder: Path) -> None:
     video("slides.mp4", moving(4), 3.0)
     video("one-pixel.mkv.mp4", grey(range(20, 200, 20), 1, 1), suffix=".mkv", codec="ffv1", pixels="yuv444p")
     video("strip.mp4", moving(9, height=32, width=320))
-    with av.open(str(folder / "with-sound.mp4"), "w") as container:
-        picture = container.add_stream("libx264", rate=4)
-        picture.width = picture.height = 64
+    for name, cover, picture in (
+        ("with-sound.mp4", False, True),
+        ("cover-before-the-video.mp4", True, True),
+        ("sound-with-cover.mp4", True, False),
+        ("sound.mp4", False, False),
+    ):
+        _write_sound(folder / name, cover, picture)
+
+
+def _write_sound(path: Path, cover: bool, picture: bool) -> None:
+    """Silence, with a still for a cover, a video, both or neither."""
+    with av.open(str(path), "w") as container:
+        pictures = [("mjpeg", "yuvj420p", moving(1))] if cover else []
+        pictures += [("libx264", "yuv420p", moving(9, seed=80 + len(path.name)))] if picture else []
+        streams = []
+        for codec, pixels, _ in pictures:
+            stream = container.add_stream(codec, rate=4)
+            stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
+            streams.append(stream)
+        if cover:
+            streams[0].disposition = Disposition.attached_pic
         sound = container.add_stream("aac", rate=8000)
-        for array in moving(9, seed=77):
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
-        container.mux(picture.encode())
+        for stream, (_, _, frames) in zip(streams, pictures, strict=True):
+            for array in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+            container.mux(stream.encode())
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         silence.rate = 8000
         container.mux(sound.encode(silence))
@@ -253,12 +306,24 @@ def _write_damaged(folder: Path) -> None:
         "cut-at-the-end.mp4": front[:-300],
         "index-cut-off.mp4": back[: back.index(b"moov") - 4],
         "empty.mp4": b"",
+        "header-alone.mp4": front[: front.index(b"moov") - 4],
+        "fragment-cut-off.mp4": (folder / "fragmented.mp4").read_bytes()[:-200],
         "zeros.mp4": bytes(5000),
     }.items():
         (folder / name).write_bytes(raw)
     broken, flipped = bytearray(front), bytearray(front)
     offsets = broken.index(b"stco") + 12
     struct.pack_into(">I", broken, offsets, len(front) - 100)
+    # The length of every frame; the first box behind each name is version and flags.
+    for name, seed, box, at, value in (
+        ("no-time-passes.mp4", 90, b"stts", 16, 0),
+        ("years-a-frame.mp4", 91, b"stts", 16, 2**31 - 1),
+        ("no-stated-length.mp4", 92, b"mdhd", 20, 0),
+    ):
+        write_mp4(folder / name, moving(9, seed=seed), fps=4)
+        raw = bytearray((folder / name).read_bytes())
+        struct.pack_into(">I", raw, raw.index(box) + at, value)
+        (folder / name).write_bytes(raw)
     data = flipped.index(b"mdat") + 2000
     flipped[data : data + 400] = rng.integers(0, 255, 400, np.uint8).tobytes()
     (folder / "broken-index.mp4").write_bytes(broken)
@@ -273,9 +338,23 @@ def _write_damaged(folder: Path) -> None:
     for seed in (1, 2):
         write_video(folder / f"film{seed}.ts", moving(9, seed=200 + seed, height=32 * seed, width=64), every(0.25, 9))
     films = [(folder / f"film{seed}.ts") for seed in (1, 2)]
+    _join(folder / "two-sizes.mp4", films)
     (folder / "two-films.mp4").write_bytes(b"".join(film.read_bytes() for film in films))
     for path in (*films, folder / "whole", folder / "whole.mp4"):
         path.unlink()
+
+
+def _join(path: Path, films: list[Path]) -> None:
+    """One film behind the other, as one stream in which time goes on."""
+    with av.open(str(path), "w", format="mpegts") as out:
+        for number, film in enumerate(films):
+            with av.open(str(film)) as source:
+                stream = out.streams.video[0] if number else out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size:
+                        later = round(2.25 * number / packet.time_base)
+                        packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, stream
+                        out.mux(packet)
 
 
 def _write_other(folder: Path) -> None:
@@ -287,12 +366,6 @@ def _write_other(folder: Path) -> None:
     with zipfile.ZipFile(folder / "archive.mp4", "w") as archive:
         archive.writestr("plain.mp4", (folder / "plain.mp4").read_bytes())
     write_video(folder / "picture.png", moving(1), [0.0], codec="png", pixels="rgb24").rename(folder / "picture.mp4")
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        sound = container.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        silence.rate = 8000
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
     # A picture of 4 gigapixels: a header alone makes a decoder ask for the memory.
     size = struct.pack("<HH", 65500, 65500)
     frame = b"\x21\xf9\x04\x00\x19\x00\x00\x00,\x00\x00\x00\x00" + size + b"\x00\x02\x02D\x01\x00"

@@ -265,6 +265,10 @@ def test_what_cannot_be_a_clip_is_quarantined(openvid_params, source, tmp_path):
         (lambda s: (s / "data/train/OpenVidHD.csv").write_text("a,b\n"), r"\.csv: no column 'video', found: a, b"),
         (lambda s: (s / "data/train/OpenVidHD.csv").write_text("video,caption\n"), "no column 'motion score', found"),
         (lambda s: (s / "data/train/OpenVidHD.csv").write_bytes(b"\xff\xfe"), r"\.csv: not UTF-8"),
+        (
+            lambda s: (s / "data/train/OpenVidHD.csv").write_text('video,caption,motion score\na.mp4,"A ball.,5\n'),
+            r"\.csv line 2: [^\n]*is a quote not closed",
+        ),
         (lambda s: [p.unlink() for p in (s / "OpenVidHD").iterdir()], r"no OpenVidHD_part_N\.zip in it"),
     ],
 )

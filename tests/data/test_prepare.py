@@ -288,6 +288,10 @@ def test_folders_and_captions_that_are_not_there(folder_params, videos, tmp_path
     (videos / "captions.csv").write_bytes(b"file,caption\na.mp4,\xff\n")
     with pytest.raises(UserError, match="not UTF-8"):
         prepare(folder_params(), tmp_path)
+    for rows in ('a.mp4,"A ball.\nb.mp4,A box.\n', 'a.mp4,"A ball.\nb.mp4,"A box."\n'):
+        (videos / "captions.csv").write_text(f"file,caption\n{rows}")
+        with pytest.raises(UserError, match=r"captions\.csv line 3: [^\n]*is a quote not closed"):
+            prepare(folder_params(), tmp_path)
     (videos / "captions.csv").unlink()
     (videos / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "A ball."}\n["b.mp4"]\n')
     with pytest.raises(UserError, match=r"captions\.jsonl line 2: expected an object"):
@@ -329,7 +333,7 @@ def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos,
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_any_caption_comes_through_a_csv(tmp_path_factory, caption):
     source = tmp_path_factory.mktemp("videos")
     write_mp4(source / "a.mp4", moving(1), fps=4)

@@ -38,12 +38,19 @@ def write_video(
     codec: str = "libx264",
     pixels: str = "yuv420p",
     aspect: Fraction | None = None,
+    rate: int = 1000,
+    options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
 ) -> Path:
-    """Writes `frames`, each shown from its time (in s) on; the last as long as the one before."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=1000)
+    """Writes `frames`, each shown from its time (in s) on; the last as long as the one before.
+
+    rate: what the codec is told; options, container: of the codec and of the container, as FFmpeg names them.
+    """
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         stream.codec_context.time_base = Fraction(1, 1000)
+        stream.options = options or {}
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         lengths = [*(b - a for a, b in pairwise(times)), times[-1] - times[-2] if len(times) > 1 else 0.25]
@@ -55,7 +62,7 @@ def write_video(
             packets += stream.encode(frame)
         for packet in [*packets, *stream.encode()]:
             packet.duration = until[packet.pts]
-            container.mux(packet)
+            file.mux(packet)
     return path
 
 

@@ -219,6 +219,8 @@ def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tup
                 raise BadClip(f"damaged frame at {float(start):.2f} s")
             if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
                 raise BadClip("high dynamic range (PQ or HLG), which needs tone mapping")
+            if frame.interlaced_frame:
+                raise BadClip("interlaced: each frame holds two moments")
             now = frame.pts * Fraction(frame.time_base or 1)
             origin = now if origin is None else origin
             if shown is not None:

@@ -123,7 +123,7 @@ def caption_text(caption: Any) -> str:
         raise caption
     if caption is None:
         raise BadClip("no caption")
-    if not isinstance(caption, str) or printable(caption) != caption:
+    if not isinstance(caption, str) or "\0" in caption or printable(caption) != caption:
         raise BadClip("its caption is not text")
     if not caption.strip():
         raise BadClip("its caption is empty")

@@ -25,6 +25,7 @@ from phantom.errors import UserError
 
 CSV, JSONL = "captions.csv", "captions.jsonl"
 MAX_CELL = 2**30  # characters; csv's own limit would refuse the whole file for one long caption
+QUOTES = "is a quote not closed, or not doubled, there or before?"
 READERS = 16  # caption files that are read at a time
 
 
@@ -85,7 +86,7 @@ def _csv_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(MAX_CELL)
     try:
         with io.TextIOWrapper(folder.open(CSV), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)  # else a quote left open takes the rows behind it for a caption
             columns = reader.fieldnames or []
             if not {"file", "caption"} <= set(columns):
                 raise UserError(f"{folder}/{CSV}: columns {','.join(columns) or 'missing'}, expected file,caption")
@@ -97,7 +98,7 @@ def _csv_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise UserError(f"{folder}/{CSV}: not UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{folder}/{CSV} line {reader.line_num}: {error}") from None
+        raise UserError(f"{folder}/{CSV} line {reader.reader.line_num}: {error}; {QUOTES}") from None
 
 
 def _jsonl_captions(folder: Folder) -> Iterator[tuple[str, Any]]:

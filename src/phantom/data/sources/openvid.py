@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from phantom.config import Data, OpenVid
 from phantom.data.sources import clips
 from phantom.data.sources.clips import Found, Item, Removed, caption_text
-from phantom.data.sources.folder import MAX_CELL
+from phantom.data.sources.folder import MAX_CELL, QUOTES
 from phantom.data.storage import Folder, Joined, leaves
 from phantom.data.video import BadClip, probe
 from phantom.errors import UserError
@@ -183,7 +183,7 @@ def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:
     csv.field_size_limit(MAX_CELL)
     try:
         with io.TextIOWrapper(folder.open(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             if missing := [column for column in needed if column not in columns]:
                 found = ", ".join(columns) or "none"
@@ -192,7 +192,7 @@ def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:
     except UnicodeDecodeError:
         raise UserError(f"{folder}/{path}: not UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{folder}/{path} line {reader.line_num}: {error}") from None
+        raise UserError(f"{folder}/{path} line {reader.reader.line_num}: {error}; {QUOTES}") from None
 
 
 def _filter(row: dict[str, Any], settings: OpenVid) -> None:
