@@ -1,67 +1,129 @@
-"""Encoding with one process and with two: clips per second of `phantom encode --worker i --of n`.
+"""Encoding with one process and with two, and memory over many clips.
 
-    python benchmarks/encode.py [--clips 96 --repeats 3]
+    python benchmarks/encode.py [--clips 96 --repeats 5 --many 10000]
 
-Simulated clips as in the mini preset, encoded by its models on one thread a process. Imports are not counted, loading
-the models is. Ratios are of medians, of runs that take turns.
+Simulated clips as in the mini preset, encoded by its models on one thread a process: what `phantom encode --worker i
+--of n` does. Loading the models is counted, imports are not. Clips per second of the clock say how fast this machine is
+now, clips per CPU second of the busiest process how fast one is whose processes have a core each. Memory: the most that
+is resident in each tenth of the time while `--many` clips of 5 frames go through `prepare`, from a folder, and
+`encode`. Ratios are of medians, of runs that take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import multiprocessing
 import shutil
 import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from shards import resident
 
-from phantom.config import load_params, preset_path
+from phantom.config import Params, load_params, preset_path
 from phantom.data.encode import encode
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS
 from phantom.data.shares import Share
+from phantom.data.video import write_mp4
 
 
-def work(params, root: Path, share: Share) -> None:
+def work(params: Params, root: Path, share: Share) -> float:
+    """Does the part of one worker; returns its CPU seconds."""
     torch.set_num_threads(1)
     encode(params, root, share)
+    return time.process_time()
 
 
-def clips_per_second(params, root: Path, clips: int, processes: int) -> float:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=work, args=(params, root, Share(i, processes))) for i in range(processes)]
+def seconds(params: Params, root: Path, processes: int) -> tuple[float, float]:
+    """What all clips take: seconds, and CPU seconds of the busiest process."""
     began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    seconds = time.perf_counter() - began
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("a worker failed")
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        shares = [Share(i, processes) for i in range(processes)]
+        busiest = max(pool.map(work, [params] * processes, [root] * processes, shares))
+    took = time.perf_counter() - began
     encode(params, root, merge=True)
     shutil.rmtree(root / LATENTS)  # else the next workers find nothing to do
-    return clips / seconds
+    return took, busiest
+
+
+def throughput(clips: int, repeats: int) -> None:
+    sizes = [f"data.worlds.train_clips={clips}", "data.worlds.heldout_clips=0", "data.worlds.scenarios=1"]
+    params = load_params(preset_path("mini"), sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(params, Path(folder))
+        found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        for _ in range(repeats):
+            for processes, times in found.items():
+                times.append(seconds(params, Path(folder), processes))
+    for what, column in (("second", 0), ("CPU second of the busiest process", 1)):
+        one, two = (clips / statistics.median(times[column] for times in each) for each in found.values())
+        print(f"clips a {what}: 1 process {one:.1f}, 2 processes {two:.1f}: {two / one:.2f} x as fast")
+
+
+def write_folder(folder: Path, count: int) -> None:
+    """`count` videos of 5 frames, each of other colours, and their captions."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "caption"])
+        for number in range(count):
+            frames = rng.integers(0, 256, (5, 4, 4, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+            write_mp4(folder / f"{number}.mp4", frames, 4)
+            rows.writerow([f"{number}.mp4", "Colours change."])
+
+
+@contextmanager
+def watched(name: str) -> Iterator[None]:
+    """Prints how much of this process was resident within the context."""
+    seen: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            seen.append(resident())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    most = [round(max(part)) for part in np.array_split(seen, 10) if len(part)]
+    print(f"resident memory of {name}, in every tenth of its time, MB: {most}")
+
+
+def memory(clips: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_folder(root / "source", clips)
+        settings = ["data.source=folder", f"data.path={root / 'source'}", "evaluate.physics_iq.benchmark=elsewhere"]
+        params = load_params(preset_path("mini"), settings)
+        for stage in (prepare, encode):
+            with watched(f"{stage.__name__}, {clips} clips"):
+                stage(params, root)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=3)
+    for option, default in (("clips", 96), ("repeats", 5), ("many", 10_000)):
+        parser.add_argument(f"--{option}", type=int, default=default, help="0: not" if option != "repeats" else None)
     options = parser.parse_args()
-    sizes = [f"data.worlds.train_clips={options.clips}", "data.worlds.heldout_clips=0", "data.worlds.scenarios=1"]
-    params = load_params(preset_path("mini"), sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        prepare(params, root)
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(options.repeats):
-            for processes, found in rates.items():
-                found.append(clips_per_second(params, root, options.clips, processes))
-        one, two = (statistics.median(found) for found in rates.values())
-        print(f"clips/s: 1 process {one:.1f}, 2 processes {two:.1f}: {two / one:.2f} x as fast")
+    torch.set_num_threads(1)
+    if options.clips:
+        throughput(options.clips, options.repeats)
+    if options.many:
+        memory(options.many)
 
 
 if __name__ == "__main__":
