@@ -19,7 +19,7 @@ from transformers import ByT5Tokenizer, UMT5EncoderModel, VJEPA2Model
 from phantom.pretraining import clips as drawn
 from phantom.pretraining import physics_encoder, vae, video_model
 from phantom.pretraining.clips import Clips
-from phantom.progress import say
+from phantom.progress import quiet_loading, say
 
 CLIPS, HELDOUT_CLIPS = 1500, 252
 AGREEMENT_CAPTIONS = 96
@@ -27,6 +27,7 @@ VAE_STEPS, PHYSICS_ENCODER_STEPS, VIDEO_MODEL_STEPS = 3400, 2500, 6000
 COMMAND = "phantom pretrain"
 
 
+@quiet_loading()
 def pretrain(
     out: Path = Path("models/mini"), seed: int = 0, work: Path = Path("checkpoints/pretrain")
 ) -> dict[str, Any]:
