@@ -71,6 +71,16 @@ def physics_loss(of, half: Batch) -> torch.Tensor:
     return losses(of, half).physics.sum() / SIZE
 
 
+def batched(of, half: Batch) -> tuple[float, float]:
+    """The norm of L_z's gradient out of one vmapped backward of both losses, and the share of gradients it found."""
+    each = losses(of, half)
+    both = torch.stack([each.video.sum(), each.physics.sum()]) / SIZE
+    parameters = trainable(of)
+    found = torch.autograd.grad(both, parameters, torch.eye(2), is_grads_batched=True, allow_unused=True)
+    apart = [g[1] for g in found if g is not None]
+    return norm(apart), len(apart) / len(parameters)
+
+
 def skips(own) -> bool:
     """Whether the optimiser of a GPU, which is told on the device, leaves out one step and takes another."""
     optimizer = make_optimizer(trainable(own), load_params(preset_path("mini")).train.optimizer, fused=True)
@@ -104,6 +114,7 @@ def measure(rank: int, folder: str) -> None:
         if strategy == "fsdp2":
             given = torch.autograd.grad(physics_loss(own, half), trainable(own), allow_unused=True)
             found["fsdp2 autograd.grad"] = sum(g is not None for g in given) / len(given)
+            found["fsdp2 vmap"], found["fsdp2 vmap finds"] = batched(own, half)
 
     own = model()
     local = torch.tensor(norm(torch.autograd.grad(physics_loss(own, half) * 2, trainable(own), allow_unused=True)) ** 2)
@@ -113,6 +124,8 @@ def measure(rank: int, folder: str) -> None:
     wrapped = DistributedDataParallel(model())
     (physics_loss(wrapped, half) * 2).backward()
     found["ddp backward of L_z alone"] = norm([p.grad for p in trainable(wrapped)])
+
+    found["ddp vmap"], _ = batched(DistributedDataParallel(model()), half)
 
     wrapped = DistributedDataParallel(model())
     each = losses(wrapped, half)
@@ -166,6 +179,26 @@ def test_two_backwards_through_ddp_raise(found):
 
 def test_autograd_grad_under_fsdp2_misses_gradients_without_an_error(found):
     assert all(f["fsdp2 autograd.grad"] < 0.5 for f in found)
+
+
+def test_a_vmapped_backward_is_exact_alone_but_no_wrapper_knows_of_it(found, truth):
+    own = model()
+    assert batched(own, batch(range(SIZE))) == (pytest.approx(truth, rel=1e-5), 1)
+    values = [f["ddp vmap"] for f in found]
+    assert values[0] != pytest.approx(values[1], rel=1e-3)  # each process has its own: DDP's hooks are not called
+    assert all(v != pytest.approx(truth, rel=1e-3) for v in values)
+    assert all(f["fsdp2 vmap finds"] < 0.5 for f in found)
+    assert all(f["fsdp2 vmap"] != pytest.approx(truth, rel=1e-3) for f in found)
+
+
+def test_compiled_blocks_refuse_a_vmapped_backward_and_unless_told_a_second_one():
+    torch._dynamo.reset()
+    own, whole = model(), batch(range(SIZE))
+    own.blocks[0].compile(backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        batched(own, whole)
+    with pytest.raises(RuntimeError, match="donated buffers"):
+        torch.autograd.grad(physics_loss(own, whole), trainable(own), retain_graph=True, allow_unused=True)
 
 
 def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
