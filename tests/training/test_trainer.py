@@ -15,6 +15,7 @@ import mlflow
 import pytest
 import torch
 import yaml
+from dvc.render.converter.vega import get_datapoints
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from phantom.data.shards import LatentSet
@@ -65,7 +66,8 @@ def test_a_run_trains_exports_and_tells(place):
     assert all(r["grad_norm_physics"] > 0 and r["grad_norm_video"] > 0 for r in records)
     for r in records:
         assert r["loss"] == pytest.approx(r["loss_video"] + r["alpha"] * r["loss_physics"], rel=1e-4)
-    assert [r["step"] for r in records if "val_loss_physics" in r] == [3, 6]
+    assert [r["step"] for r in records if r["val_loss_physics"] is not None] == [3, 6]
+    assert get_datapoints(records) == records  # those that `dvc plots` draws
     assert records[2]["val_loss_video_base"] == records[5]["val_loss_video_base"]
     assert records[0]["learning_rate"] == pytest.approx(0.5 * params.train.optimizer.learning_rate)
 

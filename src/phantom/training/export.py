@@ -41,8 +41,10 @@ def write_export(
             "latents": recipe,
         },
     )
+    named = dict.fromkeys(name for record in history for name in record)
     files = {
-        "history.json": json.dumps(history, indent=0),
+        # `dvc plots` reads records of the same names alone.
+        "history.json": json.dumps([{name: record.get(name) for name in named} for record in history], indent=0),
         "result.json": json.dumps(result, indent=2),
         "README.md": model_card(params, result, held),
     }
