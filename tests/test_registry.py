@@ -42,6 +42,7 @@ class Work:
     def train(self, weights: str) -> None:
         (self.root / "models/phantom/config.json").write_text("{}", encoding="utf-8")
         (self.root / "models/phantom/model.safetensors").write_text(weights, encoding="utf-8")
+        (self.root / "models/phantom/README.md").write_text(f"# Phantom\n\n{weights}\n", encoding="utf-8")
 
     def register(self, score: float | None, *overrides: str, promote: bool = False) -> RegisterResult:
         figures = {"score": score, "mse": 0.25}
@@ -113,6 +114,7 @@ def test_what_a_version_knows_of_itself(work: Work):
     assert version.tags["git_commit"] == commit and version.tags["git_dirty"] == "false"
     assert version.tags["metric"] == "physics_iq.single.phantom.score" and version.tags["score"] == "20"
     assert len(version.tags["data_sha256"]) == len(version.tags["identity"]) == 64
+    assert version.description == "physics_iq.single.phantom.score 20\n\n# Phantom\n\nfirst"
 
     run = client.get_run(made.run_id)
     assert run.info.experiment_id == made.experiment_id

@@ -1,11 +1,16 @@
 """Curves in a real MLflow store: complete, continued without repeats, and never in the way."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 import mlflow
 import pytest
+import yaml
 
 from phantom import lineage
 from phantom.records import record
@@ -140,3 +145,38 @@ def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, 
     assert {file.path for file in client.list_artifacts(evaluated)} == {"evaluation.json", "index.html", "samples"}
     samples = client.list_artifacts(evaluated, "samples/multi")
     assert [file.path for file in samples] == [f"samples/multi/{number}.mp4" for number in range(4)]
+
+
+def test_the_stages_of_a_plain_repro_have_a_run_above_them(tmp_path, make_params):
+    """Real DVC, without the name that `phantom run` and the flow hand on."""
+    params = make_params(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+    (tmp_path / "stage.py").write_text(
+        "from pathlib import Path\n"
+        "import sys, typer\n"
+        "from phantom.cli.shared import app, stage\n"
+        "from phantom.tracking import Tracker\n"
+        "@app.command()\n"
+        "def track(context: typer.Context, name: str):\n"
+        "    with stage(name, context, Path('params.yaml'), None) as params:\n"
+        "        Tracker(params, name).close()\n"
+        "app(['track', sys.argv[1]])\n"
+    )
+    stages = {
+        "one": {"cmd": f"{sys.executable} stage.py one > one", "outs": ["one"]},
+        "two": {"cmd": f"{sys.executable} stage.py two > two", "deps": ["one"], "outs": ["two"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    environment = {k: v for k, v in os.environ.items() if k != lineage.PIPELINE}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    before = time.time()
+    subprocess.run([*dvc, "repro", "--quiet"], cwd=tmp_path, env=environment, check=True, start_new_session=True)
+    client = mlflow.MlflowClient(params.tracking.uri)
+    experiment = client.get_experiment_by_name(params.tracking.experiment)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    above, first, second = client.search_runs([experiment.experiment_id], order_by=["start_time"])
+    assert [run.info.run_name for run in (first, second)] == ["one", "two"]
+    assert {run.data.tags[lineage.PARENT] for run in (first, second)} == {above.info.run_id}
+    started = datetime.strptime(above.info.run_name, "dvc repro %Y-%m-%d %H:%M:%S").timestamp()
+    assert started == pytest.approx(before, abs=5) and above.info.status == "FINISHED"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from phantom.config import Params
+from phantom.config import Params, Tracking
 
 PIPELINE = "PHANTOM_PIPELINE"  # names the pipeline's run, whose stages are its children
 COMMIT = "PHANTOM_COMMIT"  # of an image, which holds no repository
@@ -24,16 +24,39 @@ def new_pipeline() -> str:
     return f"pipeline {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {uuid4().hex[:4]}"
 
 
+def join_repro() -> None:
+    """Names the pipeline's run under a plain `dvc repro`, which tells its stages no name: after the time of its start.
+
+    It leads the process group that its stages are in. Where `ps` cannot say when it started, no run is above them.
+    """
+    if PIPELINE in os.environ or "DVC_STAGE" not in os.environ:
+        return
+    if started := _said("ps", "-o", "lstart=", "-p", str(os.getpgrp())):
+        os.environ[PIPELINE] = f"dvc repro {datetime.strptime(started, '%a %b %d %H:%M:%S %Y'):%Y-%m-%d %H:%M:%S}"
+
+
+def experiment(client: Any, tracking: Tracking, root: Path) -> str:
+    """The id of the experiment, which is made if it is not there."""
+    if found := client.get_experiment_by_name(tracking.experiment):
+        return found.experiment_id
+    # A server has its own place for artifacts.
+    folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
+    # What MLflow's pages show first: training runs, and not the traces of agents.
+    return client.create_experiment(
+        tracking.experiment, folder, tags={"mlflow.experimentKind": "custom_model_development"}
+    )
+
+
 def tags_of(params: Params, root: Path = Path()) -> dict[str, str]:
     """The clips (a digest of their manifest, which holds those of the files) and the commit."""
     manifest = root / MANIFEST
     clips = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else "unknown"
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    changed = _said("git", "status", "--porcelain", "--untracked-files=no", root=root)
     return {
         "data_source": params.data.source,
         "data_path": params.data.path or "",
         "data_sha256": clips,
-        "git_commit": _git(root, "rev-parse", "HEAD") or os.environ.get(COMMIT) or "unknown",
+        "git_commit": _said("git", "rev-parse", "HEAD", root=root) or os.environ.get(COMMIT) or "unknown",
         "git_dirty": str(bool(changed)).lower(),
     }
 
@@ -59,9 +82,10 @@ def log_dataset(client: Any, run_id: str, tags: dict[str, str]) -> None:
     client.log_inputs(run_id, [DatasetInput(dataset=clips)])
 
 
-def _git(root: Path, *args: str) -> str | None:
+def _said(*command: str, root: Path = Path()) -> str | None:
+    """What a command says; None if it fails or is not there."""
     try:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True)
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

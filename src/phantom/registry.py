@@ -93,14 +93,11 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
     """Logs the run of the registration and makes a version of its model."""
     import mlflow
 
-    name, tracking = params.register_.name, params.tracking
-    if client.get_experiment_by_name(tracking.experiment) is None:
-        # A server has its own place for artifacts.
-        folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
-        client.create_experiment(tracking.experiment, folder)
-    experiment = mlflow.set_experiment(tracking.experiment).experiment_id
-    tags = {"stage": "register", **tags, **lineage.parent_tag(client, experiment)}
-    with mlflow.start_run(run_name="register", tags=tags) as run:
+    name = params.register_.name
+    experiment = lineage.experiment(client, params.tracking, root)
+    parent = lineage.parent_tag(client, experiment)
+    of_run = {"stage": "register", **tags, **parent}
+    with mlflow.start_run(experiment_id=experiment, run_name="register", tags=of_run) as run:
         lineage.log_dataset(client, run.info.run_id, tags)
         mlflow.log_metrics(scores)
         mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
@@ -108,13 +105,13 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
             if (root / report).is_file():
                 mlflow.log_artifact(str(root / report))
         uri = _log_model(client, name, root / EXPORT, run)
-    if parent := tags.get(lineage.PARENT):
-        client.set_terminated(parent)
+    if parent:
+        client.set_terminated(parent[lineage.PARENT])
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
-    return client.create_model_version(
-        name, uri, run_id=run.info.run_id, tags=tags, description=f"{tags['metric']} {tags['score']}"
-    )
+    card = root / EXPORT / "README.md"
+    about = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
+    return client.create_model_version(name, uri, run_id=run.info.run_id, tags=tags, description=about.strip())
 
 
 def _log_model(client: Any, name: str, export: Path, run: Any) -> str:

@@ -106,11 +106,8 @@ class Tracker:
         import mlflow
         from mlflow.entities import Param
 
-        tracking = params.tracking
-        self._client = mlflow.MlflowClient(tracking_uri=tracking.uri)
-        found = self._client.get_experiment_by_name(tracking.experiment)
-        folder = None if tracking.uri.startswith("http") else str(Path(tracking.artifacts).resolve())
-        self._experiment = found.experiment_id if found else self._client.create_experiment(tracking.experiment, folder)
+        self._client = mlflow.MlflowClient(tracking_uri=params.tracking.uri)
+        self._experiment = lineage.experiment(self._client, params.tracking, self._root)
         if run_id and self._client.search_runs([self._experiment], f"attributes.run_id = '{run_id}'"):
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "loss")

@@ -14,6 +14,7 @@ import typer
 
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, UserError
+from phantom.lineage import join_repro
 from phantom.privacy import stay_offline
 from phantom.progress import say
 
@@ -89,6 +90,7 @@ def stage(
 
     A stage replaces its outputs whole, or keeps its progress aside: it may be stopped at any time and run again.
     """
+    join_repro()
     where = [f"compute.{name}={launcher}"] if launcher else []
     tree = settings(context, params, [*(set_ or []), *where], benchmark, captions)
     try:
