@@ -235,6 +235,13 @@ def test_a_cluster_without_the_operator(cluster: FakeCluster):
     assert not found["job kinds"].ok and "trainer" in found["job kinds"].mend
     assert not found["operator"].ok and "trainer" in found["operator"].mend
     assert ("trainer.kubeflow.org", "trainjobs", "create") in cluster.asked
+    cluster.answers["GET /apis/trainer.kubeflow.org/v1alpha1"] = {"resources": [{"name": "trainjobs"}]}
+    found = cluster.look("cluster.operator=trainjob")
+    assert found["job kinds"].finding == "no TrainingRuntime phantom in lab"
+    assert found["job kinds"].mend == "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
+    runtime = "GET /apis/trainer.kubeflow.org/v1alpha1/namespaces/lab/trainingruntimes/phantom"
+    cluster.answers[runtime] = {"kind": "TrainingRuntime"}
+    assert cluster.look("cluster.operator=trainjob")["job kinds"].ok
     del cluster.answers["GET /apis/kubeflow.org/v1"]
     assert "training-operator" in cluster.look()["job kinds"].mend
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from phantom.checks import Check, attempt, first_line
+from phantom.cluster.render import RUNTIME
 from phantom.config import Cluster, Params
 
 TIMEOUT = 5.0  # s
 LOOK = "look at `kubectl cluster-info`"
 APPLY = "kubectl apply -f k8s/"
+RUNTIME_MEND = "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
 OPERATORS = {  # where `kubectl apply -k` finds each, and the Deployment that it makes
     "pytorchjob": (
         "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4",
@@ -94,12 +96,15 @@ def _reached(name: str, api: Any, settings: Cluster) -> Check:
 
 
 def _kinds(name: str, api: Any, settings: Cluster) -> Check:
-    """The custom resource that training is submitted as."""
+    """The custom resource that training is submitted as, and the runtime that a TrainJob names."""
     from phantom.cluster.api import KINDS
 
     kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
     served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
     if any(resource["name"] == kind.plural for resource in served):
+        place = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
+        if settings.operator == "trainjob" and _seen(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
+            return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", RUNTIME_MEND)
         return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
     mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
     return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
