@@ -180,6 +180,9 @@ def test_a_server_that_is_not_there_is_named(s3, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StageFailed, match=r"the server cannot be reached: [^\n]*run again to go on$"):
         remote(bucket, tmp_path).list()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"here: the settings of the AWS tools: [^\n]*127\.0\.0\.1:9"):
+        remote(bucket, tmp_path)
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_mixed(s3, bucket, tmp_path):

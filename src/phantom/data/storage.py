@@ -145,8 +145,11 @@ class S3Folder:
         bucket, _, prefix = url.removeprefix(S3).partition("/")
         self.bucket, self.prefix = bucket, prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.cache = cache
-        with self._explained(""):
-            self._client = _client()
+        try:
+            with self._explained(""):
+                self._client = _client()
+        except ValueError as error:
+            raise UserError(f"{self}: the settings of the AWS tools: {error}") from None
         self._entries: dict[str, Entry] | None = None
 
     def __str__(self) -> str:
