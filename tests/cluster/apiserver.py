@@ -75,6 +75,7 @@ class ApiServer:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)  # plurals that this server does not know
+    expired: int = 0  # watches to come that are told, after the first changes, that they are too old
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
     on_delete: Callable[[Object], bool] = lambda _: True  # whether the object goes at once
@@ -200,11 +201,16 @@ class _Handler(BaseHTTPRequestHandler):
             events += [("MODIFIED", text) for uid, text in there.items() if sent.get(uid, text) != text]
             events += [("DELETED", text) for uid, text in sent.items() if uid not in there]
             sent = there
+            if sent and self.api.expired:
+                self.api.expired -= 1
+                events.append(("ERROR", json.dumps(self._refuse(410, "too old resource version")[1])))
             try:
                 for kind, text in events:
                     line = f'{{"type": "{kind}", "object": {text}}}\n'.encode()
                     self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
             except OSError:
+                return
+            if "ERROR" in dict(events):
                 return
             time.sleep(0.01)
 

@@ -158,6 +158,16 @@ def test_a_killed_pod_starts_again_and_the_reason_is_told(cluster: Cluster, capf
     assert kept.read_text(encoding="utf-8") == "step 7\n"
 
 
+def test_a_change_of_a_pod_is_looked_at_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch, "POLL", 600)
+    cluster.image(torchrun=f"test -e again || {{ touch again; echo step 7; exit 1; }}\n{DONE}")
+    cluster.api.expired = 2  # and such a watch is begun anew
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.restarts == 1 and result.seconds < 300
+    assert f"pod {result.job}-worker-0 ended with exit code 1\n    step 7\n" in capfd.readouterr().err
+    assert cluster.api.expired == 0
+
+
 def test_an_evicted_pod_is_replaced_and_its_last_lines_are_kept(cluster: Cluster, capfd: Any):
     cluster.image(torchrun=f"echo step 7; {WAITS}")
     started = cluster.root / "started"

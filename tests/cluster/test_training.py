@@ -39,7 +39,7 @@ def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
     params = make_params(
         "train.steps=40",
         "train.batch_size=4",
-        "train.checkpoint_every=5",
+        "train.checkpoint_every=1",
         "train.validate_every=0",
         "train.control=false",
         "train.processes=2",
@@ -83,6 +83,11 @@ def the_model_is_made(cluster: Cluster) -> None:
     assert job["status"]["conditions"][-1]["type"] == "Succeeded"
 
 
+def went_on(cluster: Cluster) -> bool:
+    """Whether a pod says so. Its last lines may never arrive here: the operator deletes what still runs at the end."""
+    return any("train phantom: continues after step" in line for log in cluster.api.logs.values() for _, line in log)
+
+
 def run(flow: ModuleType, caplog: pytest.LogCaptureFixture) -> str:
     """Runs the flow, in which every stage has to run; what was said."""
     ran = flow.full_pipeline()
@@ -96,7 +101,7 @@ def test_a_pod_is_killed_and_training_goes_on(
     root = two_pods(cluster, make_params)
     meanwhile(lambda: first_checkpoint(cluster), lambda: cluster.controllers.kill(cluster.controllers.running()[1]))
     said = run(flow, caplog)
-    assert "-worker-1 ran out of memory" in said and "train phantom: continues after step" in said, said
+    assert "-worker-1 ran out of memory" in said and went_on(cluster), said
     the_model_is_made(cluster)
     # The same again costs nothing: DVC has it.
     calls(root)
@@ -114,7 +119,7 @@ def test_a_pod_is_put_out_and_training_goes_on(
     )
     said = run(flow, caplog)
     assert f"was put out (Evicted): {low}" in said or "-worker-0 is gone" in said, said
-    assert "train phantom: continues after step" in said
+    assert went_on(cluster), said
     the_model_is_made(cluster)
 
 

@@ -101,7 +101,10 @@ class Connection:
                     self.namespace, label_selector=f"{JOB}={job}", **options
                 )
                 for line in _lines(pods.stream()):
-                    sink(json.loads(line)["object"])
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":  # such as 410: the server has forgotten where this watch was
+                        raise ValueError(event["object"])
+                    sink(event["object"])
                     if over.is_set():
                         return
             except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError, KeyError):

@@ -18,7 +18,7 @@ from phantom.cluster.words import End, State, ends, job_state, one_line, taken, 
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say
 
-POLL = 3.0  # s
+POLL = 3.0  # s, or as soon as a pod changes
 PATIENCE = 60.0  # s without a sign of the operator before this is said
 LAST_LINES = 40  # of a log, kept of every pod
 FIRST_LINES = 200  # of a log, shown of a pod that runs already
@@ -36,7 +36,7 @@ class Watch:
         self.restarts = 0
         self._uid = ""  # of the job
         self._created = ""  # the job
-        self._over = threading.Event()
+        self._over, self._wake = threading.Event(), threading.Event()
         self._state: State | None = None
         self._began = time.monotonic()
         self._changes: deque[Manifest] = deque()  # pods as they were for a while
@@ -49,7 +49,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """From now on no change of a pod is missed, such as one that ends and is deleted between two polls."""
-        follow = (self.name, self._changes.append, self._over)
+        follow = (self.name, self._hear, self._over)
         threading.Thread(target=self.connection.changes, args=follow, daemon=True).start()
         return self
 
@@ -59,7 +59,8 @@ class Watch:
     def run(self) -> None:
         """Returns when the job has succeeded. Raises UserError, Interrupted or StageFailed, as the stage did."""
         while not self.poll():
-            time.sleep(POLL)
+            self._wake.wait(POLL)
+            self._wake.clear()
 
     def poll(self) -> bool:
         """One look at the job. True if it has succeeded."""
@@ -82,6 +83,11 @@ class Watch:
         return state.phase == "succeeded"
 
     # --- pods ---------------------------------------------------------------------------------------------------------
+
+    def _hear(self, pod: Manifest) -> None:
+        """A pod has changed: it is looked at before it is gone, and its log with it."""
+        self._changes.append(pod)
+        self._wake.set()
 
     def _look_at(self, pods: list[Manifest], state: State) -> None:
         there = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
