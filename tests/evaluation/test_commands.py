@@ -48,7 +48,8 @@ def phantom(*arguments):
     cli.app([str(argument) for argument in arguments], standalone_mode=False)
 
 
-def test_score_prints_json_with_the_score_on_top(benchmark, runs, capsys, tmp_path):
+def test_score_prints_json_with_the_score_on_top(benchmark, runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     phantom(
         "score", "physics-iq", "--generated", runs[0], "--benchmark", benchmark, "--csv", tmp_path / "a.csv", "--json"
     )
@@ -60,7 +61,20 @@ def test_score_prints_json_with_the_score_on_top(benchmark, runs, capsys, tmp_pa
     assert f"Physics-IQ, original: {found['score']:.2f}" in capsys.readouterr().out
 
 
-def test_several_folders_are_runs_of_one_model(benchmark, runs, capsys):
+def test_a_score_is_kept_beside_the_checkpoints_or_where_told_or_nowhere(benchmark, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("score", "physics-iq", "--generated", runs[0], "--benchmark", benchmark)
+    phantom(*command, "--no-cache")
+    assert not list(tmp_path.iterdir())
+    phantom(*command, "--cache", "elsewhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    phantom(*command)
+    assert len(list((tmp_path / "checkpoints/scores").glob("*.json"))) == 6
+    assert len(list((tmp_path / "checkpoints/scores/recordings").iterdir())) == 6
+
+
+def test_several_folders_are_runs_of_one_model(benchmark, runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     both = [option for folder in runs for option in ("--generated", folder)]
     phantom("score", "physics-iq", *both, "--benchmark", benchmark, "--json")
     found = json.loads(capsys.readouterr().out)

@@ -115,7 +115,10 @@ def score_physics_iq(
     csv: Annotated[Path | None, typer.Option(help="Write the metrics in the official format.")] = None,
     from_csv: Annotated[Path | None, typer.Option(help="Score an official csv of metrics instead.")] = None,
     workers: Annotated[int | None, typer.Option(help="Videos at a time; by default one a core.", min=1)] = None,
-    cache: Annotated[Path | None, typer.Option(help="Keep finished comparisons here, by content.")] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where finished comparisons and small recordings stay, by content.")
+    ] = Path("checkpoints/scores"),
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the videos of a model on Physics-IQ."""
@@ -130,7 +133,7 @@ def score_physics_iq(
         mask_codec=mask_codec,
         subset=subset,
         workers=workers,
-        cache=cache,
+        cache=None if no_cache else cache,
         csv_out=csv,
     )
     show(result, as_json, runs.as_text(result))

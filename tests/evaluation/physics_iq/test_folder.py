@@ -11,7 +11,7 @@ from scipy import ndimage
 from phantom.data.physics_iq import layout, masks
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq import folder
+from phantom.evaluation.physics_iq import compare, summary
 from phantom.evaluation.physics_iq.folder import score_csv, score_folder, score_folders
 from tests.evaluation import benchmark as small
 
@@ -164,7 +164,7 @@ def test_what_is_recorded_is_the_best_and_a_shift_costs(benchmark, generated, tm
     for name in small.names():
         if name.take == 1:
             shutil.copy(layout.testing_video(benchmark, name, small.FPS), tmp_path / name.generated)
-    for protocol in folder.PROTOCOLS:
+    for protocol in summary.PROTOCOLS:
         itself = score_folder(tmp_path, benchmark, protocol=protocol)
         shifted = score_folder(generated, benchmark, protocol=protocol)
         assert itself["score"] == pytest.approx(100)
@@ -303,8 +303,8 @@ def test_a_csv_names_the_line_and_cell_that_is_off(benchmark, generated, tmp_pat
 def test_finished_comparisons_are_found_by_content_and_never_stale(benchmark, copied, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     made = []
-    metrics = folder.several_metrics
-    monkeypatch.setattr(folder, "several_metrics", lambda *a: made.extend(a[4]) or metrics(*a))
+    metrics = compare.several_metrics
+    monkeypatch.setattr(compare, "several_metrics", lambda *a: made.extend(a[1]) or metrics(*a))
     before = score_folder(copied, benchmark, cache=cache)
     assert len(made) == 6
     renamed = copied.rename(tmp_path / "other-name")
@@ -324,8 +324,8 @@ def test_folders_scored_together_have_the_scores_of_each_alone(benchmark, genera
     other = small.write_generated(tmp_path / "other", offset=5)
     sorted(other.iterdir())[0].unlink()
     read = []
-    frames = folder.frames
-    monkeypatch.setattr(folder, "frames", lambda path: read.append(path.name) or frames(path))
+    frames = compare.frames
+    monkeypatch.setattr(compare, "frames", lambda path: read.append(path.name) or frames(path))
     folders = [generated, other]
     together = score_folders(folders, benchmark, subset=True, workers=2, cache=tmp_path / "cache")
     takes = [name for name in read if "take" in name]
@@ -334,7 +334,7 @@ def test_folders_scored_together_have_the_scores_of_each_alone(benchmark, genera
     assert len(takes) == 6 * 3  # two takes and the size of one, whatever the number of folders
 
     # Those found in the cache are not compared again beside new ones.
-    monkeypatch.setattr(folder, "several_metrics", lambda *a: pytest.fail("compared again"))
+    monkeypatch.setattr(compare, "several_metrics", lambda *a: pytest.fail("compared again"))
     assert score_folders(folders, benchmark, subset=True, cache=tmp_path / "cache") == together
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,6 +30,7 @@ SCALARS = (
 )
 
 Metrics = dict[str, Any]
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # one frame of both takes, and of their masks
 
 
 def view_metrics(
@@ -40,20 +41,19 @@ def view_metrics(
     Frames are uint8 (h, w, 3), masks bool (h, w), all of one size and count; iterables are read once, in step.
     Raises ValueError where counts or sizes differ.
     """
-    return several_metrics(real_1, real_2, mask_1, mask_2, [(generated, mask_generated)])[0]
+    truth = zip(real_1, real_2, mask_1, mask_2, strict=True)
+    return several_metrics(truth, [(generated, mask_generated)])[0]
 
 
-def several_metrics(
-    real_1: Frames, real_2: Frames, mask_1: Frames, mask_2: Frames, generated: Sequence[tuple[Frames, Frames]]
-) -> list[Metrics]:
-    """`view_metrics` of several generated videos, each with its masks; the takes are read once for all of them."""
-    truth: dict[str, Any] = {"variance_mse": [], "variance_spatiotemporal_iou": []}
-    found: list[dict[str, Any]] = [{key: [] for key in LISTS if key not in truth} for _ in generated]
+def several_metrics(truth: Iterable[Row], generated: Sequence[tuple[Frames, Frames]]) -> list[Metrics]:
+    """`view_metrics` of several generated videos, each with its masks, by one reading of the takes and theirs."""
+    takes: dict[str, Any] = {"variance_mse": [], "variance_spatiotemporal_iou": []}
+    found: list[dict[str, Any]] = [{key: [] for key in LISTS if key not in takes} for _ in generated]
     counts: list[np.ndarray] = []  # for take 1, take 2, and each generated: in how many frames each pixel moves
-    for real1, real2, m1, m2, *others in zip(real_1, real_2, mask_1, mask_2, *chain(*generated), strict=True):
+    for (real1, real2, m1, m2), *others in zip(truth, *chain(*generated), strict=True):
         fakes, masks = others[::2], others[1::2]
-        truth["variance_mse"].append(mse(real1, real2))
-        truth["variance_spatiotemporal_iou"].append(iou(m1, m2))
+        takes["variance_mse"].append(mse(real1, real2))
+        takes["variance_spatiotemporal_iou"].append(iou(m1, m2))
         for lists, fake, mask in zip(found, fakes, masks, strict=True):
             lists["v1_mse"].append(mse(real1, fake))
             lists["v2_mse"].append(mse(real2, fake))
@@ -66,11 +66,11 @@ def several_metrics(
     if not counts:
         raise ValueError("no frames")
     c1, c2, *rest = counts
-    truth |= {"variance_spatial": iou(c1 > 0, c2 > 0), "variance_weighted_spatial": weighted_iou(c1, c2)}
+    takes |= {"variance_spatial": iou(c1 > 0, c2 > 0), "variance_weighted_spatial": weighted_iou(c1, c2)}
     return [
         {
             **lists,
-            **truth,
+            **takes,
             "spatial_iou_v1": iou(c1 > 0, cg > 0),
             "spatial_iou_v2": iou(c2 > 0, cg > 0),
             "weighted_spatial_iou_v1": weighted_iou(c1, cg),

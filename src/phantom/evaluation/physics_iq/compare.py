@@ -1,0 +1,179 @@
+"""Compares generated videos with both takes, several at a time, and keeps what is finished by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from phantom.data.physics_iq.layout import SECONDS
+from phantom.data.physics_iq.masks import Codec, binary, motion_masks, read_masks, stored
+from phantom.data.physics_iq.video import frames, probe, resampled, resampled_counts, resized
+from phantom.errors import UserError
+from phantom.evaluation.physics_iq import recordings
+from phantom.evaluation.physics_iq.metrics import Metrics, Row, several_metrics
+from phantom.progress import track
+
+FORMULAS = 1  # raised when the metrics of unchanged files would change, so that no cached result outlives its formula
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files of one comparison and how they are read. A mask of None is computed from its video."""
+
+    generated: Path
+    takes: tuple[Path, Path]
+    rates: tuple[int, int]  # of the takes
+    masks: tuple[Path | None, Path | None]
+    fps: int
+    codec: Codec
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [self.generated, *self.takes, *(mask for mask in self.masks if mask)]
+
+    @property
+    def truth(self) -> tuple[Any, ...]:
+        """What jobs must have in common to be compared with one reading of the recordings."""
+        return self.takes, self.rates, self.masks, self.fps, self.codec
+
+    def key(self, digests: Mapping[Path, str]) -> str:
+        """Names the result by the contents of the files, whatever they are called."""
+        return self._key(digests, self.files)
+
+    def truth_key(self, digests: Mapping[Path, str]) -> str:
+        """Names what is read of the recordings in the same way."""
+        return self._key(digests, self.files[1:])
+
+    def _key(self, digests: Mapping[Path, str], files: Sequence[Path]) -> str:
+        parts = [FORMULAS, cv2.__version__, self.fps, self.rates, self.codec, [mask is not None for mask in self.masks]]
+        parts += [digests[path] for path in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[Job, Metrics]:
+    """The metrics of every job; those of one truth together, `workers` of such groups at a time."""
+    cache = cache if cache and recordings.writable(cache) else None
+    groups: dict[Any, list[Job]] = {}
+    for job in dict.fromkeys(jobs):
+        groups.setdefault(job.truth, []).append(job)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # whole comparisons run beside each other
+    try:
+        with (
+            ThreadPoolExecutor(max(1, workers)) as pool,
+            track("score", sum(map(len, groups.values())), "videos") as bar,
+        ):
+            running = [pool.submit(compare, group, cache) for group in groups.values()]
+            done: dict[Job, Metrics] = {}
+            try:
+                for group, future in zip(groups.values(), running, strict=True):
+                    done.update(zip(group, future.result(), strict=True))
+                    bar.advance(len(group))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            return done
+    finally:
+        cv2.setNumThreads(before)
+
+
+def compare(jobs: Sequence[Job], cache: Path | None = None) -> list[Metrics]:
+    """The metrics of jobs of one truth. `cache`: what is finished, and the recordings at their small size, by content.
+
+    Raises UserError naming the file.
+    """
+    if cache is None:
+        return _measure(jobs)
+    digests = {path: _digest(path) for path in {path for job in jobs for path in job.files}}
+    places = {job: cache / f"{job.key(digests)}.json" for job in jobs}
+    done = {job: _finished(places[job]) for job in jobs}
+    missing = [job for job in jobs if done[job] is None]
+    truth = recordings.place(cache, jobs[0].truth_key(digests))
+    for job, metrics in zip(missing, _measure(missing, truth) if missing else [], strict=True):
+        part = places[job].with_suffix(f".{threading.get_ident()}.part")
+        part.write_text(json.dumps(metrics), encoding="utf-8")
+        part.replace(places[job])
+        done[job] = metrics
+    return [done[job] or {} for job in jobs]
+
+
+def _finished(place: Path) -> Metrics | None:
+    """The metrics at `place`; None where there are none, or not as written."""
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _measure(jobs: Sequence[Job], place: Path | None = None) -> list[Metrics]:
+    """The metrics of jobs of one truth, which is read from `place`, or from the recordings and kept there."""
+    found = recordings.kept(place, SECONDS * jobs[0].fps) if place else None
+    size, truth = found or _truth(jobs[0])
+    if place and not found and recordings.has_room(place.parent):
+        truth = recordings.keep(truth, place)
+    return several_metrics(truth, [_read(job.generated, job.fps, None, job, size) for job in jobs])
+
+
+def _truth(job: Job) -> tuple[tuple[int, int], Iterator[Row]]:
+    """The size of the comparison, and frame by frame both takes with their masks."""
+    size = _quarter(job.takes[0])
+    (real_1, mask_1), (real_2, mask_2) = (
+        _read(*take, job, size) for take in zip(job.takes, job.rates, job.masks, strict=True)
+    )
+    return size, zip(real_1, real_2, mask_1, mask_2, strict=True)
+
+
+def _read(
+    path: Path, rate: int, ready: Path | None, job: Job, size: tuple[int, int]
+) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """A video and its masks, at `size` and the rate of the comparison."""
+    fps, codec = job.fps, job.codec
+    moving = read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, fps)), fps, codec)
+    video = resized(at_rate(path, rate, fps), size)
+    return _five_seconds(video, path, fps), _five_seconds(binary(moving, size), ready or path, fps)
+
+
+def at_rate(path: Path, rate: int, fps: int) -> Iterator[np.ndarray]:
+    """The frames of `path`, a video of `rate` frames per second, at `fps`. The official tool stores them in between."""
+    if rate == fps:
+        yield from frames(path)
+        return
+    count, wanted = resampled_counts(probe(path), fps)
+    try:
+        yield from resampled(frames(path), count, wanted)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _five_seconds(video: Iterator[np.ndarray], path: Path, fps: int) -> Iterator[np.ndarray]:
+    """The first 5 s of `video`; a video that ends earlier is a UserError."""
+    index = -1
+    for index, frame in enumerate(islice(video, SECONDS * fps)):  # noqa: B007
+        yield frame
+    if index + 1 < SECONDS * fps:
+        raise UserError(
+            f"{path}: {index + 1} frames can be decoded, {SECONDS * fps} make {SECONDS} s at {fps} per second"
+        )
+
+
+def _quarter(path: Path) -> tuple[int, int]:
+    """A quarter of the (width, height) of `path`: the size at which everything is compared."""
+    for frame in frames(path):
+        return max(1, frame.shape[1] // 4), max(1, frame.shape[0] // 4)
+    raise UserError(f"{path}: no frame in it can be decoded")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
