@@ -41,10 +41,7 @@ def experiment(client: Any, tracking: Tracking, root: Path) -> str:
         return found.experiment_id
     # A server has its own place for artifacts.
     folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
-    # What MLflow's pages show first: training runs, and not the traces of agents.
-    return client.create_experiment(
-        tracking.experiment, folder, tags={"mlflow.experimentKind": "custom_model_development"}
-    )
+    return client.create_experiment(tracking.experiment, folder)
 
 
 def tags_of(params: Params, root: Path = Path()) -> dict[str, str]:
