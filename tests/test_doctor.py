@@ -154,11 +154,17 @@ def test_a_store_that_is_a_server(make_params, checkout: Path):
 
 def test_a_prefect_server_that_is_named_must_answer(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert named(doctor(make_params(), root=checkout))["prefect server"].ok
+    assert named(doctor(make_params(), root=checkout))["prefect server"].finding.startswith("none is named")
     answers: dict[str, Any] = {"GET /api/health": {}}
     with api_server(answers) as address:
+        (checkout / "prefect.toml").write_text(f'[api]\nurl = "{address}/api"\n', encoding="utf-8")
+        assert named(doctor(make_params(), root=checkout))["prefect server"].finding == f"{address}/api answers"
         monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
         assert named(doctor(make_params(), root=checkout))["prefect server"].ok
+    monkeypatch.delenv("PREFECT_API_URL")
+    ours = named(doctor(make_params(), root=checkout))["prefect server"]
+    assert ours.ok and ours.finding.startswith(f"none at {address}/api: `phantom up` starts one")
+    monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
     gone = named(doctor(make_params(), root=checkout))["prefect server"]
     assert not gone.ok and "refused" in gone.finding and "`phantom up`" in gone.mend
 

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sqlite3
 import sys
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -49,7 +50,7 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
         "frozen parts": lambda name: _frozen_parts(name, params, root),
         "disk": lambda name: _disk(name, params, root),
         "mlflow store": lambda name: _mlflow(name, params.tracking.uri, root),
-        "prefect server": _prefect_server,
+        "prefect server": lambda name: _prefect_server(name, root),
         "ports": _ports,
         "git and dvc": lambda name: _git_and_dvc(name, root),
         "dvc remote": lambda name: _dvc_remote(name, root),
@@ -235,16 +236,20 @@ def _sqlite(name: str, file: Path) -> Check:
     return Check(name, os.access(file, os.W_OK), f"{file}, schema {version_}", f"make {file} writable")
 
 
-def _prefect_server(name: str) -> Check:
-    """What PREFECT_API_URL names answers. Without it there is nothing to reach: `phantom up` brings its own server."""
-    url = os.environ.get("PREFECT_API_URL")
+def _prefect_server(name: str, root: Path) -> Check:
+    """The server that PREFECT_API_URL names has to answer; that of prefect.toml is the one that `phantom up` brings."""
+    named, file = os.environ.get("PREFECT_API_URL"), root / "prefect.toml"
+    ours = tomllib.loads(file.read_text(encoding="utf-8"))["api"]["url"] if file.is_file() else None
+    url = named or ours
     if not url:
-        return Check(name, True, "PREFECT_API_URL is not set: `phantom up` starts one, `phantom run` needs none")
+        return Check(name, True, "none is named (PREFECT_API_URL): `phantom up` starts one, `phantom run` needs none")
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT):
             return Check(name, True, f"{url} answers")
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if not named:
+            return Check(name, True, f"none at {url}: `phantom up` starts one, `phantom run` needs none")
         return Check(name, False, f"{url}: {reason}", "`phantom up` starts one here; else set PREFECT_API_URL to yours")
 
 
