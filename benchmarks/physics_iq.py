@@ -32,7 +32,7 @@ import numpy as np
 from phantom.data.physics_iq import masks
 from phantom.data.physics_iq.layout import SECONDS
 from phantom.data.physics_iq.video import frames
-from phantom.evaluation.physics_iq.compare import Job, compare
+from phantom.evaluation.physics_iq.compare import Job, compare_all
 
 GENERATED = (832, 480)
 RUNS = 4  # of a model, as Physics-IQ Verified asks for
@@ -135,7 +135,8 @@ def ours(folder: Path, fps: int, number: int, runs: int, cache: Path) -> dict[st
     """What `phantom score physics-iq` does for one view."""
     takes, ready = (tuple(folder / name for name in names) for names in (TAKES, MASKS))
     videos = [folder / f"generated-{number + i}.mp4" for i in range(runs)]
-    return compare([Job(video, takes, (fps, fps), ready, fps, "mp4v") for video in videos], cache)[0]
+    jobs = [Job(video, takes, (fps, fps), ready, fps, "mp4v") for video in videos]
+    return compare_all(jobs, 1, cache)[jobs[0]]
 
 
 def write_files(folder: Path, width: int, height: int, fps: int) -> None:

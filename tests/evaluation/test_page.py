@@ -39,7 +39,8 @@ def page(scenes=2):
         bars=[("One frame", [Bar("Base", "base", 40, "40.0"), Bar("Phantom", "phantom", 45, "45.0", "+5.0", "good")])],
         tables=[Table("One frame", ["Base", "Phantom"], ["base", "phantom"], [("Physics-IQ", [row])])],
         scenes=[
-            Scene(f"Scene {i}", ("fall", "a <i>roll")[i % 2], ODD, shown, (1.5, -2.0, 3.0)[i]) for i in range(scenes)
+            Scene(f"Scene {i}", ("fall", "a <i>roll")[i % 2], ODD, shown, (1.5, -2.0, 3.0, 50.0)[i], None, i // 3)
+            for i in range(scenes)
         ],
         modes=[("single", "from one frame"), ("multi", "from several")],
         fps=FPS,
@@ -188,6 +189,13 @@ def test_scenes_are_filtered_by_category_and_by_gain_and_loss(browser, tmp_path)
     choose(browser, "order", "Any change")
     assert titles(browser) == ["Scene 0", "Scene 1", "Scene 2"]
     assert browser.get_log("browser") == []
+
+
+def test_gains_of_several_benchmarks_are_ordered_apart(browser, tmp_path):
+    (tmp_path / "index.html").write_text(render(page(4)))
+    browser.get((tmp_path / "index.html").as_uri())
+    choose(browser, "order", "Largest gain first")
+    assert titles(browser) == ["Scene 2", "Scene 0", "Scene 3"]  # the last, of another benchmark, gains 50
 
 
 def test_scenes_are_filtered_by_keyboard_alone(browser, tmp_path):

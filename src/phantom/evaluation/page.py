@@ -84,6 +84,7 @@ class Scene:
     shown: Sequence[Shown]
     gain: float | None = None  # over the base, by which scenes can be ordered
     shape: tuple[int, int] | None = None  # width and height of its videos, if others than the page's
+    benchmark: int = 0  # a number for each; gains of several have no common scale, and are ordered apart
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def walls(
     several = list(made.values())
     widest = max((one.shape for one in several), key=lambda shape: shape[0])
     whole = Wall(
-        [scene for one in several for scene in one.scenes],
+        [replace(scene, benchmark=number) for number, one in enumerate(several) for scene in one.scenes],
         max(one.fps for one in several),
         max(one.seconds for one in several),
         widest,
