@@ -82,6 +82,20 @@ def test_versions_that_do_not_work_together(
     assert not found.ok and found.mend == mend
 
 
+def test_an_orchestrator_needs_no_torch(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    installed = checking.version
+    gone = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+    monkeypatch.setattr(checking, "version", lambda name: None if name in gone else installed(name))
+    for name in (*gone, "phantom.plan"):
+        monkeypatch.setitem(sys.modules, name, None)
+    jobs = [f"compute.{stage}=kubernetes" for stage in ("encode", "train", "evaluate")]
+    found = named(doctor(make_params(*jobs), root=checkout))
+    assert [name for name, check in found.items() if not check.ok] == []
+    assert found["device"].finding.startswith("not looked at: no torch is installed")
+    here = named(doctor(make_params(*jobs[:2]), root=checkout))  # evaluation is not a job
+    assert not here["packages"].ok and "torch is missing" in here["packages"].finding
+
+
 def test_settings_that_the_frozen_parts_cannot_take(make_params, checkout: Path):
     found = named(doctor(make_params("data.height=70"), root=checkout))
     assert not found["settings"].ok and "data.height: found 70" in found["settings"].finding

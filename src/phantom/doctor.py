@@ -30,8 +30,9 @@ from phantom.errors import UserError
 GIB = 2**30
 SPARE = 5 * GIB  # for clips, logs and reports
 # What the pipeline is made of; the rest of constraints.txt comes with them.
+COMPUTING = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 PACKAGES = (
-    *("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "opencv-python-headless"),
+    *("av", "opencv-python-headless"),
     *("mlflow", "prefect", "fastapi", "dvc", "ruamel.yaml", "pydantic", "typer"),
 )
 CLUSTER_PACKAGES = ("kubernetes", "kubeflow-training")
@@ -43,7 +44,7 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
     """Runs every check. A check that itself fails is one that has failed."""
     checks: dict[str, Callable[[str], Check]] = {
         "python": _python,
-        "packages": lambda name: _packages(name, PACKAGES, root),
+        "packages": lambda name: _packages(name, (*COMPUTING, *PACKAGES), root),
         "prefect and fastapi": _prefect,
         "device": _device,
         "settings": lambda name: _settings(name, params, root),
@@ -56,6 +57,9 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
         "dvc remote": lambda name: _dvc_remote(name, root),
         "video encoder": _video,
     }
+    if version("torch") is None and set(params.compute.model_dump().values()) == {"kubernetes"}:
+        checks |= dict.fromkeys(("device", "settings", "frozen parts"), _elsewhere)
+        checks["packages"] = lambda name: _packages(name, PACKAGES, root)
     if cluster:
         from phantom.cluster.checkup import checkup
 
@@ -121,6 +125,11 @@ def _kubernetes_client(name: str) -> Check:
     return Check(name, works, finding, "pip install 'kubernetes<36'")
 
 
+def _elsewhere(name: str) -> Check:
+    """In the orchestrator's image, say."""
+    return Check(name, True, "not looked at: no torch is installed, and every stage that needs it is a job (compute.*)")
+
+
 def _device(name: str) -> Check:
     import torch
 
@@ -183,10 +192,10 @@ def _missing(source: str, part: str, revision: str | None, root: Path) -> list[t
 
 def _disk(name: str, params: Params, root: Path) -> Check:
     """Room for the latents and for the checkpoints that a run keeps, the one that is being written among them."""
-    from phantom.plan import plan
-
     needed = SPARE
-    with suppress(UserError):  # of which the settings' own check says more
+    with suppress(UserError, ModuleNotFoundError):  # of which the settings' own check says more
+        from phantom.plan import plan
+
         storage = plan(params, "H100", 1, root=root)["storage"]
         needed += (storage["bytes"] or 0) + (storage["checkpoints_kept"] + 1) * storage["checkpoint"]
     free = shutil.disk_usage(root).free
