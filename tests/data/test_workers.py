@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -188,6 +189,19 @@ def test_two_workers_of_one_number_do_not_both_work(params, tmp_path):
     encode(params, tmp_path, Share(1, OF))
     encode(params, tmp_path)
     assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("share", [None, Share(1, OF)])
+def test_a_volume_without_locks_is_named(params, tmp_path, monkeypatch, share):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    write_clips(tmp_path, LENGTHS)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/checkpoints/[^\n]*lock: its file system has no locks \(Function"
+    ):
+        encode(params, tmp_path, share)
 
 
 def hold(params, root):

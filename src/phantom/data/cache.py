@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from phantom.data.files import lock_file
 from phantom.errors import UserError
 
 POLL = 0.1  # s between looks for space, while every file is in use
@@ -54,7 +55,7 @@ class Cache:
             file = path.open("rb")
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
+        lock_file(file, fcntl.LOCK_SH)
         try:  # between opening and locking it may have been removed, or replaced
             same = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except FileNotFoundError:
@@ -83,10 +84,10 @@ class Cache:
         """A new file at `part`, locked, that takes up `size` bytes already: those who ask for space count it."""
         while True:
             with (self.folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock_file(lock, fcntl.LOCK_EX)
                 if self._make_space(size):
                     file = part.open("wb")
-                    fcntl.flock(file, fcntl.LOCK_SH)
+                    lock_file(file, fcntl.LOCK_SH)
                     try:
                         if size:
                             os.posix_fallocate(file.fileno(), 0, size)
@@ -111,7 +112,7 @@ class Cache:
             if total + size <= self.limit:
                 break
             with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
                 total -= stat.st_size
         return total + size <= self.limit

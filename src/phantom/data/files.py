@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,8 +10,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from phantom.errors import UserError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def sha256(path: Path) -> str:
@@ -34,6 +38,19 @@ def settle(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def lock_file(file: IO[Any], kind: int) -> None:
+    """`fcntl.flock`, which raises BlockingIOError. Raises UserError where the file system has no locks."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"{file.name}: its file system has no locks ({error.strerror}); mount it with them (NFS: with its lock "
+            "service; Lustre: -o flock)"
+        ) from None
+
+
 @contextmanager
 def alone(lock: Path, work: str) -> Iterator[None]:
     """Lets one process at a time do `work`, for as long as the context lasts. Raises UserError in any other."""
@@ -41,7 +58,7 @@ def alone(lock: Path, work: str) -> Iterator[None]:
     while True:
         file = lock.open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             raise UserError(f"{lock}: another process {work} just now; run again when it has ended") from None

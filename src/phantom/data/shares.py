@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from phantom.cores import cores
 from phantom.data.ahead import ahead
-from phantom.data.files import sha256
+from phantom.data.files import lock_file, sha256
 from phantom.data.shards import stored_name
 from phantom.data.storage import Folder
 from phantom.errors import UserError
@@ -64,7 +64,7 @@ def at_work(folder: Path, who: str) -> Iterator[None]:
     """Holds the folder of a worker. Raises UserError if another process does: two would do the same work."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
-        if not _lock(lock.fileno()):
+        if not _lock(lock):
             raise UserError(f"{folder}: {who} is at work already; give each worker a number of its own")
         yield
 
@@ -74,7 +74,7 @@ def refuse_others_at_work(work: Path, own: str) -> None:
     for path in sorted(work.glob(f"*/{LOCK}")):
         if path.parent.name != own:
             with path.open() as lock:
-                if not _lock(lock.fileno()):
+                if not _lock(lock):
                     raise UserError(f"{path.parent}: a worker is at work there; run `phantom encode` when it is done")
 
 
@@ -113,9 +113,9 @@ def _is_whole(shard: Shard, store: Folder | None) -> bool:
     return store is not None and store.size(stored_name(shard.note["sha256"])) == shard.note["bytes"]
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(file: IO[str]) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
