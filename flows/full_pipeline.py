@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPError
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -21,6 +22,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.exceptions import PrefectException
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
@@ -52,6 +54,27 @@ class Approval(RunInput):
     approved: bool = True
 
 
+class Progress:
+    """An artifact with the progress of a stage. A server that is away or has a fault stops no work of days."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._warned = stage, False
+        self._artifact: Any = None  # its id, once there is one
+
+    def show(self, percent: float) -> None:
+        """Makes the artifact or changes it."""
+        key, description = f"{self._stage}-progress", f"Progress of {self._stage}"
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(progress=percent, key=key, description=description)
+            else:
+                update_progress_artifact(self._artifact, progress=percent)
+        except (HTTPError, PrefectException) as error:
+            if not self._warned:
+                get_run_logger().warning(f"the progress of {self._stage} is not shown: {error}")
+            self._warned = True
+
+
 def _can_help(task: Any, run: Any, state: Any) -> bool:
     """Wrong input stays wrong; an interrupted or failed stage may go on."""
     return isinstance(state.result(raise_on_failure=False), Interrupted | StageFailed)
@@ -61,15 +84,16 @@ def _can_help(task: Any, run: Any, state: Any) -> bool:
 def repro(stage: str, lock: int, pipeline: str) -> bool:
     """`dvc repro --single-item <stage>`, its lines to the log and its progress to an artifact. True if it ran."""
     logger = get_run_logger()
-    artifact = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"Progress of {stage}")
+    progress = Progress(stage)
+    progress.show(0.0)
 
     def show(line: str) -> None:
         logger.info(line)
         if found := _PROGRESS.match(line):
-            update_progress_artifact(artifact, progress=100 * int(found[1]) / max(1, int(found[2])))  # type: ignore[arg-type]
+            progress.show(100 * int(found[1]) / max(1, int(found[2])))
 
     done = run_stage(stage, load_params(ROOT / "params.yaml"), ROOT, lock, show, pipeline)
-    update_progress_artifact(artifact, progress=100.0)  # type: ignore[arg-type]
+    progress.show(100.0)
     logger.info(describe(done))
     return done.ran
 

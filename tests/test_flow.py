@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -213,6 +214,23 @@ def test_the_flow_runs_a_task_for_each_stage(server: None, flow, finished: Path)
     assert [row["model"] for row in rows] == ["base", "phantom"]
     assert "/#/experiments/1/runs/abc" in made["mlflow-run"].data
     assert {name: task.name for name, task in flow.TASKS.items()} == {stage: stage for stage in STAGES}
+
+
+def test_a_server_that_takes_no_progress_stops_no_stage(
+    server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    faults = [flow.create_progress_artifact]
+
+    def refused(*_: object, **__: object) -> None:
+        monkeypatch.setattr(flow, "create_progress_artifact", faults[0])  # the first time alone
+        raise httpx.ConnectError("All connection attempts failed")
+
+    for call in ("create_progress_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(flow, call, refused)
+    ran = flow.full_pipeline(params={"train": {"steps": 90}})
+    assert ran == {stage: stage in ("train", "evaluate", "register") for stage in STAGES}
+    assert calls(finished) == ["train", "evaluate", "register"]
+    assert caplog.text.count("the progress of train is not shown: All connection attempts failed") == 1
 
 
 def test_the_flow_does_not_retry_wrong_input(server: None, flow, finished: Path):
