@@ -1,7 +1,10 @@
-"""An S3 server for the tests of data, started once, when the first test asks for it."""
+"""An S3 server for the tests of data, started once, when the first test asks for it; and locks as strict as NFS's."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -10,6 +13,20 @@ import pytest
 
 from phantom.data import storage
 from tests.data.s3 import Proxy, Server
+
+
+@pytest.fixture(autouse=True)
+def locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There an exclusive lock asks for a file that may be written, a shared one for one that may be read."""
+    flock = fcntl.flock
+
+    def strict(file, kind):
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if kind & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", strict)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ class Cache:
             with (self.folder / "lock").open("w") as lock:
                 lock_file(lock, fcntl.LOCK_EX)
                 if self._make_space(size):
-                    file = part.open("wb")
+                    file = part.open("w+b")
                     lock_file(file, fcntl.LOCK_SH)
                     try:
                         if size:
@@ -111,7 +111,8 @@ class Cache:
         for stat, path in sorted(found, key=lambda one: one[0].st_mtime_ns):
             if total + size <= self.limit:
                 break
-            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            # PermissionError: another user's file, which is left alone.
+            with suppress(FileNotFoundError, BlockingIOError, PermissionError), path.open("r+b") as file:
                 lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
                 total -= stat.st_size

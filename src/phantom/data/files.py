@@ -39,7 +39,10 @@ def settle(path: Path) -> None:
 
 
 def lock_file(file: IO[Any], kind: int) -> None:
-    """`fcntl.flock`, which raises BlockingIOError. Raises UserError where the file system has no locks."""
+    """`fcntl.flock`, which raises BlockingIOError. Raises UserError where the file system has no locks.
+
+    For NFS the file has to be open for writing where the lock is exclusive, for reading where it is shared.
+    """
     try:
         fcntl.flock(file, kind)
     except OSError as error:

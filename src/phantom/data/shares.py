@@ -73,7 +73,7 @@ def refuse_others_at_work(work: Path, own: str) -> None:
     """Raises UserError if a worker other than that of the folder `own` is at work."""
     for path in sorted(work.glob(f"*/{LOCK}")):
         if path.parent.name != own:
-            with path.open() as lock:
+            with path.open("r+") as lock:
                 if not _lock(lock):
                     raise UserError(f"{path.parent}: a worker is at work there; run `phantom encode` when it is done")
 
