@@ -126,18 +126,21 @@ def _measure(jobs: Sequence[Job], place: Path | None = None) -> list[Metrics]:
 
 
 def _truth(job: Job) -> tuple[tuple[int, int], Iterator[Row]]:
-    """The size of the comparison, and frame by frame both takes with their masks."""
+    """The size of the comparison, and frame by frame both takes with their masks.
+
+    The masks are read first and held as bits: decoders of 4K take a hundred MiB each, and so only two are open at once.
+    """
     size = _quarter(job.takes[0])
-    (real_1, mask_1), (real_2, mask_2) = (
-        _read(*take, job, size) for take in zip(job.takes, job.rates, job.masks, strict=True)
-    )
-    return size, zip(real_1, real_2, mask_1, mask_2, strict=True)
+    read = [_read(*take, job, size) for take in zip(job.takes, job.rates, job.masks, strict=True)]
+    held = [[np.packbits(mask, axis=1) for mask in moving] for _, moving in read]
+    masks = ((np.unpackbits(bits, axis=1, count=size[0]).view(bool) for bits in of) for of in held)
+    return size, zip(*(video for video, _ in read), *masks, strict=True)
 
 
 def _read(
     path: Path, rate: int, ready: Path | None, job: Job, size: tuple[int, int]
 ) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """A video and its masks, at `size` and the rate of the comparison."""
+    """A video and its masks, at `size` and the rate of the comparison; neither is opened before it is asked for."""
     fps, codec = job.fps, job.codec
     moving = read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, fps)), fps, codec)
     video = resized(at_rate(path, rate, fps), size)
