@@ -147,6 +147,7 @@ ZIPPED = {
     "huge.mp4": "4294967280 bytes are too many",
     "moved.mp4": "damaged in its zip",
     "empty.mp4": "empty file",
+    "x" * 300 + ".mp4": "its name is too long",
 }
 
 

@@ -162,6 +162,27 @@ def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, 
     assert len(read(tmp_path / "there")[0]) == 4
 
 
+def test_keys_that_no_file_can_have_are_quarantined(folder_params, videos, bucket, tmp_path):
+    there = open_folder(f"s3://{bucket}/videos", tmp_path, folder_params().storage)
+    keys = {
+        "a.mp4": "a.mp4",
+        "a.mp4/inside.mp4": "b.mp4",
+        "x" * 300 + ".mp4": "c.mp4",
+        "two//slashes.mp4": "more/d.mp4",
+    }
+    caption_csv(videos, dict.fromkeys(keys, "A ball."))
+    for key, name in {**keys, "captions.csv": "captions.csv"}.items():
+        there.upload(videos / name, key)
+    prepare(folder_params(f"data.path=s3://{bucket}/videos"), tmp_path)
+    clips, left_out = read(tmp_path)
+    assert list(clips) == ["a"]
+    assert left_out == {
+        "a.mp4/inside.mp4": "a.mp4 is a file too",
+        "x" * 300 + ".mp4": "its name is too long, accepted: 255 bytes",
+        "two//slashes.mp4": "no such file",
+    }
+
+
 def test_what_cannot_be_a_clip_is_quarantined_with_its_reason_and_the_rest_goes_on(folder_params, videos, tmp_path):
     secret = tmp_path / "secret.mp4"
     shutil.copy(videos / "a.mp4", secret)

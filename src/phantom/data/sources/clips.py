@@ -21,6 +21,7 @@ from phantom.data.manifest import Clip, Quarantined, Split
 from phantom.data.video import BadClip, Fitted, fit_clip, probe, write_mp4
 from phantom.progress import track
 
+MAX_NAME = 255  # bytes of a file's name; keys of S3 and names in zips may have more
 MAX_CAPTION = 10_000  # characters; more is no caption but, say, a csv in which a quote is missing
 
 
@@ -139,6 +140,8 @@ def printable(text: str) -> str:
 
 def _make(item: Item, read: Read, data: Data, work: Path) -> Made | Removed | str:
     """The clip of `item`, made unless `work` has it; or the reason why there is none."""
+    if any(len(part.encode()) > MAX_NAME for part in Path(item.path).parts):
+        return f"its name is too long, accepted: {MAX_NAME} bytes"
     fitted: Fitted | None = None
     try:
         with read(item) as file:

@@ -44,6 +44,7 @@ def find(folder: Folder) -> Found:
     captions = list(_captions(folder, names, videos))
     if not videos and not captions:
         raise UserError(f"data.path: {folder}: no mp4 in it")
+    there = set(names)
     named = {PurePosixPath(file).as_posix() for file, _ in captions}
     items: dict[str, Item] = {}
     found = Found()
@@ -56,6 +57,8 @@ def find(folder: Folder) -> Found:
                 raise BadClip("not an mp4")
             if refusal := _refusal(folder, name):
                 raise BadClip(refusal)
+            if both := [str(above) for above in PurePosixPath(name).parents if str(above) in there]:
+                raise BadClip(f"{both[0]} is a file too")  # S3 knows no folders
             item = Item(id_, name, caption_text(caption))
             if id_ in items:
                 raise BadClip(f"duplicate: {items[id_].path} has the same name")
