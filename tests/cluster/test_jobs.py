@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,12 @@ def until(holds: Callable[[], Any], seconds: float = 120) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.02)
+
+
+def looked(cluster: Cluster) -> None:
+    """Waits until the watcher has looked at the job a few times from now on, however long that takes."""
+    asked = len(cluster.api.requests)
+    until(lambda: sum(bool(re.match(r"GET .*/pytorchjobs/", request)) for request in cluster.api.requests[asked:]) > 4)
 
 
 def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:
@@ -145,7 +152,7 @@ def test_a_killed_pod_starts_again_and_the_reason_is_told(cluster: Cluster, capf
     started = cluster.root / "started"
     meanwhile(
         lambda: until(started.exists),
-        lambda: time.sleep(0.3),
+        lambda: looked(cluster),
         lambda: cluster.controllers.kill(cluster.controllers.running()[0]),
         lambda: until(lambda: len(started.read_text().split()) == 2),
         (cluster.root / "go").touch,
@@ -173,7 +180,7 @@ def test_an_evicted_pod_is_replaced_and_its_last_lines_are_kept(cluster: Cluster
     started = cluster.root / "started"
     meanwhile(
         lambda: until(started.exists),
-        lambda: time.sleep(0.5),
+        lambda: looked(cluster),
         lambda: cluster.controllers.evict(cluster.controllers.running()[0], "The node was low on resource: memory."),
         lambda: until(lambda: len(started.read_text().split()) == 2),
         (cluster.root / "go").touch,
@@ -193,9 +200,9 @@ def test_a_pod_that_waits_for_a_node_or_an_image_is_told_once_and_is_no_failure(
     full = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     control.pending, control.no_image = full, "not found"
     meanwhile(
-        lambda: time.sleep(0.8),
+        lambda: looked(cluster),
         lambda: setattr(control, "pending", None),
-        lambda: time.sleep(0.8),
+        lambda: looked(cluster),
         lambda: setattr(control, "no_image", None),
     )
     pod = f"{run_job('train', cluster.params(), cluster.root).job}-worker-0"
@@ -214,7 +221,7 @@ def test_a_refused_pod_is_told_by_its_event(cluster: Cluster, capfd: Any):
     meanwhile(
         lambda: until(lambda: cluster.api.find("pytorchjobs")),
         lambda: cluster.api.event(the_job(cluster), "FailedCreatePod", refused),
-        lambda: time.sleep(0.5),
+        lambda: looked(cluster),
         lambda: setattr(cluster.controllers, "idle", False),
     )
     run_job("train", cluster.params(), cluster.root)
@@ -225,7 +232,7 @@ def test_a_job_that_nobody_takes_up_is_told(cluster: Cluster, capfd: Any, monkey
     cluster.image(torchrun=DONE)
     cluster.controllers.idle = True
     monkeypatch.setattr(watch, "PATIENCE", 0.2)
-    meanwhile(lambda: time.sleep(1), lambda: setattr(cluster.controllers, "idle", False))
+    meanwhile(lambda: looked(cluster), lambda: setattr(cluster.controllers, "idle", False))
     run_job("train", cluster.params(), cluster.root)
     assert capfd.readouterr().err.count("nobody has taken the job up yet") == 1
 
@@ -277,7 +284,7 @@ def test_a_job_deleted_by_someone_else_is_told(cluster: Cluster):
     cluster.image(torchrun=WAITS)
     meanwhile(
         lambda: until((cluster.root / "started").exists),
-        lambda: time.sleep(0.3),
+        lambda: looked(cluster),
         lambda: cluster.api.remove("pytorchjobs", the_job(cluster)["metadata"]["name"]),
     )
     with pytest.raises(StageFailed, match="was deleted by someone else"):
@@ -513,10 +520,10 @@ def test_a_suspended_job_waits_in_words_and_goes_on(cluster: Cluster, capfd: Any
 
     meanwhile(
         lambda: until(started.exists),
-        lambda: time.sleep(0.3),
+        lambda: looked(cluster),
         lambda: suspend(True),
         lambda: until((cluster.root / "saved").exists),
-        lambda: time.sleep(0.5),
+        lambda: looked(cluster),
         lambda: suspend(False),
         lambda: until(lambda: len(started.read_text().split()) == 2),
         (cluster.root / "go").touch,
