@@ -80,6 +80,27 @@ def test_the_scores_of_a_csv(name):
     assert folder.score_csv(GOLDEN / "score_csv" / name, protocol="verified")["score"] == pytest.approx(100 * view)
 
 
+@pytest.mark.parametrize(
+    ("metric", "variance", "original", "verified"),
+    [
+        (0.0, 0.0, "nan", 0.25),  # 0 / 0 is not guarded in the original; in the verified one MSE 0 is 1, IoU 0 is 0
+        (0.5, 0.0, 100.0, 0.75),  # infinite, clipped; an MSE of 0.5 over a variance of 0 scores 0
+        (0.0, 0.5, 50.0, 0.25),
+        (1e-9, 1.0, 100.0, 0.25),  # the per-frame 1e-9 is 0 at 4 decimals
+        (1.0, 0.25, 100.0, 0.8125),  # IoUs at four times their variance
+    ],
+)
+def test_what_divides_by_zero_and_what_is_clipped(tmp_path, metric, variance, original, verified):
+    keys = {key: variance if key.startswith("variance") else metric for key in (*metrics.LISTS, *metrics.SCALARS)}
+    view = {key: [value] * 3 if key in metrics.LISTS else value for key, value in keys.items()}
+    table.write(tmp_path / "a.csv", {"trimmed-x": {view_name: view for view_name in table.VIEWS}})
+    rows = table.read(tmp_path / "a.csv")
+    assert score.original(rows)["score"] == pytest.approx(float(original), nan_ok=True)
+    assert score.verified(rows)["score"] == pytest.approx(100 * verified, abs=1e-5)
+    whole = folder.score_csv(tmp_path / "a.csv")["score"]
+    assert whole == (None if original == "nan" else pytest.approx(original))  # JSON has no nan
+
+
 def test_runs_are_summed_up_by_mean_and_sample_deviation():
     runs = [44.8119, 44.4944, 45.4600, 45.7751]
     assert score.spread(runs) == pytest.approx({"mean": 45.1353, "std": 0.5860, "runs": 4}, abs=1e-4)

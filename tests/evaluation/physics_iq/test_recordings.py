@@ -57,14 +57,16 @@ def test_what_is_not_read_to_its_end_is_not_kept(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["mp4v", "none"])
-def test_the_next_model_reads_its_own_videos_alone_and_has_the_same_score(benchmark, models, tmp_path, read, codec):
+def test_the_next_model_reads_its_own_videos_alone_and_has_the_same_score(benchmark, models, tmp_path, read, codec, capsys):
     cache = tmp_path / "cache"
     score_folder(models[0], benchmark, mask_codec=codec, cache=cache)
+    assert "cache: 0.1 MiB of recordings at the size of the comparison" in capsys.readouterr().err
     assert {name for name in read if "take" in name} and len(list((cache / "recordings").iterdir())) == 6
     read.clear()
     found = score_folder(models[1], benchmark, mask_codec=codec, cache=cache)
     assert sorted(read) == sorted(2 * [name.generated for name in small.names() if name.take == 1])
     assert found == score_folder(models[1], benchmark, mask_codec=codec)
+    assert "MiB" not in capsys.readouterr().err  # nothing new is kept
 
 
 def test_recordings_without_masks_or_at_another_rate_are_kept_as_they_are_compared(models, tmp_path, read):

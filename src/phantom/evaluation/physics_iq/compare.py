@@ -21,7 +21,7 @@ from phantom.data.physics_iq.video import frames, probe, resampled, resampled_co
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq import recordings
 from phantom.evaluation.physics_iq.metrics import Metrics, Row, several_metrics
-from phantom.progress import track
+from phantom.progress import say, track
 
 FORMULAS = 1  # raised when the metrics of unchanged files would change, so that no cached result outlives its formula
 
@@ -67,6 +67,7 @@ def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[J
     groups: dict[Any, list[Job]] = {}
     for job in dict.fromkeys(jobs):
         groups.setdefault(job.truth, []).append(job)
+    kept = recordings.size(cache) if cache else 0
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # whole comparisons run beside each other
     try:
@@ -83,9 +84,11 @@ def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[J
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-            return done
     finally:
         cv2.setNumThreads(before)
+    if cache and (size := recordings.size(cache)) > kept:
+        say(f"{cache}: {size / 2**20:.1f} MiB of recordings at the size of the comparison; they are not decoded again")
+    return done
 
 
 def compare(jobs: Sequence[Job], cache: Path | None = None) -> list[Metrics]:

@@ -41,6 +41,11 @@ def writable(cache: Path) -> bool:
     return True
 
 
+def size(cache: Path) -> int:
+    """Bytes of all recordings that are kept."""
+    return sum(path.stat().st_size for path in (cache / "recordings").glob("*.zip"))
+
+
 def has_room(folder: Path) -> bool:
     """Whether the disk of `folder` can take another recording."""
     return shutil.disk_usage(folder).free > RESERVE
