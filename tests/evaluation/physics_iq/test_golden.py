@@ -93,7 +93,7 @@ def test_the_scores_of_a_csv(name):
 def test_what_divides_by_zero_and_what_is_clipped(tmp_path, metric, variance, original, verified):
     keys = {key: variance if key.startswith("variance") else metric for key in (*metrics.LISTS, *metrics.SCALARS)}
     view = {key: [value] * 3 if key in metrics.LISTS else value for key, value in keys.items()}
-    table.write(tmp_path / "a.csv", {"trimmed-x": {view_name: view for view_name in table.VIEWS}})
+    table.write(tmp_path / "a.csv", {"trimmed-x": dict.fromkeys(table.VIEWS, view)})
     rows = table.read(tmp_path / "a.csv")
     assert score.original(rows)["score"] == pytest.approx(float(original), nan_ok=True)
     assert score.verified(rows)["score"] == pytest.approx(100 * verified, abs=1e-5)

@@ -57,7 +57,9 @@ def test_what_is_not_read_to_its_end_is_not_kept(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["mp4v", "none"])
-def test_the_next_model_reads_its_own_videos_alone_and_has_the_same_score(benchmark, models, tmp_path, read, codec, capsys):
+def test_the_next_model_reads_its_own_videos_alone_and_has_the_same_score(
+    benchmark, models, tmp_path, read, codec, capsys
+):
     cache = tmp_path / "cache"
     score_folder(models[0], benchmark, mask_codec=codec, cache=cache)
     assert "cache: 0.1 MiB of recordings at the size of the comparison" in capsys.readouterr().err
