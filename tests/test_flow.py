@@ -243,6 +243,23 @@ def test_the_flow_does_not_retry_wrong_input(server: None, flow, finished: Path)
     assert calls(finished) == ["train"]
 
 
+@pytest.mark.slow
+def test_a_stage_that_takes_too_long_is_stopped_and_saves(
+    server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(flow.TASKS, "train", flow.repro.with_options(name="train", timeout_seconds=20))
+    monkeypatch.setattr(pipeline, "PATIENCE", ((signal.SIGINT, 60.0), (signal.SIGKILL, 1.0)))
+    (finished / "slow").write_text("train", encoding="utf-8")
+    try:
+        with pytest.raises(TimeoutError):
+            flow.full_pipeline(params={"train": {"steps": 79}})
+    finally:
+        (finished / "slow").unlink()
+    assert calls(finished) == ["train"]
+    left = json.loads((finished / ".dvc/tmp/phantom/train.json").read_text(encoding="utf-8"))
+    assert left == {"code": 75, "error": "train: interrupted after saving"}
+
+
 def test_the_flow_refuses_an_unknown_setting(server: None, flow, finished: Path):
     with pytest.raises(UserError, match=r"train\.stepz: unknown setting; nearest: train\.steps"):
         flow.full_pipeline(params={"train": {"stepz": 1}})
