@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -227,6 +228,39 @@ def test_files_in_use_stay_and_others_wait_for_room(tmp_path):
         thread.join(30)
     assert len(seen) == 9 and all(whole for _, whole in seen)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 25
+
+
+def test_a_file_that_is_finished_while_others_count_is_counted(tmp_path, monkeypatch):
+    cache, iterdir = Cache(tmp_path, 25), Path.iterdir
+    counting, release = threading.Event(), threading.Event()
+
+    def list_slowly(folder):
+        found = list(iterdir(folder))
+        if any(path.suffix == ".part" for path in found):
+            counting.set()
+            time.sleep(0.2)
+        return iter(found)
+
+    def pieces():
+        assert counting.wait(30)
+        yield b"a" * 10
+
+    def use(key, size, pieces):
+        with cache.file(key, size, key, pieces):
+            assert release.wait(30)
+
+    monkeypatch.setattr(Path, "iterdir", list_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        uses = [pool.submit(use, "a", 10, pieces())]
+        while not list(tmp_path.glob("*.part")):
+            time.sleep(0.01)
+        uses.append(pool.submit(use, "b", 20, [b"b" * 20]))
+        time.sleep(0.6)
+        there = sum(path.stat().st_size for path in iterdir(tmp_path))
+        release.set()
+        for each in uses:
+            each.result()
+    assert there == 10
 
 
 def test_what_a_killed_process_leaves_makes_room_for_others(tmp_path):

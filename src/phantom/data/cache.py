@@ -72,19 +72,20 @@ class Cache:
                 for piece in pieces:
                     file.write(piece)
                 file.flush()
-                while True:
-                    with suppress(FileExistsError):  # another may have been faster, and be reading its file
-                        path.hardlink_to(part)
-                    if held := self._hold(path):  # before the writer's own lock ends
-                        return held
+                with self._alone():  # who counts in between finds neither name, or both
+                    while True:
+                        with suppress(FileExistsError):  # another may have been faster, and be reading its file
+                            path.hardlink_to(part)
+                        if held := self._hold(path):  # before the writer's own lock ends
+                            part.unlink()
+                            return held
             finally:
                 part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size: int, name: str) -> BinaryIO:
         """A new file at `part`, locked, that takes up `size` bytes already: those who ask for space count it."""
         while True:
-            with (self.folder / "lock").open("w") as lock:
-                lock_file(lock, fcntl.LOCK_EX)
+            with self._alone():
                 if self._make_space(size):
                     file = part.open("w+b")
                     lock_file(file, fcntl.LOCK_SH)
@@ -101,11 +102,18 @@ class Cache:
                     return file
             time.sleep(POLL)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lets one at a time count what is there, or change it."""
+        with (self.folder / "lock").open("w") as lock:
+            lock_file(lock, fcntl.LOCK_EX)
+            yield
+
     def _make_space(self, size: int) -> bool:
         """Removes what nobody uses, oldest first, until `size` more bytes fit."""
         found = []
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # finished parts go without asking
+            with suppress(FileNotFoundError):  # what is damaged, or came to nothing, goes without asking
                 found.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in found)
         for stat, path in sorted(found, key=lambda one: one[0].st_mtime_ns):
