@@ -120,6 +120,8 @@ class ExportMixin:
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video(k)}
         save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for its owner alone; whoever generates may be another
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
