@@ -283,6 +283,7 @@ class VBench2(Section):
     """VBench-2.0: the official list of prompts, and the judges of its dimensions."""
 
     info: str | None  # VBench2_full_info.json
+    prompts: str | None  # a folder of {dimension}.txt with what a model is asked for; null: the short prompts
     judge: Judge
 
 

@@ -295,6 +295,14 @@ def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked
     prompted.sample_vbench2(params, tiny_base, tmp_path / "out", dimensions=chosen)
     assert second[1].read_bytes() == first[1].read_bytes() and sum(made) == 3
 
+    for dimension in chosen:  # of longer prompts, each of its own, six are made and called by the short one
+        (tmp_path / f"{dimension}.txt").write_text(f"A red ball falls and springs back, to show {dimension}.")
+    params = make_params(*SMALL, *asked, f"evaluate.vbench2.prompts={tmp_path}")
+    prompted.sample_vbench2(params, tiny_base, tmp_path / "longer", dimensions=chosen)
+    first_longer, second_longer = (sorted((tmp_path / "longer" / dimension).iterdir()) for dimension in chosen)
+    assert [path.name for path in first_longer] == [path.name for path in first] and sum(made) == 9
+    assert len({path.read_bytes() for path in (*first, *first_longer, *second_longer)}) == 9
+
 
 @pytest.mark.parametrize(
     ("benchmark", "message"),

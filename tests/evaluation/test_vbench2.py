@@ -73,6 +73,27 @@ def test_a_list_of_prompts_that_is_none_is_refused(tmp_path, text, message):
         read_plan(write_info(tmp_path / "info.json", {"Mechanics": 1}), ["Physics"])
 
 
+def test_longer_prompts_are_asked_for_under_the_names_of_the_short_ones(tmp_path):
+    info = write_info(tmp_path / "info.json", {"Mechanics": 2, "Diversity": 1})
+    (tmp_path / "Mechanics.txt").write_text("A long one, of a ball. \nAnother, of a stone.\n")
+    (tmp_path / "Diversity.txt").write_text("Many things at once.")
+    plan = read_plan(info, prompts=tmp_path)
+    assert [item.file for item in plan] == [item.file for item in read_plan(info)]
+    asked = 3 * ["A long one, of a ball."] + 3 * ["Another, of a stone."] + 20 * ["Many things at once."]
+    assert [item.asked for item in plan] == asked
+    for text, message in (
+        ("One alone.", "1 prompts, expected a line for each of 2"),
+        ("A\n\nB", "2 prompts, expected"),
+    ):
+        (tmp_path / "Mechanics.txt").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_plan(info, prompts=tmp_path)
+    (tmp_path / "Mechanics.txt").unlink()
+    assert len(read_plan(info, ["Diversity"], tmp_path)) == 20
+    with pytest.raises(UserError, match=r"Mechanics\.txt: No such file or directory; a prompt on each line"):
+        read_plan(info, prompts=tmp_path)
+
+
 @pytest.fixture
 def plan(tmp_path):
     return read_plan(write_info(tmp_path / "info.json", {"Mechanics": 2, "Diversity": 1, "Material": 1}))
@@ -229,7 +250,7 @@ def test_a_place_without_results_is_told(tmp_path):
 
 def test_a_judge_goes_through_the_dimensions_and_is_not_asked_again(tmp_path, plan, generated):
     judge = judges.write_judge(tmp_path, judges.VBENCH2, "{videos} {dimension} {output}")
-    settings, info = VBench2(info=None, judge=judge), tmp_path / "info.json"
+    settings, info = VBench2(info=None, prompts=None, judge=judge), tmp_path / "info.json"
     with pytest.raises(UserError, match="15 of 18 dimensions missing"):
         score_vbench2(generated, settings, info=info, work=tmp_path / "work")
     (tmp_path / "a judge.py").write_text("raise SystemExit('asked again')")
@@ -240,7 +261,7 @@ def test_a_judge_goes_through_the_dimensions_and_is_not_asked_again(tmp_path, pl
 
 
 def test_without_a_judge_the_folder_is_checked_and_the_message_says_how_to_go_on(tmp_path, generated):
-    settings = VBench2(info=None, judge=Judge(command=None, weights=None))
+    settings = VBench2(info=None, prompts=None, judge=Judge(command=None, weights=None))
     message = "vbench2.judge.command: null, .* is complete: run evaluate.py of VBench-2.0 .*--results DIR"
     with pytest.raises(UserError, match=message) as found:
         score_vbench2(generated, settings, info=tmp_path / "info.json", work=tmp_path / "work")

@@ -83,12 +83,13 @@ def caption_items(params: Params, name: str, captions: str | None = None) -> lis
 
 def vbench2_items(params: Params, info: str | None = None, dimensions: Sequence[str] = ()) -> list[Item]:
     """The plan of VBench-2.0. What several dimensions ask for is made once; video i has seed `evaluate.seed` + i."""
-    source = info or params.evaluate.vbench2.info
+    settings = params.evaluate.vbench2
+    source = info or settings.info
     if source is None:
         raise UserError("evaluate.vbench2.info: null; accepted: VBench2_full_info.json of the official repository")
     files: dict[tuple[str, int], list[str]] = {}
-    for wanted in vbench2.read_plan(source, dimensions):
-        files.setdefault((wanted.prompt, wanted.index), []).append(wanted.file)
+    for wanted in vbench2.read_plan(source, dimensions, settings.prompts):
+        files.setdefault((wanted.asked, wanted.index), []).append(wanted.file)
     return [
         Item(first, prompt, (params.evaluate.seed + index, _number(prompt)), copies=tuple(others))
         for (prompt, index), (first, *others) in files.items()

@@ -48,6 +48,7 @@ class Item:
     dimension: str
     prompt: str
     index: int
+    asked: str  # of a model: the prompt, or a longer one
 
     @property
     def file(self) -> str:
@@ -63,24 +64,47 @@ class Result:
     videos: Mapping[str, float]
 
 
-def read_plan(info: Path | str, dimensions: Sequence[str] = ()) -> list[Item]:
-    """Every video that the official list of prompts asks for, or those of some dimensions. Raises UserError."""
+def read_plan(info: Path | str, dimensions: Sequence[str] = (), prompts: Path | str | None = None) -> list[Item]:
+    """Every video that the official list of prompts asks for, or those of some dimensions.
+
+    prompts: a folder of `{dimension}.txt`, as the official repository has them for augmented prompts: line n is what a
+        model is asked for in place of the dimension's n-th prompt.
+    Raises UserError.
+    """
     path = Path(info)
     if not path.is_file():
         raise UserError(f"{path}: no such file; VBench2_full_info.json of the official repository is needed")
     if unknown := [dimension for dimension in dimensions if dimension not in DIMENSIONS]:
         raise UserError(f"--dimension: found {unknown[0]!r}, accepted: {', '.join(DIMENSIONS)}")
-    items: list[Item] = []
+    short: dict[str, list[str]] = {}
     try:
         for entry in json.loads(path.read_text(encoding="utf-8")):
             for dimension in entry["dimension"]:
                 if dimension in (dimensions or DIMENSIONS):
-                    items += [Item(dimension, entry["prompt_en"], index) for index in range(VIDEOS[dimension])]
+                    short.setdefault(dimension, []).append(str(entry["prompt_en"]))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a list of prompt_en and dimension: {error}") from None
-    if not items:
+    if not short:
         raise UserError(f"{path}: no prompt of {', '.join(dimensions) or 'any dimension'} in it")
-    return list(dict.fromkeys(items))
+    asked = {d: _longer(Path(prompts) / f"{d}.txt", len(of)) if prompts else of for d, of in short.items()}
+    items: dict[str, Item] = {}
+    for dimension, of in short.items():
+        for prompt, longer in zip(of, asked[dimension], strict=True):
+            for index in range(VIDEOS[dimension]):
+                item = Item(dimension, prompt, index, longer)
+                items.setdefault(item.file, item)
+    return list(items.values())
+
+
+def _longer(path: Path, count: int) -> list[str]:
+    """The lines of a file of prompts, as many as there are short ones. Raises UserError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").strip().split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}; a prompt on each line") from None
+    if len(lines) != count or not all(lines):
+        raise UserError(f"{path}: {sum(map(bool, lines))} prompts, expected a line for each of {count}")
+    return lines
 
 
 def check_folder(folder: Path, plan: Sequence[Item], partial: bool = False) -> list[str]:
