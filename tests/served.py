@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class Prefect:
                 env=self.env | env,
                 stdout=output,
                 stderr=output,
+                # Prefect ends by SIGINT, which a shell may have these tests ignore: in the background, say.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def command(self, *args: str) -> subprocess.CompletedProcess[str]:
