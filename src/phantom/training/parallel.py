@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,7 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.outcome import OUTCOME
 
 BUCKET = 2**26  # elements that travel together
+PATIENCE = timedelta(hours=1)  # of processes that wait while one writes or fetches a checkpoint; NCCL's own is 10 minutes
 SAVING_SECONDS = 90  # that processes have between a request to stop and being killed
 
 
@@ -88,8 +90,10 @@ def launch(params: Params, command: list[str]) -> None:
 def join(settings: Train) -> Accelerator:
     """Joins this process to its group, if torchrun started it. Raises UserError where DeepSpeed is not installed."""
     has_gpu = torch.cuda.is_available()
+    # accelerate chooses no backend for DeepSpeed on a CPU: it has to be named.
+    group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=PATIENCE)
     if not settings.strategy.startswith("zero"):
-        return Accelerator(cpu=not has_gpu)
+        return Accelerator(cpu=not has_gpu, kwargs_handlers=[group])
     if find_spec("deepspeed") is None:
         raise UserError(
             f"train.strategy: found {settings.strategy!r}, but DeepSpeed is not installed; accepted without it: ddp, "
@@ -108,11 +112,9 @@ def join(settings: Train) -> Accelerator:
         "zero_optimization": {"stage": int(settings.strategy[-1]), "overlap_comm": has_gpu},
         "steps_per_print": sys.maxsize,
     }
-    # accelerate chooses no backend for DeepSpeed on a CPU: it has to be named.
-    backend = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo")
     # A second run of this process, the control's, takes up what accelerate holds of the first.
     plugin = None if dist.is_initialized() else DeepSpeedPlugin(hf_ds_config=config)
-    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])
+    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
 
 
 def lay_out(model: PhantomTransformer3DModel, strategy: str) -> None:
@@ -175,7 +177,7 @@ def from_first(value: str | None) -> str | None:
 
 @cache
 def _hosts() -> dist.ProcessGroup:
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
