@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -23,6 +24,8 @@ QUICK = (
     "train.recursive_weight.threshold=1000",
     "train.optimizer.warmup_steps=2",
 )
+
+SHARED = ("train.steps=4", "train.seed=4", "train.ema_decay=0.5", "train.recursive_weight.every=2")  # of `alone`
 
 
 class Place:
@@ -52,3 +55,12 @@ def history(root: Path = Path(), name: str = "phantom") -> list[dict[str, float]
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether all are, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def trained_alike(root: Path, other: Path) -> None:
+    """Asserts that two runs had the same norms, losses and weights, but for the order in which floats are added."""
+    for a, b in zip(history(root), history(other), strict=True):
+        for key in ("grad_norm_physics", "grad_norm", "loss", "loss_video", "loss_physics"):
+            assert b[key] == pytest.approx(a[key], rel=1e-5), key
+    expected, found = weights(root), weights(other)
+    assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())

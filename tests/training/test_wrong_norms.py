@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
@@ -26,6 +26,7 @@ from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
 from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses
+from phantom.training.setup import checkpointing_func, compile_blocks
 from tests import tiny
 
 SIZE = 4
@@ -214,16 +215,30 @@ def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
 
 @pytest.mark.slow  # a compiler runs
 @pytest.mark.timeout(1800)
-def test_two_backwards_through_compiled_blocks_are_exact(truth, monkeypatch, tmp_path):
+def test_compiled_blocks_are_exact_with_two_backwards_and_with_checkpoints(truth, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    # As the trainer sets it: where a compiled graph gives its buffers away, a second backward is refused.
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # as it is; put back at the end
     torch._dynamo.reset()
     own = model()
-    own.compile_repeated_blocks(fullgraph=True)
-    split, each = SplitGradients(trainable(own)), losses(own, batch(range(SIZE)))
+    compile_blocks(own)  # as the trainer does
+    whole = batch(range(SIZE))
+    split, each = SplitGradients(trainable(own)), losses(own, whole)
     split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)
     assert float(split.norms()[1]) == pytest.approx(truth, rel=1e-5)
+
+    def of_both(of) -> float:
+        each = losses(of, whole)
+        return norm(torch.autograd.grad((each.video + each.physics).sum(), trainable(of)))
+
+    expected = of_both(model())
+    for selective in (False, True):
+        own.enable_gradient_checkpointing(checkpointing_func(selective))
+        assert of_both(own) == pytest.approx(expected, rel=1e-5)
+    # torch's own selective checkpoints keep attention's output itself, over which compiled code goes on to write.
+    keep = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE
+    policy = partial(create_selective_checkpoint_contexts, lambda _, op, *__, **___: keep["scaled_dot" not in str(op)])
+    own.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=policy))
+    assert of_both(own) != pytest.approx(expected, rel=1e-3)
 
 
 # --- the cheap signal -------------------------------------------------------------------------------------------------

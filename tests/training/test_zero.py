@@ -12,27 +12,18 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 
 from phantom.training import checkpoint, parallel
 from phantom.training.objective import losses
-from phantom.training.trainer import Trainer, train
+from phantom.training.trainer import Trainer
 from phantom.training.zero import ZeroLearner
 from tests.training.processes import CONTEXT, Run, free_port
-from tests.training.runs import history, same, weights
+from tests.training.runs import SHARED, history, same, trained_alike, weights
 from tests.training.test_wrong_norms import SIZE, batch, model, norm, trainable
 
 pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
 
 pytestmark = pytest.mark.timeout(1800)  # many processes, one after the other
 
-SHARED = ("train.steps=4", "train.seed=4", "train.ema_decay=0.5", "train.recursive_weight.every=2")
 STAGES = ("zero1", "zero2", "zero3")
 ONE_IN_SHORT = ("zero2", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero1", "zero3")))
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, make_place):
-    """The run of one process without DeepSpeed, which measures no norm after the first: folder."""
-    place = make_place(tmp_path_factory.mktemp("alone"))
-    train(place.params(*SHARED), place.folder)
-    return place
 
 
 @pytest.mark.parametrize("strategy", STAGES)
@@ -48,8 +39,6 @@ def alone(tmp_path_factory, make_place):
 def test_it_measures_and_trains_as_one_process_without_it(
     alone, tmp_path, strategy, ranks, accumulation, checkpointing
 ):
-    if (strategy, checkpointing) == ("zero3", "selective"):
-        pytest.skip("refused: test_trainer.py::test_wrong_input_is_one_line")
     shutil.copytree(alone.folder / "data", tmp_path / "data")
     params = alone.params(
         *SHARED,
@@ -61,11 +50,7 @@ def test_it_measures_and_trains_as_one_process_without_it(
     )
     run = Run(params, tmp_path)
     assert run.wait() == [0] * ranks, run.said.read_text()
-    for a, b in zip(history(alone.folder), history(tmp_path), strict=True):
-        for key in ("grad_norm_physics", "grad_norm", "loss", "loss_video", "loss_physics"):
-            assert b[key] == pytest.approx(a[key], rel=1e-5), key
-    expected, found = weights(alone.folder), weights(tmp_path)
-    assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())
+    trained_alike(alone.folder, tmp_path)
 
     if ranks == 2:
         assert all(r["alpha"] == 0 for r in history(tmp_path, "control"))
@@ -78,7 +63,7 @@ def test_it_measures_and_trains_as_one_process_without_it(
         assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a), group
     resumed = Trainer(alone.params(*SHARED), tmp_path, "phantom", held=False)
     resumed.tracker.close()
-    assert resumed.step == 4 and same(resumed.learner.weights(keep=True), found)
+    assert resumed.step == 4 and same(resumed.learner.weights(keep=True), weights(tmp_path))
 
 
 @pytest.mark.parametrize("strategy", ONE_IN_SHORT)

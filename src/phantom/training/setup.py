@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 
 from phantom.config import Params
 from phantom.encoders import first_line
@@ -50,6 +53,13 @@ def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DMo
     return model
 
 
+def compile_blocks(model: PhantomTransformer3DModel) -> None:
+    """Each block's arithmetic alone: what a strategy hooks onto the block stays outside."""
+    torch._functorch.config.donated_buffer = False  # else a graph takes one backward; measuring takes two
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True)
+
+
 def checkpointing_func(selective: bool) -> Callable[..., Any]:
     """For `enable_gradient_checkpointing`: blocks are computed again in backward; `selective` keeps attention outputs.
 
@@ -58,11 +68,39 @@ def checkpointing_func(selective: bool) -> Callable[..., Any]:
     if not selective:
         return partial(checkpoint, use_reentrant=False)
 
-    def keep(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        attention = "scaled_dot_product" in str(operation)
-        return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+    return partial(checkpoint, use_reentrant=False, context_fn=_keep_attention)
 
-    return partial(checkpoint, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, keep))
+
+def _keep_attention() -> tuple[TorchDispatchMode, TorchDispatchMode]:
+    """For one block: around its forward pass, and around the second one in backward."""
+    kept = deque[Any]()
+    return _Attention(kept, again=False), _Attention(kept, again=True)
+
+
+class _Attention(TorchDispatchMode):
+    """Keeps what attention gives, in the order of its calls, or gives it `again`.
+
+    torch's own selective checkpoints do not do: they expect every operation twice, which does not hold of ZeRO-3's
+    within the blocks, and keep what compiled blocks go on to write over.
+    """
+
+    def __init__(self, kept: deque[Any], again: bool) -> None:
+        super().__init__()
+        self.kept, self.again = kept, again
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled blocks stay compiled: they call attention as any other code does."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" not in str(func):
+            return func(*args, **(kwargs or {}))
+        if self.again:
+            return self.kept.popleft()
+        out = func(*args, **(kwargs or {}))
+        self.kept.append(tree_map_only(torch.Tensor, torch.clone, out))  # a copy: compiled code may reuse `out`
+        return out
 
 
 def run_identity(params: Params, latents: str, held: bool) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from phantom.config import Params
-from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
 from phantom.tracking import Tracker
 from phantom.training import checkpoint, parallel
@@ -32,7 +32,7 @@ from phantom.training.pace import Pace
 from phantom.training.reading import open_latents, read_batches
 from phantom.training.recursive_weight import RecursiveWeight
 from phantom.training.samples import Samples
-from phantom.training.setup import build_model, checkpointing_func, run_identity
+from phantom.training.setup import build_model, checkpointing_func, compile_blocks, run_identity
 from phantom.training.stop import stop_requests
 from phantom.training.validation import Validation
 from phantom.training.window import Window, rounded
@@ -61,13 +61,6 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
     `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
-    if params.train.strategy == "zero3":  # its hooks lie within the blocks
-        if params.train.compile:
-            raise UserError("train.compile: found true; accepted with train.strategy zero3: false")
-        if params.train.activation_checkpointing == "selective":
-            raise UserError(
-                "train.activation_checkpointing: found 'selective'; accepted with train.strategy zero3: none, full"
-            )
     is_zero = params.train.strategy.startswith("zero")
     if (params.train.processes > 1 or is_zero) and not parallel.in_torchrun():
         parallel.launch(params, ["train"])
@@ -88,8 +81,7 @@ class Trainer:
         self.latents = latents = open_latents(params, root, "train", self.device)
         self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
         if self.settings.compile:
-            torch._functorch.config.donated_buffer = False  # else a graph takes one backward; measuring takes two
-            self.model.compile_repeated_blocks(fullgraph=True)
+            compile_blocks(self.model)
         if self.settings.precision == "bfloat16":
             self.model.forward = torch.autocast(self.device.type, torch.bfloat16)(self.model.forward)
         self.head = HeadGradient(self.model.physics_ends)

@@ -46,6 +46,10 @@ class ZeroLearner:
         if found:
             put(found, "model", self.named)
         _hide_frozen(model)
+        if self.stage == 3:
+            from deepspeed.utils import set_z3_leaf_modules
+
+            set_z3_leaf_modules(model, [type(model.blocks[0])])  # a block's weights are put together at once, around it
         optimizer = make_optimizer(list(self.named.values()), settings.optimizer, fused=False)
         self.model: Any = accelerator.prepare(model, optimizer)[0]
         self.zero: Any = self.model.optimizer

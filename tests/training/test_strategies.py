@@ -1,0 +1,48 @@
+"""However a run is spread, cut, recomputed or compiled: it trains as one process does that does none of it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.training.processes import Run
+from tests.training.runs import SHARED, trained_alike
+
+pytestmark = pytest.mark.timeout(1800)  # compilers run
+
+
+def compiled(*case: object) -> object:
+    """A long one."""
+    return pytest.param(*case, True, marks=pytest.mark.slow, id="-".join(map(str, (*case, "compiled"))))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "accumulation", "checkpointing", "compile_blocks"),
+    [
+        ("fsdp2", 2, 2, "selective", False),
+        pytest.param("fsdp2", 2, 2, "full", False, marks=pytest.mark.slow),
+        pytest.param("ddp", 2, 2, "selective", False, marks=pytest.mark.slow),
+        pytest.param("ddp", 2, 2, "full", False, marks=pytest.mark.slow),
+        compiled("ddp", 1, 1, "none"),
+        compiled("ddp", 2, 2, "selective"),
+        compiled("fsdp2", 2, 1, "selective"),
+        compiled("zero2", 2, 2, "none"),
+        compiled("zero3", 2, 1, "selective"),
+    ],
+)
+def test_it_trains_as_one_process(alone, tmp_path, strategy, ranks, accumulation, checkpointing, compile_blocks):
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    shutil.copytree(alone.folder / "data", tmp_path / "data")
+    params = alone.params(
+        *SHARED,
+        f"train.strategy={strategy}",
+        f"train.processes={ranks}",
+        f"train.accumulation={accumulation}",
+        f"train.activation_checkpointing={checkpointing}",
+        f"train.compile={str(compile_blocks).lower()}",
+    )
+    run = Run(params, tmp_path)
+    assert run.wait(1500) == [0] * ranks, run.said.read_text()
+    trained_alike(alone.folder, tmp_path)
