@@ -192,6 +192,7 @@ def test_each_strategy_spreads_what_it_should():
         ("A100-80", 8, ["train.strategy=ddp", "train.activation_checkpointing=none"]),
         ("H100", 16, ["train.activation_checkpointing=none"]),
         ("H200", 2, []),
+        ("B200", 1, ["train.strategy=zero2"]),
     ],
 )
 def test_the_changes_it_names_make_a_run_fit(gpu: str, gpus: int, overrides: list[str]):
@@ -200,6 +201,7 @@ def test_the_changes_it_names_make_a_run_fit(gpu: str, gpus: int, overrides: lis
     assert not found["fits"] and found["memory_per_gpu"]["total"] > GPUS[gpu].memory_gib * GIB
     assert all(change.startswith("--set train.") for change in found["changes"])
     changes = [change.removeprefix("--set ") for change in found["changes"]]
+    assert ("train.strategy=ddp" in changes) == (gpus == 1)  # fsdp2, which shares more, is not taken by one alone
     assert plan(paper(*overrides, *changes), gpu, gpus)["fits"]
     assert not plan(paper(*overrides, *changes[:-1]), gpu, gpus)["fits"]
     assert all(f"To fit: {change}" in as_text(found) for change in found["changes"])
@@ -239,6 +241,17 @@ def test_the_data_set_is_counted_where_it_is_known(make_params, tmp_path: Path):
     assert (
         known["storage"]["clips"] == 5 and known["time"]["epochs"] == folder.train.steps * folder.train.batch_size / 5
     )
+
+
+def test_an_epoch_is_the_data_set_once():
+    found = plan(paper(), "H100", 8, clips=400_000)
+    time = found["time"]
+    assert time["steps_per_epoch"] == 6250 and time["epochs"] == 3.2  # of 64 clips each
+    assert time["hours_per_epoch"] == pytest.approx(time["hours"] / 3.2)
+    assert "6,250 steps; a run has 3.2" in as_text(found)
+    # The newest three, and the best: nothing says which that is where nothing is held out.
+    assert found["storage"]["checkpoints_kept"] == 4
+    assert plan(paper("train.validate_every=0"), "H100", 8)["storage"]["checkpoints_kept"] == 3
 
 
 def test_time_falls_with_gpus_and_mfu_and_doubles_with_the_control():

@@ -127,7 +127,7 @@ def changes_to_fit(params: Params, parts: Parts, available: int, gpus: int, tota
     train, made = params.train, list[str]()
     candidates = {
         "activation_checkpointing": "full",
-        "strategy": "fsdp2" if gpus > 1 else train.strategy,
+        "strategy": "fsdp2" if gpus > 1 else "ddp",  # one alone has nobody to share with
         "accumulation": train.batch_size // gpus,
         "ema_decay": None,
     }

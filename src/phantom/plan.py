@@ -165,7 +165,8 @@ def plan(
             "bytes_per_clip": per_clip,
             "bytes": count and count * per_clip,
             "checkpoint": cost.trainable * 4 * (3 if train.ema_decay is None else 4),  # AdamW has two moments
-            "checkpoints_kept": train.keep_checkpoints * (1 + train.control),
+            # The newest few, and the best on held-out clips where that is measured.
+            "checkpoints_kept": (train.keep_checkpoints + bool(train.validate_every)) * (1 + train.control),
         },
         "time": {
             "mfu": mfu,
@@ -173,6 +174,8 @@ def plan(
             "samples": train.steps * train.batch_size,
             "epochs": count and round(train.steps * train.batch_size / count, 2),
             "seconds_per_step": seconds,
+            "steps_per_epoch": count and math.ceil(count / train.batch_size),
+            "hours_per_epoch": count and count / train.batch_size * seconds / 3600,
             "runs": 1 + train.control,
             "hours": (1 + train.control) * train.steps * seconds / 3600,
             "gpu_hours": (1 + train.control) * train.steps * seconds / 3600 * gpus,
@@ -218,13 +221,22 @@ def as_text(result: dict[str, Any]) -> str:
     table.add_row("  latents of a clip", gib(storage["bytes_per_clip"]), "at most")
     size = "unknown" if storage["clips"] is None else gib(storage["bytes"])
     table.add_row("  latents", size, f"clips: {storage['clips'] or '--clips N'}")
-    table.add_row("  checkpoint", gib(storage["checkpoint"]), f"kept: {storage['checkpoints_kept']}")
+    table.add_row("  checkpoint", gib(storage["checkpoint"]), f"kept: {storage['checkpoints_kept']} at most")
     table.add_row(f"Time at {time['mfu']:.0%} of the bfloat16 peak")
     table.add_row("  step", f"{time['seconds_per_step']:.3g} s")
     runs = ", with the control's" if time["runs"] == 2 else ""
     table.add_row(
         "  run", f"{time['hours']:,.3g} h", f"{time['steps']:,} steps, {time['gpu_hours']:,.3g} GPU hours{runs}"
     )
+
+    if time["epochs"] is None:
+        table.add_row("  epoch", "unknown", "--clips N")
+    else:
+        table.add_row(
+            "  epoch",
+            f"{time['hours_per_epoch']:,.3g} h",
+            f"{time['steps_per_epoch']:,} steps; a run has {time['epochs']}",
+        )
 
     encoding = result["encoding"]
     table.add_row(f"Encoding at {time['mfu']:.0%} of the peak")
