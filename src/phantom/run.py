@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params, load_params
+from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.lineage import PIPELINE, new_pipeline
@@ -87,10 +88,10 @@ def checkout_lock(root: Path) -> Iterator[int]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("another run is at work in this checkout: waiting for it to end")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, fcntl.LOCK_EX)
         _clear_locks_of_dvc(root / ".dvc/tmp/rwlock")
         yield file.fileno()
 

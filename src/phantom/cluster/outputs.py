@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from phantom.data.files import fresh_folder, link
+from phantom.data.files import fresh_folder, link, lock_file
 
 KEEP = "PHANTOM_KEEP"  # names the folder, in a job's pods
 KEPT = Path("checkpoints/kept")
@@ -30,7 +30,7 @@ def keep(stage: str, root: Path = Path()) -> None:
     folder = root / os.environ[KEEP]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another pod of the job may have come to the same end
+        lock_file(lock, fcntl.LOCK_EX)  # another pod of the job may have come to the same end
         new = fresh_folder(folder.with_name(f".{folder.name}.new"))
         for output in OUTPUTS[stage]:
             inside = sorted((root / output).rglob("*")) if (root / output).is_dir() else [root / output]

@@ -42,7 +42,7 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.outcome import OUTCOME
 
 BUCKET = 2**26  # elements that travel together
-PATIENCE = timedelta(hours=1)  # of processes that wait while one writes or fetches a checkpoint; NCCL's own is 10 minutes
+PATIENCE = timedelta(hours=1)  # of processes that wait while one writes or fetches a checkpoint; NCCL's own: 10 minutes
 SAVING_SECONDS = 90  # that processes have between a request to stop and being killed
 
 
