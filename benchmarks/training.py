@@ -2,9 +2,11 @@
 
     python benchmarks/training.py [--repeats N] [--json]
 
-Plain: diffusers' time modulation for every token, no activation checkpointing, and at every step a second whole
-backward pass for the norm of L_z's gradient. Ours: modulation for every latent frame, the norm at every k-th step. All
-take turns; times are medians of CPU seconds, memory is the peak of all tensors. The model has the paper's proportions.
+Plain: diffusers' time modulation for every token, no activation checkpointing, nothing compiled, and at every step a
+second whole backward pass for the norm of L_z's gradient. Ours: modulation for every latent frame, the norm at every
+k-th step, with each kind of `train.activation_checkpointing`, and with `train.compile` and without. All take turns;
+times are medians of CPU seconds after a round that does not count, in which the compiler runs (minutes). Memory is the
+most that tensors hold at a time. The model has the paper's proportions.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
-from peak import Peak
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from phantom.config import Params, load_params, preset_path
 from phantom.data.shards import LatentSet
@@ -29,11 +32,13 @@ from phantom.training.learner import Learner
 from phantom.training.objective import losses
 from phantom.training.order import ShareOfBatches
 from phantom.training.reading import read_batches
-from phantom.training.setup import build_model, checkpointing_func
+from phantom.training.setup import build_model, checkpointing_func, compile_blocks
 
 WIDTH, BLOCKS = 256, 6
 BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
-K = 16
+FEWER = 12  # a SIDE at which attention is a tenth of a block's forward operations, and not a quarter
+K, KS = 16, (1, 16, 64)
+KINDS = ("none", "full", "selective")
 TRAIN = load_params(preset_path("mini")).train
 
 
@@ -79,43 +84,59 @@ def batch() -> Batch:
 
 
 class Step:
-    """One optimiser step of `model`, with the norm or without it."""
+    """One optimiser step of `model`, with the norm or without it, as `Trainer.train_step` takes it."""
 
-    def __init__(self, model: PhantomTransformer3DModel, checkpointing: bool = False) -> None:
-        if checkpointing:
-            model.enable_gradient_checkpointing(checkpointing_func(selective=False))
+    def __init__(self, model: PhantomTransformer3DModel, checkpointing: str = "none", compiled: bool = False) -> None:
+        self.checkpointing = checkpointing
+        if compiled:
+            compile_blocks(model)
         self.learner, self.batch = Learner(model, TRAIN, torch.device("cpu"), None), batch()
 
     def __call__(self, measured: bool) -> None:
+        if self.checkpointing != "none":
+            selective = self.checkpointing == "selective" and not measured
+            self.learner.model.enable_gradient_checkpointing(checkpointing_func(selective))
         if measured:
             self.learner.measure(self._passes())
         self.learner.backward(self._passes(), 0.5)
         self.learner.update(1e-4)
 
-    def peak(self, measured: bool) -> int:
-        """Bytes."""
+    def peak(self) -> int:
+        """Bytes, of a step with the norm or one without, whichever has more."""
         moments = [value for state in self.learner.optimizer.state.values() for value in state.values()]
-        with Peak([*self.learner.model.parameters(), *moments, *vars(self.batch).values()]) as peak:
-            self(measured)
-        return peak.most
+        before = [*self.learner.model.parameters(), *moments, *vars(self.batch).values()]
+        return sum(tensor.nbytes for tensor in before) + max(most(lambda: self(True)), most(lambda: self(False)))
 
     def _passes(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         each = losses(self.learner.model, self.batch)
         yield each.video.mean(), each.physics.mean()
 
 
-def backward(frozen: bool) -> Callable[[], float]:
+def most(run: Callable[[], object]) -> int:
+    """The most bytes that `run` holds at a time, by what the allocator is asked for: compiled code asks it as well."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def backward(frozen: bool, side: int = SIDE, compiled: bool = False) -> Callable[[], float]:
     """CPU seconds of a backward pass through the video branch's blocks, whose input has a gradient."""
     blocks = nn.ModuleList(block.video for block in build().blocks).requires_grad_(not frozen)
-    tokens = FRAMES * (SIDE // 2) ** 2
-    stream = torch.randn(BATCH, tokens, WIDTH, requires_grad=True)
-    time_Bn6D, text = torch.randn(BATCH, FRAMES, 6, WIDTH), torch.randn(BATCH, 32, WIDTH)
+    tokens, samples = FRAMES * (side // 2) ** 2, BATCH * SIDE**2 // side**2
+    stream = torch.randn(samples, tokens, WIDTH, requires_grad=True)
+    time_Bn6D, text = torch.randn(samples, FRAMES, 6, WIDTH), torch.randn(samples, 32, WIDTH)
+
+    def one(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y, modulation = block(x, time_Bn6D, None)
+        return block.finish(x, y, block.encode_text(text), modulation)
+
+    step = torch.compile(one, fullgraph=True) if compiled else one
 
     def run() -> float:
         x = stream
         for block in blocks:
-            y, modulation = block(x, time_Bn6D, None)
-            x = block.finish(x, y, block.encode_text(text), modulation)
+            x = step(block, x)
         took = timed(x.square().mean().backward)
         blocks.zero_grad(set_to_none=True)
         return took
@@ -167,16 +188,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plain, ours, checkpointed = Step(build(per_token=True)), Step(build()), Step(build(), checkpointing=True)
-    runs: dict[str, Callable[[], float]] = {
-        "plain": lambda: timed(lambda: plain(measured=True)),
-        "ours": lambda: timed(lambda: ours(measured=False)),
-        "ours, measured": lambda: timed(lambda: ours(measured=True)),
-        "checkpointed": lambda: timed(lambda: checkpointed(measured=False)),
-        "checkpointed, measured": lambda: timed(lambda: checkpointed(measured=True)),
-        "backward, trained": backward(frozen=False),
-        "backward, frozen": backward(frozen=True),
+    torch._dynamo.config.automatic_dynamic_shapes = False  # each model sees one shape
+    steps = {"plain": Step(build(per_token=True)), "plain, compiled": Step(build(per_token=True), compiled=True)}
+    for kind in KINDS:
+        steps |= {kind: Step(build(), kind), f"{kind}, compiled": Step(build(), kind, compiled=True)}
+    runs: dict[str, Callable[[], float]] = {}
+    for name, step in steps.items():
+        runs[f"{name}, measured"] = lambda step=step: timed(lambda: step(measured=True))  # type: ignore[misc]
+        if not name.startswith("plain"):
+            runs[name] = lambda step=step: timed(lambda: step(measured=False))  # type: ignore[misc]
+    blocks = {
+        f"{extent}{way}": {"side": side, "compiled": bool(way)}
+        for extent, side in (("", SIDE), (", fewer tokens", FEWER))
+        for way in ("", ", compiled")
     }
+    for name, how in blocks.items():
+        runs |= {f"backward, {word}{name}": backward(word == "frozen", **how) for word in ("trained", "frozen")}
     root = Path(__file__).resolve().parents[1]
     if (root / "data/latents/index.json").is_file():
         runs |= reading(load_params(preset_path("mini")), root)
@@ -185,18 +212,20 @@ def main() -> None:
     def every(k: int, name: str) -> float:
         return (took[name] * (k - 1) + took[f"{name}, measured"]) / k
 
-    memory = plain.peak(measured=True)
-    ratios = {
-        f"time, norm every {K} steps": every(K, "ours") / took["plain"],
-        f"time, norm every {K} steps, checkpointed": every(K, "checkpointed") / took["plain"],
-        "memory": ours.peak(measured=True) / memory,
-        "memory, checkpointed": checkpointed.peak(measured=True) / memory,
-        **{f"cost of the norm every {k} steps": every(k, "ours") / took["ours"] for k in (1, 16, 64)},
-        **{
-            f"cost of the norm every {k} steps, checkpointed": every(k, "checkpointed") / took["checkpointed"]
-            for k in (1, 16, 64)
-        },
-        "backward of the frozen blocks": took["backward, frozen"] / took["backward, trained"],
+    memory = {name: step.peak() for name, step in steps.items()}
+    ours = [name for name in steps if not name.startswith("plain")]
+    ratios = {f"time, norm every {K} steps: {name}": every(K, name) / took["plain, measured"] for name in ours}
+    ratios |= {f"memory: {name}": memory[name] / memory["plain"] for name in ours}
+    ratios |= {
+        f"time over that of plain, compiled: {name}": every(K, name) / took["plain, compiled, measured"]
+        for name in ours
+        if "compiled" in name
+    }
+    ratios["time of plain, compiled"] = took["plain, compiled, measured"] / took["plain, measured"]
+    ratios |= {f"cost of the norm every {k} steps: {name}": every(k, name) / took[name] for name in ours for k in KS}
+    ratios |= {
+        f"backward of the frozen blocks{name}": took[f"backward, frozen{name}"] / took[f"backward, trained{name}"]
+        for name in blocks
     }
     if "reading" in took:
         ratios["reading the data"] = took["reading"] / took["step with reading"]
@@ -204,7 +233,7 @@ def main() -> None:
         print(json.dumps({"ratios": ratios, "cpu_seconds": took}, indent=2))
     else:
         for name, ratio in ratios.items():
-            print(f"{name:48} {ratio:.3f}")
+            print(f"{name:64} {ratio:.3f}")
 
 
 if __name__ == "__main__":
