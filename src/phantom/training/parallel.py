@@ -93,7 +93,8 @@ def join(settings: Train) -> Accelerator:
     # accelerate chooses no backend for DeepSpeed on a CPU: it has to be named.
     group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=PATIENCE)
     if not settings.strategy.startswith("zero"):
-        return Accelerator(cpu=not has_gpu, kwargs_handlers=[group])
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # then a named backend would be looked for in vain
+        return Accelerator(cpu=not has_gpu, kwargs_handlers=[] if alone else [group])
     if find_spec("deepspeed") is None:
         raise UserError(
             f"train.strategy: found {settings.strategy!r}, but DeepSpeed is not installed; accepted without it: ddp, "
