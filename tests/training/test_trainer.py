@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -239,6 +240,22 @@ def test_selective_checkpoints_compute_all_but_attention_again(place):
         found[kind] = calls
     assert found["none"].attention == found["selective"].attention == found["full"].attention / 2
     assert found["none"].products < found["selective"].products == found["full"].products
+
+
+@pytest.mark.slow
+def test_compiled_blocks_that_differ_are_few_graphs_and_held_out_clips_go_without(place, monkeypatch):
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    shared = ("physics.num_layers=1", "evaluate.sampling.steps=2", "train.recursive_weight.every=3")
+    compiled = ("train.compile=true", "train.activation_checkpointing=selective")
+    train(place(*shared, *compiled, "train.validate_every=2", "train.sample_every=2"))
+    assert counters["stats"]["unique_graphs"] == 4  # two kinds of block, of the first shape and of any
+    found = weights()
+    shutil.rmtree("checkpoints")
+    train(place(*shared))
+    assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in weights().items())
 
 
 def test_a_norm_above_the_threshold_starts_the_cycle_again(place):

@@ -54,10 +54,16 @@ def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DMo
 
 
 def compile_blocks(model: PhantomTransformer3DModel) -> None:
-    """Each block's arithmetic alone: what a strategy hooks onto the block stays outside."""
+    """Each block's arithmetic alone, where it is trained: what a strategy hooks onto the block stays outside."""
     torch._functorch.config.donated_buffer = False  # else a graph takes one backward; measuring takes two
+    torch._dynamo.config.recompile_limit = 64  # blocks differ in their parts, clips in shape
     for block in model.blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True)
+        block.forward = _where_trained(torch.compile(block.forward, fullgraph=True), block.forward)
+
+
+def _where_trained(compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Held-out losses and samples go without: each would have graphs of its own."""
+    return lambda *given: (compiled if torch.is_grad_enabled() else plain)(*given)
 
 
 def checkpointing_func(selective: bool) -> Callable[..., Any]:
