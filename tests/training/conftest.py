@@ -21,5 +21,6 @@ def make_place(tiny_base: Path) -> Callable[[Path], Place]:
 def alone(tmp_path_factory, make_place) -> Place:
     """Where one process has trained on its own: whole, uncompiled, nothing computed twice, nothing accumulated."""
     place = make_place(tmp_path_factory.mktemp("alone"))
-    train(place.params(*SHARED), place.folder)
+    # A store of its own: MLflow keeps one that it has opened, by its address, for all that this process does later.
+    train(place.params(*SHARED, f"tracking.uri=sqlite:///{place.folder}/mlflow.db"), place.folder)
     return place
