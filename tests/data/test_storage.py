@@ -287,7 +287,7 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(caching.os, "posix_fallocate", full)
     with (
-        pytest.raises(UserError, match=rf"^{tmp_path}: No space left on device \(0 MiB for s3://b/a\); make some"),
+        pytest.raises(StageFailed, match=rf"^{tmp_path}: No space left on device \(0 MiB for s3://b/a\); make some"),
         Cache(tmp_path, 25).file("a", 20, "s3://b/a", [b"y" * 20]),
     ):
         pass
@@ -297,7 +297,7 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 def test_a_full_disk_ends_a_stage_in_one_line(monkeypatch):
     monkeypatch.setattr(shared, "settings", lambda *arguments: None)
     with (
-        pytest.raises(UserError, match=r"^data/clips\.new/a\.mp4: no space left on the disk; make some and run again"),
+        pytest.raises(StageFailed, match=r"^data/clips\.new/a\.mp4: no space left on the disk; make some and run"),
         shared.stage("prepare", None, None, None),
     ):
         raise OSError(28, os.strerror(28), "data/clips.new/a.mp4")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from phantom.config import Params, load_params, preset_names, preset_path
-from phantom.errors import Interrupted, UserError
+from phantom.errors import Interrupted, StageFailed
 from phantom.lineage import join_repro
 from phantom.privacy import stay_offline
 from phantom.progress import say
@@ -101,7 +101,7 @@ def stage(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         full = error.filename or Path.cwd()
-        raise UserError(f"{full}: no space left on the disk; make some and run again to go on") from None
+        raise StageFailed(f"{full}: no space left on the disk; make some and run again to go on") from None
 
 
 def arguments(context: typer.Context, params: Path | None, set_: list[str] | None) -> tuple[Path | None, list[str]]:

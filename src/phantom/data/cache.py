@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from phantom.data.files import lock_file
-from phantom.errors import UserError
+from phantom.errors import StageFailed, UserError
 
 POLL = 0.1  # s between looks for space, while every file is in use
 
@@ -30,7 +30,7 @@ class Cache:
     def file(self, key: str, size: int, name: str, pieces: Iterable[bytes]) -> Iterator[Path]:
         """The path of the file `key`, made of `pieces` unless it is there; it stays for as long as the context lasts.
 
-        Raises UserError, about `name`, if it cannot be held.
+        Raises UserError, about `name`, if it is too large to be held; StageFailed if the disk is full.
         """
         if size > self.limit:
             gigabytes = f"{size / 2**30:.3g} GiB"
@@ -95,7 +95,7 @@ class Cache:
                     except OSError as error:
                         file.close()
                         part.unlink()
-                        raise UserError(
+                        raise StageFailed(
                             f"{self.folder}: {error.strerror} ({size / 2**20:.0f} MiB for {name}); "
                             "make some and run again to go on"
                         ) from None
