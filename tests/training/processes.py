@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phantom.config import Params
+from tests.training.runs import SHARED, Place, trained_alike
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["phantom.training.trainer", "mlflow.store.tracking.sqlalchemy_store", "tests.tiny"])
@@ -61,6 +63,24 @@ class Run:
         deadline = time.monotonic() + seconds
         while self.is_alive and not condition() and time.monotonic() < deadline:
             time.sleep(0.002)
+
+
+def trains_as(
+    alone: Place, folder: Path, strategy: str, ranks: int, accumulation: int, checkpointing: str, *more: str
+) -> None:
+    """Asserts that a run in `folder`, laid out in another way, trains as the one of `alone` did."""
+    shutil.copytree(alone.folder / "data", folder / "data")
+    params = alone.params(
+        *SHARED,
+        f"train.strategy={strategy}",
+        f"train.processes={ranks}",
+        f"train.accumulation={accumulation}",
+        f"train.activation_checkpointing={checkpointing}",
+        *more,
+    )
+    run = Run(params, folder)
+    assert run.wait(1500) == [0] * ranks, run.said.read_text()
+    trained_alike(alone.folder, folder)
 
 
 def free_port() -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
-from tests.training.processes import Run
-from tests.training.runs import SHARED, trained_alike
+from tests.training.processes import trains_as
 
 pytestmark = pytest.mark.timeout(1800)  # compilers run
 
@@ -34,15 +31,5 @@ def compiled(*case: object) -> object:
 def test_it_trains_as_one_process(alone, tmp_path, strategy, ranks, accumulation, checkpointing, compile_blocks):
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
-    shutil.copytree(alone.folder / "data", tmp_path / "data")
-    params = alone.params(
-        *SHARED,
-        f"train.strategy={strategy}",
-        f"train.processes={ranks}",
-        f"train.accumulation={accumulation}",
-        f"train.activation_checkpointing={checkpointing}",
-        f"train.compile={str(compile_blocks).lower()}",
-    )
-    run = Run(params, tmp_path)
-    assert run.wait(1500) == [0] * ranks, run.said.read_text()
-    trained_alike(alone.folder, tmp_path)
+    compiling = f"train.compile={str(compile_blocks).lower()}"
+    trains_as(alone, tmp_path, strategy, ranks, accumulation, checkpointing, compiling)

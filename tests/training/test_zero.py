@@ -14,8 +14,8 @@ from phantom.training import checkpoint, parallel
 from phantom.training.objective import losses
 from phantom.training.trainer import Trainer
 from phantom.training.zero import ZeroLearner
-from tests.training.processes import CONTEXT, Run, free_port
-from tests.training.runs import SHARED, history, same, trained_alike, weights
+from tests.training.processes import CONTEXT, Run, free_port, trains_as
+from tests.training.runs import SHARED, history, same, weights
 from tests.training.test_wrong_norms import SIZE, batch, model, norm, trainable
 
 pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
@@ -39,18 +39,8 @@ ONE_IN_SHORT = ("zero2", *(pytest.param(stage, marks=pytest.mark.slow) for stage
 def test_it_measures_and_trains_as_one_process_without_it(
     alone, tmp_path, strategy, ranks, accumulation, checkpointing
 ):
-    shutil.copytree(alone.folder / "data", tmp_path / "data")
-    params = alone.params(
-        *SHARED,
-        f"train.strategy={strategy}",
-        f"train.processes={ranks}",
-        f"train.accumulation={accumulation}",
-        f"train.activation_checkpointing={checkpointing}",
-        f"train.control={str(ranks == 2).lower()}",
-    )
-    run = Run(params, tmp_path)
-    assert run.wait() == [0] * ranks, run.said.read_text()
-    trained_alike(alone.folder, tmp_path)
+    control = f"train.control={str(ranks == 2).lower()}"
+    trains_as(alone, tmp_path, strategy, ranks, accumulation, checkpointing, control)
 
     if ranks == 2:
         assert all(r["alpha"] == 0 for r in history(tmp_path, "control"))

@@ -96,8 +96,9 @@ class PhantomBlock(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`coupling`: on, off, or (B,) on per sample."""
         y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotations.video)
-        if self.physics is None or physics_BME is None or text.physics is None:
+        if self.physics is None or physics_BME is None:
             return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
+        assert text.physics is not None
 
         y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotations.physics)
         if self.coupling is not None and coupling is not False:
@@ -256,8 +257,9 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), of_z)] * len(self.blocks)
         else:
             text = encoder_hidden_states
-        if hidden_states is None or timestep is None:
+        if hidden_states is None:
             return tuple(block(projected) for block, projected in zip(self.blocks, text, strict=True))
+        assert timestep is not None
 
         batch, frames = hidden_states.shape[0], hidden_states.shape[2]
         grid_v = token_grid(self.config.video, hidden_states)
