@@ -1,12 +1,13 @@
 """Reading latents: beside a plain read of the same bytes, and memory over many clips.
 
-    python benchmarks/shards.py [--clips 64 --many 10000 --repeats 5 --folder DIR]
+    python benchmarks/shards.py [--clips 64 --many 10000 --repeats 15 --folder DIR]
 
-Clips of 10 MB, bfloat16 as at full size, in shards of 256 MB made here. In order: every clip through `LatentSet`, two
-ahead, against a plain read of the files. At random: single clips in a drawn order, against reading as many bytes from
-the places where they are. Each thrice: as stored, when a process reads a clip for the first time and compares its
-checksum; as stored, from the second time on; and as float32, which is what training computes with. From the disk: the
-kernel is asked to forget the files before each run. Memory: what is resident while `--many` small clips are read.
+Clips of 10 MB, bfloat16 as at full size, in shards of 256 MB made here. In order: every clip through `LatentSet`, one
+ahead (as float32 two), against a plain read of the files. At random: single clips in a drawn order, against reading as
+many bytes from the places where they are. Each thrice: as stored, when a process reads a clip for the first time and
+compares its checksum; as stored, from the second time on; and as float32, which is what training computes with. From
+the disk: the kernel is asked to forget the files before each run. Memory: what is resident while `--many` small clips
+are read.
 Ratios are of medians, of runs that take turns; CPU seconds of all threads tell how much of a difference is waiting.
 """
 
@@ -111,7 +112,7 @@ def compare(name: str, folder: Path, plain: Callable[[], Any], ours: dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("clips", 64), ("many", 10_000), ("repeats", 5)):
+    for option, default in (("clips", 64), ("many", 10_000), ("repeats", 15)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--folder", default=None, help="where the files are made")
     options = parser.parse_args()
@@ -124,15 +125,15 @@ def main() -> None:
         known = LatentSet(large, "train")
         order = torch.randperm(options.clips, generator=torch.Generator().manual_seed(1))[: options.clips // 2].tolist()
 
-        def ways(read: Callable[[Callable[[int], Any]], Any]) -> dict[str, Callable[[], Any]]:
+        def ways(read: Callable[[Callable[[int], Any], int], Any]) -> dict[str, Callable[[], Any]]:
             return {
-                "stored, the first time": lambda: read(LatentSet(large, "train").stored),
-                "stored, again": lambda: read(known.stored),
-                "float32, again": lambda: read(known.__getitem__),
+                "stored, the first time": lambda: read(LatentSet(large, "train").stored, 1),
+                "stored, again": lambda: read(known.stored, 1),
+                "float32, again": lambda: read(known.__getitem__, 2),
             }
 
-        in_order = ways(lambda get: deque(ahead(get, range(options.clips), 2), 0))
-        at_random = ways(lambda get: deque(map(get, order), 0))
+        in_order = ways(lambda get, workers: deque(ahead(get, range(options.clips), workers), 0))
+        at_random = ways(lambda get, _: deque(map(get, order), 0))
         deque(map(known.stored, range(options.clips)), 0)
         for cold in (True, False):
             compare("all in order", large, lambda: read_files(large), in_order, options.repeats, cold)

@@ -372,7 +372,8 @@ def _range(path: Path, start: int, stop: int) -> np.ndarray:
     raw, at = np.empty(stop - start, np.uint8), 0
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        while at < len(raw) and (count := file.readinto(raw[at:].data)):
+        # Piece by piece: the disk reads the next ones while one is copied.
+        while at < len(raw) and (count := file.readinto(raw[at : at + PIECE].data)):
             at += count
     return raw[:at]
 
