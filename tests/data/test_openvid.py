@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -159,6 +161,42 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
     prepare(params, tmp_path / "there")
     assert len(made) == 6
     assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
+
+
+def test_what_a_failing_disk_does_not_give_is_no_fault_of_the_clip(openvid_params, source, tmp_path, monkeypatch):
+    """The disk is a stand-in: none can be made to fail here."""
+    whole = zipfile.ZipFile.read
+
+    def fail(self, info, *arguments):
+        if info.filename.endswith("d.mp4"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(self, info, *arguments)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+    with pytest.raises(StageFailed, match=r"^part_002/d\.mp4: Input/output error; run again to go on"):
+        prepare(openvid_params(), tmp_path)
+    monkeypatch.setattr(zipfile.ZipFile, "read", whole)
+    assert prepare(openvid_params(), tmp_path).quarantined == 0
+
+
+def test_a_restart_reads_nothing_twice_but_knows_new_filters(openvid_params, source, tmp_path, monkeypatch):
+    big = {"g.mp4": video(tmp_path, 7, 48, 96)}
+    (source / "OpenVidHD_part_11.zip").write_bytes(pack(big))
+    write_csv(source, [row("a.mp4"), row("b.mp4"), row("g.mp4")])
+    counted = []
+    whole = zipfile.ZipFile.read
+    monkeypatch.setattr(clips, "cores", lambda: 1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, info, *a: counted.append(info) or whole(self, info, *a))
+    monkeypatch.setattr(clips, "link", lambda *_: 1 / 0)  # fails when all are made
+    with pytest.raises(ZeroDivisionError):
+        prepare(openvid_params(), tmp_path)
+    assert len(counted) == 3
+    with pytest.raises(ZeroDivisionError):
+        prepare(openvid_params(), tmp_path)
+    assert len(counted) == 3
+    monkeypatch.undo()
+    assert prepare(openvid_params("data.openvid.width=[80, null]"), tmp_path).removed["width"] == 2
+    assert list(read(tmp_path)[0]) == ["g"]
 
 
 def test_each_filter_says_how_many_clips_it_removed(openvid_params, source, tmp_path):

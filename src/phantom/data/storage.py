@@ -197,9 +197,10 @@ class S3Folder:
                     return None
                 raise
 
-    def version(self, name: str) -> None:
-        """What is read may come anew from the network each time."""
-        return None
+    def version(self, name: str) -> str | None:
+        """What changes when the file `name` does; None if there is none."""
+        entry = self._entry(name)
+        return entry.version if entry else None
 
     def range(self, name: str, start: int, stop: int) -> np.ndarray:
         """The bytes from `start` to `stop` of the file `name`, uint8. They are kept in the cache, and nothing else."""

@@ -48,7 +48,7 @@ class TensorFile:
     @property
     def version(self) -> str | None:
         """Changes when the file does; None where it comes from afar, through a cache that may be damaged any time."""
-        return self.folder.version(self.name)
+        return None if self.folder.is_remote else self.folder.version(self.name)
 
     def forget(self) -> None:
         """Has what is read next fetched anew, where it is not read from this machine."""

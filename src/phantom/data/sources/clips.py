@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from phantom.cores import cores
 from phantom.data.ahead import ahead
 from phantom.data.files import link, settle, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
-from phantom.data.video import BadClip, Fitted, fit_clip, probe, write_mp4
+from phantom.data.video import BadClip, fit_clip, probe, write_mp4
+from phantom.errors import StageFailed
 from phantom.progress import track
 
 MAX_NAME = 255  # bytes of a file's name; keys of S3 and names in zips may have more
+# What a file itself can be refused for; other errors are those of its disk, or of the network.
+OWN_FAULTS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 MAX_CAPTION = 10_000  # characters; more is no caption but, say, a csv in which a quote is missing
 
 
@@ -36,6 +40,7 @@ class Item:
     id: str
     path: str  # in the source, and of the clip in data/clips
     caption: str
+    version: str  # differs where the contents do
 
 
 @dataclass
@@ -56,10 +61,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Made:
-    """A video that became a clip of `frames` frames at `path`; `source` is the digest of what it was made from."""
+    """A video that became a clip of `frames` frames; `source` is the digest of what it was made from."""
 
     source: str
-    path: Path
     frames: int
     size: tuple[int, int]  # height, width
     sha256: str
@@ -74,7 +78,8 @@ Read = Callable[[Item], AbstractContextManager[Path | bytes]]
 def write_clips(found: Found, read: Read, out: Path, data: Data, work: Path) -> Found:
     """Writes every usable item of `found` into `out`, and fills in its clips; what is left out is added, by id.
 
-    Clips are made in `work`, where a later call finds them again, and then linked into `out`.
+    Clips are made in `work`, where a later call finds them again without reading their items, and then linked into
+    `out`. Raises StageFailed where not the item is at fault, but the disk or the network that it is read from.
     """
     work.mkdir(parents=True, exist_ok=True)
     made: dict[str, Made] = {}
@@ -95,7 +100,7 @@ def write_clips(found: Found, read: Read, out: Path, data: Data, work: Path) -> 
     for item in found.items:
         if item.id in made:
             this = made[item.id]
-            link(this.path, out / item.path)
+            link(_clip(work, this.source), out / item.path)
             split: Split = "heldout" if this.source in heldout else "train"
             size = (None, None) if this.size == data.sizes[0] else this.size
             found.clips.append(
@@ -142,27 +147,40 @@ def _make(item: Item, read: Read, data: Data, work: Path) -> Made | Removed | st
     """The clip of `item`, made unless `work` has it; or the reason why there is none."""
     if any(len(part.encode()) > MAX_NAME for part in Path(item.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
-    fitted: Fitted | None = None
+    key = hashlib.sha256(f"{item.path}\0{item.version}".encode()).hexdigest()
+    note = work / f"{key}.json"
+    if note.is_file():
+        known = json.loads(note.read_text(encoding="utf-8"))
+        return Made(**known | {"size": tuple(known["size"])})
     try:
         with read(item) as file:
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
-            path = work / f"{source}.mp4"
-            if not path.is_file():
-                fitted = fit_clip(file, data.fps, data.sizes, data.frames, data.min_frames)
+            fitted = fit_clip(file, data.fps, data.sizes, data.frames, data.min_frames)
     except Removed as removed:
         return removed
     except BadClip as reason:
         return str(reason)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    note = path.with_suffix(".json")
-    if fitted is not None:
-        part = path.with_suffix(f".{threading.get_ident()}.part")  # the same video may be there twice
-        part.write_text(json.dumps({"pixels": fitted.pixels, "kept": fitted.kept}), encoding="utf-8")
-        part.replace(note)
-        write_mp4(part, fitted.frames, data.fps)
-        settle(part)
-        part.replace(path)
-    made = probe(path)
-    kept = json.loads(note.read_text(encoding="utf-8"))
-    return Made(source, path, made.frames, (made.height, made.width), sha256(path), **kept)
+        return unreadable(error, item.path)
+    path = _clip(work, source)
+    part = path.with_suffix(f".{threading.get_ident()}.part")  # the same video may be there twice
+    write_mp4(part, fitted.frames, data.fps)
+    settle(part)
+    part.replace(path)
+    clip = probe(path)
+    made = Made(source, clip.frames, (clip.height, clip.width), sha256(path), fitted.pixels, fitted.kept)
+    part.write_text(json.dumps(asdict(made)), encoding="utf-8")
+    settle(part)
+    part.replace(note)
+    return made
+
+
+def unreadable(error: OSError, path: str) -> str:
+    """Why the file at `path` cannot be read. Raises StageFailed if that is no fault of its own, and may pass."""
+    if error.errno not in OWN_FAULTS:
+        raise StageFailed(f"{path}: {error.strerror or error}; run again to go on, without this file if it stays so")
+    return f"cannot be read: {error.strerror}"
+
+
+def _clip(work: Path, source: str) -> Path:
+    return work / f"{source}.mp4"

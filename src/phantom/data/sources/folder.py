@@ -18,7 +18,7 @@ from typing import Any
 from phantom.config import Data
 from phantom.data.ahead import ahead
 from phantom.data.sources import clips
-from phantom.data.sources.clips import Found, Item, caption_text, printable
+from phantom.data.sources.clips import Found, Item, caption_text, printable, unreadable
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
 from phantom.errors import UserError
@@ -59,7 +59,7 @@ def find(folder: Folder) -> Found:
                 raise BadClip(refusal)
             if both := [str(above) for above in PurePosixPath(name).parents if str(above) in there]:
                 raise BadClip(f"{both[0]} is a file too")  # S3 knows no folders
-            item = Item(id_, name, caption_text(caption))
+            item = Item(id_, name, caption_text(caption), f"{folder} {folder.version(name)}")
             if id_ in items:
                 raise BadClip(f"duplicate: {items[id_].path} has the same name")
             items[id_] = item
@@ -128,7 +128,7 @@ def _beside(folder: Folder, name: str) -> Any:
     except UnicodeDecodeError:
         return BadClip("its caption is not UTF-8")
     except OSError as error:
-        return BadClip(f"no caption: {name}: {error.strerror}")
+        return BadClip(f"no caption: {name}: {unreadable(error, name)}")
 
 
 def _refusal(folder: Folder, name: str) -> str | None:

@@ -69,7 +69,9 @@ def find(folder: Folder, zips: Zips, settings: OpenVid) -> tuple[Found, dict[str
     """
     found = Found()
     places: dict[str, tuple[int, int]] = {}
-    for part, number, name in zips.members():
+    versions: dict[str, str] = {}
+    for part, number, info in zips.members():
+        name = info.filename
         if leaves(name):
             found.refuse(name, f"part {part}: {name}", "its path leaves the zip")
             continue
@@ -78,6 +80,8 @@ def find(folder: Folder, zips: Zips, settings: OpenVid) -> tuple[Found, dict[str
             found.refuse(name[:-4], f"part {part}: {name}", f"duplicate: part {places[name][0]} has the same name")
         else:
             places[name] = (part, number)
+            # The filters on the size look into the file, so that what passed others says nothing.
+            versions[name] = f"{info.CRC:08x} {info.file_size} {settings.height} {settings.width}"
     listed: set[str] = set()
     members: dict[str, tuple[int, int]] = {}
     for row in _rows(folder, settings):
@@ -95,7 +99,7 @@ def find(folder: Folder, zips: Zips, settings: OpenVid) -> tuple[Found, dict[str
                 raise Removed("absent")
             if None in row:
                 raise BadClip("more cells than columns: a caption that holds a comma stands in quotes")
-            item = Item(id_, f"part_{places[name][0]:03d}/{name}", caption_text(row["caption"]))
+            item = Item(id_, f"part_{places[name][0]:03d}/{name}", caption_text(row["caption"]), versions[name])
             _filter(row, settings)
         except BadClip as reason:
             found.refuse(id_, name, reason)
@@ -135,14 +139,14 @@ class Zips:
             raise UserError(f"data.path: {folder}: no OpenVidHD_part_N.zip in it")
         self._opened = threading.local()
 
-    def members(self) -> Iterator[tuple[int, int, str]]:
-        """(part, number in it, name) of every mp4, part by part. Raises UserError for a zip that is not whole."""
+    def members(self) -> Iterator[tuple[int, int, zipfile.ZipInfo]]:
+        """(part, number in it, what is said of it) of every mp4, part by part. Raises UserError for a zip not whole."""
         for part in sorted(self.parts):
             for number, info in enumerate(self._open(part).infolist()):
                 pure = PurePosixPath(info.filename)
                 # Archives made on a Mac hold a "._NAME.mp4" beside each file.
                 if info.filename.lower().endswith(".mp4") and not pure.name.startswith("."):
-                    yield part, number, info.filename
+                    yield part, number, info
 
     def read(self, part: int, number: int) -> bytes:
         """The contents of a member. Raises BadClip."""
@@ -155,6 +159,8 @@ class Zips:
         try:
             return opened.read(info)
         except FAULTS as error:
+            if isinstance(error, OSError) and error.errno is not None:  # not of the zip, but of what it lies on
+                raise
             raise BadClip(f"damaged in its zip: {' '.join(str(error).split()) or type(error).__name__}") from None
 
     def _open(self, part: int) -> zipfile.ZipFile:
