@@ -9,20 +9,21 @@ set -eu
 namespace=${NAMESPACE:-phantom}
 : "${PHANTOM_ARTIFACTS:?set it to where MLflow keeps artifacts: s3://BUCKET/PREFIX}"
 
+# Through a pipe: what stands in a command's arguments is seen by everyone on this machine.
+secret() {
+  kubectl --namespace "$namespace" create secret generic "$1" --from-env-file=/dev/stdin --dry-run=client --output=yaml
+}
+
 if ! kubectl --namespace "$namespace" get secret phantom-postgres > /dev/null 2>&1; then
-  draw() { head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
-  kubectl --namespace "$namespace" create secret generic phantom-postgres \
-    --from-literal=POSTGRES_PASSWORD="$(draw)" \
-    --from-literal=PREFECT_PASSWORD="$(draw)" \
-    --from-literal=MLFLOW_PASSWORD="$(draw)"
+  for name in POSTGRES_PASSWORD PREFECT_PASSWORD MLFLOW_PASSWORD; do
+    printf '%s=%s\n' "$name" "$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')"
+  done | secret phantom-postgres | kubectl create --filename -
 fi
 
-set -- --from-literal=MLFLOW_ARTIFACTS_DESTINATION="$PHANTOM_ARTIFACTS"
-for name in AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL AWS_DEFAULT_REGION HF_TOKEN; do
-  eval "value=\${$name:-}"
-  if [ -n "$value" ]; then
-    set -- "$@" --from-literal="$name=$value"
-  fi
-done
-kubectl --namespace "$namespace" create secret generic phantom-s3 "$@" --dry-run=client --output=yaml |
-  kubectl apply --filename -
+{
+  printf 'MLFLOW_ARTIFACTS_DESTINATION=%s\n' "$PHANTOM_ARTIFACTS"
+  for name in AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL AWS_DEFAULT_REGION HF_TOKEN; do
+    eval "value=\${$name:-}"
+    [ -z "$value" ] || printf '%s=%s\n' "$name" "$value"
+  done
+} | secret phantom-s3 | kubectl apply --filename -

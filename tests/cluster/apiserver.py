@@ -1,7 +1,7 @@
 """A small Kubernetes API server: real sockets, objects in memory, enough of the protocol for the real clients.
 
 It stores what it is given, answers discovery, filters lists by label and field selectors, serves logs, and fails on
-demand. It admits everything: what a real one refuses is tried elsewhere (schemas, `phantom.cluster.check`).
+demand. It validates what clients ask it to (`fieldValidation=Strict`), and admits everything else.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class ApiServer:
     expired: int = 0  # watches to come that are told, after the first changes, that they are too old
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
+    refusals: Callable[[Object], list[str]] = lambda _: []  # what the schema of an object's kind says against it
     on_delete: Callable[[Object], bool] = lambda _: True  # whether the object goes at once
 
     def __enter__(self) -> ApiServer:
@@ -231,13 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def _refuse(status: int, message: str) -> tuple[int, Object]:
-        reason = {404: "NotFound", 409: "AlreadyExists", 403: "Forbidden"}.get(status, "InternalError")
+        reasons = {400: "BadRequest", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists"}
         return status, {
             "kind": "Status",
             "apiVersion": "v1",
             "status": "Failure",
             "message": message,
-            "reason": reason,
+            "reason": reasons.get(status, "InternalError"),
             "code": status,
         }
 
@@ -245,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts == ["version"]:
             return 200, {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
+        if parts == ["openapi", "v3"]:
+            return 200, _openapi_index()
+        if parts[:2] == ["openapi", "v3"]:
+            return 200, _openapi("/".join(parts[3:]))
         if parts[0] == "api":
             if len(parts) == 1:
                 return 200, {"kind": "APIVersions", "versions": ["v1"]}
@@ -291,6 +296,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = body["metadata"]["name"]
             if (group, plural, namespace, name) in self.api.objects:
                 return self._refuse(409, f'{plural} "{name}" already exists')
+            if refused := self._validate(query, body):
+                return refused
             return 201, self.api.add(group, plural, body, namespace)
         if not name:
             items = [
@@ -310,11 +317,18 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, found
         if self.command in ("PATCH", "PUT"):
             assert body is not None
-            self.api.objects[key] = _merged(found, body)
+            merged = _merged(found, body)
+            if refused := self._validate(query, merged):
+                return refused
+            self.api.objects[key] = merged
             return 200, self.api.objects[key]
         if sub == "log":
             return self._log(found, query)
         return 200, copy.deepcopy(found)
+
+    def _validate(self, query: dict[str, str], body: Object) -> tuple[int, Object] | None:
+        errors = self.api.refusals(body) if query.get("fieldValidation") == "Strict" else []
+        return self._refuse(400, f"strict decoding error: {'; '.join(errors)}") if errors else None
 
     def _log(self, pod: Object, query: dict[str, str]) -> tuple[int, Any]:
         statuses = (pod.get("status") or {}).get("containerStatuses") or []
@@ -344,6 +358,27 @@ class _Handler(BaseHTTPRequestHandler):
 def now() -> str:
     """The time as Kubernetes writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
+
+
+def _openapi_index() -> Object:
+    names = [f"apis/{group}" if "/" in group else f"api/{group}" for group in RESOURCES]
+    return {"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}"} for name in names}}
+
+
+def _openapi(group_version: str) -> Object:
+    """Says of each kind only that this server validates its fields; kubectl asks no more than that."""
+    group, _, version = group_version.rpartition("/")
+    base = f"/apis/{group_version}" if group else "/api/v1"
+    parameters = [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}]
+    paths = {}
+    for plural, kind, namespaced in RESOURCES[group_version]:
+        patch = {
+            "parameters": parameters,
+            "responses": {},
+            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+        }
+        paths[f"{base}{'/namespaces/{namespace}' if namespaced else ''}/{plural}/{{name}}"] = {"patch": patch}
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths}
 
 
 def _discovery(group: str, known: list[tuple[str, str, bool]]) -> Object:

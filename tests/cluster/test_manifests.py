@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -350,36 +352,64 @@ def test_the_runtime_of_trainjobs_makes_restricted_pods():
 # --- real kubectl -----------------------------------------------------------------------------------------------------
 
 
-@needs_kubectl
-def test_kubectl_takes_the_folder_whole(tmp_path: Path):
-    with ApiServer() as server:
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A cluster that nothing has been put into, and validates what is; kubectl talks to it."""
+    with ApiServer(refusals=schema_errors) as server:
         server.remove("namespaces", "phantom")
-        env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")), "HOME": str(tmp_path)}
-        command = ["kubectl", "apply", "--validate=false", "-f", f"{K8S}/"]
-        for word in ("created", "configured|unchanged"):
-            done = subprocess.run(command, env=env, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            lines = done.stdout.splitlines()
-            assert len(lines) == len(applied()) and all(re.search(f" ({word})$", line) for line in lines)
-        assert {o["kind"] for o in server.objects.values()} == {m["kind"] for m in applied()}
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yield server
 
 
-def test_the_script_makes_the_secrets_that_are_named(tmp_path: Path):
-    stub = tmp_path / "kubectl"
-    stub.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n[ "$3" != get ]\n', encoding="utf-8")
-    stub.chmod(0o755)
-    calls = tmp_path / "calls"
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
-    script = str(K8S / "secrets.sh")
-    refused = subprocess.run([script], env=env, capture_output=True, text=True)
+def call(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+@needs_kubectl
+def test_kubectl_takes_the_folder_whole(server: ApiServer):
+    for word in ("created", "configured|unchanged"):
+        done = call("kubectl", "apply", "-f", f"{K8S}/")
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert len(lines) == len(applied()) and all(re.search(f" ({word})$", line) for line in lines)
+    assert {o["kind"] for o in server.objects.values()} == {m["kind"] for m in applied()}
+
+
+@needs_kubectl
+def test_kubectl_has_fields_validated_that_do_not_exist(server: ApiServer, tmp_path: Path):
+    server.add("v1", "namespaces", {"kind": "Namespace", "metadata": {"name": "phantom"}})
+    service = next(m for m in applied() if m["kind"] == "Service")
+    service["spec"]["prots"] = service["spec"].pop("ports")
+    (tmp_path / "service.yaml").write_text(yaml.safe_dump(service), encoding="utf-8")
+    done = call("kubectl", "apply", "-f", tmp_path / "service.yaml")
+    assert done.returncode and "prots" in done.stderr and not server.find("services")
+
+
+@needs_kubectl
+def test_the_script_makes_the_secrets_that_are_named(server: ApiServer):
+    refused = call(K8S / "secrets.sh")
     assert refused.returncode and "PHANTOM_ARTIFACTS" in refused.stderr
-    env |= {"PHANTOM_ARTIFACTS": "s3://bucket/p", "AWS_ACCESS_KEY_ID": "a b"}
-    done = subprocess.run([script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = calls.read_text(encoding="utf-8")
-    made = dict(re.findall(r"create secret generic (\S+) (.*)", said))
-    assert set(made) == SECRETS
-    passwords = dict(re.findall(r"--from-literal=(\w+)=([0-9a-f]{48})\b", made["phantom-postgres"]))
+    assert call("kubectl", "apply", "-f", K8S / "00-namespace.yaml").returncode == 0
+
+    def made(**env: str) -> dict[str, dict[str, str]]:
+        done = call(K8S / "secrets.sh", **env)
+        assert done.returncode == 0, done.stderr
+        secrets = {s["metadata"]["name"]: s["data"] for s in server.find("secrets")}
+        return {
+            name: {key: base64.b64decode(value).decode() for key, value in data.items()}
+            for name, data in secrets.items()
+        }
+
+    first = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a b='$c'", AWS_SECRET_ACCESS_KEY="old")
+    assert set(first) == SECRETS
+    assert first["phantom-s3"] == {
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://bucket/p",
+        "AWS_ACCESS_KEY_ID": "a b='$c'",
+        "AWS_SECRET_ACCESS_KEY": "old",
+    }
+    passwords = first["phantom-postgres"]
     assert set(passwords) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD"}
-    assert len(set(passwords.values())) == 3
-    assert "MLFLOW_ARTIFACTS_DESTINATION=s3://bucket/p --from-literal=AWS_ACCESS_KEY_ID=a b --dry-run" in said
+    assert len(set(passwords.values())) == 3 and all(re.fullmatch("[0-9a-f]{48}", p) for p in passwords.values())
+    again = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="new")
+    assert again["phantom-postgres"] == passwords and again["phantom-s3"]["AWS_SECRET_ACCESS_KEY"] == "new"
