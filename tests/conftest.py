@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +16,20 @@ from phantom.config import Params, apply_overrides, preset_path, validate
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what needs a Prefect server last: its client stays in the process, in which forks do not end well then."""
+    items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server of its own, with its database in a temporary folder, which this process talks to."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=600):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

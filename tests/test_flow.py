@@ -173,15 +173,6 @@ def test_settings_are_written_with_their_comments(tmp_path: Path):
 # --- Prefect ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A Prefect server of its own, with its database in a temporary folder."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture
 def flow(finished: Path, monkeypatch: pytest.MonkeyPatch):
     """The module of the flow, at work in the finished checkout."""
@@ -202,7 +193,7 @@ def artifacts() -> dict[str, object]:
         return {a.key: a for a in client.read_artifacts() if a.key}
 
 
-def test_the_flow_runs_a_task_for_each_stage(server: None, flow, finished: Path):
+def test_the_flow_runs_a_task_for_each_stage(prefect_server: None, flow, finished: Path):
     ran = flow.full_pipeline(params={"train": {"steps": 77}})
     assert ran == {stage: stage in ("train", "evaluate", "register") for stage in STAGES}
     assert load_params(finished / "params.yaml").train.steps == 77
@@ -217,7 +208,7 @@ def test_the_flow_runs_a_task_for_each_stage(server: None, flow, finished: Path)
 
 
 def test_a_server_that_takes_no_progress_stops_no_stage(
-    server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     faults = [flow.create_progress_artifact]
 
@@ -233,7 +224,7 @@ def test_a_server_that_takes_no_progress_stops_no_stage(
     assert caplog.text.count("the progress of train is not shown: All connection attempts failed") == 1
 
 
-def test_the_flow_does_not_retry_wrong_input(server: None, flow, finished: Path):
+def test_the_flow_does_not_retry_wrong_input(prefect_server: None, flow, finished: Path):
     (finished / "fail").write_text("train", encoding="utf-8")
     try:
         with pytest.raises(UserError, match="train: found nothing"):
@@ -245,7 +236,7 @@ def test_the_flow_does_not_retry_wrong_input(server: None, flow, finished: Path)
 
 @pytest.mark.slow
 def test_a_stage_that_takes_too_long_is_stopped_and_saves(
-    server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(flow.TASKS, "train", flow.repro.with_options(name="train", timeout_seconds=20))
     monkeypatch.setattr(pipeline, "PATIENCE", ((signal.SIGINT, 60.0), (signal.SIGKILL, 1.0)))
@@ -260,7 +251,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_saves(
     assert left == {"code": 75, "error": "train: interrupted after saving"}
 
 
-def test_the_flow_refuses_an_unknown_setting(server: None, flow, finished: Path):
+def test_the_flow_refuses_an_unknown_setting(prefect_server: None, flow, finished: Path):
     with pytest.raises(UserError, match=r"train\.stepz: unknown setting; nearest: train\.steps"):
         flow.full_pipeline(params={"train": {"stepz": 1}})
     assert calls(finished) == []

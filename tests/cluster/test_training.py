@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,15 +22,6 @@ from tests.pipeline import ROOT, calls, make_checkout
 from tests.training.worlds import write_latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A Prefect server, with its database in a temporary folder."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=600):
-        yield
 
 
 def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
@@ -60,7 +50,7 @@ def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
 
 
 @pytest.fixture
-def flow(server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def flow(prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of the flow, at work in the cluster's checkout."""
     spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
     assert spec and spec.loader

@@ -192,6 +192,7 @@ def test_a_vmapped_backward_is_exact_alone_but_no_wrapper_knows_of_it(found, tru
     assert all(f["fsdp2 vmap"] != pytest.approx(truth, rel=1e-3) for f in found)
 
 
+@torch._functorch.config.patch(donated_buffer=True)  # as it is where nothing was compiled before
 def test_compiled_blocks_refuse_a_vmapped_backward_and_unless_told_a_second_one():
     torch._dynamo.reset()
     own, whole = model(), batch(range(SIZE))
@@ -215,9 +216,9 @@ def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
 
 @pytest.mark.slow  # a compiler runs
 @pytest.mark.timeout(1800)
+@torch._functorch.config.patch(donated_buffer=True)  # as it is; put back at the end
 def test_compiled_blocks_are_exact_with_two_backwards_and_with_checkpoints(truth, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # as it is; put back at the end
     torch._dynamo.reset()
     own = model()
     compile_blocks(own)  # as the trainer does

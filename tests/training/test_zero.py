@@ -143,13 +143,10 @@ def test_the_documented_ways_lose_a_gradient_raise_or_step(alone, tmp_path, stra
         found |= json.loads((tmp_path / "found.json").read_text())
     own, whole = model(), batch(range(SIZE))
     each = losses(own, whole)
-    physics, video = each.physics.sum() / SIZE, each.video.sum() / SIZE
-    alone_z = norm(torch.autograd.grad(physics, trainable(own), retain_graph=True, allow_unused=True))
-    both = norm(torch.autograd.grad(physics + video, trainable(own)))
+    both = norm(torch.autograd.grad((each.physics.sum() + each.video.sum()) / SIZE, trainable(own)))
+    assert isinstance(found["autograd.grad"], str)  # an error
     if strategy == "zero3":
-        assert found["autograd.grad"] == pytest.approx(alone_z, rel=1e-5)  # of a process's own samples alone
-        assert isinstance(found["two backwards"], str)  # an error
+        assert isinstance(found["two backwards"], str)  # an error too
     else:
-        assert isinstance(found["autograd.grad"], str)
         assert found["two backwards"] != pytest.approx(both, rel=0.01)  # and no error
     assert found["accelerator.backward"] == "stepped"  # the norm of one loss's gradient, and it is already applied
