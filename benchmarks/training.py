@@ -37,24 +37,25 @@ from phantom.training.setup import build_model, checkpointing_func, compile_bloc
 WIDTH, BLOCKS = 256, 6
 BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
 FEWER = 12  # a SIDE at which attention is a tenth of a block's forward operations, and not a quarter
+WIDER = 3 * WIDTH  # with FEWER attention is a thirtieth of them, and what is done for each element weighs less, too
 K, KS = 16, (1, 16, 64)
 KINDS = ("none", "full", "selective")
 TRAIN = load_params(preset_path("mini")).train
 
 
-def build(per_token: bool = False) -> PhantomTransformer3DModel:
+def build(per_token: bool = False, width: int = WIDTH, blocks: int = BLOCKS) -> PhantomTransformer3DModel:
     """A feed-forward width of 4.7 times the model's, as the paper's; 720 video and 144 physics tokens a sample."""
     torch.manual_seed(0)
     wan = WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=WIDTH // 64,
+        num_attention_heads=width // 64,
         attention_head_dim=64,
         in_channels=48,
         out_channels=48,
         text_dim=128,
         freq_dim=256,
-        ffn_dim=WIDTH * 14 // 3,
-        num_layers=BLOCKS,
+        ffn_dim=width * 14 // 3,
+        num_layers=blocks,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         eps=1e-6,
@@ -120,12 +121,14 @@ def most(run: Callable[[], object]) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def backward(frozen: bool, side: int = SIDE, compiled: bool = False) -> Callable[[], float]:
+def backward(frozen: bool, side: int, width: int, compiled: bool) -> Callable[[], float]:
     """CPU seconds of a backward pass through the video branch's blocks, whose input has a gradient."""
-    blocks = nn.ModuleList(block.video for block in build().blocks).requires_grad_(not frozen)
+    blocks = nn.ModuleList(
+        block.video for block in build(width=width, blocks=BLOCKS * WIDTH // width).blocks
+    ).requires_grad_(not frozen)
     tokens, samples = FRAMES * (side // 2) ** 2, BATCH * SIDE**2 // side**2
-    stream = torch.randn(samples, tokens, WIDTH, requires_grad=True)
-    time_Bn6D, text = torch.randn(samples, FRAMES, 6, WIDTH), torch.randn(samples, 32, WIDTH)
+    stream = torch.randn(samples, tokens, width, requires_grad=True)
+    time_Bn6D, text = torch.randn(samples, FRAMES, 6, width), torch.randn(samples, 32, width)
 
     def one(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
         y, modulation = block(x, time_Bn6D, None)
@@ -198,8 +201,12 @@ def main() -> None:
         if not name.startswith("plain"):
             runs[name] = lambda step=step: timed(lambda: step(measured=False))  # type: ignore[misc]
     blocks = {
-        f"{extent}{way}": {"side": side, "compiled": bool(way)}
-        for extent, side in (("", SIDE), (", fewer tokens", FEWER))
+        f"{extent}{way}": {"side": side, "width": width, "compiled": bool(way)}
+        for extent, side, width in (
+            ("", SIDE, WIDTH),
+            (", fewer tokens", FEWER, WIDTH),
+            (", fewer tokens, wider", FEWER, WIDER),
+        )
         for way in ("", ", compiled")
     }
     for name, how in blocks.items():

@@ -213,6 +213,14 @@ def test_register_reports_the_alias_and_what_decided_it(phantom, monkeypatch: py
     assert json.loads(phantom("register", "--json")[1])["champion_score"] == 2.0
 
 
+def test_a_package_that_is_not_there_is_named(phantom, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prefect"] or ["prefect"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    code, out, err = phantom("approve")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("prefect is not installed here: `make install`, or the extra train")
+
+
 def test_without_a_server_approve_says_where_it_asked(phantom, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     code, out, err = phantom("approve")

@@ -48,6 +48,11 @@ def _run() -> tuple[int, str]:
         said = error.format_message()
         where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""
         return 2, said and where + said  # nothing is said where help was shown instead
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        if package == "phantom":
+            raise
+        return 1, f"{package} is not installed here: `make install`, or the extra train (stages) or orchestrate (servers)"
     except Exception as error:
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"

@@ -1,0 +1,198 @@
+"""What k8s/ runs, as processes of this machine: Postgres, and MLflow and Prefect on it.
+
+Commands, variables, probes and the script that makes the roles are read from the manifests; only places and ports are
+changed. Skipped where there is no Postgres.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from phantom.cluster.pods import pods_of
+from tests.data.s3 import Server
+from tests.served import free_port, wait
+
+K8S = Path(__file__).resolve().parents[2] / "k8s"
+BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
+FOUND = shutil.which("initdb") or BINARIES
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not FOUND, reason="no Postgres"),
+]
+
+PASSWORDS = {f"{name}_PASSWORD": f"{name.lower()}-secret" for name in ("POSTGRES", "PREFECT", "MLFLOW")}
+
+
+@dataclass
+class Postgres:
+    """Listens on `port` of this machine, with passwords asked for there."""
+
+    port: int
+
+    def ask(self, database: str, query: str) -> list[tuple[Any, ...]]:
+        """The rows of a query, as the role of the same name."""
+        import psycopg2
+
+        password = PASSWORDS[f"{database.upper()}_PASSWORD"]
+        with psycopg2.connect(
+            host="127.0.0.1", port=self.port, user=database, password=password, dbname=database
+        ) as connection:
+            cursor = connection.cursor()
+            cursor.execute(query)
+            return cursor.fetchall()
+
+
+def manifests(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((K8S / file).read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A server with the roles that `roles.sh` makes."""
+    folder, port = Path(tempfile.mkdtemp(prefix="phantom-postgres-")), free_port()
+    binaries, user = Path(str(FOUND)).parent, None
+    if os.geteuid() == 0:  # Postgres does not run as root
+        user = "postgres"
+        shutil.chown(folder, user)
+    data = folder / "data"
+    made = [binaries / "initdb", "--no-sync", "-D", data, "-U", "postgres", "--auth-local=trust", "--auth-host=md5"]
+    subprocess.run([*map(str, made)], user=user, check=True, capture_output=True, cwd=folder)
+    command = [binaries / "postgres", "-D", data, "-p", port, "-k", folder, "-h", "127.0.0.1", "-F"]
+    process = subprocess.Popen([*map(str, command)], user=user, cwd=folder, stderr=subprocess.DEVNULL)
+    try:
+        roles = manifests("10-postgres.yaml")[0]["data"]["roles.sh"]
+        env = {"PATH": f"{binaries}:{os.environ['PATH']}", "PGHOST": str(folder), "PGPORT": str(port)}
+        ready = ["pg_isready", "--username", "postgres"]  # the manifest's probe
+        wait(lambda: subprocess.run(ready, env=env, capture_output=True).returncode == 0)
+        env |= {"POSTGRES_USER": "postgres", **PASSWORDS}
+        subprocess.run(["bash", "-e", "-c", roles], env=env, check=True, capture_output=True)
+        yield Postgres(port)
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running(file: str, postgres: Postgres, folder: Path, secrets: dict[str, str]) -> Iterator[str]:
+    """Runs the container of the Deployment in a manifest; gives its URL once its probes answer."""
+    ((_, pod),) = [found for manifest in manifests(file) for found in pods_of(manifest)]
+    (container,) = pod["spec"]["containers"]
+    port = free_port()
+    places = {"postgres:5432": f"127.0.0.1:{postgres.port}", "/tmp": str(folder), "0.0.0.0": "127.0.0.1"}
+    ports = {str(each["containerPort"]): str(port) for each in container["ports"]}
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= secrets if container.get("envFrom") else {}
+    for entry in container["env"]:
+        value = entry["value"] if "value" in entry else PASSWORDS[entry["valueFrom"]["secretKeyRef"]["key"]]
+        value = re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], value)  # as Kubernetes does, in order
+        env[entry["name"]] = here(value, places)
+    command = [here(word, places | ports) for word in container["command"]]
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            path = container[probe]["httpGet"]["path"]
+            wait(lambda path=path: process.poll() is not None or answers(f"http://127.0.0.1:{port}{path}"))
+            assert process.poll() is None
+        yield f"http://127.0.0.1:{port}"
+    except BaseException:
+        print((folder / "log").read_text(encoding="utf-8")[-4000:])
+        raise
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(60)
+        log.close()
+
+
+def here(text: str, places: dict[str, str]) -> str:
+    for place, local in places.items():
+        text = text.replace(place, local)
+    return text
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, tmp_path, monkeypatch):
+    store = Server()
+    keys = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=keys["AWS_ENDPOINT_URL"],
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+        )
+        s3.create_bucket(Bucket="artifacts")
+        secrets = {"MLFLOW_ARTIFACTS_DESTINATION": "s3://artifacts/phantom", **keys}
+        with running("20-mlflow.yaml", postgres, tmp_path, secrets) as url:
+            client = MlflowClient(url)
+            experiment = client.create_experiment("phantom")
+            run = client.create_run(experiment)
+            client.log_metric(run.info.run_id, "loss", 0.5, step=1)
+            (tmp_path / "report.html").write_text("<p>moves</p>", encoding="utf-8")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+            client.log_artifact(run.info.run_id, str(tmp_path / "report.html"))
+            client.create_registered_model("phantom")
+            version = client.create_model_version("phantom", f"runs:/{run.info.run_id}/model", run.info.run_id)
+            client.set_registered_model_alias("phantom", "champion", version.version)
+            assert client.get_model_version_by_alias("phantom", "champion").run_id == run.info.run_id
+            asked = {host: status(url, host) for host in ("mlflow.phantom:5000", "elsewhere.example")}
+        objects = [entry["Key"] for entry in s3.list_objects_v2(Bucket="artifacts")["Contents"]]
+        assert [key for key in objects if key.endswith("/report.html")] and all(
+            k.startswith("phantom/") for k in objects
+        )
+        assert postgres.ask("mlflow", "select value from metrics") == [(0.5,)]
+        assert asked == {"mlflow.phantom:5000": 200, "elsewhere.example": 403}
+    finally:
+        store.stop()
+        mlflow.set_tracking_uri(None)
+
+
+def status(url: str, host: str) -> int:
+    """What the server answers to a request for another host's name."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+    return connection.getresponse().status
+
+
+def test_prefect_keeps_its_records_in_postgres(postgres, tmp_path):
+    with running("30-prefect-server.yaml", postgres, tmp_path, {}) as url:
+        body = b'{"name": "phantom"}'
+        request = urllib.request.Request(f"{url}/api/flows/", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 201
+        assert answers(url)  # its pages
+    assert postgres.ask("prefect", "select name from flow") == [("phantom",)]
