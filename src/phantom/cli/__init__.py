@@ -52,7 +52,7 @@ def _run() -> tuple[int, str]:
         package = (error.name or str(error)).partition(".")[0]
         if package == "phantom":
             raise
-        return 1, f"{package} is not installed here: `make install`, or the extra train (stages) or orchestrate (servers)"
+        return 1, f"{package} is not installed here: `make install`, or the extra train or orchestrate"
     except Exception as error:
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
