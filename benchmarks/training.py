@@ -36,7 +36,7 @@ from phantom.training.setup import build_model, checkpointing_func, compile_bloc
 
 WIDTH, BLOCKS = 256, 6
 BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
-FEWER = 12  # a SIDE at which attention is a tenth of a block's forward operations, and not a quarter
+FEWER = 12  # a SIDE at which attention is a twelfth of a block's forward operations, and not a quarter
 WIDER = 3 * WIDTH  # with FEWER attention is a thirtieth of them, and what is done for each element weighs less, too
 K, KS = 16, (1, 16, 64)
 KINDS = ("none", "full", "selective")
