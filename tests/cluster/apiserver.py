@@ -52,7 +52,11 @@ RESOURCES: dict[str, list[tuple[str, str, bool]]] = {
     "apiextensions.k8s.io/v1": [("customresourcedefinitions", "CustomResourceDefinition", False)],
     "kubeflow.org/v1": [("pytorchjobs", "PyTorchJob", True)],
     "trainer.kubeflow.org/v1alpha1": [("trainjobs", "TrainJob", True), ("trainingruntimes", "TrainingRuntime", True)],
-    "kueue.x-k8s.io/v1beta1": [("localqueues", "LocalQueue", True)],
+    "kueue.x-k8s.io/v1beta2": [
+        ("localqueues", "LocalQueue", True),
+        ("clusterqueues", "ClusterQueue", False),
+        ("resourceflavors", "ResourceFlavor", False),
+    ],
 }
 
 

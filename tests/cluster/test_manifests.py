@@ -27,7 +27,7 @@ from phantom.config import apply_overrides, load_params, preset_path, validate
 from phantom.errors import UserError
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.conftest import Cluster
-from tests.cluster.schemas import schema_errors
+from tests.cluster.schemas import crd_folder, schema_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
@@ -374,6 +374,16 @@ def test_kubectl_takes_the_folder_whole(server: ApiServer):
         lines = done.stdout.splitlines()
         assert len(lines) == len(applied()) and all(re.search(f" ({word})$", line) for line in lines)
     assert {o["kind"] for o in server.objects.values()} == {m["kind"] for m in applied()}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_kubectl_takes_every_overlay(server: ApiServer, name: str):
+    if name == "kueue":
+        crd_folder()
+    done = call("kubectl", "apply", "-k", K8S / "overlays" / name)
+    assert done.returncode == 0, done.stderr
+    assert len(server.objects) == len(overlay(name))
 
 
 @needs_kubectl
