@@ -7,8 +7,8 @@ ahead (as float32 two), against a plain read of the files. At random: single cli
 many bytes from the places where they are. Each thrice: as stored, when a process reads a clip for the first time and
 compares its checksum; as stored, from the second time on; and as float32, which is what training computes with. From
 the disk: the kernel is asked to forget the files before each run. Memory: what is resident while `--many` small clips
-are read.
-Ratios are of medians, of runs that take turns; CPU seconds of all threads tell how much of a difference is waiting.
+are read. Ratios are of medians, of runs that take turns; CPU seconds of all threads tell how much of a difference is
+waiting.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -31,8 +30,7 @@ from tests.data.s3 import Server
 from tests.served import free_port, wait
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
-BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
-FOUND = shutil.which("initdb") or BINARIES
+FOUND = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
 
 pytestmark = [
     pytest.mark.slow,
@@ -178,7 +176,6 @@ def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, 
         assert asked == {"mlflow.phantom:5000": 200, "elsewhere.example": 403}
     finally:
         store.stop()
-        mlflow.set_tracking_uri(None)
 
 
 def status(url: str, host: str) -> int:

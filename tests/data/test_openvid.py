@@ -163,6 +163,15 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
     assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
 
 
+def test_a_zip_that_has_lost_its_front_keeps_the_clips_behind_it(openvid_params, source, tmp_path):
+    (part,) = source.rglob("OpenVidHD_part_1.zip")
+    part.write_bytes(part.read_bytes()[10:])  # the first member now lies before the file
+    prepare(openvid_params("data.max_quarantine=0.2"), tmp_path / "run")
+    clips, bad, _ = read(tmp_path / "run")
+    assert list(clips) == [*"bcdef"]
+    assert bad == {"part_001/a.mp4": "cannot be read: Invalid argument"}
+
+
 def test_what_a_failing_disk_does_not_give_is_no_fault_of_the_clip(openvid_params, source, tmp_path, monkeypatch):
     """The disk is a stand-in: none can be made to fail here."""
     whole = zipfile.ZipFile.read

@@ -24,8 +24,11 @@ from phantom.errors import StageFailed
 from phantom.progress import track
 
 MAX_NAME = 255  # bytes of a file's name; keys of S3 and names in zips may have more
-# What a file itself can be refused for; other errors are those of its disk, or of the network.
-OWN_FAULTS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+# What a file itself can be refused for (EINVAL: a place before its start); others are of its disk, or of the network.
+OWN_FAULTS = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL),
+)
 MAX_CAPTION = 10_000  # characters; more is no caption but, say, a csv in which a quote is missing
 
 
