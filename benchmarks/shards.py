@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from phantom.data.ahead import ahead
+from phantom.data.prefetch import ahead
 from phantom.data.shards import FORMAT, INDEX, Latents, LatentSet, ShardWriter, describe, write_tensors
 
 CHUNK = 2**24

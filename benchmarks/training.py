@@ -27,12 +27,12 @@ from torch.profiler import ProfilerActivity, profile
 from phantom.config import Params, load_params, preset_path
 from phantom.data.shards import LatentSet
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.training.build import build_model, checkpointing_func, compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
+from phantom.training.data_loader import read_batches
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
-from phantom.training.order import ShareOfBatches
-from phantom.training.reading import read_batches
-from phantom.training.setup import build_model, checkpointing_func, compile_blocks
+from phantom.training.sampler import ShareOfBatches
 
 WIDTH, BLOCKS = 256, 6
 BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states

@@ -29,8 +29,8 @@ from prefect.runtime import flow_run
 
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
-from phantom.privacy import no_telemetry
-from phantom.run import STAGES, checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
+from phantom.orchestration.privacy import no_telemetry
+from phantom.orchestration.run import STAGES, checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUR = 3600

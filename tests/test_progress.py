@@ -14,7 +14,7 @@ import pytest
 from phantom import progress
 from phantom.evaluation import sample
 from phantom.progress import say, track
-from phantom.training.setup import build_model
+from phantom.training.build import build_model
 from tests import tiny
 
 LINE = re.compile(r"^encode: (\d+)/(\d+) clips, ([\d.]+) clips/s, (\d+ s left|time left unknown)(, .*)?$")

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from phantom.generation.pipeline import PhantomPipeline
     from phantom.model.transformer import PhantomTransformer3DModel, PhysicsConfig
-    from phantom.pipeline import PhantomPipeline
 
 __version__ = "0.1.0"
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "PhantomTransformer3DModel": "phantom.model.transformer",
     "PhysicsConfig": "phantom.model.transformer",
-    "PhantomPipeline": "phantom.pipeline",
+    "PhantomPipeline": "phantom.generation.pipeline",
 }
 __all__ = ["PhantomPipeline", "PhantomTransformer3DModel", "PhysicsConfig"]
 

@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from phantom.cluster.api import KINDS
-from phantom.cluster.check import pod_problems, problems
 from phantom.cluster.outputs import KEEP
 from phantom.cluster.pods import containers, pods_of, restricted
 from phantom.cluster.render import render
 from phantom.cluster.spec import OF_ONE_CALL, make_spec
 from phantom.cluster.submit import run_job
+from phantom.cluster.validation import pod_problems, problems
 from phantom.config import apply_overrides, load_params, preset_path, validate
 from phantom.errors import UserError
 from tests.cluster.apiserver import ApiServer

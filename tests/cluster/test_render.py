@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from phantom.cluster.check import problems
 from phantom.cluster.render import SPEC, render
 from phantom.cluster.spec import ASIDE, made_of, make_spec
+from phantom.cluster.validation import problems
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
 from tests.cluster.schemas import schema_errors

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from phantom.errors import UserError
-from phantom.run import STAGES
+from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
 from tests.cluster.test_jobs import meanwhile, until
-from tests.pipeline import ROOT, calls, make_checkout
+from tests.orchestration.pipeline import ROOT, calls, make_checkout
 from tests.training.worlds import write_latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from phantom.run import STAGES
+from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
 from tests.cluster.test_jobs import WAITS
 from tests.cluster.test_training import first_checkpoint, the_model_is_made, two_pods
-from tests.pipeline import ROOT, calls, make_checkout
-from tests.served import Prefect, alive, descendants, free_port, wait
+from tests.orchestration.pipeline import ROOT, calls, make_checkout
+from tests.tracking.served import Prefect, alive, descendants, free_port, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -16,7 +16,7 @@ from phantom.data.shards import LATENTS, LatentSet, ShardWriter
 from phantom.data.video import read_frames
 from phantom.encoders import VideoEncoder, load_encoders
 from phantom.errors import UserError
-from phantom.training.reading import open_latents
+from phantom.training.data_loader import open_latents
 from tests.data.latents import SETTINGS, contents, write_clips
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13)

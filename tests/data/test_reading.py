@@ -18,8 +18,8 @@ from phantom.data.shares import Share
 from phantom.data.storage import open_folder
 from phantom.errors import StageFailed, UserError
 from phantom.training.conditioning import Batch, TrainingSet
-from phantom.training.order import ShareOfBatches
-from phantom.training.reading import open_latents, read_batches
+from phantom.training.data_loader import open_latents, read_batches
+from phantom.training.sampler import ShareOfBatches
 from tests.data.latents import SETTINGS, contents, write_clips
 
 LENGTHS = (9, 5, 9, 9, 5, 9)

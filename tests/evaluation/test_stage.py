@@ -16,9 +16,9 @@ from phantom.evaluation import prompted, sample, stage
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
-from phantom.records import record
-from phantom.registry import flatten
-from phantom.run import score_rows
+from phantom.orchestration.run import score_rows
+from phantom.tracking.records import record
+from phantom.tracking.registry import flatten
 from tests import tiny
 from tests.evaluation import judges
 

@@ -11,7 +11,7 @@ from phantom.data.shards import Latents
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
 from phantom.training.flow import noised, shifted, velocity
 from phantom.training.objective import losses
-from phantom.training.order import ShareOfBatches, epoch_batches
+from phantom.training.sampler import ShareOfBatches, epoch_batches
 
 
 class OneClip:

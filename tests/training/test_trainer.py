@@ -24,11 +24,11 @@ from phantom.data.video import read_frames
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
 from phantom.training import checkpoint, parallel
+from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses
-from phantom.training.order import ShareOfBatches
-from phantom.training.setup import build_model
+from phantom.training.sampler import ShareOfBatches
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import QUICK, history, same, weights
 from tests.training.worlds import write_latents

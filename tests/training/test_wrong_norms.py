@@ -22,11 +22,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.training import parallel
+from phantom.training.build import checkpointing_func, compile_blocks
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
 from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses
-from phantom.training.setup import checkpointing_func, compile_blocks
 from tests import tiny
 
 SIZE = 4

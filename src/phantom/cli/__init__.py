@@ -12,10 +12,10 @@ import traceback
 
 import typer
 
-from phantom.cli import settings, stages, pipeline, using, benchmarks  # noqa: F401  # isort: skip  (--help has their order)
+from phantom.cli import settings, stages, pipeline, generation, benchmarks  # noqa: F401  # isort: skip  (--help has their order)
 from phantom.cli.shared import app
 from phantom.errors import Interrupted, StageFailed, UserError
-from phantom.privacy import no_telemetry
+from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
 
 CTRL_C = 130  # what typer makes of it in a command that does not
@@ -28,7 +28,7 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
     # Inside `phantom run` the line is left to it; else it is ours to say.
-    from phantom.outcome import leave_outcome
+    from phantom.errors import leave_outcome
 
     if not leave_outcome(code, error) and error:
         say(error)

@@ -28,7 +28,7 @@ def run(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_
 
     --set and --params change params.yaml, which the pipeline reads.
     """
-    from phantom import run as pipeline
+    from phantom.orchestration import run as pipeline
 
     file, overrides = arguments(context, params, set_)
     target = Path("params.yaml")
@@ -51,7 +51,7 @@ def up(
     set_: Set = None,
 ) -> None:
     """Start Prefect, MLflow and the served deployment here, until Ctrl-C."""
-    from phantom.up import up as start
+    from phantom.orchestration.up import up as start
 
     start(settings(context, params, set_), prefect_port, mlflow_port)
 
@@ -79,7 +79,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Answer a pipeline run that waits before registering."""
-    from phantom.approve import approve as answer
+    from phantom.orchestration.approve import approve as answer
 
     name = answer(run, reject)
     show({"run": name, "approved": not reject}, as_json, f"{name}: {'rejected' if reject else 'approved'}")

@@ -38,7 +38,7 @@ def preset(
     load_params(preset_path(name), overrides)  # a mistake replaces nothing
     kept = replace_settings(target, preset_path(name))
     if overrides:
-        from phantom.run import write_params
+        from phantom.orchestration.run import write_params
 
         write_params(target, overrides)
     show({"preset": name, "file": target, "kept": kept}, as_json, f"{target}: preset {name}")
@@ -57,7 +57,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Parameters, FLOPs, memory, storage and hours, from the settings alone."""
-    from phantom import plan as planning
+    from phantom.planning import plan as planning
 
     file = preset_path(preset) if preset else params
     result = planning.plan(settings(context, file, set_), gpu, gpus, clips, mfu)
@@ -73,7 +73,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, and the cluster: each line a check, its finding and the mend."""
-    from phantom import doctor as checking
+    from phantom.orchestration import doctor as checking
 
     checks = checking.doctor(settings(context, params, set_), cluster=cluster)
     show([asdict(c) for c in checks], as_json, checking.as_text(checks))

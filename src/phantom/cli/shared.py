@@ -14,9 +14,9 @@ import typer
 
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, StageFailed
-from phantom.lineage import join_repro
-from phantom.privacy import stay_offline
+from phantom.orchestration.privacy import stay_offline
 from phantom.progress import say
+from phantom.tracking.lineage import join_repro
 
 app = typer.Typer(
     help="Physics-infused video generation: train, evaluate and use it.",

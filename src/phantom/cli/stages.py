@@ -26,8 +26,8 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
     """Make the clips: data/clips, and data/benchmark for the simulated worlds."""
     with stage("prepare", context, params, set_) as tree:
         from phantom.data.prepare import prepare
-        from phantom.records import record
-        from phantom.run import stand_in
+        from phantom.orchestration.run import stand_in
+        from phantom.tracking.records import record
 
         result = prepare(tree)
         if tree.evaluate.physics_iq.benchmark != "worlds":
@@ -65,7 +65,7 @@ def encode(
             from phantom.data.encode import encode
             from phantom.data.shards import LATENTS
             from phantom.data.shares import Share
-            from phantom.records import record
+            from phantom.tracking.records import record
 
             share = None if worker is None or of is None else Share(worker, of)
             result = encode(tree, share=share, merge=merge, shard=shard)
@@ -89,7 +89,7 @@ def train(
             result: Any = on_cluster("train", tree)
         else:
             from phantom.cluster.outputs import keep
-            from phantom.run import stand_in
+            from phantom.orchestration.run import stand_in
             from phantom.training.trainer import train
 
             result = train(tree)
@@ -115,7 +115,7 @@ def evaluate(
         else:
             from phantom.cluster.outputs import keep
             from phantom.evaluation.stage import evaluate
-            from phantom.records import record
+            from phantom.tracking.records import record
 
             result = evaluate(tree)
             keep("evaluate")
@@ -133,7 +133,7 @@ def register(
 ) -> None:
     """Register the evaluated model in MLflow; the best is champion."""
     with stage("register", context, params, set_) as tree:
-        from phantom.registry import register
+        from phantom.tracking.registry import register
 
         result = register(tree, promote=promote)
     alias = "champion" if result.champion else "challenger"

@@ -15,9 +15,8 @@ from typing import Any
 
 from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
-from phantom.errors import UserError
-from phantom.lineage import PIPELINE
-from phantom.outcome import OUTCOME
+from phantom.errors import OUTCOME, UserError
+from phantom.tracking.lineage import PIPELINE
 
 WORKSPACE = "/workspace"
 MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from phantom.cluster import outputs
 from phantom.cluster.api import Connection
-from phantom.cluster.check import problems
+from phantom.cluster.messages import job_state
 from phantom.cluster.render import SPEC, Manifest, render
 from phantom.cluster.spec import JobSpec, make_spec
+from phantom.cluster.validation import problems
 from phantom.cluster.watch import POLL, Watch
-from phantom.cluster.words import job_state
 from phantom.config import Params
-from phantom.errors import Interrupted, StageFailed, UserError
-from phantom.outcome import OUTCOME
+from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
 from phantom.progress import say
 
 # How long a server that does not answer is asked again: before there is a job, while it runs, and to delete it.

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phantom.cluster.api import Connection
+from phantom.cluster.messages import End, State, ends, job_state, one_line, taken, trouble
 from phantom.cluster.render import Manifest
-from phantom.cluster.words import End, State, ends, job_state, one_line, taken, trouble
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say
 

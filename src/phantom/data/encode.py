@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from phantom.config import Params
-from phantom.data.ahead import ahead
+from phantom.data.clip_frames import read_clip_frames
 from phantom.data.files import alone, fresh_folder, link, replace_folder, sha256
-from phantom.data.frames import read_clip_frames
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
-from phantom.data.physics import NONE, POOL, storage_of
+from phantom.data.prefetch import ahead
+from phantom.data.quantization import NONE, POOL, storage_of
 from phantom.data.shards import (
     EMPTY_TEXT,
     FORMAT,

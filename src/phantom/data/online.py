@@ -10,8 +10,8 @@ from threading import Lock
 import torch
 
 from phantom.config import Params
+from phantom.data.clip_frames import read_clip_frames
 from phantom.data.files import sha256
-from phantom.data.frames import read_clip_frames
 from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
 from phantom.data.shards import LATENTS, Latents, LatentSet
 from phantom.data.storage import Folder

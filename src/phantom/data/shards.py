@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from phantom.config import Params
-from phantom.data import physics
+from phantom.data import quantization as physics
 from phantom.data.files import settle, sha256
 from phantom.data.storage import Folder, LocalFolder
 from phantom.data.tensors import Damaged, TensorFile

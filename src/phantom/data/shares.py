@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from phantom.cores import cores
-from phantom.data.ahead import ahead
 from phantom.data.files import lock_file, sha256
+from phantom.data.prefetch import ahead
 from phantom.data.shards import stored_name
 from phantom.data.storage import Folder
 from phantom.errors import UserError

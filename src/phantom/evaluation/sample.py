@@ -30,8 +30,8 @@ from phantom.data.physics_iq.layout import RECORD, SECONDS, Row
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
+from phantom.generation.pipeline import PhantomPipeline, make_scheduler
 from phantom.model.export import base_path, read_export_config
-from phantom.pipeline import PhantomPipeline, make_scheduler
 from phantom.progress import quiet_loading, track
 
 Mode = Literal["single", "multi"]

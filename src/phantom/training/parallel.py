@@ -37,9 +37,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phantom.config import Params, Train
 from phantom.cores import cores
-from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
-from phantom.outcome import OUTCOME
 
 BUCKET = 2**26  # elements that travel together
 PATIENCE = timedelta(hours=1)  # of processes that wait while one writes or fetches a checkpoint; NCCL's own: 10 minutes

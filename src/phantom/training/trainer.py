@@ -20,24 +20,24 @@ import torch
 from phantom.config import Params
 from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
-from phantom.tracking import Tracker
+from phantom.tracking.runs import Tracker
+from phantom.tracking.uploads import bring_back
 from phantom.training import checkpoint, parallel
+from phantom.training.build import build_model, checkpointing_func, compile_blocks, run_identity
 from phantom.training.conditioning import Batch, TrainingSet
+from phantom.training.data_loader import open_latents, read_batches
 from phantom.training.export import write_export
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.learner import Learner
+from phantom.training.loss_window import Window, rounded
 from phantom.training.objective import Losses, losses
-from phantom.training.order import ShareOfBatches
-from phantom.training.pace import Pace
-from phantom.training.reading import open_latents, read_batches
 from phantom.training.recursive_weight import RecursiveWeight
+from phantom.training.sampler import ShareOfBatches
 from phantom.training.samples import Samples
-from phantom.training.setup import build_model, checkpointing_func, compile_blocks, run_identity
-from phantom.training.stop import stop_requests
+from phantom.training.signals import stop_requests
+from phantom.training.throughput import Pace
 from phantom.training.validation import Validation
-from phantom.training.window import Window, rounded
 from phantom.training.zero import ZeroLearner
-from phantom.uploads import bring_back
 
 CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "val_loss_physics")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from phantom.config import Data
 from phantom.cores import cores
-from phantom.data.ahead import ahead
 from phantom.data.files import link, settle, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
+from phantom.data.prefetch import ahead
 from phantom.data.video import BadClip, fit_clip, probe, write_mp4
 from phantom.errors import StageFailed
 from phantom.progress import track

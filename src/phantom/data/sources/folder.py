@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phantom.config import Data
-from phantom.data.ahead import ahead
+from phantom.data.prefetch import ahead
 from phantom.data.sources import clips
 from phantom.data.sources.clips import Found, Item, caption_text, printable, unreadable
 from phantom.data.storage import Folder

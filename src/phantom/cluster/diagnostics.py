@@ -1,0 +1,279 @@
+"""The cluster's part of `phantom doctor`: reachable, able to run our jobs, letting us, and with what they name."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from phantom.cluster.render import RUNTIME
+from phantom.config import Cluster, Params
+from phantom.orchestration.checks import Check, attempt, first_line
+
+TIMEOUT = 5.0  # s
+LOOK = "look at `kubectl cluster-info`"
+APPLY = "kubectl apply -f k8s/"
+RUNTIME_MEND = "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
+OPERATORS = {  # where `kubectl apply -k` finds each, and the Deployment that it makes
+    "pytorchjob": (
+        "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4",
+        ("kubeflow", "training-operator"),
+    ),
+    "trainjob": (
+        "github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.2.1",
+        ("kubeflow-system", "kubeflow-trainer-controller-manager"),
+    ),
+}
+KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml")  # namespace, ConfigMap, its key
+FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
+SERVICE_SECRETS = ("phantom-postgres", "phantom-s3")  # of k8s/secrets.sh
+
+
+def checkup(params: Params) -> list[Check]:
+    """Runs every check. What is out of reach is not asked."""
+    settings = params.cluster
+    try:
+        from kubernetes import client
+
+        from phantom.cluster.api import configuration
+
+        api = client.ApiClient(configuration(settings.context))
+    except Exception as error:
+        return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file, as for kubectl")]
+    reached = attempt("cluster", lambda name: _reached(name, api, settings), LOOK)
+    if not reached.ok:
+        return [reached]
+    checks: dict[str, Callable[[str], Check]] = {
+        "job kinds": lambda name: _kinds(name, api, settings),
+        "operator": lambda name: _operator(name, api, settings),
+        "rights": lambda name: _rights(name, api, settings),
+        "queue": lambda name: _queue(name, api, settings),
+        "workspace": lambda name: _workspace(name, api, settings),
+        "gpu nodes": lambda name: _gpus(name, api, params),
+        "quota": lambda name: _quota(name, api, params),
+        "secrets": lambda name: _secrets(name, api, settings),
+        "mlflow's hosts": lambda name: _hosts(name, api, params),
+    }
+    return [reached, *(attempt(name, check, LOOK) for name, check in checks.items())]
+
+
+def _get(api: Any, path: str) -> Any:
+    """What the API server has at `path`; None where there is nothing. Raises ApiException otherwise."""
+    from kubernetes.client import ApiException
+
+    options = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": TIMEOUT}
+    try:
+        return api.call_api(path, "GET", **options)[0]
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _seen(api: Any, path: str) -> Any:
+    """As `_get`, but False where we may not look: the worker's own account sees little beyond its jobs."""
+    from kubernetes.client import ApiException
+
+    try:
+        return _get(api, path)
+    except ApiException as error:
+        if error.status == 403:
+            return False
+        raise
+
+
+def _unseen(name: str, what: str) -> Check:
+    return Check(name, True, f"not looked at: this account may not read {what}")
+
+
+def _reached(name: str, api: Any, settings: Cluster) -> Check:
+    found = _get(api, "/version")
+    where = f"Kubernetes {found['gitVersion']} at {api.configuration.host}"
+    if _seen(api, f"/api/v1/namespaces/{settings.namespace}") is None:
+        return Check(name, False, f"{where} has no namespace {settings.namespace}", APPLY)
+    return Check(name, True, f"{where}, namespace {settings.namespace}")
+
+
+def _kinds(name: str, api: Any, settings: Cluster) -> Check:
+    """The custom resource that training is submitted as, and the runtime that a TrainJob names."""
+    from phantom.cluster.api import KINDS
+
+    kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
+    served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
+    if any(resource["name"] == kind.plural for resource in served):
+        place = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
+        if settings.operator == "trainjob" and _seen(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
+            return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", RUNTIME_MEND)
+        return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
+    mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
+    return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
+
+
+def _operator(name: str, api: Any, settings: Cluster) -> Check:
+    """Somebody who makes pods of our jobs: without it they stay as they are, and nothing says so."""
+    source, (namespace, deployment) = OPERATORS[settings.operator]
+    found = _seen(api, f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}")
+    if found is False:
+        return _unseen(name, f"deployments in {namespace}")
+    if found is None:
+        return Check(
+            name, False, f"no Deployment {namespace}/{deployment}", f"kubectl apply --server-side -k '{source}'"
+        )
+    ready = (found.get("status") or {}).get("readyReplicas") or 0
+    mend = f"kubectl -n {namespace} describe deployment {deployment}, and its pods' logs, say why"
+    return Check(name, ready > 0, f"{namespace}/{deployment}: {ready} ready", mend)
+
+
+def _rights(name: str, api: Any, settings: Cluster) -> Check:
+    """What submitting, watching and stopping a job asks for."""
+    from kubernetes.client import AuthorizationV1Api
+
+    from phantom.cluster.api import KINDS
+
+    used = [kind for known, kind in KINDS.items() if known.lower() in (settings.operator, "job")]
+    rights = [(kind.group, kind.plural, "", verb) for kind in used for verb in ("create", "get", "delete")]
+    rights += [("", "pods", "", "list"), ("", "pods", "", "watch"), ("", "pods", "log", "get")]
+    rights += [("", "events", "", "list")]
+    refused = []
+    for group, resource, subresource, verb in rights:
+        asked = {"group": group, "resource": resource, "subresource": subresource, "verb": verb}
+        review = {"spec": {"resourceAttributes": {"namespace": settings.namespace, **asked}}}
+        answer = AuthorizationV1Api(api).create_self_subject_access_review(review, _request_timeout=TIMEOUT)
+        if not answer.status.allowed:
+            refused.append(f"{verb} {'/'.join(filter(None, (resource, subresource)))}")
+    finding = f"not allowed: {', '.join(refused)}" if refused else f"may run jobs in {settings.namespace}"
+    return Check(name, not refused, finding, f"{APPLY}, and use a service account that it makes")
+
+
+def _queue(name: str, api: Any, settings: Cluster) -> Check:
+    """Kueue looks after the kind of our jobs: else the queue's label means nothing, and they start past the queue.
+
+    They would not hang, for they are submitted unsuspended; a job that is submitted suspended would for ever.
+    """
+    if settings.queue is None:
+        return Check(name, True, "none is set (cluster.queue): jobs start at once")
+    kueue = _get(api, "/apis/kueue.x-k8s.io")
+    if kueue is None:
+        return Check(name, False, "Kueue is not installed", "install it, or set cluster.queue to null")
+    where, config_map, key = KUEUE
+    framework = FRAMEWORKS[settings.operator]
+    found = _seen(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}")
+    version = kueue["preferredVersion"]["groupVersion"]
+    if _seen(api, f"/apis/{version}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
+        mend = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
+        return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", mend)
+    if found is False:
+        finding = f"{settings.queue}; this account may not see whether Kueue has {framework} enabled"
+        return Check(name, True, f"{finding}: without it jobs start past the queue")
+    listed = rf"^\s*-\s*[\"']?{re.escape(framework)}[\"']?\s*$"
+    if not re.search(listed, ((found or {}).get("data") or {}).get(key, ""), re.M):
+        finding = f"Kueue has not enabled {framework}: jobs would start at once, past the queue and its quota"
+        mend = f"add {framework} to integrations.frameworks in {where}/{config_map}, then restart Kueue's manager"
+        return Check(name, False, finding, mend)
+    return Check(name, True, f"{settings.queue}, and {framework} is enabled")
+
+
+def _workspace(name: str, api: Any, settings: Cluster) -> Check:
+    """The volume of the checkout is bound, or there is a storage class that can make it."""
+    found = _seen(api, f"/api/v1/namespaces/{settings.namespace}/persistentvolumeclaims/{settings.volume}")
+    if found is False:
+        return _unseen(name, "volume claims")
+    if found is None:
+        return Check(name, False, f"no claim {settings.volume}", f"{APPLY}, or set cluster.volume to one that is there")
+    phase, spec = (found.get("status") or {}).get("phase"), found["spec"]
+    if phase == "Bound":
+        return Check(name, True, f"{settings.volume} is bound ({', '.join(spec.get('accessModes', []))})")
+    wanted = spec.get("storageClassName")
+    classes = _seen(api, "/apis/storage.k8s.io/v1/storageclasses")
+    mend = f"`kubectl -n {settings.namespace} describe pvc {settings.volume}` says why; see k8s/overlays/ for classes"
+    if classes:
+        known = {c["metadata"]["name"]: c["metadata"].get("annotations") or {} for c in classes["items"]}
+        default = [n for n, a in known.items() if a.get("storageclass.kubernetes.io/is-default-class") == "true"]
+        if wanted and wanted not in known:
+            finding = f"{settings.volume} wants the storage class {wanted}; there are: {', '.join(known) or 'none'}"
+            return Check(name, False, finding, mend)
+        if wanted is None and not default:
+            return Check(name, False, f"{settings.volume} names no storage class, and none is the default", mend)
+        wanted = wanted or default[0]
+    return Check(name, False, f"{settings.volume} is {phase or 'Pending'} (storage class {wanted})", mend)
+
+
+def _gpus(name: str, api: Any, params: Params) -> Check:
+    """There are nodes that can take a pod of training."""
+    settings = params.cluster
+    if settings.gpu is None:
+        return Check(name, True, "none are asked for (cluster.gpu)")
+    nodes = _seen(api, "/api/v1/nodes")
+    if nodes is False:
+        return _unseen(name, "nodes")
+    wanted = dict(pair.split("=", 1) for pair in settings.node_selector)
+    fitting = [n for n in nodes["items"] if wanted.items() <= (n["metadata"].get("labels") or {}).items()]
+    each = sorted(
+        (int(n["status"].get("allocatable", {}).get(settings.gpu, 0)) for n in fitting if _ready(n)), reverse=True
+    )
+    each = [count for count in each if count]
+    per_pod = -(-params.train.processes // settings.nodes)
+    finding = f"{len(each)} ready nodes with {settings.gpu}, {sum(each)} in all; needed: {settings.nodes} x {per_pod}"
+    mend = "add nodes, install NVIDIA's device plugin, or change cluster.nodes, cluster.node_selector, train.processes"
+    autoscaled = " (a node group that grows from zero is not seen)" if not each else ""
+    return Check(name, sum(c // per_pod for c in each) >= settings.nodes, finding + autoscaled, mend)
+
+
+def _ready(node: dict[str, Any]) -> bool:
+    conditions = {c["type"]: c["status"] for c in node["status"].get("conditions") or []}
+    return conditions.get("Ready") == "True" and not (node.get("spec") or {}).get("unschedulable")
+
+
+def _quota(name: str, api: Any, params: Params) -> Check:
+    """The namespace's quotas leave room for the GPUs of a training job."""
+    settings = params.cluster
+    found = _seen(api, f"/api/v1/namespaces/{settings.namespace}/resourcequotas")
+    if found is False:
+        return _unseen(name, "quotas")
+    resource = f"requests.{settings.gpu}"
+    rooms = []
+    for quota in found["items"]:
+        hard = (quota["spec"].get("hard") or {}).get(resource)
+        if hard is not None:
+            used = ((quota.get("status") or {}).get("used") or {}).get(resource, 0)
+            rooms.append((int(hard) - int(used), int(hard), quota["metadata"]["name"]))
+    if settings.gpu is None or not rooms:
+        return Check(name, True, f"none on {settings.gpu or 'GPUs'}")
+    left, hard, which = min(rooms)
+    finding = f"{which}: {left} of {hard} {settings.gpu} are free, training takes {params.train.processes}"
+    mend = f"raise {resource} in k8s/base/02-limits.yaml, wait for other jobs, or lower train.processes"
+    return Check(name, left >= params.train.processes, finding, mend)
+
+
+def _secrets(name: str, api: Any, settings: Cluster) -> Check:
+    """Those that k8s/ refers to, and those that jobs are given, are there. Their contents are not looked at."""
+    wanted = dict.fromkeys((*SERVICE_SECRETS, *settings.secrets))
+    found = {s: _seen(api, f"/api/v1/namespaces/{settings.namespace}/secrets/{s}") for s in wanted}
+    if False in found.values():
+        return _unseen(name, "secrets")
+    missing = [secret for secret, there in found.items() if there is None]
+    finding = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
+    return Check(name, not missing, finding, "k8s/secrets.sh makes them (PHANTOM_ARTIFACTS=s3://BUCKET/PREFIX)")
+
+
+def _hosts(name: str, api: Any, params: Params) -> Check:
+    """MLflow answers to the name by which jobs call it: others get a 403."""
+    host = urllib.parse.urlsplit(params.tracking.uri).netloc
+    if not host:
+        mend = "tracking.uri=http://mlflow:5000, with which pods find MLflow's server"
+        runs_there = "kubernetes" in params.compute.model_dump().values()
+        return Check(name, not runs_there, f"tracking.uri {params.tracking.uri} is a file, not the cluster's", mend)
+    found = _seen(api, f"/apis/apps/v1/namespaces/{params.cluster.namespace}/deployments/mlflow")
+    if not found:
+        return Check(name, True, f"{host}: no MLflow in {params.cluster.namespace} to look at")
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value", "") for entry in container.get("env") or []}
+    allowed = env.get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")
+    fits = any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), host) for pattern in allowed)
+    return Check(
+        name,
+        fits,
+        f"{host} is {'' if fits else 'not '}among MLFLOW_SERVER_ALLOWED_HOSTS",
+        f"add {host} to MLFLOW_SERVER_ALLOWED_HOSTS in k8s/base/20-mlflow.yaml and apply it",
+    )

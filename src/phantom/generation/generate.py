@@ -1,0 +1,235 @@
+"""`phantom generate`: a prompt, and a picture or a video to go on from, in; an mp4 that says how it was made, out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phantom.errors import UserError
+from phantom.progress import quiet_loading, say, track
+
+if TYPE_CHECKING:
+    from phantom.generation.pipeline import PhantomPipeline
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A video that was written, and everything that made it what it is."""
+
+    out: str
+    prompt: str
+    image: str | None
+    video: str | None
+    seed: int
+    frames: int
+    height: int
+    width: int
+    fps: float
+    steps: int
+    guidance_scale: float
+    physics_guidance_scale: float
+    negative_prompt: str
+    scheduler: str
+    flow_shift: float
+    physics: bool
+    model: str
+    fingerprint: str  # of the model's weights and config
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    out: str | Path,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    fps: float | None = None,
+    physics: bool = True,
+) -> Generated:
+    """Writes the video of `prompt` to `out`, an mp4. What is None is as in the model's `PhantomPipeline.defaults`.
+
+    Args:
+        model: an export, or a folder written by `PhantomPipeline.save_pretrained`.
+        image, video: files: the first frame, or what the result begins with and goes on from.
+        fps: at which frames are taken from `video` and shown in `out`.
+        physics: False runs the base model alone, from the same noise.
+
+    Raises UserError.
+    """
+    if Path(out).suffix != ".mp4":
+        raise UserError(f"out: found {str(out)!r}; accepted: a file name that ends in .mp4")
+    return _generate(model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics)[0]
+
+
+def generate_all(
+    model: str | Path, prompts: str | Path, out: str | Path, seed: int = 0, **options: Any
+) -> list[Generated]:
+    """As `generate`, for every line of the file `prompts`: line i, from 0, with `seed` + i, into `out`/000i.mp4.
+
+    `options` are those of `generate`. Raises UserError.
+    """
+    try:
+        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: {prompts}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise UserError(f"prompts: {prompts}: no prompt in it; accepted: one a line")
+    if Path(out).suffix == ".mp4" or Path(out).is_file():
+        raise UserError(f"out: found {str(out)!r}; accepted with several prompts: a folder")
+    files = [Path(out) / f"{i:04d}.mp4" for i in range(len(texts))]
+    return _generate(model, texts, files, seed, **options)
+
+
+def _generate(
+    model: str | Path,
+    prompts: list[str],
+    outs: list[Path],
+    seed: int,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    steps: int | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+    fps: float | None = None,
+    physics: bool = True,
+) -> list[Generated]:
+    if image is not None and video is not None:
+        raise UserError("image and video: found both; accepted: one of them")
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("prompt: found an empty text; accepted: what the video shall show")
+    if fps is not None and not 0 < fps <= 240:
+        raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
+    fingerprint = _fingerprint(Path(model))
+    pipe = _load(Path(model).resolve(), fingerprint)
+    stated = pipe.defaults
+    settings: dict[str, Any] = {
+        "num_frames": stated["frames"] if frames is None else frames,
+        "num_inference_steps": stated["steps"] if steps is None else steps,
+        "guidance_scale": stated["guidance_scale"] if guidance is None else guidance,
+        "physics": physics,
+    }
+    rate, schedule = stated["fps"] if fps is None else fps, pipe.scheduler.config
+    condition = _condition(image, video, rate, stated)
+
+    import torch
+
+    from phantom.data.video import write_mp4
+
+    results = []
+    with track("generate", len(prompts) * settings["num_inference_steps"], "steps") as bar:
+
+        def count(_pipe: Any, _step: int, _t: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+            bar.advance()
+            return {}
+
+        for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
+            made = pipe(
+                prompt,
+                **condition,
+                **settings,
+                generator=torch.Generator("cpu").manual_seed(int(seed) + i),  # the same noise on any device
+                output_type="uint8",
+                callback_on_step_end=count,
+            ).frames[0]
+            result = Generated(
+                out=str(out),
+                prompt=prompt,
+                image=None if image is None else str(image),
+                video=None if video is None else str(video),
+                seed=int(seed) + i,
+                frames=len(made),
+                height=made.shape[1],
+                width=made.shape[2],
+                fps=rate,
+                steps=settings["num_inference_steps"],
+                guidance_scale=settings["guidance_scale"],
+                physics_guidance_scale=stated["physics_guidance_scale"],
+                negative_prompt=stated["negative_prompt"],
+                scheduler=type(pipe.scheduler).__name__,
+                flow_shift=schedule.get("flow_shift", schedule.get("shift")),
+                physics=physics,
+                model=str(model),
+                fingerprint=fingerprint,
+            )
+            tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
+            out.parent.mkdir(parents=True, exist_ok=True)
+            aside = out.with_name(f".{out.name}.new")
+            write_mp4(aside, made, rate, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
+            aside.replace(out)
+            results.append(result)
+    return results
+
+
+def _fingerprint(model: Path) -> str:
+    """SHA-256 over the model's config and weights."""
+    if not model.is_dir():
+        raise UserError(f"model: no such folder: {model}; accepted: an export such as models/phantom")
+    folder = model if (model / "config.json").is_file() else model / "transformer"
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    if len(files) < 2:
+        raise UserError(f"model: {model}: no model in it; accepted: an export such as models/phantom")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _load(model: Path, fingerprint: str) -> PhantomPipeline:
+    """The pipeline, kept for the next call: a served model is loaded once."""
+    import torch
+    from safetensors import SafetensorError
+
+    from phantom.encoders import first_line
+    from phantom.generation.pipeline import PhantomPipeline
+
+    on_gpu = torch.cuda.is_available()
+    try:
+        with quiet_loading():
+            pipe = PhantomPipeline.from_pretrained(model, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model: {model}: {first_line(error)}") from None
+    if on_gpu:
+        pipe.enable_model_cpu_offload()  # one part at a time on the GPU; loading them costs little beside the steps
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _condition(
+    image: str | Path | None, video: str | Path | None, fps: float, stated: dict[str, Any]
+) -> dict[str, Any]:
+    """The pipeline's argument made of the file, if there is one."""
+    if image is not None:
+        from PIL import Image
+
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                return {"image": opened.copy()}
+        except FileNotFoundError:
+            raise UserError(f"image: no such file: {image}") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"image: {image}: not a picture: {error}") from None
+    if video is not None:
+        from phantom.data.last_frames import read_ending
+        from phantom.data.video import BadClip
+
+        try:
+            frames, count = read_ending(video, fps, stated["height"], stated["width"], stated["max_prefix_frames"])
+        except BadClip as reason:
+            raise UserError(f"video: {video}: {reason}") from None
+        if len(frames) < count:
+            say(f"{video}: the last {len(frames)} of its {count} frames at {fps:g} per second are the condition")
+        return {"video": frames}
+    return {}

@@ -1,0 +1,331 @@
+"""`phantom doctor`: what a run needs, looked at on this machine and, if asked, on the cluster.
+
+Every check has a finding and, where it fails, a mend: one line each, whatever the tool that was asked has raised.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import sqlite3
+import sys
+import tomllib
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
+from importlib import metadata
+from pathlib import Path
+
+from phantom.config import Params
+from phantom.cores import cores
+from phantom.errors import UserError
+from phantom.orchestration.checks import INSTALL, Check, attempt, first_line
+
+GIB = 2**30
+SPARE = 5 * GIB  # for clips, logs and reports
+# What the pipeline is made of; the rest of constraints.txt comes with them.
+COMPUTING = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+PACKAGES = (
+    *("av", "opencv-python-headless"),
+    *("mlflow", "prefect", "fastapi", "dvc", "ruamel.yaml", "pydantic", "typer"),
+)
+CLUSTER_PACKAGES = ("kubernetes", "kubeflow-training")
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+TIMEOUT = 5.0  # s
+
+
+def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[Check]:
+    """Runs every check. A check that itself fails is one that has failed."""
+    checks: dict[str, Callable[[str], Check]] = {
+        "python": _python,
+        "packages": lambda name: _packages(name, (*COMPUTING, *PACKAGES), root),
+        "prefect and fastapi": _prefect,
+        "device": _device,
+        "settings": lambda name: _settings(name, params, root),
+        "frozen parts": lambda name: _frozen_parts(name, params, root),
+        "disk": lambda name: _disk(name, params, root),
+        "mlflow store": lambda name: _mlflow(name, params.tracking.uri, root),
+        "prefect server": lambda name: _prefect_server(name, root),
+        "ports": _ports,
+        "git and dvc": lambda name: _git_and_dvc(name, root),
+        "dvc remote": lambda name: _dvc_remote(name, root),
+        "video encoder": _video,
+    }
+    if version("torch") is None and set(params.compute.model_dump().values()) == {"kubernetes"}:
+        checks |= dict.fromkeys(("device", "settings", "frozen parts"), _elsewhere)
+        checks["packages"] = lambda name: _packages(name, PACKAGES, root)
+    if cluster:
+        from phantom.cluster.diagnostics import checkup
+
+        checks["cluster packages"] = lambda name: _packages(name, CLUSTER_PACKAGES, root)
+        checks["kubernetes client"] = _kubernetes_client
+    done = [attempt(name, check) for name, check in checks.items()]
+    return done + (checkup(params) if cluster else [])
+
+
+def as_text(checks: list[Check]) -> str:
+    """A line for each check, and one more with the mend of each that failed."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:20} {check.finding}")
+        if not check.ok:
+            lines.append(f"      {'mend':20} {check.mend}")
+    failed = sum(not check.ok for check in checks)
+    return "\n".join([*lines, f"{failed} of {len(checks)} checks failed" if failed else "all is well"])
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
+
+
+def _python(name: str) -> Check:
+    found = platform.python_version()
+    mend = "make PYTHON=python3.12 install, or any Python from 3.11 on"
+    return Check(name, sys.version_info >= (3, 11), found, mend)
+
+
+def _packages(name: str, packages: tuple[str, ...], root: Path) -> Check:
+    """The installed versions are those that were tested together."""
+    file = root / "constraints.txt"
+    tested = dict(re.findall(r"^([\w.-]+)==(\S+)", file.read_text(encoding="utf-8"), re.M)) if file.is_file() else {}
+    found = {package: version(package) for package in packages}
+    wrong = [
+        f"{package} {here or 'is missing'}" + (f", tested is {tested[package]}" if package in tested else "")
+        for package, here in found.items()
+        if here is None or (package in tested and here.split("+")[0] != tested[package])
+    ]
+    if wrong:
+        return Check(name, False, "; ".join(wrong), INSTALL)
+    listed = ", ".join(f"{package} {found[package]}" for package in packages[:3])
+    against = "" if tested else " (no constraints.txt here to compare with)"
+    return Check(name, True, f"{listed}{' and others' * (len(packages) > 3)}{against}")
+
+
+def _prefect(name: str) -> Check:
+    """Later FastAPIs take from Prefect 3.8's server what it needs, and it starts all the same or dies at once."""
+    prefect, fastapi = version("prefect"), version("fastapi")
+    if prefect is None or fastapi is None:
+        return Check(name, False, f"{'prefect' if prefect is None else 'fastapi'} is missing", INSTALL)
+    pair = f"prefect {prefect} with fastapi {fastapi}"
+    works = not prefect.startswith("3.8.") or (0, 139) <= numbers(fastapi)[:2] <= (0, 150)
+    return Check(name, works, pair if works else f"{pair}: its server fails", "pip install 'fastapi>=0.139,<=0.150'")
+
+
+def _kubernetes_client(name: str) -> Check:
+    found = version("kubernetes")
+    if found is None:
+        return Check(name, False, "kubernetes is missing", INSTALL)
+    works = numbers(found)[0] < 36
+    finding = f"kubernetes {found}" + ("" if works else ": kubeflow-training 1.9 cannot read its answers")
+    return Check(name, works, finding, "pip install 'kubernetes<36'")
+
+
+def _elsewhere(name: str) -> Check:
+    """In the orchestrator's image, say."""
+    return Check(name, True, "not looked at: no torch is installed, and every stage that needs it is a job (compute.*)")
+
+
+def _device(name: str) -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = " (torch is built for CUDA, and finds no GPU)" if torch.version.cuda else ""
+        return Check(name, True, f"CPU, {cores()} cores{built}")
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return Check(name, True, ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus))
+
+
+def _settings(name: str, params: Params, root: Path) -> Check:
+    """They fit the frozen parts: sizes, layers, heads."""
+    from phantom.planning.plan import read_parts
+
+    try:
+        read_parts(params, root)
+    except UserError as error:
+        if str(error).startswith("models."):
+            return Check(name, True, f"preset {params.preset}; what they name is the next check")
+        return Check(name, False, str(error), "change it in params.yaml; `phantom preset` lists complete files")
+    return Check(name, True, f"preset {params.preset}, fits the frozen parts")
+
+
+def _frozen_parts(name: str, params: Params, root: Path) -> Check:
+    models = params.models
+    missing = []
+    for part in PARTS:
+        missing += _missing(models.base, part, models.base_revision, root)
+    missing += _missing(models.physics_encoder, "", models.physics_encoder_revision, root)
+    if not missing:
+        return Check(name, True, f"{models.base}, {models.physics_encoder}")
+    wanted = sorted({source for source, _ in missing if not (root / source).is_dir()})
+    if not wanted:
+        mend = "`phantom pretrain` makes models/mini; other folders are copied whole"
+    elif all("/" in source and not source.startswith(("models/", "/", ".")) for source in wanted):
+        mend = "; ".join(f"hf download {source}" for source in wanted)
+    else:
+        mend = "`phantom pretrain` makes models/mini; models.base and models.physics_encoder name folders or hub ids"
+    return Check(name, False, "missing: " + ", ".join(f"{source}/{file}".rstrip("/") for source, file in missing), mend)
+
+
+def _missing(source: str, part: str, revision: str | None, root: Path) -> list[tuple[str, str]]:
+    """The (source, file) of one part that neither the folder nor the hub's cache has."""
+    marker = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}.get(part, "config.json")
+    file = f"{part}/{marker}".lstrip("/")
+    if (root / source).is_dir():
+        folder = root / source / part
+        if not (folder / marker).is_file():
+            return [(source, file)]
+        has_weights = part in ("tokenizer", "scheduler") or any(folder.glob("*.safetensors"))
+        return [] if has_weights else [(source, f"{part}/*.safetensors".lstrip("/"))]
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, file, revision=revision)
+    except ValueError:  # not a hub id either
+        found = None
+    return [] if isinstance(found, str) else [(source, file)]
+
+
+def _disk(name: str, params: Params, root: Path) -> Check:
+    """Room for the latents and for the checkpoints that a run keeps, the one that is being written among them."""
+    needed = SPARE
+    with suppress(UserError, ModuleNotFoundError):  # of which the settings' own check says more
+        from phantom.planning.plan import plan
+
+        storage = plan(params, "H100", 1, root=root)["storage"]
+        needed += (storage["bytes"] or 0) + (storage["checkpoints_kept"] + 1) * storage["checkpoint"]
+    free = shutil.disk_usage(root).free
+    finding = f"{free / GIB:,.0f} GiB free, about {needed / GIB:,.0f} GiB needed"
+    return Check(
+        name, free >= needed, finding, "free some, or lower train.keep_checkpoints; `phantom plan` shows the sizes"
+    )
+
+
+def _mlflow(name: str, uri: str, root: Path) -> Check:
+    if uri.startswith("sqlite:///"):
+        return _sqlite(name, root / uri.removeprefix("sqlite:///"))
+    if not uri.startswith("http"):
+        return Check(
+            name, False, f"tracking.uri {uri!r}", "accepted: sqlite:///mlflow.db, or the http address of a server"
+        )
+    try:
+        query = urllib.parse.urlencode({"experiment_name": "Default"})
+        url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?{query}"
+        with urllib.request.urlopen(url, timeout=TIMEOUT):
+            return Check(name, True, f"{uri} answers")
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            host = urllib.parse.urlsplit(uri).netloc
+            return Check(
+                name, False, f"{uri}: 403", f"start MLflow with --allowed-hosts '{host},localhost:*,127.0.0.1:*'"
+            )
+        return Check(name, error.code == 404, f"{uri} answers {error.code}", "look at the server's log")
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return Check(name, False, f"{uri}: {reason}", "start it (`phantom up` does here), or change tracking.uri")
+
+
+def _sqlite(name: str, file: Path) -> Check:
+    if not file.is_file():
+        writable = os.access(file.parent, os.W_OK)
+        return Check(name, writable, f"{file}: not there yet", f"make {file.parent.resolve()} writable")
+    try:
+        with sqlite3.connect(
+            f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro", uri=True, timeout=TIMEOUT
+        ) as store:
+            (version_,) = store.execute("select version_num from alembic_version").fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        return Check(
+            name, False, f"{file}: {error}", f"not a store of MLflow: move {file} away, or change tracking.uri"
+        )
+    return Check(name, os.access(file, os.W_OK), f"{file}, schema {version_}", f"make {file} writable")
+
+
+def _prefect_server(name: str, root: Path) -> Check:
+    """The server that PREFECT_API_URL names has to answer; that of prefect.toml is the one that `phantom up` brings."""
+    named, file = os.environ.get("PREFECT_API_URL"), root / "prefect.toml"
+    ours = tomllib.loads(file.read_text(encoding="utf-8"))["api"]["url"] if file.is_file() else None
+    url = named or ours
+    if not url:
+        return Check(name, True, "none is named (PREFECT_API_URL): `phantom up` starts one, `phantom run` needs none")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT):
+            return Check(name, True, f"{url} answers")
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not named:
+            return Check(name, True, f"none at {url}: `phantom up` starts one, `phantom run` needs none")
+        return Check(name, False, f"{url}: {reason}", "`phantom up` starts one here; else set PREFECT_API_URL to yours")
+
+
+def _ports(name: str) -> Check:
+    """`phantom up` takes other ports where the usual ones are taken: worth knowing, and no failure."""
+    taken = [f"{port} ({what})" for what, port in (("Prefect", 4200), ("MLflow", 5000)) if _answers(port)]
+    finding = f"taken: {', '.join(taken)}; `phantom up` chooses others" if taken else "4200 and 5000 are free"
+    try:
+        with socket.socket() as trial:
+            trial.bind(("127.0.0.1", 0))
+    except OSError as error:
+        return Check(name, False, f"no port of 127.0.0.1 can be had: {error}", "let this process listen on 127.0.0.1")
+    return Check(name, True, finding)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.settimeout(1)
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _git_and_dvc(name: str, root: Path) -> Check:
+    if not shutil.which("git"):
+        return Check(name, False, "git is missing", "install git; DVC and the registry ask it for the commit")
+    if version("dvc") is None:
+        return Check(name, False, "dvc is missing", INSTALL)
+    if not (root / "dvc.yaml").is_file():
+        return Check(name, False, f"no dvc.yaml in {root.resolve()}", "run it in a checkout of this project")
+    return Check(name, True, f"git, dvc {version('dvc')}, and a checkout")
+
+
+def _dvc_remote(name: str, root: Path) -> Check:
+    """`dvc push` and `dvc pull` reach the default remote, if there is one: the pipeline itself does not need it."""
+    from dvc.repo import Repo
+
+    if not (root / ".dvc").is_dir():
+        return Check(name, True, "not a checkout: there is no remote")
+    repo = Repo(str(root), uninitialized=True)
+    default = repo.config["core"].get("remote")
+    if not default:
+        return Check(name, True, "none is set: results stay in .dvc/cache (`dvc remote add --default NAME URL`)")
+    url = repo.config["remote"].get(default, {}).get("url", "nowhere")
+    try:
+        odb = repo.cloud.get_remote_odb(default)
+        odb.fs.exists(odb.path)
+    except Exception as error:
+        mend = f"`dvc remote modify {default} url URL`, or its credentials: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL"
+        return Check(name, False, f"{default} ({url}): {first_line(error)}", mend)
+    return Check(name, True, f"{default} ({url}) answers")
+
+
+def _video(name: str) -> Check:
+    import av
+
+    found = "libx264" in av.codecs_available
+    finding = f"av {av.__version__} {'with' if found else 'without'} libx264"
+    return Check(name, found, finding, "pip install --force-reinstall --only-binary av av")
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A version as numbers, to compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))

@@ -1,0 +1,341 @@
+"""The pipeline on this machine: every stage is one `dvc repro` of it, here one after the other and without a server.
+
+The Prefect flow (`flows/full_pipeline.py`) runs the same `run_stage`. DVC decides whether a stage has to run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phantom.config import Params, load_params
+from phantom.data.files import lock_file
+from phantom.data.storage import S3, fingerprint, open_folder
+from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
+from phantom.orchestration.privacy import NO_TELEMETRY
+from phantom.progress import say
+from phantom.tracking.lineage import PIPELINE, new_pipeline
+
+STAGES = ("prepare", "encode", "train", "evaluate", "register")
+EVALUATION, REPORT = Path("reports/evaluation.json"), Path("reports/index.html")
+REGISTERED = Path("reports/registered.json")
+WORK = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
+# How long a stage may take to save after Ctrl-C, then after SIGTERM, before it is killed.
+PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
+
+Line = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What became of one stage. `ran` is False when DVC found it up to date, or had its outputs in the cache."""
+
+    stage: str
+    ran: bool
+    seconds: float
+
+
+def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
+    """Runs every stage that is not up to date, in order. One run at a time works in a checkout; others wait.
+
+    Raises UserError, Interrupted or StageFailed, as the stage did.
+    """
+    params = params or load_params(root / "params.yaml")
+    done: list[StageRun] = []
+    pipeline = new_pipeline()
+    with checkout_lock(root) as lock:
+        for number, stage in enumerate(STAGES, 1):
+            say(f"[{number}/{len(STAGES)}] {stage}")
+            try:
+                done.append(run_stage(stage, params, root, lock=lock, pipeline=pipeline))
+            except KeyboardInterrupt:
+                raise Interrupted(f"{stage}: interrupted; what was finished is kept, run again to go on") from None
+            say(f"[{number}/{len(STAGES)}] {describe(done[-1])}")
+    return done
+
+
+def describe(run: StageRun) -> str:
+    """One line for people."""
+    return f"{run.stage}: {f'done in {run.seconds:.0f} s' if run.ran else 'up to date'}"
+
+
+@contextmanager
+def checkout_lock(root: Path) -> Iterator[int]:
+    """Holds the checkout for one pipeline run; yields the lock's file descriptor.
+
+    The stage's process inherits the descriptor. Should the run die and the stage live on, the next run waits for that
+    stage and takes its result, and does not start it a second time beside it.
+    """
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"{root.resolve()}: no dvc.yaml there; the pipeline runs in a checkout of this project")
+    if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
+        # An unpacked archive or an image: DVC refuses to work without git unless told so.
+        (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    work = root / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another run is at work in this checkout: waiting for it to end")
+            lock_file(file, fcntl.LOCK_EX)
+        _clear_locks_of_dvc(root / ".dvc/tmp/rwlock")
+        yield file.fileno()
+
+
+def _clear_locks_of_dvc(file: Path) -> None:
+    """Removes DVC's record of who is at work, as a killed run has left it: cut off, which DVC cannot read, or naming
+    processes whose numbers others bear by now, in another pod. Whoever holds the checkout knows that they are gone.
+    """
+    try:
+        held = [h for of in json.loads(file.read_text(encoding="utf-8")).values() for h in of.values()]
+    except FileNotFoundError:
+        return
+    except ValueError:
+        held = []
+    holders = [holder for one in held for holder in (one if isinstance(one, list) else [one])]
+    if all("--single-item" in holder["cmd"] for holder in holders):  # ours, and not a `dvc pull` of the user's
+        file.unlink()
+
+
+def run_stage(
+    stage: str,
+    params: Params,
+    root: Path = Path(),
+    lock: int | None = None,
+    on_line: Line | None = None,
+    pipeline: str | None = None,
+) -> StageRun:
+    """`dvc repro --single-item <stage>`. Its output goes to the terminal, or line by line to `on_line` and to a log.
+
+    `pipeline` names the run in MLflow whose child the stage's run is.
+
+    Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises what stopped it, or
+    UserError, Interrupted or StageFailed with the line that a stage that ended by itself has left.
+    """
+    started, work = time.monotonic(), root / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    outcome, log = work / f"{stage}.json", work / f"{stage}.log"
+    outcome.unlink(missing_ok=True)
+    source = _source_fingerprint(params, root) if stage == "prepare" else None
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", stage]
+    if source is not None and source != _read(work / "source"):
+        command.append("--force")  # DVC does not see into a folder that is not its own
+
+    with ExitStack() as stack:
+        # A terminal is handed on, so that the bars are drawn. Else a file, not a pipe: a stage outlives its reader.
+        attached = on_line is None and sys.stderr.isatty()
+        output = sys.stderr if attached else stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=_environment(outcome) | ({PIPELINE: pipeline} if pipeline else {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=[] if lock is None else [lock],
+        )
+        try:
+            code = process.wait() if attached else _follow(process, log, on_line or say)
+        except BaseException:
+            _stop(process)
+            raise
+    left = json.loads(_read(outcome) or "null")
+    if code:
+        raise _failure(stage, left, root)
+    if source is not None:
+        (work / "source").write_text(source, encoding="utf-8")
+    return StageRun(stage, left is not None, time.monotonic() - started)
+
+
+def write_params(path: Path, overrides: list[str]) -> list[str]:
+    """Writes checked `key=value` overrides into the file, comments kept. Returns what changed, a line each."""
+    from ruamel.yaml import YAML, RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):
+        """Writes null as this file does, not as nothing."""
+
+    Representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+    load_params(path, overrides)  # nothing is written unless the result is valid
+    yaml = YAML()
+    yaml.Representer = Representer
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    changes = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        value = yaml.load(text)
+        if node.get(leaf) != value:
+            changes.append(f"{path}: {key}: {node.get(leaf)} -> {value}")
+            node[leaf] = value
+    if changes:
+        new = path.with_suffix(".tmp")
+        with new.open("w", encoding="utf-8") as file:
+            yaml.dump(tree, file)
+        new.replace(path)
+    return changes
+
+
+def stand_in(folder: Path, why: str) -> None:
+    """An empty folder with a note: DVC's outputs are fixed, and these settings leave this one out."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(why + "\n", encoding="utf-8")
+
+
+def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[str, Any]:
+    """What a finished run has to show, ready for JSON."""
+    return {
+        "stages": {run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1)} for run in done},
+        "scores": score_rows(json.loads((root / EVALUATION).read_text(encoding="utf-8"))),
+        "registered": json.loads((root / REGISTERED).read_text(encoding="utf-8")),
+        "report": str(REPORT),
+        "mlflow": mlflow_command(params.tracking.uri),
+    }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The same for people: what ran, the scores, and where to look."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="")
+    rows, made = result["scores"], result["registered"]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for number, column in enumerate(columns):
+        table.add_column(column.replace("_", " "), justify="left" if number < 2 else "right")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    console = Console(width=120, color_system=None)
+    with console.capture() as drawn:
+        console.print(table)
+    ran = [stage for stage, run in result["stages"].items() if run["ran"]]
+    lines = [f"Ran: {', '.join(ran)}" if ran else "Every stage is up to date", "", drawn.get().rstrip(), ""]
+    alias = "champion" if made["champion"] else "challenger"
+    lines.append(f"Model   {made['name']} version {made['version']} ({alias})")
+    lines.append(f"Report  {result['report']}")
+    lines.append(f"MLflow  {result['mlflow']}")
+    return "\n".join(lines)
+
+
+def overrides_of(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """A nested table of settings as `key=value` overrides."""
+    found: list[str] = []
+    for key, value in tree.items():
+        is_section = isinstance(value, dict)
+        found += overrides_of(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}={json.dumps(value)}"]
+    return found
+
+
+def score_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row of numbers for each mode and model of reports/evaluation.json."""
+    rows = []
+    for mode, models in evaluation.get("physics_iq", {}).items():
+        for model, figures in models.items() if isinstance(models, dict) else ():
+            if isinstance(figures, dict) and "score" in figures:
+                rows.append({"mode": mode, "model": model, **{k: v for k, v in figures.items() if _is_number(v)}})
+    return rows
+
+
+def mlflow_command(uri: str) -> str:
+    """The command, typed in the checkout, that opens the MLflow pages of the store at `uri`."""
+    if uri.startswith("http"):
+        return f"open {uri}"
+    return f"MLFLOW_DISABLE_TELEMETRY=true {installed('mlflow')} ui --backend-store-uri {uri}"
+
+
+def installed(command: str) -> str:
+    """How the user calls a command of this environment: by name where the shell finds that very one, else by path."""
+    ours = Path(sys.executable).parent / command
+    if shutil.which(command) == str(ours):
+        return command
+    return str(ours.relative_to(Path.cwd())) if ours.is_relative_to(Path.cwd()) else str(ours)
+
+
+def _environment(outcome: Path) -> dict[str, str]:
+    # DVC runs the stage through $SHELL and finds `phantom` on the PATH: both must be ours, activated or not.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME: str(outcome.resolve())}
+    return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
+
+
+def _follow(process: subprocess.Popen[bytes], log: Path, on_line: Line) -> int:
+    """Hands on each line of the log as it is written, until the process has ended. Returns its exit code."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        pending = ""
+        while True:
+            ended = process.poll() is not None
+            pending += lines.read()
+            *whole, pending = re.split(r"[\r\n]", pending)
+            for line in filter(str.strip, whole):
+                on_line(line)
+            if ended:
+                if pending.strip():
+                    on_line(pending)
+                return process.returncode
+            time.sleep(0.1)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stops DVC, the stage and what the stage started: first so that it can save, at last by force."""
+    for number, patience in PATIENCE:
+        try:
+            os.killpg(process.pid, number)
+            process.wait(patience)
+            return
+        except ProcessLookupError:
+            return
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            continue
+
+
+def _failure(stage: str, left: dict | None, root: Path) -> Exception:
+    """The exception for a `dvc repro` that failed, from what the stage left or, if it never ran, from DVC."""
+    if left and left["code"]:
+        kind = {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)
+        return kind(left["error"])
+    hint = f"`{installed('dvc')} repro -s {stage}` shows more"
+    if left:
+        return StageFailed(f"{stage}: finished, but DVC could not take its outputs; {hint}")
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--single-item", stage]
+    asked = subprocess.run(command, cwd=root, env={**NO_TELEMETRY, **os.environ}, capture_output=True, text=True)
+    said = [line for line in asked.stderr.splitlines() if line.startswith("ERROR: ")]
+    if asked.returncode and said:
+        return StageFailed(f"{stage}: {said[0].removeprefix('ERROR: ')}")
+    return StageFailed(f"{stage}: its process was killed (out of memory?); run again to go on, or {hint}")
+
+
+def _source_fingerprint(params: Params, root: Path) -> str | None:
+    """Which clips the source has, in which version; None for a source that is not a folder, or is not there."""
+    path = params.data.path or ""
+    if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
+        return None
+    return fingerprint(open_folder(path, root, params.storage))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

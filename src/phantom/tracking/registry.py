@@ -1,0 +1,203 @@
+"""The model registry: a version for every evaluated model, the best of which is `champion`.
+
+A newer version that is not better becomes `challenger`. What a version was measured at is in its run's metrics, from
+which the present champion's score is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import math
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from phantom import __version__
+from phantom.config import Params
+from phantom.errors import UserError
+from phantom.tracking import lineage
+
+EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
+EXPORT = Path("models/phantom")
+OUT = Path("reports/registered.json")
+
+
+@dataclass(frozen=True)
+class RegisterResult:
+    """The version and what decided its alias: its score, and the score of the champion it was held against."""
+
+    name: str
+    version: int
+    champion: bool
+    metric: str
+    score: float
+    champion_score: float | None
+    experiment_id: str
+    run_id: str
+
+
+def register(params: Params, root: Path = Path(), promote: bool = False) -> RegisterResult:
+    """Registers `models/phantom` as evaluated. The same model and evaluation are registered once.
+
+    `champion` goes to the version if its score on `register.metric` is above the champion's, or if `promote` says so.
+    Writes `reports/registered.json`. Raises UserError for a metric that the evaluation does not have.
+    """
+    evaluation = _read_evaluation(root / EVALUATION)
+    scores = flatten(evaluation)
+    metric = params.register_.metric
+    if metric not in scores:
+        near = difflib.get_close_matches(metric, scores, n=1, cutoff=0)
+        raise UserError(
+            f"register.metric: {metric!r} is not a number in {EVALUATION}; nearest: {(near or ['none'])[0]}"
+        )
+    if not (root / EXPORT / "config.json").is_file():
+        raise UserError(f"{EXPORT}: no export there; `phantom train` writes it")
+
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    mlflow.set_tracking_uri(params.tracking.uri)
+    client = mlflow.MlflowClient()
+    name = params.register_.name
+    tags = {
+        "identity": _digest(root / EVALUATION, *sorted(p for p in (root / EXPORT).rglob("*") if p.is_file())),
+        **lineage.tags_of(params, root),
+        "metric": metric,
+        "score": f"{scores[metric]:.6g}",
+    }
+    champion = _aliased(client, name, "champion")
+    version = _same(client, name, tags["identity"]) or _create(client, params, root, scores, tags)
+    result = _award(client, version, champion, metric, scores[metric], promote)
+    (root / OUT).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a nested table by dotted name."""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat
+
+
+def _create(client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str]) -> Any:
+    """Logs the run of the registration and makes a version of its model."""
+    import mlflow
+
+    name = params.register_.name
+    experiment = lineage.experiment(client, params.tracking, root)
+    parent = lineage.parent_tag(client, experiment)
+    of_run = {"stage": "register", **tags, **parent}
+    with mlflow.start_run(experiment_id=experiment, run_name="register", tags=of_run) as run:
+        lineage.log_dataset(client, run.info.run_id, tags)
+        mlflow.log_metrics(scores)
+        mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
+        for report in (EVALUATION, PAGE):
+            if (root / report).is_file():
+                mlflow.log_artifact(str(root / report))
+        uri = _log_model(client, name, root / EXPORT, run)
+    if parent:
+        client.set_terminated(parent[lineage.PARENT])
+    if not client.search_registered_models(f"name='{name}'"):
+        client.create_registered_model(name, description="Physics branch and coupling")
+    card = root / EXPORT / "README.md"
+    about = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
+    return client.create_model_version(name, uri, run_id=run.info.run_id, tags=tags, description=about.strip())
+
+
+def _log_model(client: Any, name: str, export: Path, run: Any) -> str:
+    """The export as a pyfunc model of the run. Returns its address.
+
+    `mlflow.pyfunc.log_model` would run the input example here: a whole video for each registration.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    from phantom.tracking import pyfunc as serving
+
+    run_id = run.info.run_id
+    logged = client.create_logged_model(run.info.experiment_id, name, source_run_id=run_id, model_type="pyfunc")
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, of pandas
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            python_model=serving.__file__,
+            artifacts={"export": str(export)},
+            signature=serving.SIGNATURE,
+            input_example=serving.EXAMPLE,
+            pip_requirements=[f"phantom-video[train]=={__version__}"],
+            mlflow_model=Model(run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
+        )
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_uri
+
+
+def _award(client: Any, version: Any, champion: Any | None, metric: str, score: float, promote: bool) -> RegisterResult:
+    """Sets the aliases."""
+    reigning = champion is not None and champion.version == version.version
+    best = None if champion is None else client.get_run(champion.run_id).data.metrics.get(metric)
+    wins = promote or reigning or best is None or score > best
+    if wins and not reigning:
+        client.set_registered_model_alias(version.name, "champion", version.version)
+    challenger = _aliased(client, version.name, "challenger")
+    if wins and challenger is not None and challenger.version == version.version:
+        client.delete_registered_model_alias(version.name, "challenger")
+    if not wins:
+        client.set_registered_model_alias(version.name, "challenger", version.version)
+    return RegisterResult(
+        name=version.name,
+        version=int(version.version),
+        champion=wins,
+        metric=metric,
+        score=score,
+        champion_score=None if reigning else best,
+        experiment_id=client.get_run(version.run_id).info.experiment_id,
+        run_id=version.run_id,
+    )
+
+
+def _aliased(client: Any, name: str, alias: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _same(client: Any, name: str, identity: str) -> Any | None:
+    """The version already made of this very model and evaluation."""
+    found = client.search_model_versions(f"name='{name}' and tags.identity='{identity}'")
+    return found[0] if found else None
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom evaluate` writes it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def _digest(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""How fast it goes since the last log line: samples and operations a second, waiting for data, memory.
+
+Only clocks of this machine are read, and only at a log line is anything made of them: it has waited for the device
+already, for the losses it shows.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from phantom.model.flops import Shape, costs
+from phantom.planning.plan import peak_flops
+from phantom.training.conditioning import Batch
+
+GIB = 2**30
+FIGURES = ("samples_per_second", "tflops_per_second", "mfu", "data_wait", "memory_gib")
+
+
+class Pace:
+    """Counts the steps of all processes. `model`: the configs of its parts, as `PhantomTransformer3DModel.config`."""
+
+    def __init__(self, model: Any, device: torch.device, processes: int) -> None:
+        self.parts, self.device = (model.video, model.physics, model.coupling), device
+        self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
+        self._costs: dict[Shape, int] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Counts from here."""
+        self._began, self._waited, self._samples, self._operations = time.monotonic(), 0.0, 0, 0
+
+    def count(self, batch: Batch, samples: int) -> None:
+        """A step over `samples` of the shape of `batch`."""
+        video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
+        shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
+        if shape not in self._costs:
+            self._costs[shape] = costs(*self.parts, shape).total.training
+        self._samples += samples
+        self._operations += samples * self._costs[shape]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time that is not training's: validation, samples, checkpoints."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is still being computed is training's
+        began = time.monotonic()
+        yield
+        self._began += time.monotonic() - began
+
+    def figures(self) -> dict[str, float]:
+        """`FIGURES`, of training alone; `mfu`, the share of the GPUs' bfloat16 peak, only of GPUs that are known."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        operations = self._operations / seconds
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        found = {"samples_per_second": self._samples / seconds, "tflops_per_second": operations / 1e12}
+        found |= {"mfu": operations / self.peak} if self.peak else {}
+        return found | {"data_wait": self._waited / seconds, "memory_gib": memory / GIB}

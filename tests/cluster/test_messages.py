@@ -1,0 +1,141 @@
+"""What becomes words, from objects as the real cluster writes them and as the one in these tests does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from phantom.cluster.messages import ends, job_state, trouble
+
+
+def job(*conditions: tuple[str, str], spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    held = [{"type": kind, "status": value, "reason": kind, "message": ""} for kind, value in conditions]
+    return {"metadata": {"name": "x"}, "spec": spec or {}, "status": {"conditions": held, **status}}
+
+
+@pytest.mark.parametrize(
+    ("found", "phase"),
+    [
+        (job(), "created"),
+        (job(("Created", "True")), "created"),
+        (job(("Created", "True"), ("Running", "True")), "running"),
+        (job(("Running", "False"), ("Restarting", "True")), "restarting"),
+        (job(("Running", "False"), ("Succeeded", "True")), "succeeded"),
+        (job(("Running", "False"), ("Failed", "True")), "failed"),
+        # Suspended by its own word; the condition alone may be an old one.
+        (job(("Suspended", "True"), spec={"runPolicy": {"suspend": True}}), "suspended"),
+        (job(("Suspended", "False"), ("Running", "True"), spec={"runPolicy": {"suspend": False}}), "running"),
+        (job(spec={"suspend": True}), "suspended"),
+        # A resumed TrainJob has no condition but that it is not suspended.
+        (job(("Suspended", "False"), jobsStatus=[{"name": "node", "active": 2}]), "running"),
+        (job(("Complete", "True")), "succeeded"),
+        (job(active=1), "running"),
+        (job(("FailureTarget", "True"), active=1), "running"),  # its pods are still ending
+        (job(("SuccessCriteriaMet", "True"), active=1), "running"),
+    ],
+)
+def test_the_state_of_a_job(found: dict[str, Any], phase: str):
+    assert job_state(found).phase == phase
+
+
+def test_a_suspended_job_says_what_it_waits_for():
+    waiting = job(spec={"suspend": True})
+    assert "is suspended" in job_state(waiting).text
+    waiting["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    assert job_state(waiting).text == "waits in the queue gpus"
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p", "uid": "u"}, "status": status}
+
+
+def waiting(reason: str, message: str | None = None) -> list[dict[str, Any]]:
+    return [{"name": "c", "image": "i:1", "state": {"waiting": {"reason": reason, "message": message}}}]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (pod(containerStatuses=waiting("ContainerCreating")), []),
+        (pod(containerStatuses=waiting("CrashLoopBackOff", "back-off 10s")), []),  # its end is told instead
+        (
+            pod(containerStatuses=waiting("CreateContainerConfigError", 'secret "s" not found')),
+            ['cannot start: CreateContainerConfigError: secret "s" not found'],
+        ),
+        (
+            pod(containerStatuses=waiting("InvalidImageName", "couldn't parse")),
+            ["cannot get its image i:1: couldn't parse"],
+        ),
+        (pod(initContainerStatuses=waiting("ErrImagePull", "denied")), ["cannot get its image i:1: denied"]),
+        (
+            pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": ""}]),
+            ["cannot be scheduled: SchedulingGated"],
+        ),
+        (
+            pod(conditions=[{"type": "DisruptionTarget", "status": "True", "message": "preempting for q"}]),
+            ["has to go: preempting for q"],
+        ),
+    ],
+)
+def test_what_keeps_a_pod_from_running(found: dict[str, Any], said: list[str]):
+    assert list(trouble(found)) == said
+
+
+def ended(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+def container(count: int, state: dict[str, Any], last: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return [{"name": "c", "restartCount": count, "state": state, "lastState": last or {}}]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (pod(containerStatuses=container(0, {"running": {}})), []),
+        (pod(containerStatuses=container(0, ended(0, "Completed"))), [(0, 0, "ended with exit code 0")]),
+        (pod(containerStatuses=container(3, {"running": {}}, ended(1))), [(2, 1, "ended with exit code 1")]),
+        (
+            pod(containerStatuses=container(1, ended(137, "OOMKilled"), ended(1))),
+            [(0, 1, "ended with exit code 1"), (1, 137, "ran out of memory; raise cluster.memory_gib")],
+        ),
+        (
+            pod(containerStatuses=container(0, ended(1, message='{"code": 2, "error": "data: bad"}'))),
+            [(0, 1, "data: bad")],
+        ),
+        (
+            pod(containerStatuses=container(0, ended(1, message='{"code": 2, "error": "da'))),
+            [(0, 1, "ended with exit code 1")],
+        ),
+        (
+            pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
+            [(-1, 1, "was put out (Evicted): The node was low on resource: memory.")],
+        ),
+        (
+            pod(
+                phase="Failed",
+                conditions=[
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                        "message": "for q",
+                    }
+                ],
+                containerStatuses=container(0, ended(143)),
+            ),
+            [(0, 143, "was put out (PreemptionByScheduler): for q")],
+        ),
+        (pod(phase="Failed", message="Pod was rejected"), [(-1, 1, "Pod was rejected")]),
+    ],
+)
+def test_how_a_container_ended(found: dict[str, Any], said: list[tuple[int, int, str]]):
+    assert [(end.attempt, end.code, end.text) for end in ends(found)] == said
+
+
+def test_the_stages_own_word_is_kept_apart_from_the_last_lines_of_its_log():
+    (own,) = ends(pod(containerStatuses=container(0, ended(1, message='{"code": 75, "error": "saved"}'))))
+    assert (own.outcome, own.error, own.last) == (75, "saved", "")
+    (log,) = ends(pod(containerStatuses=container(0, ended(1, message="line 1\nline 2"))))
+    assert (log.outcome, log.error, log.last) == (None, "", "line 1\nline 2")

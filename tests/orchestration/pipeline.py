@@ -1,0 +1,95 @@
+"""A checkout in a temporary folder: this project's dvc.yaml, params.yaml and flow, with stages that only write files.
+
+What is tried on it is the pipeline around the stages: what DVC reruns, how a stage's failure and an interruption come
+out, what Prefect records. DVC, Prefect and the process tree are the real ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STAGE = """
+import json, signal, sys, time
+from pathlib import Path
+from phantom.errors import Interrupted, UserError
+from phantom.errors import leave_outcome
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+name = sys.argv[1]
+with open("calls", "a") as calls:
+    calls.write(name + "\\n")
+
+def work():
+    if Path("fail").is_file() and Path("fail").read_text() == name:
+        raise UserError(f"{name}: found nothing, accepted: something")
+    for step in range(1, 4):
+        print(f"{name}: {step}/3 steps, 1.0 steps/s, 0 s left", file=sys.stderr, flush=True)
+        if Path("slow").is_file() and Path("slow").read_text() == name:
+            Path("started").touch()
+            time.sleep(30)
+    params = Path("params.yaml").read_text()
+    if name == "prepare":
+        write("data/clips/manifest.jsonl", "clips")
+        write("data/benchmark/README.md", "benchmark")
+    elif name == "encode":
+        write("data/latents/index.json", "latents")
+    elif name == "train":
+        write("models/phantom/config.json", params)
+        write("models/phantom/history.json", "[]")
+        write("models/control/config.json", params)
+    elif name == "evaluate":
+        figures = {"score": float(len(params)), "mse": 0.5}
+        tree = {"score": 1.0, "physics_iq": {"single": {"base": figures, "phantom": figures}}, "of": params}
+        write("reports/evaluation.json", json.dumps(tree))
+        write("reports/index.html", params)
+    else:
+        made = {"name": "phantom", "version": 1, "champion": True, "experiment_id": "1", "run_id": "abc"}
+        write("reports/registered.json", json.dumps(made))
+
+def write(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+code, error = 0, ""
+try:
+    work()
+except UserError as wrong:
+    code, error = 2, str(wrong)
+except KeyboardInterrupt:
+    code, error = 75, f"{name}: interrupted after saving"
+leave_outcome(code, error)
+sys.exit(code)
+"""
+
+
+def make_checkout(folder: Path) -> Path:
+    """Writes the checkout into `folder`, a git repository with DVC as in this one."""
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    for name, stage in pipeline["stages"].items():
+        stage["cmd"] = f"python stage.py {name}"
+        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("src/")] + ["stage.py"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+    (folder / "stage.py").write_text(STAGE, encoding="utf-8")
+    for name in ("params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    (folder / "models/mini").mkdir(parents=True)
+    (folder / "models/mini/model_index.json").write_text("{}", encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def calls(folder: Path) -> list[str]:
+    """The stages that ran since this was last asked."""
+    path = folder / "calls"
+    made = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    path.unlink(missing_ok=True)
+    return made

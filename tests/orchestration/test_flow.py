@@ -1,0 +1,284 @@
+"""The pipeline around the stages: what reruns, how stages fail and stop, and what Prefect makes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from phantom.config import load_params
+from phantom.errors import StageFailed, UserError
+from phantom.orchestration import run as pipeline
+from tests.orchestration.pipeline import ROOT, calls, make_checkout
+
+STAGES = list(pipeline.STAGES)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which every stage has run."""
+    checkout = make_checkout(tmp_path_factory.mktemp("flow") / "checkout")
+    assert [r.stage for r in pipeline.run(checkout) if r.ran] == STAGES
+    assert calls(checkout) == STAGES
+    return checkout
+
+
+def run_with(checkout: Path, *overrides: str) -> list[str]:
+    """Runs the pipeline with changed settings, and returns the stages that ran."""
+    pipeline.write_params(checkout / "params.yaml", list(overrides))
+    pipeline.run(checkout)
+    return calls(checkout)
+
+
+def test_dvc_yaml_names_the_stages_and_settings_that_exist():
+    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert list(tree["stages"]) == STAGES
+    for name, stage in tree["stages"].items():
+        assert stage["cmd"] == f"phantom {name}"
+        for key in stage["params"]:
+            node = params
+            for part in key.split("."):
+                assert part in node, f"{name}: {key}"
+                node = node[part]
+
+
+def test_dvc_yaml_depends_on_code_that_exists():
+    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    for name, stage in tree["stages"].items():
+        for dep in stage["deps"]:
+            if dep.startswith("src/"):
+                assert (ROOT / dep).exists(), f"{name}: {dep}"
+
+
+def test_a_second_run_finds_everything_up_to_date(finished: Path, capfd: pytest.CaptureFixture[str]):
+    done = pipeline.run(finished)
+    assert not any(r.ran for r in done)
+    assert calls(finished) == []
+    said = capfd.readouterr().err
+    assert all(f"{stage}: up to date" in said for stage in STAGES)
+
+
+def test_a_changed_setting_reruns_its_stage_and_what_follows(finished: Path):
+    assert run_with(finished, "train.steps=50") == ["train", "evaluate", "register"]
+    # Neither where a stage runs nor how often it saves is part of a result.
+    assert run_with(finished, "compute.train=kubernetes", "train.checkpoint_every=7", "tracking.experiment=other") == []
+    assert run_with(finished, "register.metric=score") == ["register"]
+    assert run_with(finished, "train.steps=240", "register.metric=physics_iq.single.phantom.score") == []
+
+
+def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    (checkout / "videos").mkdir()
+    (checkout / "videos/a.mp4").write_bytes(b"a")
+    assert run_with(checkout, "data.source=folder", "data.path=videos") == STAGES
+    assert run_with(checkout) == []
+    (checkout / "videos/b.mp4").write_bytes(b"b")
+    assert run_with(checkout) == ["prepare"]  # this prepare writes the same clips whatever the folder holds
+
+
+def test_wrong_input_in_a_stage_is_a_user_error_and_leaves_earlier_files(finished: Path):
+    (finished / "fail").write_text("evaluate", encoding="utf-8")
+    before = (finished / "data/clips/manifest.jsonl").read_bytes()
+    with pytest.raises(UserError, match="evaluate: found nothing"):
+        run_with(finished, "train.steps=31")
+    assert calls(finished) == ["train", "evaluate"]
+    assert (finished / "data/clips/manifest.jsonl").read_bytes() == before
+    assert (finished / "models/phantom/config.json").is_file()
+    (finished / "fail").unlink()
+    assert run_with(finished) == ["evaluate", "register"]
+
+
+def test_a_stage_that_dvc_refuses_says_why(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    with pytest.raises(StageFailed, match=r"encode: .*data/clips"):
+        pipeline.run_stage("encode", load_params(checkout / "params.yaml"), checkout)
+
+
+def test_outside_a_checkout(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no dvc\.yaml"):
+        pipeline.run(tmp_path, load_params(ROOT / "params.yaml"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_stops_its_stage_and_exits_75(tmp_path: Path, number: int):
+    checkout = make_checkout(tmp_path / "checkout")
+    (checkout / "slow").write_text("prepare", encoding="utf-8")
+    process = phantom_run(checkout)
+    wait_for(checkout / "started")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert said.splitlines()[-1] == "prepare: interrupted; what was finished is kept, run again to go on"
+    assert calls(checkout) == ["prepare"]
+    (checkout / "slow").unlink()
+    pipeline.run(checkout)
+    assert calls(checkout) == STAGES
+
+
+def test_a_run_that_dies_leaves_its_stage_and_the_next_run_takes_the_result(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    stage = checkout / "stage.py"
+    stage.write_text(stage.read_text(encoding="utf-8").replace("sleep(30)", "sleep(1)"), encoding="utf-8")
+    (checkout / "slow").write_text("prepare", encoding="utf-8")
+    process = phantom_run(checkout)
+    wait_for(checkout / "started")
+    process.kill()
+    process.communicate()
+    pipeline.run(checkout)
+    assert calls(checkout) == STAGES  # prepare once
+
+
+@pytest.mark.parametrize("steps", [61, 62])
+def test_what_a_killed_run_left_of_dvcs_locks_is_cleared(finished: Path, steps: int):
+    """Cut off while it was written, or naming a process whose number another one bears: 1 is always there."""
+    ours = {"write": {"pid": 1, "cmd": "dvc repro --quiet --single-item train"}}
+    stale = json.dumps({str(finished / out): ours for out in ("data/clips", "models/phantom")})
+    (finished / ".dvc/tmp/rwlock").write_text(stale if steps == 61 else stale[:9], encoding="utf-8")
+    assert run_with(finished, f"train.steps={steps}") == ["train", "evaluate", "register"]
+
+
+def test_locks_of_another_user_of_dvc_are_left(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    lock = checkout / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text('{"x": {"read": [{"pid": 1, "cmd": "dvc pull"}]}}', encoding="utf-8")
+    with pipeline.checkout_lock(checkout):
+        assert lock.is_file()
+
+
+def test_settings_are_written_with_their_comments(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    assert pipeline.write_params(path, ["train.steps=240", "data.path=null"]) == []
+    assert path.read_text(encoding="utf-8") == text
+    assert pipeline.write_params(path, ["train.steps=17"]) == [f"{path}: train.steps: 240 -> 17"]
+    assert path.read_text(encoding="utf-8") == text.replace("  steps: 240\n", "  steps: 17\n")
+    with pytest.raises(UserError, match=r"train\.steps"):
+        pipeline.write_params(path, ["train.steps=none"])
+    assert load_params(path).train.steps == 17
+
+
+# --- Prefect ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flow(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    """The module of the flow, at work in the finished checkout."""
+    spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "full_pipeline", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", finished)
+    monkeypatch.setenv("PHANTOM_MLFLOW_PAGES", "http://127.0.0.1:5000")
+    return module
+
+
+def artifacts() -> dict[str, object]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return {a.key: a for a in client.read_artifacts() if a.key}
+
+
+def test_the_flow_runs_a_task_for_each_stage(prefect_server: None, flow, finished: Path):
+    ran = flow.full_pipeline(params={"train": {"steps": 77}})
+    assert ran == {stage: stage in ("train", "evaluate", "register") for stage in STAGES}
+    assert load_params(finished / "params.yaml").train.steps == 77
+    assert calls(finished) == ["train", "evaluate", "register"]
+    made = artifacts()
+    assert {f"{stage}-progress" for stage in STAGES} <= set(made)
+    assert made["train-progress"].data == 100
+    rows = json.loads(made["evaluation"].data)
+    assert [row["model"] for row in rows] == ["base", "phantom"]
+    assert "/#/experiments/1/runs/abc" in made["mlflow-run"].data
+    assert {name: task.name for name, task in flow.TASKS.items()} == {stage: stage for stage in STAGES}
+
+
+def test_a_server_that_takes_no_progress_stops_no_stage(
+    prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    faults = [flow.create_progress_artifact]
+
+    def refused(*_: object, **__: object) -> None:
+        monkeypatch.setattr(flow, "create_progress_artifact", faults[0])  # the first time alone
+        raise httpx.ConnectError("All connection attempts failed")
+
+    for call in ("create_progress_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(flow, call, refused)
+    ran = flow.full_pipeline(params={"train": {"steps": 90}})
+    assert ran == {stage: stage in ("train", "evaluate", "register") for stage in STAGES}
+    assert calls(finished) == ["train", "evaluate", "register"]
+    assert caplog.text.count("the progress of train is not shown: All connection attempts failed") == 1
+
+
+def test_the_flow_does_not_retry_wrong_input(prefect_server: None, flow, finished: Path):
+    (finished / "fail").write_text("train", encoding="utf-8")
+    try:
+        with pytest.raises(UserError, match="train: found nothing"):
+            flow.full_pipeline(params={"train": {"steps": 78}})
+    finally:
+        (finished / "fail").unlink()
+    assert calls(finished) == ["train"]
+
+
+@pytest.mark.slow
+def test_a_stage_that_takes_too_long_is_stopped_and_saves(
+    prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(flow.TASKS, "train", flow.repro.with_options(name="train", timeout_seconds=20))
+    monkeypatch.setattr(pipeline, "PATIENCE", ((signal.SIGINT, 60.0), (signal.SIGKILL, 1.0)))
+    (finished / "slow").write_text("train", encoding="utf-8")
+    try:
+        with pytest.raises(TimeoutError):
+            flow.full_pipeline(params={"train": {"steps": 79}})
+    finally:
+        (finished / "slow").unlink()
+    assert calls(finished) == ["train"]
+    left = json.loads((finished / ".dvc/tmp/phantom/train.json").read_text(encoding="utf-8"))
+    assert left == {"code": 75, "error": "train: interrupted after saving"}
+
+
+def test_the_flow_refuses_an_unknown_setting(prefect_server: None, flow, finished: Path):
+    with pytest.raises(UserError, match=r"train\.stepz: unknown setting; nearest: train\.steps"):
+        flow.full_pipeline(params={"train": {"stepz": 1}})
+    assert calls(finished) == []
+
+
+def test_the_deployment_file_matches_the_flow(flow):
+    tree = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    (deployment,) = tree["deployments"]
+    file, name = deployment["entrypoint"].split(":")
+    assert (ROOT / file).is_file() and getattr(flow, name).name == "phantom"
+    assert deployment["name"] == "full-pipeline"
+    assert not any(schedule["active"] for schedule in deployment["schedules"])
+
+
+def phantom_run(checkout: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "phantom.cli", "run"]
+    return subprocess.Popen(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_env()
+    )
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)

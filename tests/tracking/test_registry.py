@@ -1,0 +1,180 @@
+"""Registering in a real MLflow store: which version is champion, and what a version knows of itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+
+from phantom import __version__
+from phantom.errors import UserError
+from phantom.tracking.registry import RegisterResult, flatten, register
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for mlflow.db and the artifacts: making the tables takes the longest of all here."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def work(store: Path, tmp_path: Path, make_params, request: pytest.FixtureRequest):
+    return Work(store, tmp_path, make_params, request.node.name.replace("[", "-").rstrip("]"))
+
+
+class Work:
+    """A checkout that has been trained and evaluated, whose models are registered under the test's own name."""
+
+    def __init__(self, store: Path, root: Path, make_params: Any, name: str) -> None:
+        self.root, self.name, self._make = root, name, make_params
+        self.store = [f"tracking.uri=sqlite:///{store}/mlflow.db", f"tracking.artifacts={store}/artifacts"]
+        (root / "models/phantom").mkdir(parents=True)
+        (root / "reports").mkdir()
+        (root / "data/clips").mkdir(parents=True)
+        (root / "data/clips/manifest.jsonl").write_text("{}\n", encoding="utf-8")
+        self.train("first")
+
+    def train(self, weights: str) -> None:
+        (self.root / "models/phantom/config.json").write_text("{}", encoding="utf-8")
+        (self.root / "models/phantom/model.safetensors").write_text(weights, encoding="utf-8")
+        (self.root / "models/phantom/README.md").write_text(f"# Phantom\n\n{weights}\n", encoding="utf-8")
+
+    def register(self, score: float | None, *overrides: str, promote: bool = False) -> RegisterResult:
+        figures = {"score": score, "mse": 0.25}
+        tree = {"physics_iq": {"single": {"phantom": figures}, "views": ["a"]}, "of": "text"}
+        (self.root / "reports/evaluation.json").write_text(json.dumps(tree), encoding="utf-8")
+        (self.root / "reports/index.html").write_text("<p>videos</p>", encoding="utf-8")
+        params = self._make(f"register.name={self.name}", *self.store, *overrides)
+        return register(params, self.root, promote=promote)
+
+    def aliases(self) -> dict[str, int]:
+        found = mlflow.MlflowClient().get_registered_model(self.name).aliases
+        return {alias: int(version) for alias, version in found.items()}
+
+    def versions(self) -> int:
+        return len(mlflow.MlflowClient().search_model_versions(f"name='{self.name}'"))
+
+
+def test_the_better_one_is_champion_and_the_newest_worse_one_challenger(work: Work):
+    first = work.register(20.0)
+    assert (first.version, first.champion, first.champion_score) == (1, True, None)
+    assert work.aliases() == {"champion": 1}
+
+    work.train("second")
+    worse = work.register(19.0)
+    assert (worse.version, worse.champion, worse.champion_score) == (2, False, 20.0)
+    assert work.aliases() == {"champion": 1, "challenger": 2}
+
+    work.train("third")
+    better = work.register(21.0)
+    assert (better.version, better.champion, better.champion_score) == (3, True, 20.0)
+    assert work.aliases() == {"champion": 3, "challenger": 2}
+
+    work.train("fourth")  # as good is not better
+    assert not work.register(21.0).champion
+    assert work.aliases() == {"champion": 3, "challenger": 4}
+
+
+def test_the_same_model_and_evaluation_are_registered_once(work: Work):
+    first = work.register(20.0)
+    again = work.register(20.0)
+    assert (again.version, again.champion, again.run_id) == (1, True, first.run_id)
+    assert work.versions() == 1
+    work.register(20.5)  # the same model, measured anew
+    assert work.versions() == 2
+
+
+def test_a_challenger_can_be_promoted_without_a_new_version(work: Work):
+    work.register(20.0)
+    work.train("second")
+    assert not work.register(19.0).champion
+    assert work.register(19.0, promote=True).champion
+    assert work.aliases() == {"champion": 2}
+    assert work.versions() == 2
+
+
+def test_what_a_version_knows_of_itself(work: Work):
+    for args in (
+        ["init", "--quiet"],
+        ["add", "models"],
+        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *args], cwd=work.root, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=work.root, capture_output=True, text=True).stdout.strip()
+    made = work.register(20.0)
+
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(work.name, "1")
+    assert version.run_id == made.run_id
+    assert version.tags["git_commit"] == commit and version.tags["git_dirty"] == "false"
+    assert version.tags["metric"] == "physics_iq.single.phantom.score" and version.tags["score"] == "20"
+    assert len(version.tags["data_sha256"]) == len(version.tags["identity"]) == 64
+    assert version.description == "physics_iq.single.phantom.score 20\n\n# Phantom\n\nfirst"
+
+    run = client.get_run(made.run_id)
+    assert run.info.experiment_id == made.experiment_id
+    assert run.data.tags["stage"] == "register" and run.data.tags["git_commit"] == commit
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "clips" and version.tags["data_sha256"].startswith(dataset.dataset.digest)
+    assert run.data.metrics == {"physics_iq.single.phantom.score": 20.0, "physics_iq.single.phantom.mse": 0.25}
+    assert {file.path for file in client.list_artifacts(made.run_id)} >= {
+        *("params.yaml", "evaluation.json", "index.html")
+    }
+    params = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/params.yaml"))
+    assert params["register"]["name"] == work.name
+
+    model = mlflow.models.get_model_info(f"models:/{work.name}@champion")
+    assert model.signature.inputs.input_names() == ["prompt", "image", "video"]
+    served = mlflow.pyfunc.load_model(f"models:/{work.name}@champion").unwrap_python_model()
+    assert (served.model / "config.json").is_file()
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{work.name}@champion", dst_path=str(work.root / "got")))
+    assert (folder / "artifacts/phantom/model.safetensors").read_text(encoding="utf-8") == "first"
+    assert f"phantom-video[train]=={__version__}" in (folder / "requirements.txt").read_text(encoding="utf-8")
+    assert json.loads((work.root / "reports/registered.json").read_text(encoding="utf-8"))["version"] == 1
+
+
+def test_changed_files_are_a_dirty_commit(work: Work):
+    assert work.register(20.0).version == 1
+    assert mlflow.MlflowClient().get_model_version(work.name, "1").tags["git_commit"] == "unknown"
+    for args in (
+        ["init", "--quiet"],
+        ["add", "models"],
+        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *args], cwd=work.root, check=True)
+    work.train("second")
+    work.register(20.0)
+    assert mlflow.MlflowClient().get_model_version(work.name, "2").tags["git_dirty"] == "true"
+
+
+def test_a_metric_that_the_evaluation_does_not_have(work: Work):
+    with pytest.raises(UserError) as error:
+        work.register(20.0, "register.metric=physics_iq.single.phantom.scor")
+    assert str(error.value) == (
+        "register.metric: 'physics_iq.single.phantom.scor' is not a number in reports/evaluation.json; "
+        "nearest: physics_iq.single.phantom.score"
+    )
+    with pytest.raises(UserError, match=r"register\.metric: .* is not a number"):
+        work.register(None)
+    assert not (work.root / "reports/registered.json").exists()
+
+
+def test_without_an_evaluation_or_an_export(work: Work, make_params):
+    with pytest.raises(UserError, match=r"reports/evaluation\.json: no such file; `phantom evaluate` writes it"):
+        register(make_params(), work.root)
+    (work.root / "models/phantom/config.json").unlink()
+    with pytest.raises(UserError, match="models/phantom: no export there; `phantom train` writes it"):
+        work.register(20.0)
+    (work.root / "reports/evaluation.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"reports/evaluation\.json: not valid JSON"):
+        register(make_params(), work.root)
+
+
+def test_flatten_keeps_the_finite_numbers():
+    tree = {"a": {"b": 1, "c": {"d": 2.5}}, "e": True, "f": "text", "g": None, "h": float("nan"), "i": [1]}
+    assert flatten(tree) == {"a.b": 1.0, "a.c.d": 2.5}
