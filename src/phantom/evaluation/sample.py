@@ -35,6 +35,17 @@ from phantom.model.export import base_path, read_export_config
 from phantom.progress import quiet_loading, track
 
 Mode = Literal["single", "multi"]
+# The code, relative to the package, that decides what a video shows: a video made by other code is made again.
+CODE = (
+    "generation/conditions.py",
+    "generation/pipeline.py",
+    "generation/schedulers.py",
+    "model",
+    "encoders",
+    "data/video.py",
+    "data/physics_iq/video.py",
+    "evaluation/sample.py",
+)
 
 
 @dataclass(frozen=True)
@@ -368,14 +379,12 @@ def export(name: str, parts: dict[str, Any], load: Callable[[], DiffusionPipelin
 def record(model: Model, items: Iterable[Item], settings: Settings) -> dict[str, Any]:
     """All that decides what the videos show, JSON-able."""
     package = Path(phantom.__file__).parent
-    parts = ("conditions.py", "pipeline.py", "schedulers.py", "model", "encoders")
-    code = [*(package / part for part in parts), Path(__file__)]
     asked = [[item.file, item.prompt, item.noise, item.source and digest(item.source[0])] for item in items]
     return {
         "model": model.identity,
         "settings": settings.record(),
         "items": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "code": [digest(path, "*.py") for path in code],
+        "code": [digest(package / part, "*.py") for part in CODE],
     }
 
 
@@ -385,7 +394,9 @@ def key(record: dict[str, Any]) -> str:
 
 
 def digest(path: Path, pattern: str = "*") -> str:
-    """SHA-256 of a file, or of the names and contents of all files of a folder."""
+    """SHA-256 of a file, or of the names and contents of all files of a folder. Raises FileNotFoundError."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder to digest")
     total = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob(pattern) if p.is_file())
     for file in files:

@@ -1,0 +1,63 @@
+"""Which code, settings and files identify a sampled video."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import phantom
+from phantom.evaluation import sample
+
+PACKAGE = Path(phantom.__file__).parent
+# Imported while sampling, but without influence on what a video shows: settings are recorded by value.
+IRRELEVANT = {
+    "__init__.py",
+    "config.py",
+    "errors.py",
+    "progress.py",
+    "data/physics_iq/__init__.py",
+    "data/physics_iq/layout.py",
+}
+
+
+def imported(path):
+    """The modules of the package that the module at `path` imports anywhere, as paths."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "phantom":
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "phantom"}
+    places = [PACKAGE.parent.joinpath(*name.split(".")) for name in names]
+    return {p for place in places for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()}
+
+
+def closure(path):
+    found, todo = set(), {path}
+    while todo:
+        module = todo.pop()
+        found.add(module)
+        todo |= imported(module) - found
+    return found
+
+
+def test_every_listed_part_of_the_code_exists_and_holds_code():
+    for part in sample.CODE:
+        place = PACKAGE / part
+        assert place.is_file() or any(place.rglob("*.py")), f"{part}: no code there"
+
+
+def test_a_missing_part_is_an_error_and_not_an_empty_digest(tmp_path, make_params, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"pipeline\.py"):
+        sample.digest(tmp_path / "pipeline.py", "*.py")
+    model, settings = sample.Model("phantom", {}, lambda: None), sample.Settings.of_prompts(make_params())
+    sample.record(model, [], settings)
+    monkeypatch.setattr(sample, "CODE", ("pipeline.py",))
+    with pytest.raises(FileNotFoundError, match=r"pipeline\.py"):
+        sample.record(model, [], settings)
+
+
+def test_every_module_that_sampling_imports_is_digested():
+    digested = {p for part in sample.CODE for p in (PACKAGE / part, *(PACKAGE / part).rglob("*.py"))}
+    needed = closure(PACKAGE / "evaluation/sample.py")
+    assert {path.relative_to(PACKAGE).as_posix() for path in needed - digested} <= IRRELEVANT
