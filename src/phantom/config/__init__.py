@@ -1,0 +1,58 @@
+"""The typed tree behind params.yaml. Every setting is stated in the file; the code holds no defaults of its own.
+
+A section of the file is a class in one of these modules; `tree.Params` is the whole.
+"""
+
+from phantom.config.base import Role, Section
+from phantom.config.cluster import Cluster, Compute
+from phantom.config.data import Data, Encode, OpenVid, Worlds
+from phantom.config.evaluation import Evaluate, Judge, PhysicsIQ, Sampling, VBench2, VideoPhy
+from phantom.config.loading import (
+    PRESETS,
+    apply_overrides,
+    load_params,
+    preset_names,
+    preset_path,
+    validate,
+)
+from phantom.config.model import Coupling, Models, Physics
+from phantom.config.services import Register, Storage, Tracking
+from phantom.config.training import Optimizer, RecursiveWeight, Train
+from phantom.config.tree import Params, all_keys, section_names, select, shortest_names
+
+__all__ = [
+    "PRESETS",
+    "Cluster",
+    "Compute",
+    "Coupling",
+    "Data",
+    "Encode",
+    "Evaluate",
+    "Judge",
+    "Models",
+    "OpenVid",
+    "Optimizer",
+    "Params",
+    "Physics",
+    "PhysicsIQ",
+    "RecursiveWeight",
+    "Register",
+    "Role",
+    "Sampling",
+    "Section",
+    "Storage",
+    "Tracking",
+    "Train",
+    "VBench2",
+    "VideoPhy",
+    "Worlds",
+    "all_keys",
+    "apply_overrides",
+    "load_params",
+    "preset_names",
+    "preset_path",
+    "section_names",
+    "select",
+    "shortest_names",
+    "validate",
+]

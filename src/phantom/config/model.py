@@ -1,0 +1,39 @@
+"""`models`, `physics`, `coupling`: the frozen parts, and the shape of what is trained beside them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from phantom.config.base import Count, Positive, Section
+
+
+class Models(Section):
+    """The frozen parts, each a folder or a hub id; nothing here is trained."""
+
+    base: str  # a diffusers folder or hub id: transformer, vae, text_encoder, tokenizer, scheduler
+    base_revision: str | None
+    physics_encoder: str  # a V-JEPA 2 folder or hub id
+    physics_encoder_revision: str | None
+    dtype: Literal["float32", "bfloat16"]  # of the frozen weights
+
+
+class Physics(Section):
+    """Shape of the physics branch; null means 'as the video branch'."""
+
+    num_layers: Positive | None
+    num_attention_heads: Positive | None
+    attention_head_dim: Positive | None
+    ffn_dim: Positive | None
+    patch_size: tuple[Positive, Positive, Positive]
+
+
+class Coupling(Section):
+    """Shape of Vis-Attention and Phy-Attention; null means 'as the video branch'."""
+
+    blocks: Literal["all"] | Positive | tuple[Count, ...] = Field(
+        description="all, a number n >= 1 for every n-th, or a list of block indices"
+    )
+    num_attention_heads: Positive | None
+    attention_head_dim: Positive | None

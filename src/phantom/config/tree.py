@@ -1,0 +1,102 @@
+"""The tree itself, and the names and values of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from phantom.config.base import Role, Section
+from phantom.config.cluster import Cluster, Compute
+from phantom.config.data import Data, Encode
+from phantom.config.evaluation import Evaluate
+from phantom.config.model import Coupling, Models, Physics
+from phantom.config.services import Register, Storage, Tracking
+from phantom.config.training import Train
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    preset: str
+    models: Models
+    physics: Physics
+    coupling: Coupling
+    data: Data
+    encode: Encode
+    train: Train
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+    tracking: Tracking
+    storage: Storage
+    compute: Compute
+    cluster: Cluster
+
+
+def section_names() -> list[str]:
+    """The sections of params.yaml, by their names there."""
+    return [field.alias or name for name, field in Params.model_fields.items()]
+
+
+def all_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """The dotted name of every setting in the tree."""
+    return [key for key, _ in _fields(model, prefix)]
+
+
+def field_of(key: str) -> Any:
+    """The pydantic field of a dotted setting or section; None for the whole tree or an unknown name."""
+    model: Any = Params
+    field = None
+    for part in filter(None, key.split(".")):
+        field = {f.alias or n: f for n, f in model.model_fields.items()}.get(part)
+        model = field.annotation if field else Section
+    return field
+
+
+def select(params: Params, names: Collection[str], without: Collection[Role]) -> dict[str, Any]:
+    """The settings under the dotted `names`, without those of the given roles: nested as in params.yaml, JSON-able."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    found: dict[str, Any] = {}
+    for key, field in _fields(Params):
+        if any(f"{key}.".startswith(f"{name}.") for name in names) and not _has_role(field, without):
+            *parents, leaf = key.split(".")
+            source, target = tree, found
+            for part in parents:
+                source, target = source[part], target.setdefault(part, {})
+            target[leaf] = source[leaf]
+    return found
+
+
+def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
+    """The same selection as the fewest dotted names, as dvc.yaml lists them: a section whole where all of it counts."""
+    found: list[str] = []
+    for name in names:
+        field = field_of(name)
+        model = field.annotation
+        if not _is_section(model):
+            found += [] if _has_role(field, without) else [name]
+        elif any(_has_role(inner, without) for _, inner in _fields(model)):
+            found += shortest_names([f"{name}.{f.alias or n}" for n, f in model.model_fields.items()], without)
+        else:
+            found.append(name)
+    return found
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting below `model`, by dotted name."""
+    for name, field in model.model_fields.items():
+        key, inner = prefix + (field.alias or name), field.annotation
+        if _is_section(inner):
+            yield from _fields(inner, key + ".")  # type: ignore[arg-type]
+        else:
+            yield key, field
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _has_role(field: FieldInfo, roles: Collection[Role]) -> bool:
+    return any(mark in roles for mark in field.metadata if isinstance(mark, Role))
