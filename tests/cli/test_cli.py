@@ -206,6 +206,15 @@ def test_doctor_reports_and_fails_with_what_it_found(phantom, tmp_path: Path):
     assert "FAIL  frozen parts" in phantom("doctor")[1]
 
 
+def test_doctor_lists_the_clusters_checks_after_the_machines(phantom, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KUBECONFIG", "none")
+    phantom("preset", "mini")
+    here, both = (
+        [check["name"] for check in json.loads(phantom("doctor", "--json", *more)[1])] for more in ((), ("--cluster",))
+    )
+    assert both == [*here, "cluster packages", "kubernetes client", "cluster"]
+
+
 def test_register_reports_the_alias_and_what_decided_it(phantom, monkeypatch: pytest.MonkeyPatch):
     result = RegisterResult("phantom", 3, False, "score", 1.5, 2.0, "1", "abc")
     monkeypatch.setattr(registry, "register", lambda *_, **__: result)

@@ -1,4 +1,4 @@
-"""`phantom preset`, `plan`, `doctor`: before anything runs."""
+"""`phantom preset`, `plan`, `doctor`: choose settings, estimate costs and check the machine before a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from phantom.config import load_params, preset_names, preset_path
 @app.command()
 def preset(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Which to write; without it they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The preset to write; without it, list the presets.")] = None,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -35,7 +35,7 @@ def preset(
         show(first, as_json, "\n".join(f"{n:18} {line}" for n, line in first.items()))
         return
     target, overrides = params_file(context, params), arguments(context, params, set_)[1]
-    load_params(preset_path(name), overrides)  # a mistake replaces nothing
+    load_params(preset_path(name), overrides)  # validated before the file is replaced
     kept = replace_settings(target, preset_path(name))
     if overrides:
         from phantom.orchestration.run import write_params
@@ -47,34 +47,41 @@ def preset(
 @app.command()
 def plan(
     context: typer.Context,
-    preset: Annotated[str | None, typer.Option(help="A preset instead of the settings file.")] = None,
-    gpu: Annotated[str, typer.Option(help="Kind of GPU.")] = "H200",
-    gpus: Annotated[int, typer.Option(help="How many.", min=1)] = 8,
-    clips: Annotated[int | None, typer.Option(help="Size of the data set; by default the manifest's.", min=1)] = None,
-    mfu: Annotated[float, typer.Option(help="Share of the GPUs' peak that the model's operations reach.")] = 0.4,
+    preset: Annotated[str | None, typer.Option(help="Plan this preset instead of the settings file.")] = None,
+    gpu: Annotated[str, typer.Option(help="GPU model.")] = "H200",
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.", min=1)] = 8,
+    clips: Annotated[int | None, typer.Option(help="Clips in the data set; default: the manifest's.", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="Model FLOPs utilization: the fraction of peak FLOP/s reached.")] = 0.4,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, FLOPs, memory, storage and hours, from the settings alone."""
-    from phantom.planning import plan as planning
+    """Estimate parameters, FLOPs, memory, storage and hours from the settings alone."""
+    from phantom.planning.plan import plan as plan_run
+    from phantom.planning.table import as_text
 
     file = preset_path(preset) if preset else params
-    result = planning.plan(settings(context, file, set_), gpu, gpus, clips, mfu)
-    show(result, as_json, planning.as_text(result))
+    result = plan_run(settings(context, file, set_), gpu, gpus, clips, mfu)
+    show(result, as_json, as_text(result))
 
 
 @app.command()
 def doctor(
     context: typer.Context,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster too.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check the Kubernetes cluster too.")] = False,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, and the cluster: each line a check, its finding and the mend."""
-    from phantom.orchestration import doctor as checking
+    """Check this machine and, with --cluster, the cluster: one line per check, and how to fix what fails."""
+    from phantom.orchestration.doctor import as_text
+    from phantom.orchestration.doctor import doctor as check_machine
 
-    checks = checking.doctor(settings(context, params, set_), cluster=cluster)
-    show([asdict(c) for c in checks], as_json, checking.as_text(checks))
+    tree = settings(context, params, set_)
+    checks = check_machine(tree)
+    if cluster:
+        from phantom.cluster.diagnostics import check_cluster
+
+        checks += check_cluster(tree)
+    show([asdict(c) for c in checks], as_json, as_text(checks))
     raise typer.Exit(0 if all(c.ok for c in checks) else 1)

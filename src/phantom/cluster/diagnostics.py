@@ -1,21 +1,27 @@
-"""The cluster's part of `phantom doctor`: reachable, able to run our jobs, letting us, and with what they name."""
+"""`phantom doctor --cluster`: whether the cluster can be reached, can run the jobs, and has what their manifests name.
+
+Checks are read-only. An object that this account may not read is skipped, not failed: the worker's service account can
+read little beyond its jobs.
+"""
 
 from __future__ import annotations
 
 import re
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from phantom.cluster.render import RUNTIME
 from phantom.config import Cluster, Params
-from phantom.orchestration.checks import Check, attempt, first_line
+from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
 
-TIMEOUT = 5.0  # s
-LOOK = "look at `kubectl cluster-info`"
+PACKAGES = ("kubernetes", "kubeflow-training")
+TIMEOUT_SECONDS = 5.0  # per request
+CLUSTER_INFO = "look at `kubectl cluster-info`"
 APPLY = "kubectl apply -f k8s/"
-RUNTIME_MEND = "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
-OPERATORS = {  # where `kubectl apply -k` finds each, and the Deployment that it makes
+APPLY_RUNTIME = "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
+OPERATORS = {  # the kustomization that installs each operator, and its Deployment (namespace, name)
     "pytorchjob": (
         "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4",
         ("kubeflow", "training-operator"),
@@ -27,11 +33,19 @@ OPERATORS = {  # where `kubectl apply -k` finds each, and the Deployment that it
 }
 KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml")  # namespace, ConfigMap, its key
 FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
-SERVICE_SECRETS = ("phantom-postgres", "phantom-s3")  # of k8s/secrets.sh
+SERVICE_SECRETS = ("phantom-postgres", "phantom-s3")  # created by k8s/secrets.sh
 
 
-def checkup(params: Params) -> list[Check]:
-    """Runs every check. What is out of reach is not asked."""
+def check_cluster(params: Params, root: Path = Path()) -> list[Check]:
+    """Runs every check, the client's packages first. An unreachable cluster is one failure and ends the list.
+
+    root: the checkout, whose `constraints.txt` has the tested versions.
+    """
+    packages = attempt("cluster packages", lambda name: check_packages(name, PACKAGES, root))
+    return [packages, attempt("kubernetes client", _client), *_check_api(params)]
+
+
+def _check_api(params: Params) -> list[Check]:
     settings = params.cluster
     try:
         from kubernetes import client
@@ -41,28 +55,37 @@ def checkup(params: Params) -> list[Check]:
         api = client.ApiClient(configuration(settings.context))
     except Exception as error:
         return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file, as for kubectl")]
-    reached = attempt("cluster", lambda name: _reached(name, api, settings), LOOK)
-    if not reached.ok:
-        return [reached]
+    reachable = attempt("cluster", lambda name: _reachable(name, api, settings), CLUSTER_INFO)
+    if not reachable.ok:
+        return [reachable]
     checks: dict[str, Callable[[str], Check]] = {
-        "job kinds": lambda name: _kinds(name, api, settings),
+        "job kinds": lambda name: _job_kinds(name, api, settings),
         "operator": lambda name: _operator(name, api, settings),
-        "rights": lambda name: _rights(name, api, settings),
+        "rights": lambda name: _permissions(name, api, settings),
         "queue": lambda name: _queue(name, api, settings),
         "workspace": lambda name: _workspace(name, api, settings),
-        "gpu nodes": lambda name: _gpus(name, api, params),
+        "gpu nodes": lambda name: _gpu_nodes(name, api, params),
         "quota": lambda name: _quota(name, api, params),
         "secrets": lambda name: _secrets(name, api, settings),
-        "mlflow's hosts": lambda name: _hosts(name, api, params),
+        "mlflow's hosts": lambda name: _allowed_hosts(name, api, params),
     }
-    return [reached, *(attempt(name, check, LOOK) for name, check in checks.items())]
+    return [reachable, *(attempt(name, check, CLUSTER_INFO) for name, check in checks.items())]
+
+
+def _client(name: str) -> Check:
+    found = version("kubernetes")
+    if found is None:
+        return Check(name, False, "kubernetes is missing", INSTALL)
+    works = numbers(found)[0] < 36
+    finding = f"kubernetes {found}" + ("" if works else ": kubeflow-training 1.9 cannot read its answers")
+    return Check(name, works, finding, "pip install 'kubernetes<36'")
 
 
 def _get(api: Any, path: str) -> Any:
-    """What the API server has at `path`; None where there is nothing. Raises ApiException otherwise."""
+    """The object at `path` of the API server; None on 404. Raises ApiException for any other error."""
     from kubernetes.client import ApiException
 
-    options = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": TIMEOUT}
+    options = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": TIMEOUT_SECONDS}
     try:
         return api.call_api(path, "GET", **options)[0]
     except ApiException as error:
@@ -71,8 +94,8 @@ def _get(api: Any, path: str) -> Any:
         raise
 
 
-def _seen(api: Any, path: str) -> Any:
-    """As `_get`, but False where we may not look: the worker's own account sees little beyond its jobs."""
+def _get_if_allowed(api: Any, path: str) -> Any:
+    """As `_get`, but False on 403: this account may not read the object."""
     from kubernetes.client import ApiException
 
     try:
@@ -83,39 +106,39 @@ def _seen(api: Any, path: str) -> Any:
         raise
 
 
-def _unseen(name: str, what: str) -> Check:
+def _skipped(name: str, what: str) -> Check:
     return Check(name, True, f"not looked at: this account may not read {what}")
 
 
-def _reached(name: str, api: Any, settings: Cluster) -> Check:
+def _reachable(name: str, api: Any, settings: Cluster) -> Check:
     found = _get(api, "/version")
     where = f"Kubernetes {found['gitVersion']} at {api.configuration.host}"
-    if _seen(api, f"/api/v1/namespaces/{settings.namespace}") is None:
+    if _get_if_allowed(api, f"/api/v1/namespaces/{settings.namespace}") is None:
         return Check(name, False, f"{where} has no namespace {settings.namespace}", APPLY)
     return Check(name, True, f"{where}, namespace {settings.namespace}")
 
 
-def _kinds(name: str, api: Any, settings: Cluster) -> Check:
-    """The custom resource that training is submitted as, and the runtime that a TrainJob names."""
+def _job_kinds(name: str, api: Any, settings: Cluster) -> Check:
+    """The custom resource of training jobs is served, and for a TrainJob its TrainingRuntime exists."""
     from phantom.cluster.api import KINDS
 
     kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
     served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
     if any(resource["name"] == kind.plural for resource in served):
         place = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
-        if settings.operator == "trainjob" and _seen(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
-            return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", RUNTIME_MEND)
+        if settings.operator == "trainjob" and _get_if_allowed(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
+            return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", APPLY_RUNTIME)
         return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
     mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
     return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
 
 
 def _operator(name: str, api: Any, settings: Cluster) -> Check:
-    """Somebody who makes pods of our jobs: without it they stay as they are, and nothing says so."""
+    """The operator is running: without it no pods are created for a job, and nothing reports an error."""
     source, (namespace, deployment) = OPERATORS[settings.operator]
-    found = _seen(api, f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}")
+    found = _get_if_allowed(api, f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}")
     if found is False:
-        return _unseen(name, f"deployments in {namespace}")
+        return _skipped(name, f"deployments in {namespace}")
     if found is None:
         return Check(
             name, False, f"no Deployment {namespace}/{deployment}", f"kubectl apply --server-side -k '{source}'"
@@ -125,8 +148,8 @@ def _operator(name: str, api: Any, settings: Cluster) -> Check:
     return Check(name, ready > 0, f"{namespace}/{deployment}: {ready} ready", mend)
 
 
-def _rights(name: str, api: Any, settings: Cluster) -> Check:
-    """What submitting, watching and stopping a job asks for."""
+def _permissions(name: str, api: Any, settings: Cluster) -> Check:
+    """RBAC allows what submitting, watching and deleting a job requires."""
     from kubernetes.client import AuthorizationV1Api
 
     from phantom.cluster.api import KINDS
@@ -139,7 +162,7 @@ def _rights(name: str, api: Any, settings: Cluster) -> Check:
     for group, resource, subresource, verb in rights:
         asked = {"group": group, "resource": resource, "subresource": subresource, "verb": verb}
         review = {"spec": {"resourceAttributes": {"namespace": settings.namespace, **asked}}}
-        answer = AuthorizationV1Api(api).create_self_subject_access_review(review, _request_timeout=TIMEOUT)
+        answer = AuthorizationV1Api(api).create_self_subject_access_review(review, _request_timeout=TIMEOUT_SECONDS)
         if not answer.status.allowed:
             refused.append(f"{verb} {'/'.join(filter(None, (resource, subresource)))}")
     finding = f"not allowed: {', '.join(refused)}" if refused else f"may run jobs in {settings.namespace}"
@@ -147,9 +170,9 @@ def _rights(name: str, api: Any, settings: Cluster) -> Check:
 
 
 def _queue(name: str, api: Any, settings: Cluster) -> Check:
-    """Kueue looks after the kind of our jobs: else the queue's label means nothing, and they start past the queue.
+    """The LocalQueue exists and Kueue manages this kind of job; otherwise the queue label has no effect.
 
-    They would not hang, for they are submitted unsuspended; a job that is submitted suspended would for ever.
+    Jobs are submitted unsuspended, so without Kueue they bypass the queue rather than hang.
     """
     if settings.queue is None:
         return Check(name, True, "none is set (cluster.queue): jobs start at once")
@@ -158,9 +181,9 @@ def _queue(name: str, api: Any, settings: Cluster) -> Check:
         return Check(name, False, "Kueue is not installed", "install it, or set cluster.queue to null")
     where, config_map, key = KUEUE
     framework = FRAMEWORKS[settings.operator]
-    found = _seen(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}")
+    found = _get_if_allowed(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}")
     version = kueue["preferredVersion"]["groupVersion"]
-    if _seen(api, f"/apis/{version}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
+    if _get_if_allowed(api, f"/apis/{version}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
         mend = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
         return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", mend)
     if found is False:
@@ -175,17 +198,17 @@ def _queue(name: str, api: Any, settings: Cluster) -> Check:
 
 
 def _workspace(name: str, api: Any, settings: Cluster) -> Check:
-    """The volume of the checkout is bound, or there is a storage class that can make it."""
-    found = _seen(api, f"/api/v1/namespaces/{settings.namespace}/persistentvolumeclaims/{settings.volume}")
+    """The volume claim of the checkout is bound. If it is not: whether its storage class exists."""
+    found = _get_if_allowed(api, f"/api/v1/namespaces/{settings.namespace}/persistentvolumeclaims/{settings.volume}")
     if found is False:
-        return _unseen(name, "volume claims")
+        return _skipped(name, "volume claims")
     if found is None:
         return Check(name, False, f"no claim {settings.volume}", f"{APPLY}, or set cluster.volume to one that is there")
     phase, spec = (found.get("status") or {}).get("phase"), found["spec"]
     if phase == "Bound":
         return Check(name, True, f"{settings.volume} is bound ({', '.join(spec.get('accessModes', []))})")
     wanted = spec.get("storageClassName")
-    classes = _seen(api, "/apis/storage.k8s.io/v1/storageclasses")
+    classes = _get_if_allowed(api, "/apis/storage.k8s.io/v1/storageclasses")
     mend = f"`kubectl -n {settings.namespace} describe pvc {settings.volume}` says why; see k8s/overlays/ for classes"
     if classes:
         known = {c["metadata"]["name"]: c["metadata"].get("annotations") or {} for c in classes["items"]}
@@ -199,14 +222,14 @@ def _workspace(name: str, api: Any, settings: Cluster) -> Check:
     return Check(name, False, f"{settings.volume} is {phase or 'Pending'} (storage class {wanted})", mend)
 
 
-def _gpus(name: str, api: Any, params: Params) -> Check:
-    """There are nodes that can take a pod of training."""
+def _gpu_nodes(name: str, api: Any, params: Params) -> Check:
+    """Enough ready nodes match the node selector and have the GPUs that a training pod requests."""
     settings = params.cluster
     if settings.gpu is None:
         return Check(name, True, "none are asked for (cluster.gpu)")
-    nodes = _seen(api, "/api/v1/nodes")
+    nodes = _get_if_allowed(api, "/api/v1/nodes")
     if nodes is False:
-        return _unseen(name, "nodes")
+        return _skipped(name, "nodes")
     wanted = dict(pair.split("=", 1) for pair in settings.node_selector)
     fitting = [n for n in nodes["items"] if wanted.items() <= (n["metadata"].get("labels") or {}).items()]
     each = sorted(
@@ -226,11 +249,11 @@ def _ready(node: dict[str, Any]) -> bool:
 
 
 def _quota(name: str, api: Any, params: Params) -> Check:
-    """The namespace's quotas leave room for the GPUs of a training job."""
+    """The namespace's ResourceQuotas leave enough GPUs for a training job."""
     settings = params.cluster
-    found = _seen(api, f"/api/v1/namespaces/{settings.namespace}/resourcequotas")
+    found = _get_if_allowed(api, f"/api/v1/namespaces/{settings.namespace}/resourcequotas")
     if found is False:
-        return _unseen(name, "quotas")
+        return _skipped(name, "quotas")
     resource = f"requests.{settings.gpu}"
     rooms = []
     for quota in found["items"]:
@@ -247,24 +270,24 @@ def _quota(name: str, api: Any, params: Params) -> Check:
 
 
 def _secrets(name: str, api: Any, settings: Cluster) -> Check:
-    """Those that k8s/ refers to, and those that jobs are given, are there. Their contents are not looked at."""
+    """The secrets that k8s/ and the jobs refer to exist. Their contents are not checked."""
     wanted = dict.fromkeys((*SERVICE_SECRETS, *settings.secrets))
-    found = {s: _seen(api, f"/api/v1/namespaces/{settings.namespace}/secrets/{s}") for s in wanted}
+    found = {s: _get_if_allowed(api, f"/api/v1/namespaces/{settings.namespace}/secrets/{s}") for s in wanted}
     if False in found.values():
-        return _unseen(name, "secrets")
+        return _skipped(name, "secrets")
     missing = [secret for secret, there in found.items() if there is None]
     finding = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
     return Check(name, not missing, finding, "k8s/secrets.sh makes them (PHANTOM_ARTIFACTS=s3://BUCKET/PREFIX)")
 
 
-def _hosts(name: str, api: Any, params: Params) -> Check:
-    """MLflow answers to the name by which jobs call it: others get a 403."""
+def _allowed_hosts(name: str, api: Any, params: Params) -> Check:
+    """MLflow accepts the host name that jobs use for it; requests for any other get a 403."""
     host = urllib.parse.urlsplit(params.tracking.uri).netloc
     if not host:
         mend = "tracking.uri=http://mlflow:5000, with which pods find MLflow's server"
         runs_there = "kubernetes" in params.compute.model_dump().values()
         return Check(name, not runs_there, f"tracking.uri {params.tracking.uri} is a file, not the cluster's", mend)
-    found = _seen(api, f"/apis/apps/v1/namespaces/{params.cluster.namespace}/deployments/mlflow")
+    found = _get_if_allowed(api, f"/apis/apps/v1/namespaces/{params.cluster.namespace}/deployments/mlflow")
     if not found:
         return Check(name, True, f"{host}: no MLflow in {params.cluster.namespace} to look at")
     (container,) = found["spec"]["template"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""`phantom doctor`: what a run needs, looked at on this machine and, if asked, on the cluster.
+"""`phantom doctor`: what a run needs, looked at on this machine. The cluster's checks are in `cluster/diagnostics`.
 
 Every check has a finding and, where it fails, a mend: one line each, whatever the tool that was asked has raised.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import socket
 import sqlite3
@@ -19,13 +18,12 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException
-from importlib import metadata
 from pathlib import Path
 
 from phantom.config import Params
 from phantom.cores import cores
 from phantom.errors import UserError
-from phantom.orchestration.checks import INSTALL, Check, attempt, first_line
+from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
 
 GIB = 2**30
 SPARE = 5 * GIB  # for clips, logs and reports
@@ -35,16 +33,15 @@ PACKAGES = (
     *("av", "opencv-python-headless"),
     *("mlflow", "prefect", "fastapi", "dvc", "ruamel.yaml", "pydantic", "typer"),
 )
-CLUSTER_PACKAGES = ("kubernetes", "kubeflow-training")
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TIMEOUT = 5.0  # s
 
 
-def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[Check]:
+def doctor(params: Params, root: Path = Path()) -> list[Check]:
     """Runs every check. A check that itself fails is one that has failed."""
     checks: dict[str, Callable[[str], Check]] = {
         "python": _python,
-        "packages": lambda name: _packages(name, (*COMPUTING, *PACKAGES), root),
+        "packages": lambda name: check_packages(name, (*COMPUTING, *PACKAGES), root),
         "prefect and fastapi": _prefect,
         "device": _device,
         "settings": lambda name: _settings(name, params, root),
@@ -59,14 +56,8 @@ def doctor(params: Params, cluster: bool = False, root: Path = Path()) -> list[C
     }
     if version("torch") is None and set(params.compute.model_dump().values()) == {"kubernetes"}:
         checks |= dict.fromkeys(("device", "settings", "frozen parts"), _elsewhere)
-        checks["packages"] = lambda name: _packages(name, PACKAGES, root)
-    if cluster:
-        from phantom.cluster.diagnostics import checkup
-
-        checks["cluster packages"] = lambda name: _packages(name, CLUSTER_PACKAGES, root)
-        checks["kubernetes client"] = _kubernetes_client
-    done = [attempt(name, check) for name, check in checks.items()]
-    return done + (checkup(params) if cluster else [])
+        checks["packages"] = lambda name: check_packages(name, PACKAGES, root)
+    return [attempt(name, check) for name, check in checks.items()]
 
 
 def as_text(checks: list[Check]) -> str:
@@ -89,23 +80,6 @@ def _python(name: str) -> Check:
     return Check(name, sys.version_info >= (3, 11), found, mend)
 
 
-def _packages(name: str, packages: tuple[str, ...], root: Path) -> Check:
-    """The installed versions are those that were tested together."""
-    file = root / "constraints.txt"
-    tested = dict(re.findall(r"^([\w.-]+)==(\S+)", file.read_text(encoding="utf-8"), re.M)) if file.is_file() else {}
-    found = {package: version(package) for package in packages}
-    wrong = [
-        f"{package} {here or 'is missing'}" + (f", tested is {tested[package]}" if package in tested else "")
-        for package, here in found.items()
-        if here is None or (package in tested and here.split("+")[0] != tested[package])
-    ]
-    if wrong:
-        return Check(name, False, "; ".join(wrong), INSTALL)
-    listed = ", ".join(f"{package} {found[package]}" for package in packages[:3])
-    against = "" if tested else " (no constraints.txt here to compare with)"
-    return Check(name, True, f"{listed}{' and others' * (len(packages) > 3)}{against}")
-
-
 def _prefect(name: str) -> Check:
     """Later FastAPIs take from Prefect 3.8's server what it needs, and it starts all the same or dies at once."""
     prefect, fastapi = version("prefect"), version("fastapi")
@@ -114,15 +88,6 @@ def _prefect(name: str) -> Check:
     pair = f"prefect {prefect} with fastapi {fastapi}"
     works = not prefect.startswith("3.8.") or (0, 139) <= numbers(fastapi)[:2] <= (0, 150)
     return Check(name, works, pair if works else f"{pair}: its server fails", "pip install 'fastapi>=0.139,<=0.150'")
-
-
-def _kubernetes_client(name: str) -> Check:
-    found = version("kubernetes")
-    if found is None:
-        return Check(name, False, "kubernetes is missing", INSTALL)
-    works = numbers(found)[0] < 36
-    finding = f"kubernetes {found}" + ("" if works else ": kubeflow-training 1.9 cannot read its answers")
-    return Check(name, works, finding, "pip install 'kubernetes<36'")
 
 
 def _elsewhere(name: str) -> Check:
@@ -142,7 +107,7 @@ def _device(name: str) -> Check:
 
 def _settings(name: str, params: Params, root: Path) -> Check:
     """They fit the frozen parts: sizes, layers, heads."""
-    from phantom.planning.plan import read_parts
+    from phantom.planning.parts import read_parts
 
     try:
         read_parts(params, root)
@@ -316,16 +281,3 @@ def _video(name: str) -> Check:
     found = "libx264" in av.codecs_available
     finding = f"av {av.__version__} {'with' if found else 'without'} libx264"
     return Check(name, found, finding, "pip install --force-reinstall --only-binary av av")
-
-
-def version(package: str) -> str | None:
-    """Of an installed package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """A version as numbers, to compare."""
-    return tuple(int(part) for part in re.findall(r"\d+", text))
