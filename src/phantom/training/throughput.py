@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from phantom.model.flops import Shape, costs
-from phantom.planning.plan import peak_flops
+from phantom.planning.gpus import peak_flops
 from phantom.training.conditioning import Batch
 
 GIB = 2**30

@@ -1,0 +1,165 @@
+"""Estimated memory against the tensors of real steps, and the changes that make a run fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks.peak import Peak
+
+from phantom.config import Params
+from phantom.planning.gpus import GPUS
+from phantom.planning.memory import GIB
+from phantom.planning.plan import plan
+from phantom.planning.table import as_text
+from phantom.training.build import build_model, checkpointing_func
+from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.learner import Learner
+from phantom.training.objective import losses
+from tests import tiny
+from tests.planning.settings import paper
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_match_those_a_forward_pass_saves(make_params, precision: str):
+    params = small(make_params, precision, "none")
+    assert planned_activations(params) == pytest.approx(
+        sum(t.untyped_storage().nbytes() for t in saved_tensors(params)), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_memory_matches_the_peak_of_a_real_step_that_measures_the_norm(make_params, precision: str, checkpointing: str):
+    params = small(make_params, precision, checkpointing)
+    model = build_model(params, tiny.PHYSICS_CHANNELS).train()
+    if checkpointing == "full":
+        model.enable_gradient_checkpointing(checkpointing_func(selective=False))
+    if precision == "bfloat16":
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    learner = Learner(model, params.train, torch.device("cpu"), None)
+    generator = sample_generator(0, 0)
+    shapes = ((16, 8, 16, 16), (tiny.PHYSICS_CHANNELS, 15, 8, 8))
+    latents = [torch.randn(shape, generator=generator) for shape in shapes]
+    text = torch.randn(1, 4, tiny.TEXT_CHANNELS, generator=generator)
+    batch = Batch.of([sample(*latents, None, text, 0.5, generator)] * 2)
+
+    def passes():
+        each = losses(model, batch)
+        yield each.video.mean(), each.physics.mean()
+
+    def step():
+        learner.measure(passes())
+        learner.backward(passes(), 0.5)
+        learner.update(1e-3)
+
+    step()  # allocates AdamW's moments
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    with Peak([*model.parameters(), *moments, *vars(batch).values()]) as peak:
+        step()
+    planned = plan(params, "H100", 1)["memory_per_gpu"]
+    assert planned["total"] - planned["runtime"] == pytest.approx(peak.most, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointed_activations_are_the_blocks_inputs(make_params, precision: str):
+    params = small(make_params, precision, "full")
+    streams = {(2, 8 * 8 * 8, 48), (2, 15 * 4 * 4, 48)}
+    kept = sum(
+        t.nbytes for t in saved_tensors(params) if tuple(t.shape) in streams and t.dtype == getattr(torch, precision)
+    )
+    # The output of the last of the two blocks is no block's input. Its norm saves it in float32.
+    assert kept == planned_activations(params) * (1.5 if precision == "float32" else 1)
+
+
+def test_what_each_strategy_shards():
+    def memory(strategy: str, gpus: int) -> dict[str, int]:
+        return plan(paper(f"train.strategy={strategy}"), "B200", gpus)["memory_per_gpu"]
+
+    frozen, trained = 2 * 4_999_787_712, 7_289_807_872
+    all_parts = ("weights", "optimizer", "ema", "gradients")
+    sharded = {"ddp": (), "zero1": all_parts[1:3], "zero2": all_parts[1:], "fsdp2": all_parts, "zero3": all_parts}
+    for strategy, halved in sharded.items():
+        two, four = memory(strategy, 2), memory(strategy, 4)
+        for found, gpus in ((two, 2), (four, 4)):  # the frozen branch is replicated
+            assert found["weights"] == pytest.approx(frozen + trained * 4 / (gpus if "weights" in halved else 1))
+            found["weights"] -= frozen
+        for part in all_parts:
+            assert four[part] * (2 if part in halved else 1) == pytest.approx(two[part], rel=1e-6), (strategy, part)
+    assert memory("ddp", 1)["optimizer"] == 8 * trained
+    # With few activations the peak is where both losses' gradients exist; DeepSpeed holds one set at a time.
+    ddp, zero2 = (
+        plan(paper(f"train.strategy={strategy}", "train.processes=1", "train.accumulation=64"), "B200", 1)
+        for strategy in ("ddp", "zero2")
+    )
+    assert ddp["memory_per_gpu"]["gradients"] == 2 * zero2["memory_per_gpu"]["gradients"] == 8 * trained
+    assert memory("zero2", 1)["optimizer"] == 12 * trained  # AdamW's two moments and float32 weights
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "overrides"),
+    [
+        ("A100-80", 8, ["train.strategy=ddp", "train.activation_checkpointing=none"]),
+        ("H100", 16, ["train.activation_checkpointing=none"]),
+        ("H200", 2, []),
+        ("B200", 1, ["train.strategy=zero2"]),
+    ],
+)
+def test_suggested_changes_make_a_run_fit(gpu: str, gpus: int, overrides: list[str]):
+    overrides = [f"train.processes={gpus}", *overrides]
+    found = plan(paper(*overrides), gpu, gpus)
+    assert not found["fits"] and found["memory_per_gpu"]["total"] > GPUS[gpu].memory_gib * GIB
+    assert all(change.startswith("--set train.") for change in found["changes"])
+    changes = [change.removeprefix("--set ") for change in found["changes"]]
+    assert ("train.strategy=ddp" in changes) == (gpus == 1)  # fsdp2 has nothing to shard on one GPU
+    assert plan(paper(*overrides, *changes), gpu, gpus)["fits"]
+    assert not plan(paper(*overrides, *changes[:-1]), gpu, gpus)["fits"]
+    assert all(f"To fit: {change}" in as_text(found) for change in found["changes"])
+
+
+def test_a_run_that_no_change_makes_fit():
+    found = plan(paper(), "4090", 4)
+    assert not found["fits"]
+    assert found["changes"][-1].startswith("still ") and found["changes"][-1].endswith("more GPUs, or larger ones")
+
+
+def small(make_params, precision: str, checkpointing: str) -> Params:
+    """Settings with a batch of two, nearly all of whose tokens are latents."""
+    return make_params(
+        f"train.precision={precision}",
+        f"models.dtype={precision}",
+        f"train.activation_checkpointing={checkpointing}",
+        "train.batch_size=2",
+        "encode.text_tokens=4",
+        "data.height=128",
+        "data.width=128",
+    )
+
+
+def planned_activations(params: Params) -> int:
+    memory = plan(params, "H100", 1)["memory_per_gpu"]
+    assert memory["micro_batch"] == 2
+    return memory["activations"]
+
+
+def saved_tensors(params: Params) -> list[torch.Tensor]:
+    """Tensors that a forward pass saves for its backward pass: one per storage, without weights."""
+    model = build_model(params, tiny.PHYSICS_CHANNELS).train()
+    if params.train.activation_checkpointing == "full":
+        model.enable_gradient_checkpointing()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {tuple(p.shape)[::step] for p in model.parameters() for step in (1, -1)}  # autocast's copies of weights
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes and (place := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[place] = tensor
+        return tensor
+
+    latents, states = torch.randn(2, 16, 8, 16, 16), torch.randn(2, tiny.PHYSICS_CHANNELS, 15, 8, 8)
+    text, sigma = torch.randn(2, 4, tiny.TEXT_CHANNELS), torch.rand(2, 8)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=params.train.precision == "bfloat16"),
+    ):
+        assert model(latents, states, 1000 * sigma, text).physics.requires_grad
+    return list(kept.values())
