@@ -1,5 +1,5 @@
 # The orchestrator: Prefect's server and worker, MLflow, DVC and the checkout. No torch; see Dockerfile.train for that.
-#   docker build --tag phantom-orchestrator:0.1.0 .
+#   docker build --tag phantom-orchestrator:0.2.0 .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from phantom.generation.pipeline import PhantomPipeline
     from phantom.model.transformer import PhantomTransformer3DModel, PhysicsConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use: `phantom --help` and the orchestrator must not pay for, or need, torch.
 _LAZY = {

@@ -211,7 +211,7 @@ def test_a_pod_that_waits_for_a_node_or_an_image_is_told_once_and_is_no_failure(
         said.count(f"train: pod {pod} cannot be scheduled: {'0/3 nodes are available: 3 Insufficient nvidia.com/gpu.'}")
         == 1
     )
-    assert said.count(f"train: pod {pod} cannot get its image phantom-train:0.1.0: not found") == 1
+    assert said.count(f"train: pod {pod} cannot get its image phantom-train:0.2.0: not found") == 1
 
 
 def test_a_refused_pod_is_told_by_its_event(cluster: Cluster, capfd: Any):
