@@ -30,19 +30,11 @@ from prefect.runtime import flow_run
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import no_telemetry
-from phantom.orchestration.run import STAGES, checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
+from phantom.orchestration.run import checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
+from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUR = 3600
-APPROVAL_SECONDS = 7 * 24 * HOUR
-# What a retry can help: a stage that saves as it goes continues; the others start anew, unharmed.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "prepare": {"retries": 1, "timeout_seconds": 24 * HOUR},
-    "encode": {"retries": 3, "timeout_seconds": 7 * 24 * HOUR},
-    "train": {"retries": 5, "timeout_seconds": 30 * 24 * HOUR},
-    "evaluate": {"retries": 1, "timeout_seconds": 7 * 24 * HOUR},
-    "register": {"retries": 3, "timeout_seconds": HOUR},
-}
+APPROVAL_SECONDS = 7 * 24 * 3600
 _PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")
 
 no_telemetry()
@@ -98,7 +90,13 @@ def repro(stage: str, lock: int, pipeline: str) -> bool:
     return done.ran
 
 
-TASKS = {stage: repro.with_options(name=stage, tags=["phantom", stage], **OPTIONS[stage]) for stage in STAGES}
+def _task(stage: Stage) -> Any:
+    return repro.with_options(
+        name=stage.name, tags=["phantom", stage.name], retries=stage.retries, timeout_seconds=stage.timeout_seconds
+    )
+
+
+TASKS = {name: _task(stage) for name, stage in STAGES.items()}
 
 
 @flow(name="phantom", log_prints=True)
@@ -134,7 +132,7 @@ def _approved() -> bool:
 
 
 def _show_evaluation() -> None:
-    evaluation = json.loads((ROOT / "reports/evaluation.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((ROOT / EVALUATION.path).read_text(encoding="utf-8"))
     create_table_artifact(score_rows(evaluation), key="evaluation", description="Scores on the held-out benchmark")
 
 
@@ -143,7 +141,7 @@ def _link_model() -> None:
     tracking = load_params(ROOT / "params.yaml").tracking
     pages = os.environ.get("PHANTOM_MLFLOW_PAGES") or (tracking.uri if tracking.uri.startswith("http") else None)
     if pages:
-        made = json.loads((ROOT / "reports/registered.json").read_text(encoding="utf-8"))
+        made = json.loads((ROOT / REGISTERED.path).read_text(encoding="utf-8"))
         link = f"{pages}/#/experiments/{made['experiment_id']}/runs/{made['run_id']}"
         create_link_artifact(link, link_text=f"{made['name']} version {made['version']}", key="mlflow-run")
 

@@ -12,13 +12,12 @@ import pytest
 import yaml
 
 from phantom.cluster.render import SPEC, render
-from phantom.cluster.spec import ASIDE, made_of, make_spec
+from phantom.cluster.spec import make_spec
 from phantom.cluster.validation import problems
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
 from tests.cluster.schemas import schema_errors
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("encode", "train", "evaluate")
 EVERYTHING = [
     "cluster.nodes=2",
@@ -94,20 +93,6 @@ def test_the_name_and_the_digest_say_what_they_are_to_say():
     bigger = manifest("train", "cluster.cpu=13")
     assert bigger["metadata"]["name"] == first["metadata"]["name"]
     assert bigger["metadata"]["annotations"][SPEC] != first["metadata"]["annotations"][SPEC]
-
-
-@pytest.mark.parametrize("stage", ["encode", "train", "evaluate"])
-def test_the_name_stands_for_what_dvc_takes_the_result_to_be_made_of(stage: str):
-    """Else a job would be taken for one that makes something else, or one would run beside another of its kind."""
-    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["params"]
-    made = made_of(stage, params())
-    for key in listed:
-        node = made
-        for part in key.split("."):
-            assert part in node, key
-            node = node[part]
-    for section, names in ASIDE.items():
-        assert not {f"{section}.{name}" for name in names} & set(listed)
 
 
 def test_the_run_above_it_in_mlflow_makes_no_other_job_of_it(monkeypatch: pytest.MonkeyPatch):

@@ -13,14 +13,10 @@ import shutil
 from pathlib import Path
 
 from phantom.data.files import fresh_folder, link, lock_file
+from phantom.orchestration.stages import STAGES
 
 KEEP = "PHANTOM_KEEP"  # names the folder, in a job's pods
 KEPT = Path("checkpoints/kept")
-OUTPUTS = {  # the first one is written last
-    "encode": (Path("data/latents/index.json"), Path("data/latents")),
-    "train": (Path("models/phantom/result.json"), Path("models/phantom"), Path("models/control")),
-    "evaluate": (Path("reports/evaluation.json"), Path("reports/index.html")),
-}
 
 
 def keep(stage: str, root: Path = Path()) -> None:
@@ -32,7 +28,7 @@ def keep(stage: str, root: Path = Path()) -> None:
     with (folder.parent / "lock").open("w") as lock:
         lock_file(lock, fcntl.LOCK_EX)  # another pod of the job may have come to the same end
         new = fresh_folder(folder.with_name(f".{folder.name}.new"))
-        for output in OUTPUTS[stage]:
+        for output in _outputs(stage):
             inside = sorted((root / output).rglob("*")) if (root / output).is_dir() else [root / output]
             for file in inside:
                 if file.is_file() and not (new / file.relative_to(root)).exists():
@@ -49,10 +45,10 @@ def fetch(stage: str, key: str, root: Path) -> bool:
     folder = root / KEPT / stage / key
     if not folder.is_dir():
         return False
-    for output in reversed(OUTPUTS[stage]):
+    for output in _outputs(stage):
         if (folder / output).is_dir():
             shutil.rmtree(root / output, ignore_errors=True)
-    for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder) == OUTPUTS[stage][0]):
+    for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder) == STAGES[stage].completed_by):
         if file.is_file():
             target = root / file.relative_to(folder)
             target.unlink(missing_ok=True)
@@ -77,5 +73,9 @@ def are_there(stage: str, key: str, root: Path) -> bool:
 
 def stamp(stage: str, root: Path) -> int | None:
     """When the outputs were written; None if they are not there."""
-    path = root / OUTPUTS[stage][0]
+    path = root / STAGES[stage].completed_by
     return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _outputs(stage: str) -> list[Path]:
+    return [artifact.path for artifact in STAGES[stage].writes]

@@ -11,11 +11,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME, UserError
+from phantom.orchestration.stages import identity_files, result_settings
 from phantom.tracking.lineage import PIPELINE
 
 WORKSPACE = "/workspace"
@@ -23,22 +23,6 @@ MESSAGE = "/dev/termination-log"  # what a container writes there stays in its p
 SETTINGS = "PHANTOM_PARAMS"
 OF_ONE_CALL = (SETTINGS, PIPELINE)  # variables of a job that may differ where the work is the same
 SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
-
-# What a stage's result is made of: settings, and files that stand for its inputs. As in dvc.yaml.
-SECTIONS = {
-    "encode": ("models", "data", "encode"),
-    "train": ("models", "physics", "coupling", "train"),
-    "evaluate": ("models", "data", "encode", "evaluate"),
-}
-ASIDE = {  # of these: how it is made, not what; a job that runs is not to have another one beside it for them
-    "encode": ("batch_size", "workers"),
-    "train": ("checkpoint_every", "keep_checkpoints", "sample_every"),
-}
-INPUTS = {
-    "encode": ("data/clips/manifest.jsonl",),
-    "train": ("data/latents/index.json",),
-    "evaluate": ("models/phantom/config.json", "models/phantom/history.json", "models/control/history.json"),
-}
 
 
 @dataclass(frozen=True)
@@ -81,18 +65,6 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
     )
 
 
-def made_of(stage: str, params: Params) -> dict[str, Any]:
-    """The settings that a stage's result is made of."""
-    tree = params.model_dump(mode="json", by_alias=True)
-    for section, names in ASIDE.items():
-        for name in names:
-            del tree[section][name]
-    made = {section: tree[section] for section in SECTIONS[stage]}
-    if stage == "encode":
-        made["train"] = {"physics_latents": tree["train"]["physics_latents"]}  # whether it makes any
-    return made
-
-
 def _script(stage: str, pods: int) -> str:
     """Writes the settings into a file and becomes the stage, so that the stage has the pod's signals."""
     settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
@@ -126,9 +98,9 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
 
 
 def _identity(stage: str, params: Params, root: Path) -> str:
-    """Names the work: the settings that the result is made of, and its inputs as far as they are here."""
-    digest = hashlib.sha256(json.dumps([stage, made_of(stage, params)], sort_keys=True).encode())
-    for name in INPUTS[stage]:
-        if (root / name).is_file():
-            digest.update(hashlib.sha256((root / name).read_bytes()).digest())
+    """Names the work: the settings that the result depends on, and its inputs as far as they are here."""
+    digest = hashlib.sha256(json.dumps([stage, result_settings(stage, params)], sort_keys=True).encode())
+    for path in identity_files(stage):
+        if (root / path).is_file():
+            digest.update(hashlib.sha256((root / path).read_bytes()).digest())
     return digest.hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""Building blocks of the settings: the base class of a section, checked types, and the role a setting has in results."""
+"""Building blocks of the settings: a section's base class, checked types, and the role a setting has in results."""
 
 from __future__ import annotations
 

@@ -25,12 +25,10 @@ from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
+from phantom.orchestration.stages import EVALUATION, REGISTERED, REPORT, STAGES
 from phantom.progress import say
 from phantom.tracking.lineage import PIPELINE, new_pipeline
 
-STAGES = ("prepare", "encode", "train", "evaluate", "register")
-EVALUATION, REPORT = Path("reports/evaluation.json"), Path("reports/index.html")
-REGISTERED = Path("reports/registered.json")
 WORK = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
 # How long a stage may take to save after Ctrl-C, then after SIGTERM, before it is killed.
 PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
@@ -206,9 +204,9 @@ def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[s
     """What a finished run has to show, ready for JSON."""
     return {
         "stages": {run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1)} for run in done},
-        "scores": score_rows(json.loads((root / EVALUATION).read_text(encoding="utf-8"))),
-        "registered": json.loads((root / REGISTERED).read_text(encoding="utf-8")),
-        "report": str(REPORT),
+        "scores": score_rows(json.loads((root / EVALUATION.path).read_text(encoding="utf-8"))),
+        "registered": json.loads((root / REGISTERED.path).read_text(encoding="utf-8")),
+        "report": str(REPORT.path),
         "mlflow": mlflow_command(params.tracking.uri),
     }
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from phantom.config import Params
+from phantom.config import Params, Role, select
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
@@ -110,21 +110,14 @@ class _Attention(TorchDispatchMode):
 
 
 def run_identity(params: Params, latents: str, held: bool) -> str:
-    """Names the result that a run works towards, from the digest of its `latents`: its checkpoints are continued.
+    """A hash that names a run's checkpoints, from its settings and the digest of its `latents`.
 
-    How often it saves or logs, and over how many processes it is spread, is not part of it. With a constant learning
-    rate the number of steps is not either: a longer run goes on from a shorter one.
+    A run with the same name resumes from them. Settings with a `Role`, such as how often it saves or over how many
+    processes it is spread, are not part of it; with a constant learning rate, neither is the number of steps: a longer
+    run then continues a shorter one.
     """
-    train = params.train.model_dump(mode="json")
-    aside = ["processes", "accumulation", "control", "compile", "activation_checkpointing", "strategy"]
-    aside += ["log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "sample_every", "max_bad_steps"]
-    aside += ["steps"] if params.train.optimizer.decay == "constant" else []
-    parts = {
-        "train": {k: v for k, v in train.items() if k not in aside},
-        "models": params.models.model_dump(mode="json"),
-        "physics": params.physics.model_dump(mode="json"),
-        "coupling": params.coupling.model_dump(mode="json"),
-        "latents": latents,
-        "held": held,
-    }
+    parts = select(params, ("train", "models", "physics", "coupling"), without=tuple(Role))
+    if params.train.optimizer.decay == "constant":
+        del parts["train"]["steps"]
+    parts |= {"latents": latents, "held": held}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,112 @@
+"""dvc.yaml from the table of stages: `python -m phantom.orchestration.dvc_file` writes it, a test compares.
+
+A stage depends on the code that its modules import, directly or through others of this project, also inside functions.
+Imports are read from the source, nothing is run.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phantom.config import Role, shortest_names
+from phantom.orchestration.stages import EVALUATION, STAGES, Stage
+
+SOURCE = Path("src")
+DVC_YAML = Path("dvc.yaml")
+# What no result depends on: the settings are parameters of their own, and these rooms plan, record and start the work.
+NO_DEPENDENCY = ("config", "errors", "progress", "cores", "cli", "cluster", "orchestration", "planning", "tracking")
+
+
+def stage_entry(stage: Stage, root: Path) -> dict[str, Any]:
+    """The stage as dvc.yaml has it."""
+    outputs = [str(artifact.path) for artifact in stage.writes]
+    metrics = [path for path in outputs if path == str(EVALUATION.path)]
+    return {
+        "desc": stage.summary,
+        "cmd": f"phantom {stage.name}",
+        "deps": [*(str(artifact.path) for artifact in stage.reads), *code_dependencies(stage.code, root)],
+        "params": shortest_names(stage.settings, without=(Role.NOT_IN_RESULT,)),
+        **({"metrics": metrics} if metrics else {}),
+        "outs": [path for path in outputs if path not in metrics],
+    }
+
+
+def code_dependencies(modules: tuple[str, ...], root: Path) -> list[str]:
+    """The files that `modules` are made of, relative to `root`; a folder where all of its files are among them."""
+    source = root / SOURCE
+    files: set[Path] = set()
+    open_files = [_file(module, source) for module in modules]
+    while open_files:
+        file = open_files.pop()
+        if file in files or file is None:
+            continue
+        files |= {file, *(path for path in file.parent.iterdir() if path.suffix in (".html", ".j2"))}
+        open_files += [found for name in imports(file) if (found := _file(name, source)) and _counts(found, source)]
+    files = {file for file in files if not _is_empty(file)}
+    return sorted(str(path.relative_to(root)) for path in _folded(source / "phantom", files))
+
+
+def imports(file: Path) -> Iterator[str]:
+    """The dotted names that a source file imports from this project, packages on the way included."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "phantom":
+                yield from (".".join(parts[:end]) for end in range(2, len(parts) + 1))
+
+
+def _counts(file: Path, source: Path) -> bool:
+    return file.relative_to(source / "phantom").with_suffix("").parts[0] not in NO_DEPENDENCY
+
+
+def _file(module: str, source: Path) -> Path | None:
+    path = source.joinpath(*module.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether a package's `__init__.py` holds nothing but its docstring."""
+    return file.name == "__init__.py" and len(ast.parse(file.read_text(encoding="utf-8")).body) <= 1
+
+
+def _folded(folder: Path, files: set[Path]) -> Iterator[Path]:
+    """`files` below `folder`, each complete folder in place of its files."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            inside = {file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+            inside = {file for file in inside if not _is_empty(file)}
+            if inside and inside <= files:
+                yield path
+            elif inside & files:
+                yield from _folded(path, files)
+        elif path in files:
+            yield path
+
+
+def write(root: Path = Path()) -> None:
+    """Brings the stages of dvc.yaml up to date; its comments and plots are kept."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    tree = yaml.load((root / DVC_YAML).read_text(encoding="utf-8"))
+    for name, stage in STAGES.items():
+        entry, found = stage_entry(stage, root), tree["stages"].setdefault(name, {})
+        for key, value in entry.items():
+            if found.get(key) != value:
+                found[key] = value
+    with (root / DVC_YAML).open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+
+
+if __name__ == "__main__":
+    write()

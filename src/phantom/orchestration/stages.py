@@ -1,0 +1,135 @@
+"""The five stages, in one table: what each runs, reads and writes, what its result depends on, where it may run.
+
+Whoever needs one of these facts takes it from here: `phantom run` and the Prefect flow (order, retries, time limits),
+dvc.yaml (written and checked by `dvc_file`), and the jobs on a cluster (a job's name, the outputs kept for adoption).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phantom.config import Params, Role, select
+
+HOUR = 3600  # s
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that one stage writes and later ones read; paths are relative to the checkout.
+
+    identity: files whose contents stand for the whole, where reading all of it would take too long.
+    """
+
+    path: Path
+    identity: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `phantom <name>`, a DVC stage and a Prefect task."""
+
+    name: str
+    summary: str
+    code: tuple[str, ...]  # modules it runs; DVC's dependencies on code follow from their imports
+    reads: tuple[Artifact, ...]
+    writes: tuple[Artifact, ...]
+    completed_by: Path  # the file that is written last: it is there when all outputs are
+    settings: tuple[str, ...]  # of params.yaml, sections or single ones; less those with Role.NOT_IN_RESULT
+    runs_as_job: bool  # whether compute.<name> may be kubernetes
+    retries: int  # by the Prefect flow: encode and train resume, the others start again
+    timeout_seconds: int
+
+
+FROZEN = Artifact(Path("models/mini"))
+CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),))
+BENCHMARK = Artifact(Path("data/benchmark"))
+LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),))
+PHANTOM = Artifact(Path("models/phantom"), (Path("models/phantom/config.json"), Path("models/phantom/history.json")))
+CONTROL = Artifact(Path("models/control"), (Path("models/control/history.json"),))
+EVALUATION = Artifact(Path("reports/evaluation.json"))
+REPORT = Artifact(Path("reports/index.html"))
+REGISTERED = Artifact(Path("reports/registered.json"))
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="prepare",
+            summary="clips as mp4 with a manifest; for the simulated worlds also a benchmark in Physics-IQ's layout",
+            code=("phantom.data.prepare",),
+            reads=(),
+            writes=(CLIPS, BENCHMARK),
+            completed_by=Path("data/clips/manifest.jsonl"),
+            settings=("data", "evaluate.physics_iq.benchmark", "evaluate.physics_iq.fps"),
+            runs_as_job=False,
+            retries=1,
+            timeout_seconds=24 * HOUR,
+        ),
+        Stage(
+            name="encode",
+            summary="video latents, physics latents of clips and of condition prefixes alone, and captions, in shards",
+            code=("phantom.data.encode",),
+            reads=(CLIPS, FROZEN),
+            writes=(LATENTS,),
+            completed_by=Path("data/latents/index.json"),
+            settings=(
+                *("models", "data.frames", "data.min_frames", "data.fps", "data.height", "data.width", "data.buckets"),
+                *("encode", "train.physics_latents"),
+            ),
+            runs_as_job=True,
+            retries=3,
+            timeout_seconds=7 * 24 * HOUR,
+        ),
+        Stage(
+            name="train",
+            summary="the physics branch and the coupling, and the same with alpha_z held at 0 for comparison",
+            code=("phantom.training.trainer",),
+            reads=(LATENTS, FROZEN),
+            writes=(PHANTOM, CONTROL),
+            completed_by=Path("models/phantom/result.json"),
+            settings=("models", "physics", "coupling", "train"),
+            runs_as_job=True,
+            retries=5,
+            timeout_seconds=30 * 24 * HOUR,
+        ),
+        Stage(
+            name="evaluate",
+            summary="base, control and Phantom from the same seeds on the benchmarks, and the page that shows them",
+            code=("phantom.evaluation.stage",),
+            reads=(BENCHMARK, FROZEN, PHANTOM, CONTROL),
+            writes=(EVALUATION, REPORT),
+            completed_by=EVALUATION.path,
+            settings=(
+                *("models", "evaluate", "data.frames", "data.fps", "data.height", "data.width"),
+                "encode.text_tokens",
+            ),
+            runs_as_job=True,
+            retries=1,
+            timeout_seconds=7 * 24 * HOUR,
+        ),
+        Stage(
+            name="register",
+            summary="a version in MLflow's model registry, champion if it is the best",
+            code=("phantom.tracking.registry", "phantom.tracking.pyfunc"),
+            reads=(EVALUATION, PHANTOM),
+            writes=(REGISTERED,),
+            completed_by=REGISTERED.path,
+            settings=("register",),
+            runs_as_job=False,
+            retries=3,
+            timeout_seconds=HOUR,
+        ),
+    )
+}
+
+
+def result_settings(stage: str, params: Params) -> dict[str, Any]:
+    """The settings that the result of `stage` depends on, nested as in params.yaml, JSON-able."""
+    return select(params, STAGES[stage].settings, without=(Role.NOT_IN_RESULT,))
+
+
+def identity_files(stage: str) -> list[Path]:
+    """The files whose contents stand for everything that `stage` reads."""
+    return [path for artifact in STAGES[stage].reads for path in artifact.identity]
