@@ -53,9 +53,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     root, scratch, bin_ = tmp_path / "checkout", tmp_path / "pods", tmp_path / "bin"
     for folder in (root, scratch, bin_):
         folder.mkdir()
-    monkeypatch.setattr(watch, "POLL", 0.1)
-    monkeypatch.setattr(submit, "POLL", 0.1)
-    monkeypatch.setattr(api, "PAUSES", (0.05,))
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(api, "RETRY_DELAYS", (0.05,))
     monkeypatch.delenv("PHANTOM_OUTCOME", raising=False)
     env = {"PATH": f"{bin_}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with ApiServer() as server:

@@ -65,7 +65,7 @@ def the_job(cluster: Cluster) -> dict[str, Any]:
 
 def phantom(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
     """The command line, in the checkout."""
-    code = "import phantom.cluster.watch as w, phantom.cli as c; w.POLL = 0.1; c.main()"
+    code = "import phantom.cluster.watch as w, phantom.cli as c; w.POLL_SECONDS = 0.1; c.main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=cluster.root,
@@ -166,7 +166,7 @@ def test_a_killed_pod_starts_again_and_the_reason_is_told(cluster: Cluster, capf
 
 
 def test_a_change_of_a_pod_is_looked_at_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watch, "POLL", 600)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 600)
     cluster.image(torchrun=f"test -e again || {{ touch again; echo step 7; exit 1; }}\n{DONE}")
     cluster.api.expired = 2  # and such a watch is begun anew
     result = run_job("train", cluster.params(), cluster.root)
@@ -188,8 +188,8 @@ def test_an_evicted_pod_is_replaced_and_its_last_lines_are_kept(cluster: Cluster
     result = run_job("train", cluster.params(), cluster.root)
     assert result.pods == 2
     said = capfd.readouterr().err
-    put_out = "was put out (Evicted): The node was low on resource: memory."
-    assert f"train: pod {result.job}-worker-0 {put_out}" in said or "is gone" in said
+    evicted = "was evicted (Evicted): The node was low on resource: memory."
+    assert f"train: pod {result.job}-worker-0 {evicted}" in said or "is gone" in said
     (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
     assert kept.read_text(encoding="utf-8") == "step 7\n"
 
@@ -231,10 +231,10 @@ def test_a_refused_pod_is_told_by_its_event(cluster: Cluster, capfd: Any):
 def test_a_job_that_nobody_takes_up_is_told(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
     cluster.image(torchrun=DONE)
     cluster.controllers.idle = True
-    monkeypatch.setattr(watch, "PATIENCE", 0.2)
+    monkeypatch.setattr(watch, "OPERATOR_TIMEOUT_SECONDS", 0.2)
     meanwhile(lambda: looked(cluster), lambda: setattr(cluster.controllers, "idle", False))
     run_job("train", cluster.params(), cluster.root)
-    assert capfd.readouterr().err.count("nobody has taken the job up yet") == 1
+    assert capfd.readouterr().err.count("no controller has reconciled the job yet") == 1
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def test_outputs_of_another_job_are_not_taken_for_a_finished_ones(cluster: Clust
     assert not run_job("encode", cluster.params("encode.seed=1"), cluster.root).adopted
     assert not run_job("encode", cluster.params(), cluster.root).adopted  # what lies there is the second one's
     assert run_job("encode", cluster.params(), cluster.root).adopted
-    assert not run_job("encode", cluster.params("cluster.image=phantom-train:0.2.0"), cluster.root).adopted
+    assert not run_job("encode", cluster.params("cluster.image=phantom-train:0.0.1"), cluster.root).adopted
     assert (cluster.root / "runs").read_text(encoding="utf-8").count("x") == 4
 
 

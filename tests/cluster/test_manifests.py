@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from phantom.cluster.api import KINDS
+from phantom.cluster.api import JOB_RESOURCES
 from phantom.cluster.outputs import KEEP
 from phantom.cluster.pods import containers, pods_of, restricted
 from phantom.cluster.render import render
@@ -193,7 +193,7 @@ def test_the_worker_may_do_what_it_does_and_no_more(cluster: Cluster):
         ("kueue.x-k8s.io", "localqueues", "get"),
         ("trainer.kubeflow.org", "trainingruntimes", "get"),
     }  # doctor
-    a_cancelled = {(kind.group, kind.plural, "delete") for kind in KINDS.values()}
+    a_cancelled = {(kind.group, kind.plural, "delete") for kind in JOB_RESOURCES.values()}
     assert allowed - done == looked_at | (a_cancelled - done) | {("", "pods", "watch")}  # it looks like a list here
     tokens = {
         m["metadata"]["name"]

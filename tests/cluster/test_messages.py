@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phantom.cluster.messages import ends, job_state, trouble
+from phantom.cluster.messages import job_state, pod_warnings, terminations
 
 
 def job(*conditions: tuple[str, str], spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -74,12 +74,12 @@ def waiting(reason: str, message: str | None = None) -> list[dict[str, Any]]:
         ),
         (
             pod(conditions=[{"type": "DisruptionTarget", "status": "True", "message": "preempting for q"}]),
-            ["has to go: preempting for q"],
+            ["is being evicted: preempting for q"],
         ),
     ],
 )
 def test_what_keeps_a_pod_from_running(found: dict[str, Any], said: list[str]):
-    assert list(trouble(found)) == said
+    assert list(pod_warnings(found)) == said
 
 
 def ended(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
@@ -110,7 +110,7 @@ def container(count: int, state: dict[str, Any], last: dict[str, Any] | None = N
         ),
         (
             pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
-            [(-1, 1, "was put out (Evicted): The node was low on resource: memory.")],
+            [(-1, 1, "was evicted (Evicted): The node was low on resource: memory.")],
         ),
         (
             pod(
@@ -125,17 +125,17 @@ def container(count: int, state: dict[str, Any], last: dict[str, Any] | None = N
                 ],
                 containerStatuses=container(0, ended(143)),
             ),
-            [(0, 143, "was put out (PreemptionByScheduler): for q")],
+            [(0, 143, "was evicted (PreemptionByScheduler): for q")],
         ),
         (pod(phase="Failed", message="Pod was rejected"), [(-1, 1, "Pod was rejected")]),
     ],
 )
 def test_how_a_container_ended(found: dict[str, Any], said: list[tuple[int, int, str]]):
-    assert [(end.attempt, end.code, end.text) for end in ends(found)] == said
+    assert [(t.attempt, t.exit_code, t.reason) for t in terminations(found)] == said
 
 
 def test_the_stages_own_word_is_kept_apart_from_the_last_lines_of_its_log():
-    (own,) = ends(pod(containerStatuses=container(0, ended(1, message='{"code": 75, "error": "saved"}'))))
-    assert (own.outcome, own.error, own.last) == (75, "saved", "")
-    (log,) = ends(pod(containerStatuses=container(0, ended(1, message="line 1\nline 2"))))
-    assert (log.outcome, log.error, log.last) == (None, "", "line 1\nline 2")
+    (own,) = terminations(pod(containerStatuses=container(0, ended(1, message='{"code": 75, "error": "saved"}'))))
+    assert (own.stage_exit_code, own.stage_error, own.log_tail) == (75, "saved", "")
+    (log,) = terminations(pod(containerStatuses=container(0, ended(1, message="line 1\nline 2"))))
+    assert (log.stage_exit_code, log.stage_error, log.log_tail) == (None, "", "line 1\nline 2")

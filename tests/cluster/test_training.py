@@ -108,7 +108,7 @@ def test_a_pod_is_put_out_and_training_goes_on(
         lambda: first_checkpoint(cluster), lambda: cluster.controllers.evict(cluster.controllers.running()[0], low)
     )
     said = run(flow, caplog)
-    assert f"was put out (Evicted): {low}" in said or "-worker-0 is gone" in said, said
+    assert f"was evicted (Evicted): {low}" in said or "-worker-0 is gone" in said, said
     assert went_on(cluster), said
     the_model_is_made(cluster)
 

@@ -1,4 +1,4 @@
-"""The cluster's API server, as far as jobs need it. A server that does not answer is asked again, for a while."""
+"""Client of the Kubernetes API for jobs, their pods and logs. Requests that fail for a passing reason are retried."""
 
 from __future__ import annotations
 
@@ -16,151 +16,160 @@ from phantom.config import Cluster
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
-PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s between attempts; the last one repeats
-ANSWER = (10.0, 60.0)  # s to connect and to answer
-TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # s between attempts; the last one repeats
+REQUEST_TIMEOUT = (10.0, 60.0)  # s to connect, s to respond
+SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Where the server keeps a kind of job."""
+class GroupVersionResource:
+    """Where the API serves a kind: /apis/GROUP/VERSION/namespaces/NAMESPACE/PLURAL."""
 
     group: str
     version: str
     plural: str
 
 
-KINDS = {
-    "PyTorchJob": Kind("kubeflow.org", "v1", "pytorchjobs"),
-    "TrainJob": Kind("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
-    "Job": Kind("batch", "v1", "jobs"),
+JOB_RESOURCES = {  # by kind
+    "PyTorchJob": GroupVersionResource("kubeflow.org", "v1", "pytorchjobs"),
+    "TrainJob": GroupVersionResource("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
+    "Job": GroupVersionResource("batch", "v1", "jobs"),
 }
 
 
 class Connection:
-    """One namespace of a cluster. Raises StageFailed for what the server refuses, and when `patience` has passed."""
+    """One namespace of a cluster.
 
-    def __init__(self, settings: Cluster, patience: float) -> None:
+    Methods raise StageFailed for a request that the server rejects, or that has failed for `timeout_seconds`.
+    """
+
+    def __init__(self, settings: Cluster, timeout_seconds: float) -> None:
         try:
             from kubeflow.training import TrainingClient
         except ModuleNotFoundError as missing:
             hint = "pip install 'phantom-video[kubernetes]'"
             raise UserError(f"kubernetes: {missing.name} is not installed; {hint}") from None
-        self.settings, self.namespace, self.patience = settings, settings.namespace, patience
+        self.settings, self.namespace, self.timeout_seconds = settings, settings.namespace, timeout_seconds
         self._connect: Callable[[], Any] = lambda: TrainingClient(
-            client_configuration=configuration(settings.context), namespace=settings.namespace
+            client_configuration=load_configuration(settings.context), namespace=settings.namespace
         )
         self._client = self._connect()
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     def create(self, manifest: Manifest) -> bool:
-        """Creates the job; False if there is one of its name."""
+        """Creates the job; False if one of its name already exists."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        job = self._typed(manifest) if kind == "PyTorchJob" else manifest
+        job = self._to_model(manifest) if kind == "PyTorchJob" else manifest
 
         def call() -> Any:
             if kind == "PyTorchJob":
                 return self._client.create_job(job)
-            return self._objects.create_namespaced_custom_object(*self._place(kind), job, _request_timeout=ANSWER)
+            return self._custom_objects.create_namespaced_custom_object(
+                *self._resource(kind), job, _request_timeout=REQUEST_TIMEOUT
+            )
 
-        return self._call(f"create {kind} {name}", call, none_for=(409,)) is not None
+        return self._retry(f"create {kind} {name}", call, none_for=(409,)) is not None
 
     def get(self, kind: str, name: str) -> Manifest | None:
-        """The job as it is now; None if there is none."""
+        """The job, None if there is none."""
 
         def call() -> Any:
-            return self._objects.get_namespaced_custom_object(*self._place(kind), name, _request_timeout=ANSWER)
+            return self._custom_objects.get_namespaced_custom_object(
+                *self._resource(kind), name, _request_timeout=REQUEST_TIMEOUT
+            )
 
-        return self._call(f"read {kind} {name}", call, none_for=(404,))
+        return self._retry(f"read {kind} {name}", call, none_for=(404,))
 
     def delete(self, kind: str, name: str) -> None:
-        """Deletes the job, which stays until its pods have ended. That it is gone already is well."""
-        options = {"propagation_policy": "Foreground", "_request_timeout": ANSWER}
+        """Deletes the job, in the foreground: it exists until its pods have ended. No error if there is none."""
+        options = {"propagation_policy": "Foreground", "_request_timeout": REQUEST_TIMEOUT}
 
         def call() -> Any:
-            return self._objects.delete_namespaced_custom_object(*self._place(kind), name, **options)
+            return self._custom_objects.delete_namespaced_custom_object(*self._resource(kind), name, **options)
 
-        self._call(f"delete {kind} {name}", call, none_for=(404,))
+        self._retry(f"delete {kind} {name}", call, none_for=(404,))
 
-    # --- their pods ---------------------------------------------------------------------------------------------------
+    # --- pods and events ----------------------------------------------------------------------------------------------
 
     def pods(self, job: str) -> list[Manifest]:
         """The pods of a job."""
         return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB}={job}")
 
-    def changes(self, job: str, sink: Callable[[Manifest], Any], over: threading.Event) -> None:
-        """Hands on the pods of a job as they change, until `over`: also what was so for a moment only."""
+    def watch_pods(self, job: str, on_change: Callable[[Manifest], Any], stop: threading.Event) -> None:
+        """Calls `on_change` with a pod of the job at each of its changes, until `stop` is set. Raises nothing."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
         options = {"watch": True, "timeout_seconds": 300, "_preload_content": False, "_request_timeout": (10.0, 330.0)}
-        while not over.is_set():
+        while not stop.is_set():
             try:
                 pods = self._client.core_api.list_namespaced_pod(
                     self.namespace, label_selector=f"{JOB}={job}", **options
                 )
                 for line in _lines(pods.stream()):
                     event = json.loads(line)
-                    if event["type"] == "ERROR":  # such as 410: the server has forgotten where this watch was
+                    if event["type"] == "ERROR":  # such as 410 Gone: the resource version is too old; list again
                         raise ValueError(event["object"])
-                    sink(event["object"])
-                    if over.is_set():
+                    on_change(event["object"])
+                    if stop.is_set():
                         return
             except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError, KeyError):
-                over.wait(PAUSES[0])  # those who ask in turn say so
+                stop.wait(RETRY_DELAYS[0])  # polling reports the failure
 
-    def warnings(self) -> list[Manifest]:
-        """The namespace's events that are warnings; none where they may not be read."""
+    def warning_events(self) -> list[Manifest]:
+        """The namespace's events of type Warning; empty if this account may not read them."""
         try:
             return self._list("list events", "list_namespaced_event", field_selector="type=Warning")
         except StageFailed:
             return []
 
     def log(self, pod: str, container: str, **options: Any) -> str | None:
-        """A container's log, each line behind its time; None if it cannot be had, or no longer."""
-        options |= {"container": container, "timestamps": True, "_preload_content": False, "_request_timeout": ANSWER}
+        """A container's log, each line prefixed with its timestamp; None if there is none, or it may not be read."""
+        options |= {"container": container, "timestamps": True}
+        options |= {"_preload_content": False, "_request_timeout": REQUEST_TIMEOUT}
 
         def call() -> Any:
             return self._client.core_api.read_namespaced_pod_log(pod, self.namespace, **options).data
 
-        answer = self._call(f"read the log of {pod}", call, none_for=(400, 403, 404, 500))
-        return None if answer is None else answer.decode("utf-8", "replace")
+        log = self._retry(f"read the log of {pod}", call, none_for=(400, 403, 404, 500))
+        return None if log is None else log.decode("utf-8", "replace")
 
-    # --- calls --------------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     @property
-    def _objects(self) -> Any:
+    def _custom_objects(self) -> Any:
         return self._client.custom_api
 
-    def _place(self, kind: str) -> tuple[str, str, str, str]:
-        where = KINDS[kind]
-        return where.group, where.version, self.namespace, where.plural
+    def _resource(self, kind: str) -> tuple[str, str, str, str]:
+        resource = JOB_RESOURCES[kind]
+        return resource.group, resource.version, self.namespace, resource.plural
 
-    def _list(self, what: str, method: str, **options: Any) -> list[Manifest]:
-        options |= {"_preload_content": False, "_request_timeout": ANSWER}
+    def _list(self, action: str, method: str, **options: Any) -> list[Manifest]:
+        options |= {"_preload_content": False, "_request_timeout": REQUEST_TIMEOUT}
 
         def call() -> Any:
             return getattr(self._client.core_api, method)(self.namespace, **options).data
 
-        return json.loads(self._call(what, call))["items"]
+        return json.loads(self._retry(action, call))["items"]
 
-    def _typed(self, manifest: Manifest) -> Any:
-        """The model that kubeflow-training submits. Its models drop what they do not know: nothing may be lost."""
+    def _to_model(self, manifest: Manifest) -> Any:
+        """The manifest as kubeflow-training's model, which drops unknown fields: StageFailed if one would be lost."""
         from kubeflow.training.utils.utils import FakeResponse
 
         job = self._client.api_client.deserialize(FakeResponse(manifest), "KubeflowOrgV1PyTorchJob")
-        sent = self._objects.api_client.sanitize_for_serialization(job)
+        sent = self._custom_objects.api_client.sanitize_for_serialization(job)
         if sent != manifest:
-            raise StageFailed(f"kubeflow-training does not know all of the manifest: {_lost(manifest, sent)}")
+            lost = _first_difference(manifest, sent)
+            raise StageFailed(f"kubeflow-training does not know all of the manifest: {lost}")
         return job
 
-    def _call(self, what: str, call: Callable[[], Any], none_for: tuple[int, ...] = ()) -> Any:
-        """The call's result, or None for the given statuses. What may pass is tried again: 429, 5xx, no connection."""
+    def _retry(self, action: str, call: Callable[[], Any], none_for: tuple[int, ...] = ()) -> Any:
+        """The call's result, or None for the statuses `none_for`. Retries on 429, 5xx and connection errors."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        began, attempt, renewed = time.monotonic(), 0, False
+        started, attempt, renewed = time.monotonic(), 0, False
         while True:
             try:
                 result = call()
@@ -174,45 +183,50 @@ class Connection:
                 if status in none_for:
                     return None
                 if status == 401 and not renewed:
-                    self._client, renewed = self._connect(), True  # the token may have been renewed
+                    self._client, renewed = self._connect(), True  # the token may have been rotated
                     continue
                 if isinstance(status, int) and status < 500 and status != 429 and status:
-                    raise StageFailed(f"the cluster refuses to {what}: {_advice(status, reason)}") from None
-                if time.monotonic() - began > self.patience:
-                    raise StageFailed(f"the cluster could not {what} for {self.patience:.0f} s: {reason}") from None
+                    raise StageFailed(f"the cluster refuses to {action}: {_explain(status, reason)}") from None
+                if time.monotonic() - started > self.timeout_seconds:
+                    raise StageFailed(
+                        f"the cluster could not {action} for {self.timeout_seconds:.0f} s: {reason}"
+                    ) from None
                 if attempt == 0:
-                    say(f"the cluster could not {what}: {reason}; trying again")
-                time.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+                    say(f"the cluster could not {action}: {reason}; trying again")
+                time.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
                 attempt += 1
 
 
-def configuration(context: str | None) -> Any:
-    """From the kubeconfig or, in a pod without one, the pod's service account. Raises UserError if there is neither."""
+def load_configuration(context: str | None) -> Any:
+    """The client's configuration: from the kubeconfig or, in a pod without one, from the pod's service account.
+
+    Raises UserError if there is neither.
+    """
     from kubernetes import client, config
 
     made = client.Configuration()
     try:
         file = Path(os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)[0]).expanduser()
-        if context is None and not file.is_file() and TOKEN.is_file():
+        if context is None and not file.is_file() and SERVICE_ACCOUNT_TOKEN.is_file():
             config.load_incluster_config(client_configuration=made)
         else:
             config.load_kube_config(os.environ.get("KUBECONFIG"), context=context, client_configuration=made)
     except config.ConfigException as error:
         raise UserError(f"kubeconfig: {_first_line(error)}; set KUBECONFIG, or cluster.context") from None
-    made.retries = False  # retried here, and said so
+    made.retries = False  # Connection retries, and reports that it does
     return made
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The whole lines of a stream."""
+    """The complete, non-empty lines of a stream."""
     rest = b""
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from filter(None, whole)
+        *complete, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, complete)
 
 
 def _reason(error: BaseException) -> str:
-    """What the server says, or what is wrong with the connection, in one line."""
+    """The server's message, or what is wrong with the connection, in one line."""
     body = getattr(error, "body", None)
     try:
         return str(json.loads(body or "")["message"]).replace("\n", " ")
@@ -225,7 +239,8 @@ def _first_line(text: Any) -> str:
     return (str(text).strip().splitlines() or [type(text).__name__])[0][:300]
 
 
-def _advice(status: int, reason: str) -> str:
+def _explain(status: int, reason: str) -> str:
+    """The reason for a rejected request, with what to do about it where that is known."""
     if status == 401:
         return f"it does not accept these credentials ({reason}); log in again, or choose another cluster.context"
     if status == 404 and "namespaces" in reason:
@@ -235,14 +250,14 @@ def _advice(status: int, reason: str) -> str:
     return reason
 
 
-def _lost(manifest: Any, sent: Any, path: str = "") -> str:
-    """The first field in which the two differ."""
+def _first_difference(manifest: Any, sent: Any, path: str = "") -> str:
+    """The path of the first field of `manifest` that `sent` lacks or has with another value."""
     if isinstance(manifest, dict) and isinstance(sent, dict):
         for key in manifest:
             if manifest[key] != sent.get(key):
-                return _lost(manifest[key], sent.get(key), f"{path}.{key}")
+                return _first_difference(manifest[key], sent.get(key), f"{path}.{key}")
     if isinstance(manifest, list) and isinstance(sent, list) and len(manifest) == len(sent):
         for number, (mine, theirs) in enumerate(zip(manifest, sent, strict=True)):
             if mine != theirs:
-                return _lost(mine, theirs, f"{path}[{number}]")
+                return _first_difference(mine, theirs, f"{path}[{number}]")
     return path.lstrip(".")

@@ -50,9 +50,9 @@ def _check_api(params: Params) -> list[Check]:
     try:
         from kubernetes import client
 
-        from phantom.cluster.api import configuration
+        from phantom.cluster.api import load_configuration
 
-        api = client.ApiClient(configuration(settings.context))
+        api = client.ApiClient(load_configuration(settings.context))
     except Exception as error:
         return [Check("cluster", False, first_line(error), "set KUBECONFIG to the cluster's file, as for kubectl")]
     reachable = attempt("cluster", lambda name: _reachable(name, api, settings), CLUSTER_INFO)
@@ -120,17 +120,17 @@ def _reachable(name: str, api: Any, settings: Cluster) -> Check:
 
 def _job_kinds(name: str, api: Any, settings: Cluster) -> Check:
     """The custom resource of training jobs is served, and for a TrainJob its TrainingRuntime exists."""
-    from phantom.cluster.api import KINDS
+    from phantom.cluster.api import JOB_RESOURCES
 
-    kind = next(kind for known, kind in KINDS.items() if known.lower() == settings.operator)
+    kind = next(kind for known, kind in JOB_RESOURCES.items() if known.lower() == settings.operator)
     served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
     if any(resource["name"] == kind.plural for resource in served):
         place = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
         if settings.operator == "trainjob" and _get_if_allowed(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
             return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", APPLY_RUNTIME)
         return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
-    mend = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
-    return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", mend)
+    fix = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
+    return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", fix)
 
 
 def _operator(name: str, api: Any, settings: Cluster) -> Check:
@@ -144,17 +144,17 @@ def _operator(name: str, api: Any, settings: Cluster) -> Check:
             name, False, f"no Deployment {namespace}/{deployment}", f"kubectl apply --server-side -k '{source}'"
         )
     ready = (found.get("status") or {}).get("readyReplicas") or 0
-    mend = f"kubectl -n {namespace} describe deployment {deployment}, and its pods' logs, say why"
-    return Check(name, ready > 0, f"{namespace}/{deployment}: {ready} ready", mend)
+    fix = f"kubectl -n {namespace} describe deployment {deployment}, and its pods' logs, say why"
+    return Check(name, ready > 0, f"{namespace}/{deployment}: {ready} ready", fix)
 
 
 def _permissions(name: str, api: Any, settings: Cluster) -> Check:
     """RBAC allows what submitting, watching and deleting a job requires."""
     from kubernetes.client import AuthorizationV1Api
 
-    from phantom.cluster.api import KINDS
+    from phantom.cluster.api import JOB_RESOURCES
 
-    used = [kind for known, kind in KINDS.items() if known.lower() in (settings.operator, "job")]
+    used = [kind for known, kind in JOB_RESOURCES.items() if known.lower() in (settings.operator, "job")]
     rights = [(kind.group, kind.plural, "", verb) for kind in used for verb in ("create", "get", "delete")]
     rights += [("", "pods", "", "list"), ("", "pods", "", "watch"), ("", "pods", "log", "get")]
     rights += [("", "events", "", "list")]
@@ -184,16 +184,16 @@ def _queue(name: str, api: Any, settings: Cluster) -> Check:
     found = _get_if_allowed(api, f"/api/v1/namespaces/{where}/configmaps/{config_map}")
     version = kueue["preferredVersion"]["groupVersion"]
     if _get_if_allowed(api, f"/apis/{version}/namespaces/{settings.namespace}/localqueues/{settings.queue}") is None:
-        mend = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
-        return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", mend)
+        fix = "kubectl apply -f k8s/kueue/, or set cluster.queue to one that is there"
+        return Check(name, False, f"no LocalQueue {settings.queue} in {settings.namespace}", fix)
     if found is False:
         finding = f"{settings.queue}; this account may not see whether Kueue has {framework} enabled"
         return Check(name, True, f"{finding}: without it jobs start past the queue")
     listed = rf"^\s*-\s*[\"']?{re.escape(framework)}[\"']?\s*$"
     if not re.search(listed, ((found or {}).get("data") or {}).get(key, ""), re.M):
         finding = f"Kueue has not enabled {framework}: jobs would start at once, past the queue and its quota"
-        mend = f"add {framework} to integrations.frameworks in {where}/{config_map}, then restart Kueue's manager"
-        return Check(name, False, finding, mend)
+        fix = f"add {framework} to integrations.frameworks in {where}/{config_map}, then restart Kueue's manager"
+        return Check(name, False, finding, fix)
     return Check(name, True, f"{settings.queue}, and {framework} is enabled")
 
 
@@ -209,17 +209,17 @@ def _workspace(name: str, api: Any, settings: Cluster) -> Check:
         return Check(name, True, f"{settings.volume} is bound ({', '.join(spec.get('accessModes', []))})")
     wanted = spec.get("storageClassName")
     classes = _get_if_allowed(api, "/apis/storage.k8s.io/v1/storageclasses")
-    mend = f"`kubectl -n {settings.namespace} describe pvc {settings.volume}` says why; see k8s/overlays/ for classes"
+    fix = f"`kubectl -n {settings.namespace} describe pvc {settings.volume}` says why; see k8s/overlays/ for classes"
     if classes:
         known = {c["metadata"]["name"]: c["metadata"].get("annotations") or {} for c in classes["items"]}
         default = [n for n, a in known.items() if a.get("storageclass.kubernetes.io/is-default-class") == "true"]
         if wanted and wanted not in known:
             finding = f"{settings.volume} wants the storage class {wanted}; there are: {', '.join(known) or 'none'}"
-            return Check(name, False, finding, mend)
+            return Check(name, False, finding, fix)
         if wanted is None and not default:
-            return Check(name, False, f"{settings.volume} names no storage class, and none is the default", mend)
+            return Check(name, False, f"{settings.volume} names no storage class, and none is the default", fix)
         wanted = wanted or default[0]
-    return Check(name, False, f"{settings.volume} is {phase or 'Pending'} (storage class {wanted})", mend)
+    return Check(name, False, f"{settings.volume} is {phase or 'Pending'} (storage class {wanted})", fix)
 
 
 def _gpu_nodes(name: str, api: Any, params: Params) -> Check:
@@ -238,9 +238,9 @@ def _gpu_nodes(name: str, api: Any, params: Params) -> Check:
     each = [count for count in each if count]
     per_pod = -(-params.train.processes // settings.nodes)
     finding = f"{len(each)} ready nodes with {settings.gpu}, {sum(each)} in all; needed: {settings.nodes} x {per_pod}"
-    mend = "add nodes, install NVIDIA's device plugin, or change cluster.nodes, cluster.node_selector, train.processes"
+    fix = "add nodes, install NVIDIA's device plugin, or change cluster.nodes, cluster.node_selector, train.processes"
     autoscaled = " (a node group that grows from zero is not seen)" if not each else ""
-    return Check(name, sum(c // per_pod for c in each) >= settings.nodes, finding + autoscaled, mend)
+    return Check(name, sum(c // per_pod for c in each) >= settings.nodes, finding + autoscaled, fix)
 
 
 def _ready(node: dict[str, Any]) -> bool:
@@ -265,8 +265,8 @@ def _quota(name: str, api: Any, params: Params) -> Check:
         return Check(name, True, f"none on {settings.gpu or 'GPUs'}")
     left, hard, which = min(rooms)
     finding = f"{which}: {left} of {hard} {settings.gpu} are free, training takes {params.train.processes}"
-    mend = f"raise {resource} in k8s/base/02-limits.yaml, wait for other jobs, or lower train.processes"
-    return Check(name, left >= params.train.processes, finding, mend)
+    fix = f"raise {resource} in k8s/base/02-limits.yaml, wait for other jobs, or lower train.processes"
+    return Check(name, left >= params.train.processes, finding, fix)
 
 
 def _secrets(name: str, api: Any, settings: Cluster) -> Check:
@@ -284,9 +284,9 @@ def _allowed_hosts(name: str, api: Any, params: Params) -> Check:
     """MLflow accepts the host name that jobs use for it; requests for any other get a 403."""
     host = urllib.parse.urlsplit(params.tracking.uri).netloc
     if not host:
-        mend = "tracking.uri=http://mlflow:5000, with which pods find MLflow's server"
+        fix = "tracking.uri=http://mlflow:5000, with which pods find MLflow's server"
         runs_there = "kubernetes" in params.compute.model_dump().values()
-        return Check(name, not runs_there, f"tracking.uri {params.tracking.uri} is a file, not the cluster's", mend)
+        return Check(name, not runs_there, f"tracking.uri {params.tracking.uri} is a file, not the cluster's", fix)
     found = _get_if_allowed(api, f"/apis/apps/v1/namespaces/{params.cluster.namespace}/deployments/mlflow")
     if not found:
         return Check(name, True, f"{host}: no MLflow in {params.cluster.namespace} to look at")

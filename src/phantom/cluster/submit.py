@@ -13,7 +13,7 @@ from phantom.cluster.messages import job_state
 from phantom.cluster.render import SPEC, Manifest, render
 from phantom.cluster.spec import JobSpec, make_spec
 from phantom.cluster.validation import problems
-from phantom.cluster.watch import POLL, Watch
+from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Params
 from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
 from phantom.progress import say
@@ -55,10 +55,10 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     before = outputs.stamp(stage, root)
     connection = Connection(params.cluster, SUBMIT_SECONDS)
     try:
-        with Watch(connection, stage, kind, name, root) as watch:
+        with JobWatcher(connection, stage, kind, name, root) as watcher:
             adopted = _submit(connection, spec, manifest, root)
-            connection.patience = WATCH_SECONDS
-            watch.run()
+            connection.timeout_seconds = WATCH_SECONDS
+            watcher.run()
     except KeyboardInterrupt:
         raise Interrupted(_cancel(params, stage, kind, name)) from None
     except UserError:
@@ -73,7 +73,7 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
             raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
         say(f"{stage}: {where}")
     seconds = round(time.monotonic() - began, 1)
-    return JobResult(stage, name, namespace, adopted, len(watch.pods), watch.restarts, seconds, here)
+    return JobResult(stage, name, namespace, adopted, len(watcher.pods), watcher.restarts, seconds, here)
 
 
 def _refuse(found: list[str]) -> None:
@@ -97,7 +97,7 @@ def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Pat
             if not said:
                 say(f"{stage}: waiting for the pods of the former {kind} {meta['name']} to end")
             said = True
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             continue
         state = job_state(job)
         same = (job["metadata"].get("annotations") or {}).get(SPEC) == meta["annotations"][SPEC]

@@ -1,7 +1,7 @@
-"""Watches a job until it has ended, and says what happens to it and its pods as it happens.
+"""Watches a job until it finishes, and reports what happens to it and its pods as it happens.
 
-Nothing is remembered between polls but what was said already: a watcher that dies is replaced by another one, which
-begins with the job as it finds it.
+All state is in the cluster; a watcher only remembers what it has already reported. One that dies can be replaced by
+another, which starts from the job as it finds it.
 """
 
 from __future__ import annotations
@@ -13,190 +13,201 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phantom.cluster.api import Connection
-from phantom.cluster.messages import End, State, ends, job_state, one_line, taken, trouble
+from phantom.cluster.messages import (
+    JobState,
+    Termination,
+    is_reconciled,
+    job_state,
+    one_line,
+    pod_warnings,
+    terminations,
+)
 from phantom.cluster.render import Manifest
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say
 
-POLL = 3.0  # s, or as soon as a pod changes
-PATIENCE = 60.0  # s without a sign of the operator before this is said
-LAST_LINES = 40  # of a log, kept of every pod
-FIRST_LINES = 200  # of a log, shown of a pod that runs already
-TOLD = ("FailedScheduling", "BackOff", "Failed")  # by the pods' own states
+POLL_SECONDS = 3.0  # between polls; a pod that changes is polled at once
+OPERATOR_TIMEOUT_SECONDS = 60.0  # without a status of the job, before the operator is reported missing
+KEPT_LINES = 40  # of each container's log, saved under LOGS
+BACKLOG_LINES = 200  # of the log of a container that was running before this watcher, shown
+REPORTED_BY_STATUS = ("FailedScheduling", "BackOff", "Failed")  # events that repeat what a pod's status reports
 LOGS = Path("checkpoints/jobs")
 
 
-class Watch:
-    """One job of a stage. `pods` and `restarts` count what was seen of it."""
+class JobWatcher:
+    """Watches one job of a stage. `pods` (uids) and `restarts` are what it has seen so far."""
 
     def __init__(self, connection: Connection, stage: str, kind: str, name: str, root: Path) -> None:
         self.connection, self.stage, self.kind, self.name = connection, stage, kind, name
         self.logs = root / LOGS / name
-        self.pods: set[str] = set()  # uids
+        self.pods: set[str] = set()
         self.restarts = 0
         self._uid = ""  # of the job
-        self._created = ""  # the job
-        self._over, self._wake = threading.Event(), threading.Event()
-        self._state: State | None = None
-        self._began = time.monotonic()
-        self._changes: deque[Manifest] = deque()  # pods as they were for a while
-        self._said: set[tuple[str, str]] = set()
-        self._known: dict[str, str] = {}  # pods that are there: uid -> name
-        self._tails: dict[str, deque[str]] = {}
-        self._read: dict[tuple[str, int], tuple[str, float]] = {}  # (pod, attempt) -> time of its last line, and when
-        self._read_whole: set[tuple[str, int]] = set()
-        self._ends: dict[tuple[str, int], End] = {}
+        self._created = ""  # the job's creationTimestamp
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._state: JobState | None = None
+        self._started = time.monotonic()
+        self._changes: deque[Manifest] = deque()  # pods as they were between two polls
+        self._reported: set[tuple[str, str]] = set()
+        self._live: dict[str, str] = {}  # pods of the last poll: uid -> name
+        self._tails: dict[str, deque[str]] = {}  # pod uid -> last lines of its log
+        # (pod uid, attempt) -> timestamp of the last line read, and when it was read
+        self._read: dict[tuple[str, int], tuple[str, float]] = {}
+        self._read_to_end: set[tuple[str, int]] = set()
+        self._terminations: dict[tuple[str, int], Termination] = {}
 
-    def __enter__(self) -> Watch:
-        """From now on no change of a pod is missed, such as one that ends and is deleted between two polls."""
-        follow = (self.name, self._hear, self._over)
-        threading.Thread(target=self.connection.changes, args=follow, daemon=True).start()
+    def __enter__(self) -> JobWatcher:
+        """Starts watching the pods, so that one that ends and is deleted between two polls is not missed."""
+        arguments = (self.name, self._on_pod_change, self._stop)
+        threading.Thread(target=self.connection.watch_pods, args=arguments, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
 
     def run(self) -> None:
         """Returns when the job has succeeded. Raises UserError, Interrupted or StageFailed, as the stage did."""
         while not self.poll():
-            self._wake.wait(POLL)
+            self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
     def poll(self) -> bool:
-        """One look at the job. True if it has succeeded."""
+        """Reads the job and its pods once and reports what is new. True if the job has succeeded."""
         job = self.connection.get(self.kind, self.name)
         if job is None or (self._uid and job["metadata"]["uid"] != self._uid):
             raise StageFailed(f"{self.stage}: {self._job()} was deleted by someone else; run again to start it anew")
         self._uid, self._created = job["metadata"]["uid"], job["metadata"]["creationTimestamp"]
         state = job_state(job)
-        self._look_at(self.connection.pods(self.name), state)
-        self._hear_warnings()
+        self._check_pods(self.connection.pods(self.name), state)
+        self._report_events()
         if state != self._state:
             self._state = state
             say(f"{self.stage}: {self._job()} {state.text}")
-        if state.phase == "created" and not taken(job) and time.monotonic() - self._began > PATIENCE:
-            self._once(
-                "operator", "nobody has taken the job up yet; is the operator running? `phantom doctor --cluster`"
-            )
+        waited = time.monotonic() - self._started
+        if state.phase == "created" and not is_reconciled(job) and waited > OPERATOR_TIMEOUT_SECONDS:
+            idle = "no controller has reconciled the job yet; is the operator running? `phantom doctor --cluster`"
+            self._report_once("operator", idle)
         if state.phase == "failed":
             raise self._failure(state)
         return state.phase == "succeeded"
 
     # --- pods ---------------------------------------------------------------------------------------------------------
 
-    def _hear(self, pod: Manifest) -> None:
-        """A pod has changed: it is looked at before it is gone, and its log with it."""
+    def _on_pod_change(self, pod: Manifest) -> None:
+        """Called from the watching thread. Wakes the poll, before the pod and its log may be deleted."""
         self._changes.append(pod)
         self._wake.set()
 
-    def _look_at(self, pods: list[Manifest], state: State) -> None:
-        there = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
+    def _check_pods(self, pods: list[Manifest], state: JobState) -> None:
+        live = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
         while self._changes:
-            self._look_at_pod(self._changes.popleft())
-        for uid, name in self._known.items():
-            finished = any(pod == uid for pod, _ in self._ends)
-            if uid not in there and not finished and state.phase not in ("suspended", "succeeded", "failed"):
-                self._once(uid, f"pod {name} is gone")
-                self._keep_log(name, uid, 0)
-        self._known = there
+            self._check_pod(self._changes.popleft())
+        for uid, name in self._live.items():
+            finished = any(pod == uid for pod, _ in self._terminations)
+            if uid not in live and not finished and state.phase not in ("suspended", "succeeded", "failed"):
+                self._report_once(uid, f"pod {name} is gone")
+                self._save_log(name, uid, 0)
+        self._live = live
         for pod in pods:
             self._follow_log(pod)
-            self._look_at_pod(pod)
+            self._check_pod(pod)
 
-    def _look_at_pod(self, pod: Manifest) -> None:
+    def _check_pod(self, pod: Manifest) -> None:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         if pod["metadata"]["creationTimestamp"] < self._created:
-            return  # of a former job of this name
+            return  # belongs to an earlier job of the same name
         self.pods.add(uid)
-        for text in trouble(pod):
-            self._once(uid, f"pod {name} {text}")
-        for end in ends(pod):
-            if (uid, end.attempt) not in self._ends:
-                self._ends[uid, end.attempt] = end
-                if end.code:
-                    self._tell_end(end, pod)
+        for text in pod_warnings(pod):
+            self._report_once(uid, f"pod {name} {text}")
+        for termination in terminations(pod):
+            if (uid, termination.attempt) not in self._terminations:
+                self._terminations[uid, termination.attempt] = termination
+                if termination.exit_code:
+                    self._report_failure(termination, pod)
 
-    def _tell_end(self, end: End, pod: Manifest) -> None:
-        """Says why a container ended and keeps its last lines. Wrong input ends the watching: it stays wrong."""
+    def _report_failure(self, failed: Termination, pod: Manifest) -> None:
+        """Reports why a container failed and saves the end of its log. Raises UserError at once: no retry helps."""
         self.restarts += 1
-        say(f"{self.stage}: pod {end.pod} {end.text}")
+        say(f"{self.stage}: pod {failed.pod} {failed.reason}")
         container = (pod["status"].get("containerStatuses") or [{}])[0]
-        previous = end.attempt < container.get("restartCount", 0)
-        text = self.connection.log(end.pod, container.get("name", ""), tail_lines=LAST_LINES, previous=previous)
-        lines = self._keep_log(end.pod, end.uid, end.attempt, [line for _, line in _stamped(text or "")], end.last)
-        if not end.error:
+        previous = failed.attempt < container.get("restartCount", 0)
+        log = self.connection.log(failed.pod, container.get("name", ""), tail_lines=KEPT_LINES, previous=previous)
+        lines = [line for _, line in _timestamped(log or "")]
+        lines = self._save_log(failed.pod, failed.uid, failed.attempt, lines, failed.log_tail)
+        if not failed.stage_error:
             for line in lines[-10:]:
                 say(f"    {line}")
-        if end.outcome == UserError.exit_code:
-            raise UserError(end.error)
+        if failed.stage_exit_code == UserError.exit_code:
+            raise UserError(failed.stage_error)
 
     def _follow_log(self, pod: Manifest) -> None:
-        """Hands on the new lines of a pod's log."""
+        """Prints the new lines of a pod's log."""
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         for container in (pod.get("status") or {}).get("containerStatuses") or []:
             attempt, state = container.get("restartCount", 0), container.get("state") or {}
-            if not ("running" in state or "terminated" in state) or (uid, attempt) in self._read_whole:
+            if not ("running" in state or "terminated" in state) or (uid, attempt) in self._read_to_end:
                 continue
             last, when = self._read.get((uid, attempt), ("", 0.0))
             now = time.monotonic()
-            since = {"since_seconds": int(now - when) + 5} if last else {"tail_lines": FIRST_LINES}
+            since = {"since_seconds": int(now - when) + 5} if last else {"tail_lines": BACKLOG_LINES}
             text = self.connection.log(name, container["name"], **since)
             if text is None:
                 continue
             if "terminated" in state:
-                self._read_whole.add((uid, attempt))
+                self._read_to_end.add((uid, attempt))
             self._read[uid, attempt] = (last, now)
-            for stamp, line in _stamped(text):
+            for stamp, line in _timestamped(text):
                 if stamp > last:
                     self._read[uid, attempt] = (stamp, now)
-                    self._tails.setdefault(uid, deque(maxlen=LAST_LINES)).append(line)
-                    say(f"{name}: {line}" if self.stage == "encode" and len(self._known) > 1 else line)
+                    self._tails.setdefault(uid, deque(maxlen=KEPT_LINES)).append(line)
+                    say(f"{name}: {line}" if self.stage == "encode" and len(self._live) > 1 else line)
 
-    def _keep_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), last: str = "") -> Sequence[str]:
-        """Writes a container's last lines into a file: those given or, if there are none, those read so far."""
-        lines = lines or list(self._tails.get(uid, ())) or last.splitlines()
+    def _save_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), tail: str = "") -> Sequence[str]:
+        """Writes and returns a container's last lines: `lines`, else those read so far, else those of `tail`."""
+        lines = lines or list(self._tails.get(uid, ())) or tail.splitlines()
         if lines:
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / f"{name}-{uid[:8]}-{attempt}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return lines
 
-    # --- words --------------------------------------------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------------------------------------
 
-    def _hear_warnings(self) -> None:
-        """Events about the job and its pods, each once: what the pods' own states do not tell, as a refused pod."""
-        for event in self.connection.warnings():
+    def _report_events(self) -> None:
+        """Reports each warning event of the job and its pods once. No status shows, for one, why a pod was rejected."""
+        for event in self.connection.warning_events():
             about = event.get("involvedObject") or {}
             name = about.get("name", "")
-            ours = about.get("uid") in (self._uid, *self._known) or (
+            ours = about.get("uid") in (self._uid, *self._live) or (
                 about.get("kind") == "Workload" and self.name in name
             )
-            if ours and event.get("reason") not in TOLD:
-                self._once(name, f"{about.get('kind')} {name}: {event.get('reason')}: {one_line(event.get('message'))}")
+            if ours and event.get("reason") not in REPORTED_BY_STATUS:
+                message = one_line(event.get("message"))
+                self._report_once(name, f"{about.get('kind')} {name}: {event.get('reason')}: {message}")
 
-    def _once(self, about: str, text: str) -> None:
-        if (about, text) not in self._said:
-            self._said.add((about, text))
+    def _report_once(self, about: str, text: str) -> None:
+        if (about, text) not in self._reported:
+            self._reported.add((about, text))
             say(f"{self.stage}: {text}")
 
     def _job(self) -> str:
         return f"{self.kind} {self.name}"
 
-    def _failure(self, state: State) -> Exception:
-        """As the stage failed, if it left a word; else as the newest container did."""
-        failed = [end for end in self._ends.values() if end.code]
-        for end in reversed(failed):
-            if end.error:
-                kind: Callable[[str], Exception] = {2: UserError, 75: Interrupted}.get(end.outcome or 1, StageFailed)
-                return kind(end.error)
-        why = f"pod {failed[-1].pod} {failed[-1].text}" if failed else f"it {state.text}"
+    def _failure(self, state: JobState) -> Exception:
+        """The stage's own error, if a container reported one; else StageFailed with the last container's reason."""
+        failed = [termination for termination in self._terminations.values() if termination.exit_code]
+        for last in reversed(failed):
+            if last.stage_error:
+                kinds: dict[int, Callable[[str], Exception]] = {2: UserError, 75: Interrupted}
+                return kinds.get(last.stage_exit_code or 1, StageFailed)(last.stage_error)
+        why = f"pod {failed[-1].pod} {failed[-1].reason}" if failed else f"it {state.text}"
         kept = f"; last lines of its log in {self.logs}" if self.logs.is_dir() else ""
         return StageFailed(f"{self.stage}: {self._job()} has failed: {why}{kept}")
 
 
-def _stamped(text: str) -> list[tuple[str, str]]:
-    """(time, line) of a log. Times get nine digits, so that they can be compared as text."""
+def _timestamped(log: str) -> list[tuple[str, str]]:
+    """(timestamp, line) for each line of a log. Timestamps have nine-digit fractions, so that they sort as text."""
     found = []
-    for raw in text.splitlines():
+    for raw in log.splitlines():
         stamp, _, line = raw.partition(" ")
         second, _, fraction = stamp.removesuffix("Z").partition(".")
         found.append((f"{second}.{fraction:0<9}", line))
