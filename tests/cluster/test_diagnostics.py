@@ -21,13 +21,13 @@ def test_a_client_that_kubeflow_training_cannot_use(make_params, tmp_path: Path,
     set_versions(monkeypatch, {"kubernetes": "36.1.0"})
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     found = named(check_cluster(make_params()))["kubernetes client"]
-    assert not found.ok and found.mend == "pip install 'kubernetes<36'"
+    assert not found.ok and found.fix == "pip install 'kubernetes<36'"
 
 
 def test_no_kubeconfig(make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     found = named(check_cluster(make_params()))
-    assert not found["cluster"].ok and "KUBECONFIG" in found["cluster"].mend
+    assert not found["cluster"].ok and "KUBECONFIG" in found["cluster"].fix
     assert "operator" not in found
 
 
@@ -67,18 +67,18 @@ def test_a_cluster_without_the_namespace(cluster: FakeCluster):
 
 def test_a_cluster_without_the_operator(cluster: FakeCluster):
     found = cluster.look("cluster.operator=trainjob")
-    assert not found["job kinds"].ok and "trainer" in found["job kinds"].mend
-    assert not found["operator"].ok and "trainer" in found["operator"].mend
+    assert not found["job kinds"].ok and "trainer" in found["job kinds"].fix
+    assert not found["operator"].ok and "trainer" in found["operator"].fix
     assert ("trainer.kubeflow.org", "trainjobs", "create") in cluster.asked
     cluster.answers["GET /apis/trainer.kubeflow.org/v1alpha1"] = {"resources": [{"name": "trainjobs"}]}
     found = cluster.look("cluster.operator=trainjob")
     assert found["job kinds"].finding == "no TrainingRuntime phantom in lab"
-    assert found["job kinds"].mend == "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
+    assert found["job kinds"].fix == "kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml"
     runtime = "GET /apis/trainer.kubeflow.org/v1alpha1/namespaces/lab/trainingruntimes/phantom"
     cluster.answers[runtime] = {"kind": "TrainingRuntime"}
     assert cluster.look("cluster.operator=trainjob")["job kinds"].ok
     del cluster.answers["GET /apis/kubeflow.org/v1"]
-    assert "training-operator" in cluster.look()["job kinds"].mend
+    assert "training-operator" in cluster.look()["job kinds"].fix
 
 
 def test_an_operator_that_is_installed_and_does_not_run(cluster: FakeCluster):
@@ -86,7 +86,7 @@ def test_an_operator_that_is_installed_and_does_not_run(cluster: FakeCluster):
     cluster.answers[where] = {"status": {"replicas": 1}}
     stopped = cluster.look()["operator"]
     assert not stopped.ok and stopped.finding == "kubeflow/training-operator: 0 ready"
-    assert stopped.mend.startswith("kubectl -n kubeflow describe deployment training-operator")
+    assert stopped.fix.startswith("kubectl -n kubeflow describe deployment training-operator")
     cluster.answers[where] = 403  # the worker's account may not look there
     assert cluster.look()["operator"].ok
 
@@ -108,7 +108,7 @@ def test_a_queue_that_takes_our_jobs_and_all_that_can_be_wrong_with_it(cluster: 
     config["data"]["controller_manager_config.yaml"] = '- "batch/job"\n#  - "kubeflow.org/pytorchjob"\n'
     # Ours are not submitted suspended: the danger is not that they hang.
     assert not look().ok and look().finding.endswith("jobs would start at once, past the queue and its quota")
-    assert "kubeflow.org/pytorchjob" in look().mend
+    assert "kubeflow.org/pytorchjob" in look().fix
     cluster.answers["GET /api/v1/namespaces/kueue-system/configmaps/kueue-manager-config"] = 403
     assert look().ok and "may not see whether Kueue has kubeflow.org/pytorchjob enabled" in look().finding
     del cluster.answers["GET /apis/kueue.x-k8s.io"]
@@ -150,14 +150,14 @@ def test_a_quota_that_is_used_up(cluster: FakeCluster):
     wanted = ["cluster.gpu=nvidia.com/gpu", "train.batch_size=16", "train.processes=16"]
     found = cluster.look(*wanted)["quota"]
     assert not found.ok and found.finding == "small: 8 of 16 nvidia.com/gpu are free, training takes 16"
-    assert "02-limits.yaml" in found.mend
+    assert "02-limits.yaml" in found.fix
     assert cluster.look("cluster.gpu=nvidia.com/gpu")["quota"].ok
 
 
 def test_secrets_that_are_not_there(cluster: FakeCluster):
     del cluster.answers["GET /api/v1/namespaces/lab/secrets/phantom-s3"]
     found = cluster.look()["secrets"]
-    assert (found.ok, found.finding) == (False, "missing: phantom-s3") and "k8s/secrets.sh" in found.mend
+    assert (found.ok, found.finding) == (False, "missing: phantom-s3") and "k8s/secrets.sh" in found.fix
     cluster.answers["GET /api/v1/namespaces/lab/secrets/phantom-s3"] = 403
     assert cluster.look()["secrets"].ok
 
@@ -165,7 +165,7 @@ def test_secrets_that_are_not_there(cluster: FakeCluster):
 def test_the_names_that_mlflow_answers_to(cluster: FakeCluster):
     assert cluster.look("tracking.uri=http://mlflow.lab.svc:5000")["mlflow's hosts"].ok
     refused = cluster.look("tracking.uri=http://curves:5000")["mlflow's hosts"]
-    assert not refused.ok and refused.mend.startswith("add curves:5000 to MLFLOW_SERVER_ALLOWED_HOSTS")
+    assert not refused.ok and refused.fix.startswith("add curves:5000 to MLFLOW_SERVER_ALLOWED_HOSTS")
     assert not cluster.look("compute.train=kubernetes")["mlflow's hosts"].ok  # a pod has no such file
 
 

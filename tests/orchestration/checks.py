@@ -14,10 +14,10 @@ from phantom.orchestration.checks import Check
 
 
 def named(checks: list[Check]) -> dict[str, Check]:
-    """The checks by name; each of them in one line, and with a mend where it failed."""
+    """The checks by name; each of them in one line, and with a fix where it failed."""
     for check in checks:
-        assert check.finding and "\n" not in check.finding + check.mend
-        assert check.ok or check.mend
+        assert check.finding and "\n" not in check.finding + check.fix
+        assert check.ok or check.fix
     return {check.name: check for check in checks}
 
 

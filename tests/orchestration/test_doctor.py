@@ -39,12 +39,12 @@ def test_other_versions_than_the_tested_ones_are_named(make_params, checkout: Pa
     lines = (checkout / "constraints.txt").read_text(encoding="utf-8").replace("diffusers==0.42.1", "diffusers==9.0")
     (checkout / "constraints.txt").write_text(lines, encoding="utf-8")
     found = named(doctor(make_params(), root=checkout))["packages"]
-    assert not found.ok and found.mend == "make install"
+    assert not found.ok and found.fix == "make install"
     assert found.finding == "diffusers 0.42.1, tested is 9.0"
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "check", "mend"),
+    ("package", "version", "check", "fix"),
     [
         ("fastapi", "0.155.0", "prefect and fastapi", "pip install 'fastapi>=0.139,<=0.150'"),
         ("prefect", None, "prefect and fastapi", "make install"),
@@ -59,11 +59,11 @@ def test_versions_that_do_not_work_together(
     package: str,
     version: str | None,
     check: str,
-    mend: str,
+    fix: str,
 ):
     set_versions(monkeypatch, {package: version})
     found = named(doctor(make_params(), root=checkout))[check]
-    assert not found.ok and found.mend == mend
+    assert not found.ok and found.fix == fix
 
 
 def test_an_orchestrator_needs_no_torch(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +89,7 @@ def test_frozen_parts_that_are_not_there(make_params, checkout: Path, tiny_base:
     absent = named(doctor(make_params("models.base=models/mini"), root=checkout))
     assert absent["settings"].ok  # one cause, one failure
     assert "models/mini/transformer/config.json" in absent["frozen parts"].finding
-    assert "`phantom pretrain`" in absent["frozen parts"].mend
+    assert "`phantom pretrain`" in absent["frozen parts"].fix
 
     shutil.copytree(tiny_base, checkout / "base")
     weights = next((checkout / "base/vae").glob("*.safetensors"))
@@ -99,7 +99,7 @@ def test_frozen_parts_that_are_not_there(make_params, checkout: Path, tiny_base:
 
     hub = named(doctor(load_params(preset_path("wan2.2-ti2v-5b")), root=checkout))
     assert hub["settings"].ok and not hub["frozen parts"].ok
-    assert hub["frozen parts"].mend == (
+    assert hub["frozen parts"].fix == (
         "hf download Wan-AI/Wan2.2-TI2V-5B-Diffusers; hf download facebook/vjepa2-vitl-fpc64-256"
     )
 
@@ -141,7 +141,7 @@ def test_a_store_that_is_a_server(make_params, checkout: Path):
         assert store_check(address).ok
         answers["GET /api/2.0/mlflow/experiments/get-by-name"] = 403
         refused = store_check(address)
-        assert not refused.ok and "--allowed-hosts" in refused.mend
+        assert not refused.ok and "--allowed-hosts" in refused.fix
     gone = store_check(address)
     assert not gone.ok and "refused" in gone.finding
 
@@ -163,7 +163,7 @@ def test_a_prefect_server_that_is_named_must_answer(make_params, checkout: Path,
     assert ours.ok and ours.finding.startswith(f"none at {address}/api: `phantom up` starts one")
     monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
     gone = named(doctor(make_params(), root=checkout))["prefect server"]
-    assert not gone.ok and "refused" in gone.finding and "`phantom up`" in gone.mend
+    assert not gone.ok and "refused" in gone.finding and "`phantom up`" in gone.fix
 
 
 def test_a_remote_of_dvc(make_params, checkout: Path):
@@ -186,4 +186,4 @@ def test_a_remote_of_dvc(make_params, checkout: Path):
         encoding="utf-8",
     )
     found = look()
-    assert not found.ok and found.finding.startswith("s (s3://b/p): ") and "`dvc remote modify s url" in found.mend
+    assert not found.ok and found.finding.startswith("s (s3://b/p): ") and "`dvc remote modify s url" in found.fix

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -83,5 +82,5 @@ def doctor(
         from phantom.cluster.diagnostics import check_cluster
 
         checks += check_cluster(tree)
-    show([asdict(c) for c in checks], as_json, as_text(checks))
+    show([c.as_json() for c in checks], as_json, as_text(checks))
     raise typer.Exit(0 if all(c.ok for c in checks) else 1)

@@ -1,4 +1,4 @@
-"""What every check of `phantom doctor` is made of: its result, its errors in one line, versions of packages."""
+"""What the checks of `phantom doctor` share: their result, one-line errors, package versions."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ INSTALL = "make install"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `mend` says what to do about it; empty where nothing is to be done."""
+    """Result of one check. `fix` says what to do if it failed; a check that cannot fail has none."""
 
     name: str
     ok: bool
     finding: str
-    mend: str = ""
+    fix: str = ""
+
+    def as_json(self) -> dict[str, str | bool]:
+        """Keys of `phantom doctor --json`, where `fix` is called `mend`."""
+        return {"name": self.name, "ok": self.ok, "finding": self.finding, "mend": self.fix}
 
 
-def attempt(name: str, check: Callable[[str], Check], mend: str = INSTALL) -> Check:
-    """The check's result; what it raises becomes its finding."""
+def attempt(name: str, check: Callable[[str], Check], fix: str = INSTALL) -> Check:
+    """Runs `check`. An exception of any kind is a failure, with its first line as the finding."""
     try:
         return check(name)
     except Exception as error:
-        return Check(name, False, first_line(error), mend)
+        return Check(name, False, first_line(error), fix)
 
 
 def first_line(error: Exception) -> str:
-    """One line for an exception of any library."""
+    """An exception of any library in one line: its type and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def check_packages(name: str, packages: tuple[str, ...], root: Path) -> Check:
-    """The installed versions are the tested ones: those of `constraints.txt` in `root`, where there is one."""
+    """Checks that `packages` are installed, in the versions of `root`/constraints.txt if that file exists."""
     file = root / "constraints.txt"
     tested = dict(re.findall(r"^([\w.-]+)==(\S+)", file.read_text(encoding="utf-8"), re.M)) if file.is_file() else {}
     found = {package: version(package) for package in packages}

@@ -1,6 +1,6 @@
-"""`phantom doctor`: what a run needs, looked at on this machine. The cluster's checks are in `cluster/diagnostics`.
+"""`phantom doctor`: checks that this machine has what a run needs. `cluster/diagnostics` checks the cluster.
 
-Every check has a finding and, where it fails, a mend: one line each, whatever the tool that was asked has raised.
+Every check reports a finding and, if it fails, a fix: one line each, whatever exception the tool raised.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from phantom.errors import UserError
 from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
 
 GIB = 2**30
-SPARE = 5 * GIB  # for clips, logs and reports
-# What the pipeline is made of; the rest of constraints.txt comes with them.
-COMPUTING = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+DISK_RESERVE = 5 * GIB  # for clips, logs and reports
+# Direct dependencies; the rest of constraints.txt comes with them.
+TORCH_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 PACKAGES = (
     *("av", "opencv-python-headless"),
     *("mlflow", "prefect", "fastapi", "dvc", "ruamel.yaml", "pydantic", "typer"),
 )
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-TIMEOUT = 5.0  # s
+FROZEN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+TIMEOUT_SECONDS = 5.0
 
 
 def doctor(params: Params, root: Path = Path()) -> list[Check]:
-    """Runs every check. A check that itself fails is one that has failed."""
+    """Runs every check. An exception in a check is a failure of that check.
+
+    Where torch is not installed and `compute` sends every stage to the cluster, checks that need torch are skipped.
+    """
     checks: dict[str, Callable[[str], Check]] = {
         "python": _python,
-        "packages": lambda name: check_packages(name, (*COMPUTING, *PACKAGES), root),
+        "packages": lambda name: check_packages(name, (*TORCH_PACKAGES, *PACKAGES), root),
         "prefect and fastapi": _prefect,
         "device": _device,
         "settings": lambda name: _settings(name, params, root),
@@ -55,33 +58,30 @@ def doctor(params: Params, root: Path = Path()) -> list[Check]:
         "video encoder": _video,
     }
     if version("torch") is None and set(params.compute.model_dump().values()) == {"kubernetes"}:
-        checks |= dict.fromkeys(("device", "settings", "frozen parts"), _elsewhere)
+        checks |= dict.fromkeys(("device", "settings", "frozen parts"), _skipped)
         checks["packages"] = lambda name: check_packages(name, PACKAGES, root)
     return [attempt(name, check) for name, check in checks.items()]
 
 
 def as_text(checks: list[Check]) -> str:
-    """A line for each check, and one more with the mend of each that failed."""
+    """One line per check, followed by its fix if it failed."""
     lines = []
     for check in checks:
         lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:20} {check.finding}")
         if not check.ok:
-            lines.append(f"      {'mend':20} {check.mend}")
+            lines.append(f"      {'mend':20} {check.fix}")
     failed = sum(not check.ok for check in checks)
     return "\n".join([*lines, f"{failed} of {len(checks)} checks failed" if failed else "all is well"])
 
 
-# --- this machine ----------------------------------------------------------------------------------------------------
-
-
 def _python(name: str) -> Check:
     found = platform.python_version()
-    mend = "make PYTHON=python3.12 install, or any Python from 3.11 on"
-    return Check(name, sys.version_info >= (3, 11), found, mend)
+    fix = "make PYTHON=python3.12 install, or any Python from 3.11 on"
+    return Check(name, sys.version_info >= (3, 11), found, fix)
 
 
 def _prefect(name: str) -> Check:
-    """Later FastAPIs take from Prefect 3.8's server what it needs, and it starts all the same or dies at once."""
+    """With a later FastAPI, Prefect 3.8's server either exits at once or starts and then fails requests."""
     prefect, fastapi = version("prefect"), version("fastapi")
     if prefect is None or fastapi is None:
         return Check(name, False, f"{'prefect' if prefect is None else 'fastapi'} is missing", INSTALL)
@@ -90,8 +90,8 @@ def _prefect(name: str) -> Check:
     return Check(name, works, pair if works else f"{pair}: its server fails", "pip install 'fastapi>=0.139,<=0.150'")
 
 
-def _elsewhere(name: str) -> Check:
-    """In the orchestrator's image, say."""
+def _skipped(name: str) -> Check:
+    """Stands for the checks that need torch, for example in the orchestrator's image."""
     return Check(name, True, "not looked at: no torch is installed, and every stage that needs it is a job (compute.*)")
 
 
@@ -106,7 +106,7 @@ def _device(name: str) -> Check:
 
 
 def _settings(name: str, params: Params, root: Path) -> Check:
-    """They fit the frozen parts: sizes, layers, heads."""
+    """The settings fit the frozen parts: sizes, layers, heads. A missing part is left to the next check."""
     from phantom.planning.parts import read_parts
 
     try:
@@ -121,23 +121,23 @@ def _settings(name: str, params: Params, root: Path) -> Check:
 def _frozen_parts(name: str, params: Params, root: Path) -> Check:
     models = params.models
     missing = []
-    for part in PARTS:
+    for part in FROZEN_PARTS:
         missing += _missing(models.base, part, models.base_revision, root)
     missing += _missing(models.physics_encoder, "", models.physics_encoder_revision, root)
     if not missing:
         return Check(name, True, f"{models.base}, {models.physics_encoder}")
     wanted = sorted({source for source, _ in missing if not (root / source).is_dir()})
     if not wanted:
-        mend = "`phantom pretrain` makes models/mini; other folders are copied whole"
+        fix = "`phantom pretrain` makes models/mini; other folders are copied whole"
     elif all("/" in source and not source.startswith(("models/", "/", ".")) for source in wanted):
-        mend = "; ".join(f"hf download {source}" for source in wanted)
+        fix = "; ".join(f"hf download {source}" for source in wanted)
     else:
-        mend = "`phantom pretrain` makes models/mini; models.base and models.physics_encoder name folders or hub ids"
-    return Check(name, False, "missing: " + ", ".join(f"{source}/{file}".rstrip("/") for source, file in missing), mend)
+        fix = "`phantom pretrain` makes models/mini; models.base and models.physics_encoder name folders or hub ids"
+    return Check(name, False, "missing: " + ", ".join(f"{source}/{file}".rstrip("/") for source, file in missing), fix)
 
 
 def _missing(source: str, part: str, revision: str | None, root: Path) -> list[tuple[str, str]]:
-    """The (source, file) of one part that neither the folder nor the hub's cache has."""
+    """(source, file) of what is missing of one part, in its folder or in the local cache of the hub."""
     marker = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}.get(part, "config.json")
     file = f"{part}/{marker}".lstrip("/")
     if (root / source).is_dir():
@@ -150,15 +150,15 @@ def _missing(source: str, part: str, revision: str | None, root: Path) -> list[t
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(source, file, revision=revision)
-    except ValueError:  # not a hub id either
+    except ValueError:  # not a valid hub id
         found = None
     return [] if isinstance(found, str) else [(source, file)]
 
 
 def _disk(name: str, params: Params, root: Path) -> Check:
-    """Room for the latents and for the checkpoints that a run keeps, the one that is being written among them."""
-    needed = SPARE
-    with suppress(UserError, ModuleNotFoundError):  # of which the settings' own check says more
+    """Free space for the latents, the checkpoints that a run keeps, and one more while it is being written."""
+    needed = DISK_RESERVE
+    with suppress(UserError, ModuleNotFoundError):  # reported by the check of the settings
         from phantom.planning.plan import plan
 
         storage = plan(params, "H100", 1, root=root)["storage"]
@@ -180,7 +180,7 @@ def _mlflow(name: str, uri: str, root: Path) -> Check:
     try:
         query = urllib.parse.urlencode({"experiment_name": "Default"})
         url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?{query}"
-        with urllib.request.urlopen(url, timeout=TIMEOUT):
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
             return Check(name, True, f"{uri} answers")
     except urllib.error.HTTPError as error:
         if error.code == 403:
@@ -200,7 +200,7 @@ def _sqlite(name: str, file: Path) -> Check:
         return Check(name, writable, f"{file}: not there yet", f"make {file.parent.resolve()} writable")
     try:
         with sqlite3.connect(
-            f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro", uri=True, timeout=TIMEOUT
+            f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro", uri=True, timeout=TIMEOUT_SECONDS
         ) as store:
             (version_,) = store.execute("select version_num from alembic_version").fetchone()
     except (sqlite3.Error, TypeError) as error:
@@ -211,25 +211,25 @@ def _sqlite(name: str, file: Path) -> Check:
 
 
 def _prefect_server(name: str, root: Path) -> Check:
-    """The server that PREFECT_API_URL names has to answer; that of prefect.toml is the one that `phantom up` brings."""
-    named, file = os.environ.get("PREFECT_API_URL"), root / "prefect.toml"
+    """A server named by PREFECT_API_URL must answer. That of prefect.toml need not: `phantom up` starts it."""
+    given, file = os.environ.get("PREFECT_API_URL"), root / "prefect.toml"
     ours = tomllib.loads(file.read_text(encoding="utf-8"))["api"]["url"] if file.is_file() else None
-    url = named or ours
+    url = given or ours
     if not url:
         return Check(name, True, "none is named (PREFECT_API_URL): `phantom up` starts one, `phantom run` needs none")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT):
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_SECONDS):
             return Check(name, True, f"{url} answers")
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if not named:
+        if not given:
             return Check(name, True, f"none at {url}: `phantom up` starts one, `phantom run` needs none")
         return Check(name, False, f"{url}: {reason}", "`phantom up` starts one here; else set PREFECT_API_URL to yours")
 
 
 def _ports(name: str) -> Check:
-    """`phantom up` takes other ports where the usual ones are taken: worth knowing, and no failure."""
-    taken = [f"{port} ({what})" for what, port in (("Prefect", 4200), ("MLflow", 5000)) if _answers(port)]
+    """The default ports of `phantom up`. It chooses others if they are taken, so that this is not a failure."""
+    taken = [f"{port} ({what})" for what, port in (("Prefect", 4200), ("MLflow", 5000)) if _is_open(port)]
     finding = f"taken: {', '.join(taken)}; `phantom up` chooses others" if taken else "4200 and 5000 are free"
     try:
         with socket.socket() as trial:
@@ -239,7 +239,7 @@ def _ports(name: str) -> Check:
     return Check(name, True, finding)
 
 
-def _answers(port: int) -> bool:
+def _is_open(port: int) -> bool:
     with socket.socket() as trial:
         trial.settimeout(1)
         return trial.connect_ex(("127.0.0.1", port)) == 0
@@ -256,7 +256,7 @@ def _git_and_dvc(name: str, root: Path) -> Check:
 
 
 def _dvc_remote(name: str, root: Path) -> Check:
-    """`dvc push` and `dvc pull` reach the default remote, if there is one: the pipeline itself does not need it."""
+    """The default remote is reachable, if one is set: `dvc push` and `dvc pull` use it, the pipeline does not."""
     from dvc.repo import Repo
 
     if not (root / ".dvc").is_dir():
@@ -270,8 +270,8 @@ def _dvc_remote(name: str, root: Path) -> Check:
         odb = repo.cloud.get_remote_odb(default)
         odb.fs.exists(odb.path)
     except Exception as error:
-        mend = f"`dvc remote modify {default} url URL`, or its credentials: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL"
-        return Check(name, False, f"{default} ({url}): {first_line(error)}", mend)
+        fix = f"`dvc remote modify {default} url URL`, or its credentials: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL"
+        return Check(name, False, f"{default} ({url}): {first_line(error)}", fix)
     return Check(name, True, f"{default} ({url}) answers")
 
 
