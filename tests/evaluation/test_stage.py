@@ -17,8 +17,8 @@ from phantom.evaluation.stage import evaluate
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.orchestration.run import score_rows
-from phantom.tracking.records import record
-from phantom.tracking.registry import flatten
+from phantom.tracking.records import log_stage
+from phantom.tracking.registry import flatten_metrics
 from tests import tiny
 from tests.evaluation import judges
 
@@ -85,7 +85,7 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     rows = score_rows(evaluation)
     assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
     assert set(rows[0]) == {"mode", "model", *stage.PARTS, "verified"}
-    flat = flatten(evaluation)
+    flat = flatten_metrics(evaluation)
     assert "physics_iq.single.phantom.score" in flat and not any(
         "scenario" in name for name in flat if "worlds" in name
     )
@@ -220,8 +220,8 @@ def test_benchmarks_of_prompts_are_sampled_judged_and_shown(make_params, checkou
     assert list(evaluation["videophy"]) == ["base", "control", "phantom"]
     assert evaluation["videophy"]["phantom"]["gain"].keys() >= {"gain", "low", "high", "paired"}
     assert evaluation["videophy"]["phantom"]["gain"]["paired"] == 1
-    assert "videophy2.phantom.joint_4" in flatten(evaluation)
-    assert not any("prompt" in name and not name.endswith("prompts") for name in flatten(evaluation))
+    assert "videophy2.phantom.joint_4" in flatten_metrics(evaluation)
+    assert not any("prompt" in name and not name.endswith("prompts") for name in flatten_metrics(evaluation))
 
     shown = videos(checkout)
     assert len(shown) == 3 * (2 * 2 + 2)
@@ -247,10 +247,10 @@ def test_mlflow_has_the_figures_and_videos_of_every_benchmark(make_params, check
         f"tracking.artifacts={tmp_path}/artifacts",
     )
     write_benchmark(checkout / "data/benchmark", params)
-    record("evaluate", params, evaluate(params, checkout), checkout)
+    log_stage("evaluate", params, evaluate(params, checkout), checkout)
     client = mlflow.MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])
-    figures = flatten(json.loads((checkout / "reports/evaluation.json").read_text()))
+    figures = flatten_metrics(json.loads((checkout / "reports/evaluation.json").read_text()))
     assert run.data.metrics == figures and run.info.status == "FINISHED"
     wanted = {"physics_iq.single.phantom.score", "worlds.single.base.missing", "videophy.phantom.pc_mean"}
     assert wanted <= figures.keys()

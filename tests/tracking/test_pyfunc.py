@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from phantom.data.video import read_frames, write_mp4
-from phantom.tracking import pyfunc as serving
+from phantom.tracking import pyfunc
 from phantom.tracking.registry import register
 from phantom.training.build import build_model
 from tests import tiny
@@ -37,9 +37,9 @@ def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory):
     build_model(params, tiny.PHYSICS_CHANNELS).save_export(export, metadata={**METADATA, "sampling": SAMPLING})
     mlflow.pyfunc.save_model(
         folder / "model",
-        python_model=serving.__file__,
+        python_model=pyfunc.__file__,
         artifacts={"export": str(export)},
-        signature=serving.SIGNATURE,
+        signature=pyfunc.SIGNATURE,
         pip_requirements=[],
     )
     export.rename(folder / "moved")
@@ -112,7 +112,7 @@ def test_the_champion_of_the_registry_makes_a_video(make_params, tmp_path: Path,
 
     mlflow.set_tracking_uri(params.tracking.uri)
     champion = mlflow.pyfunc.load_model("models:/phantom@champion")
-    assert champion.metadata.signature == serving.SIGNATURE
+    assert champion.metadata.signature == pyfunc.SIGNATURE
     (video,) = champion.predict(champion.input_example)["video"]
     assert frames_of(video, tmp_path).shape == (9, 64, 64, 3)
     assert mlflow.MlflowClient().get_run(made.run_id).outputs.model_outputs

@@ -13,7 +13,7 @@ import yaml
 
 from phantom import __version__
 from phantom.errors import UserError
-from phantom.tracking.registry import RegisterResult, flatten, register
+from phantom.tracking.registry import RegisterResult, flatten_metrics, register
 
 
 @pytest.fixture(scope="module")
@@ -177,4 +177,4 @@ def test_without_an_evaluation_or_an_export(work: Work, make_params):
 
 def test_flatten_keeps_the_finite_numbers():
     tree = {"a": {"b": 1, "c": {"d": 2.5}}, "e": True, "f": "text", "g": None, "h": float("nan"), "i": [1]}
-    assert flatten(tree) == {"a.b": 1.0, "a.c.d": 2.5}
+    assert flatten_metrics(tree) == {"a.b": 1.0, "a.c.d": 2.5}

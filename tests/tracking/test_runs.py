@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from phantom.tracking import lineage
-from phantom.tracking.records import record
+from phantom.tracking.records import log_stage
 from phantom.tracking.runs import Tracker
 
 
@@ -30,15 +30,15 @@ def curve(params, run_id, key):
 def test_a_resumed_run_continues_its_curves_and_repeats_no_step(params, tmp_path):
     first = Tracker(params, "train phantom", tags={"stage": "train"})
     for step in range(1, 6):
-        first.log(step, {"loss": 1 / step, "alpha": float("nan")})
+        first.log_metrics(step, {"loss": 1 / step, "alpha": float("nan")})
     first.close("KILLED")
     second = Tracker(params, "train phantom", first.run_id)
     assert second.run_id == first.run_id
     for step in range(3, 9):  # from a checkpoint of step 2
-        second.log(step, {"loss": 1 / step})
+        second.log_metrics(step, {"loss": 1 / step})
     file = tmp_path / "history.json"
     file.write_text("[]")
-    second.artifact(file)
+    second.log_artifact(file)
     second.close()
     assert curve(params, first.run_id, "loss") == [(s, 1 / s) for s in range(1, 9)]
     assert curve(params, first.run_id, "alpha") == []
@@ -50,8 +50,8 @@ def test_a_resumed_run_continues_its_curves_and_repeats_no_step(params, tmp_path
 
 def test_checkpoints_can_be_browsed(params, tmp_path):
     tracker = Tracker(params, "train phantom")
-    tracker.log(10, {"loss": 0.5})
-    tracker.checkpoint(10, tmp_path / "step-0000010", {"loss": 0.5, "loss_physics": 0.25})
+    tracker.log_metrics(10, {"loss": 0.5})
+    tracker.log_checkpoint(10, tmp_path / "step-0000010", {"loss": 0.5, "loss_physics": 0.25})
     tracker.close()
     client = mlflow.MlflowClient(params.tracking.uri)
     experiment = client.get_experiment_by_name(params.tracking.experiment)
@@ -66,7 +66,7 @@ def test_an_absent_store_is_one_line_and_no_delay(make_params, capsys):
     tracker = Tracker(params, "train phantom")
     started = time.monotonic()
     for step in range(100):
-        tracker.log(step, {"loss": 1.0})
+        tracker.log_metrics(step, {"loss": 1.0})
     tracker.close()
     assert time.monotonic() - started < 5
     said = capsys.readouterr().err.strip().splitlines()
@@ -83,9 +83,9 @@ def test_a_store_that_fails_for_a_while_gets_everything(params, monkeypatch):
         return send(*args, **kwargs)
 
     monkeypatch.setattr(tracker._client, "log_batch", flaky)
-    monkeypatch.setattr("phantom.tracking.runs.RETRY_AFTER", 0.01)
+    monkeypatch.setattr("phantom.tracking.runs.RETRY_SECONDS", 0.01)
     for step in range(1, 4):
-        tracker.log(step, {"loss": float(step)})
+        tracker.log_metrics(step, {"loss": float(step)})
     tracker.close()
     assert curve(params, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -109,23 +109,23 @@ def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, 
         folder.mkdir(parents=True)
         for number in range(6):
             (folder / f"{number}.mp4").write_bytes(b"video")
-    monkeypatch.setenv(lineage.COMMIT, "abc123")
-    monkeypatch.setenv(lineage.PIPELINE, "pipeline one")
-    record("prepare", params, Prepared(), tmp_path)
+    monkeypatch.setenv(lineage.COMMIT_ENV, "abc123")
+    monkeypatch.setenv(lineage.PIPELINE_ENV, "pipeline one")
+    log_stage("prepare", params, Prepared(), tmp_path)
     tracker = Tracker(params, "train phantom", tags={"stage": "train"}, root=tmp_path)
     tracker.close()
-    record("evaluate", params, None, tmp_path)
-    monkeypatch.setenv(lineage.PIPELINE, "pipeline two")
+    log_stage("evaluate", params, None, tmp_path)
+    monkeypatch.setenv(lineage.PIPELINE_ENV, "pipeline two")
     Tracker(params, "train phantom", root=tmp_path).close("KILLED")
-    monkeypatch.delenv(lineage.PIPELINE)
-    record("prepare", params, Prepared(), tmp_path)  # by itself it leaves none
+    monkeypatch.delenv(lineage.PIPELINE_ENV)
+    log_stage("prepare", params, Prepared(), tmp_path)  # by itself it leaves none
     Tracker(params, "train phantom", root=tmp_path).close()
 
     client = mlflow.MlflowClient(params.tracking.uri)
-    runs = {run.info.run_id: run for run in client.search_runs([tracker._experiment], order_by=["start_time"])}
+    runs = {run.info.run_id: run for run in client.search_runs([tracker._experiment_id], order_by=["start_time"])}
     tree = {}
     for run in runs.values():
-        above = run.data.tags.get(lineage.PARENT)
+        above = run.data.tags.get(lineage.PARENT_TAG)
         tree.setdefault(runs[above].info.run_name if above else None, []).append(run.info.run_name)
     assert tree == {
         None: ["pipeline one", "pipeline two", "train phantom"],
@@ -167,7 +167,7 @@ def test_the_stages_of_a_plain_repro_have_a_run_above_them(tmp_path, make_params
         "two": {"cmd": f"{sys.executable} stage.py two > two", "deps": ["one"], "outs": ["two"]},
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    environment = {k: v for k, v in os.environ.items() if k != lineage.PIPELINE}
+    environment = {k: v for k, v in os.environ.items() if k != lineage.PIPELINE_ENV}
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
     before = time.time()
@@ -176,6 +176,6 @@ def test_the_stages_of_a_plain_repro_have_a_run_above_them(tmp_path, make_params
     experiment = client.get_experiment_by_name(params.tracking.experiment)
     above, first, second = client.search_runs([experiment.experiment_id], order_by=["start_time"])
     assert [run.info.run_name for run in (first, second)] == ["one", "two"]
-    assert {run.data.tags[lineage.PARENT] for run in (first, second)} == {above.info.run_id}
+    assert {run.data.tags[lineage.PARENT_TAG] for run in (first, second)} == {above.info.run_id}
     started = datetime.strptime(above.info.run_name, "dvc repro %Y-%m-%d %H:%M:%S").timestamp()
     assert started == pytest.approx(before, abs=5) and above.info.status == "FINISHED"

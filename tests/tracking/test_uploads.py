@@ -15,7 +15,7 @@ import torch
 
 from phantom.data.storage import LocalFolder, open_folder
 from phantom.errors import StageFailed, UserError
-from phantom.tracking.uploads import Uploaded, Uploads, bring_back
+from phantom.tracking.uploads import CheckpointUploader, UploadedCheckpoint, download_newest
 from phantom.training import checkpoint as checkpoints
 from phantom.training.trainer import train
 from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
@@ -77,18 +77,18 @@ def checkpoint(folder: Path, step: int) -> Path:
 
 def test_what_could_not_be_sent_is_sent_by_the_next_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     to, outbox = Refusing(tmp_path / "s3"), tmp_path / "uploads/run-1"
-    sent: list[Uploaded] = []
-    first = Uploads(to, outbox, sent.append)
+    sent: list[UploadedCheckpoint] = []
+    first = CheckpointUploader(to, outbox, sent.append)
     for step in (1, 2, 3):
         path = checkpoint(tmp_path, step)
-        first.put(path)
+        first.submit(path)
         for file in path.iterdir():  # the run keeps only its newest
             file.unlink()
     first.close(wait=True)
     assert not sent and to.tried
     assert "is not copied: s3://x: the server cannot be reached" in capsys.readouterr().err
     to.open_ = True
-    Uploads(to, outbox, sent.append).close(wait=True)
+    CheckpointUploader(to, outbox, sent.append).close(wait=True)
     assert [upload.name for upload in sent] == ["step-0000003"]  # the newest of those that waited
     assert (tmp_path / "s3/run-1/step-0000003/model.safetensors").read_text(encoding="utf-8") == "weights 3"
     assert sent[0].uri == f"{tmp_path}/s3/run-1/step-0000003"
@@ -100,25 +100,25 @@ def test_what_could_not_be_sent_is_sent_by_the_next_process(tmp_path: Path, caps
 
 def copied(params: Any, tmp_path: Path, *steps: int) -> None:
     """Leaves copies of small checkpoints of the run `run-1`."""
-    sent: list[Uploaded] = []
+    sent: list[UploadedCheckpoint] = []
     for step in steps:
         path = checkpoints.save(tmp_path / "run-1", step, {"model": {"weight": torch.full((3,), step)}}, {}, keep=9)
         to = open_folder(params.storage.checkpoints, tmp_path, params.storage)
-        uploads = Uploads(to, tmp_path / "uploads/run-1", sent.append)
-        uploads.put(path)
-        uploads.close(wait=True)
+        uploader = CheckpointUploader(to, tmp_path / "uploads/run-1", sent.append)
+        uploader.submit(path)
+        uploader.close(wait=True)
     assert [upload.name for upload in sent] == [f"step-{step:07d}" for step in steps]
 
 
 def test_the_newest_whole_copy_is_brought_back(bucket: str, make_params: Any, tmp_path: Path, capsys: Any):  # noqa: F811
     params = make_params(f"storage.checkpoints=s3://{bucket}/runs/")
     storage, here = params.storage, tmp_path / "new/checkpoints/run-1"
-    assert bring_back(here, storage, tmp_path, checkpoints.newest) is None  # none was sent yet
+    assert download_newest(here, storage, tmp_path, checkpoints.newest) is None  # none was sent yet
     copied(params, tmp_path, 1, 2, 3, 4)
     client = boto3.client("s3", region_name="us-east-1")
     client.delete_object(Bucket=bucket, Key="runs/run-1/step-0000004/state.json")  # broken off while it was sent
     client.put_object(Bucket=bucket, Key="runs/run-1/step-0000003/model.safetensors", Body=b"damaged")
-    found = bring_back(here, storage, tmp_path, checkpoints.newest)
+    found = download_newest(here, storage, tmp_path, checkpoints.newest)
     assert found and found.step == 2
     assert found.tensors("model")["weight"].tolist() == [2, 2, 2]
     assert [path.name for path in here.iterdir()] == ["step-0000002"]
@@ -128,14 +128,14 @@ def test_the_newest_whole_copy_is_brought_back(bucket: str, make_params: Any, tm
     # One that is damaged here too gives way to its copy.
     (here / "step-0000002/model.safetensors").write_bytes(b"damaged")
     assert checkpoints.newest(here) is None
-    found = bring_back(here, storage, tmp_path, checkpoints.newest)
+    found = download_newest(here, storage, tmp_path, checkpoints.newest)
     assert found and found.tensors("model")["weight"].tolist() == [2, 2, 2]
 
 
 def test_copies_that_cannot_be_asked_for_are_no_reason_to_begin_anew(s3: Any, make_params: Any, tmp_path: Path):  # noqa: F811
     params = make_params("storage.checkpoints=s3://nowhere/runs")
     with pytest.raises(UserError, match=r"^s3://nowhere/runs/run-1: no such bucket$"):
-        bring_back(tmp_path / "run-1", params.storage, tmp_path, checkpoints.newest)
+        download_newest(tmp_path / "run-1", params.storage, tmp_path, checkpoints.newest)
 
 
 @pytest.mark.slow

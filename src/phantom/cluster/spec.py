@@ -16,12 +16,12 @@ from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME, UserError
 from phantom.orchestration.stages import identity_files, result_settings
-from phantom.tracking.lineage import PIPELINE
+from phantom.tracking.lineage import PIPELINE_ENV
 
 WORKSPACE = "/workspace"
 MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status
 SETTINGS = "PHANTOM_PARAMS"
-OF_ONE_CALL = (SETTINGS, PIPELINE)  # variables of a job that may differ where the work is the same
+OF_ONE_CALL = (SETTINGS, PIPELINE_ENV)  # variables of a job that may differ where the work is the same
 SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
 
 
@@ -90,8 +90,8 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
         "OMP_NUM_THREADS": str(params.cluster.cpu),
         "PYTHONUNBUFFERED": "1",
     }
-    if PIPELINE in os.environ:
-        env[PIPELINE] = os.environ[PIPELINE]
+    if PIPELINE_ENV in os.environ:
+        env[PIPELINE_ENV] = os.environ[PIPELINE_ENV]
     if stage == "train":
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN)
     return env | dict(pair.split("=", 1) for pair in params.cluster.env)

@@ -1,1 +1,1 @@
-"""MLflow: runs, lineage, uploads, the model registry. No other part of the project talks to it."""
+"""MLflow: runs, lineage, checkpoint uploads and the model registry. No other package imports mlflow."""

@@ -1,4 +1,4 @@
-"""What a run in MLflow belongs to: the pipeline's run above it, and the data and the code that it was made from."""
+"""Lineage of MLflow runs: the pipeline run they belong to, and the data and commit they were made from."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from typing import Any
 from uuid import uuid4
 
 from phantom.config import Params, Tracking
+from phantom.data.manifest import CLIPS, MANIFEST
 
-PIPELINE = "PHANTOM_PIPELINE"  # names the pipeline's run, whose stages are its children
-COMMIT = "PHANTOM_COMMIT"  # of an image, which holds no repository
-MANIFEST = Path("data/clips/manifest.jsonl")
-PARENT = "mlflow.parentRunId"
+PIPELINE_ENV = "PHANTOM_PIPELINE"  # name of the pipeline run, the parent of its stages' runs
+COMMIT_ENV = "PHANTOM_COMMIT"  # set in images, which contain no repository
+PARENT_TAG = "mlflow.parentRunId"
 
 
-def new_pipeline() -> str:
-    """A name for a run of the pipeline."""
+def new_pipeline_name() -> str:
+    """A unique name for a run of the pipeline."""
     return f"pipeline {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {uuid4().hex[:4]}"
 
 
-def join_repro() -> None:
-    """Names the pipeline's run under a plain `dvc repro`, which tells its stages no name: after the time of its start.
+def join_dvc_repro() -> None:
+    """Names the pipeline run of a plain `dvc repro`, which passes its stages no name, after the time it was started.
 
-    It leads the process group that its stages are in. Where `ps` cannot say when it started, no run is above them.
+    `dvc repro` leads the process group of its stages. Where `ps` does not report its start, the stages get no parent.
     """
-    if PIPELINE in os.environ or "DVC_STAGE" not in os.environ:
+    if PIPELINE_ENV in os.environ or "DVC_STAGE" not in os.environ:
         return
-    if started := _said("ps", "-o", "lstart=", "-p", str(os.getpgrp())):
-        os.environ[PIPELINE] = f"dvc repro {datetime.strptime(started, '%a %b %d %H:%M:%S %Y'):%Y-%m-%d %H:%M:%S}"
+    if started := _output_of("ps", "-o", "lstart=", "-p", str(os.getpgrp())):
+        os.environ[PIPELINE_ENV] = f"dvc repro {datetime.strptime(started, '%a %b %d %H:%M:%S %Y'):%Y-%m-%d %H:%M:%S}"
 
 
-def experiment(client: Any, tracking: Tracking, root: Path) -> str:
-    """The id of the experiment, which is made if it is not there."""
+def get_experiment_id(client: Any, tracking: Tracking, root: Path) -> str:
+    """The id of the experiment, which is created if it does not exist."""
     if found := client.get_experiment_by_name(tracking.experiment):
         return found.experiment_id
-    # A server has its own place for artifacts.
+    # A server decides itself where artifacts go.
     folder = None if tracking.uri.startswith("http") else str((root / tracking.artifacts).resolve())
     return client.create_experiment(tracking.experiment, folder)
 
 
-def tags_of(params: Params, root: Path = Path()) -> dict[str, str]:
-    """The clips (a digest of their manifest, which holds those of the files) and the commit."""
-    manifest = root / MANIFEST
+def data_and_code_tags(params: Params, root: Path = Path()) -> dict[str, str]:
+    """Tags for the clips (the sha256 of their manifest, which lists that of every file) and the commit."""
+    manifest = root / CLIPS / MANIFEST
     clips = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else "unknown"
-    changed = _said("git", "status", "--porcelain", "--untracked-files=no", root=root)
+    changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", root=root)
     return {
         "data_source": params.data.source,
         "data_path": params.data.path or "",
         "data_sha256": clips,
-        "git_commit": _said("git", "rev-parse", "HEAD", root=root) or os.environ.get(COMMIT) or "unknown",
+        "git_commit": _output_of("git", "rev-parse", "HEAD", root=root) or os.environ.get(COMMIT_ENV) or "unknown",
         "git_dirty": str(bool(changed)).lower(),
     }
 
 
-def parent_tag(client: Any, experiment: str) -> dict[str, str]:
-    """Makes a run the child of the pipeline's run, which the first of its stages makes; nothing outside a pipeline."""
-    name = os.environ.get(PIPELINE)
+def parent_tags(client: Any, experiment_id: str) -> dict[str, str]:
+    """Tags that make a run a child of the pipeline run, created by the first stage; none outside a pipeline."""
+    name = os.environ.get(PIPELINE_ENV)
     if not name:
         return {}
-    found = client.search_runs([experiment], f"tags.pipeline = '{name}'", max_results=1)
-    run = found[0] if found else client.create_run(experiment, run_name=name, tags={"pipeline": name})
-    return {PARENT: run.info.run_id}
+    found = client.search_runs([experiment_id], f"tags.pipeline = '{name}'", max_results=1)
+    run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={"pipeline": name})
+    return {PARENT_TAG: run.info.run_id}
 
 
 def log_dataset(client: Any, run_id: str, tags: dict[str, str]) -> None:
-    """Names the clips as the run's data set, as MLflow's pages list it."""
+    """Logs the clips as the run's dataset, for the MLflow UI. `tags`: from `data_and_code_tags`."""
     from mlflow.entities import Dataset, DatasetInput
 
     source = {"source": tags["data_source"], "path": tags["data_path"], "sha256": tags["data_sha256"]}
@@ -79,8 +79,8 @@ def log_dataset(client: Any, run_id: str, tags: dict[str, str]) -> None:
     client.log_inputs(run_id, [DatasetInput(dataset=clips)])
 
 
-def _said(*command: str, root: Path = Path()) -> str | None:
-    """What a command says; None if it fails or is not there."""
+def _output_of(*command: str, root: Path = Path()) -> str | None:
+    """Standard output of a command, stripped; None if it fails or is not installed."""
     try:
         done = subprocess.run(command, cwd=root, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Phantom as an MLflow model: `mlflow.pyfunc.load_model("models:/phantom@champion").predict(...)` makes videos.
 
-MLflow keeps this file as the model's code, beside the export. The frozen base is loaded by reference, as the export
-names it: a folder relative to the working directory, or a hub id with its revision.
+MLflow stores this file as the model's code, next to the export. The frozen base is not stored: it is loaded from where
+the export refers to, a folder relative to the working directory or a hub id with a revision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec(DataType.string, "prompt"),
-            ColSpec(DataType.string, "image", required=False),  # path of a first frame
+            ColSpec(DataType.string, "image", required=False),  # path of the first frame
             ColSpec(DataType.string, "video", required=False),  # path of a video to continue
         ]
     ),
@@ -31,7 +31,7 @@ EXAMPLE = pd.DataFrame({"prompt": ["A red ball falls to the ground and bounces."
 
 
 class PhantomModel(PythonModel):
-    """A row of `prompt`, optionally with `image` or `video`, in; a row with an mp4's bytes in `video` out."""
+    """Makes one video per row: `prompt`, optionally `image` or `video` (paths), in; `video` (mp4 bytes) out."""
 
     def load_context(self, context):
         self.model = Path(context.artifacts["export"])
@@ -42,9 +42,9 @@ class PhantomModel(PythonModel):
         videos = []
         with TemporaryDirectory() as folder:
             for row in model_input.to_dict("records"):
-                given: dict[str, Any] = {k: row[k] for k in ("image", "video") if isinstance(row.get(k), str)}
+                conditions: dict[str, Any] = {k: row[k] for k in ("image", "video") if isinstance(row.get(k), str)}
                 out = Path(folder) / "video.mp4"
-                generate(self.model, prompt=row["prompt"], out=out, **given, **(params or {}))
+                generate(self.model, prompt=row["prompt"], out=out, **conditions, **(params or {}))
                 videos.append(out.read_bytes())
         return pd.DataFrame({"video": videos})
 

@@ -1,4 +1,4 @@
-"""The MLflow runs of the stages that have no curves: their figures, reports and samples."""
+"""MLflow runs of the stages that log once, at their end: metrics, reports and sample videos."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.tracking.lineage import PIPELINE
-from phantom.tracking.registry import EVALUATION, PAGE, flatten
+from phantom.tracking.lineage import PIPELINE_ENV
+from phantom.tracking.registry import EVALUATION, PAGE, flatten_metrics
 from phantom.tracking.runs import Tracker
 
-SAMPLES = 4  # videos of each mode or benchmark
-MADE = Path("checkpoints/evaluate")
+SAMPLES = 4  # videos logged per benchmark or Physics-IQ mode
+GENERATED = Path("checkpoints/evaluate")
 
 
-def record(stage: str, params: Params, result: Any, root: Path = Path()) -> None:
-    """Leaves a run of a stage that has ended well.
+def log_stage(stage: str, params: Params, result: Any, root: Path = Path()) -> None:
+    """Logs a stage that has succeeded, with `result` as its metrics; of `evaluate`, the evaluation and its page.
 
-    Of prepare and encode only as parts of a pipeline's run: alone they have nothing to look at.
+    prepare and encode are logged only within a pipeline run.
     """
-    if stage != "evaluate" and PIPELINE not in os.environ:
+    if stage != "evaluate" and PIPELINE_ENV not in os.environ:
         return
     tracker = Tracker(params, stage, tags={"stage": stage}, root=root)
     if stage == "evaluate":
-        tracker.log(0, flatten(json.loads((root / EVALUATION).read_text(encoding="utf-8"))))
-        tracker.artifact(root / EVALUATION)
-        tracker.artifact(root / PAGE)
+        tracker.log_metrics(0, flatten_metrics(json.loads((root / EVALUATION).read_text(encoding="utf-8"))))
+        tracker.log_artifact(root / EVALUATION)
+        tracker.log_artifact(root / PAGE)
         for benchmark in params.evaluate.benchmarks:
             for mode in params.evaluate.physics_iq.modes if benchmark == "physics-iq" else (benchmark,):
-                for video in _samples(root / MADE, mode):
-                    tracker.artifact(video, f"samples/{mode}")
+                for video in _sample_videos(root / GENERATED, mode):
+                    tracker.log_artifact(video, f"samples/{mode}")
     else:
-        tracker.log(0, flatten(asdict(result)))
+        tracker.log_metrics(0, flatten_metrics(asdict(result)))
     tracker.close()
 
 
-def _samples(made: Path, mode: str) -> list[Path]:
-    """The first videos of the newest Phantom."""
-    folders = sorted(made.glob(f"phantom-*/{mode}"), key=lambda folder: folder.stat().st_mtime)
+def _sample_videos(generated: Path, mode: str) -> list[Path]:
+    """The first videos of the newest evaluated model."""
+    folders = sorted(generated.glob(f"phantom-*/{mode}"), key=lambda folder: folder.stat().st_mtime)
     return sorted(folders[-1].rglob("*.mp4"))[:SAMPLES] if folders else []

@@ -1,7 +1,6 @@
-"""The model registry: a version for every evaluated model, the best of which is `champion`.
+"""The model registry: one version per evaluated model, of which the best has the alias `champion`.
 
-A newer version that is not better becomes `challenger`. What a version was measured at is in its run's metrics, from
-which the present champion's score is read.
+A newer version that is not better gets the alias `challenger`. The scores of a version are the metrics of its run.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from phantom.tracking import lineage
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
-OUT = Path("reports/registered.json")
+REGISTERED = Path("reports/registered.json")
 
 
 @dataclass(frozen=True)
 class RegisterResult:
-    """The version and what decided its alias: its score, and the score of the champion it was held against."""
+    """The version, its score, and that of the champion it was compared with; None if there was no other champion."""
 
     name: str
     version: int
@@ -43,13 +42,14 @@ class RegisterResult:
 
 
 def register(params: Params, root: Path = Path(), promote: bool = False) -> RegisterResult:
-    """Registers `models/phantom` as evaluated. The same model and evaluation are registered once.
+    """Registers `models/phantom` with its evaluation; if that was done before, the existing version is used.
 
-    `champion` goes to the version if its score on `register.metric` is above the champion's, or if `promote` says so.
-    Writes `reports/registered.json`. Raises UserError for a metric that the evaluation does not have.
+    The version becomes `champion` if its score on `register.metric` is above the champion's, or with `promote`. Writes
+    `reports/registered.json`. Raises UserError for a metric that the evaluation does not have, and where the evaluation
+    or the export is missing.
     """
     evaluation = _read_evaluation(root / EVALUATION)
-    scores = flatten(evaluation)
+    scores = flatten_metrics(evaluation)
     metric = params.register_.metric
     if metric not in scores:
         near = difflib.get_close_matches(metric, scores, n=1, cutoff=0)
@@ -68,37 +68,37 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
     name = params.register_.name
     tags = {
         "identity": _digest(root / EVALUATION, *sorted(p for p in (root / EXPORT).rglob("*") if p.is_file())),
-        **lineage.tags_of(params, root),
+        **lineage.data_and_code_tags(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
     }
-    champion = _aliased(client, name, "champion")
-    version = _same(client, name, tags["identity"]) or _create(client, params, root, scores, tags)
-    result = _award(client, version, champion, metric, scores[metric], promote)
-    (root / OUT).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    champion = _version_with_alias(client, name, "champion")
+    version = _find_version(client, name, tags["identity"]) or _create_version(client, params, root, scores, tags)
+    result = _set_aliases(client, version, champion, metric, scores[metric], promote)
+    (root / REGISTERED).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a nested table by dotted name."""
+def flatten_metrics(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a nested dict by dotted name; other values are left out."""
     flat: dict[str, float] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten_metrics(value, f"{prefix}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             flat[f"{prefix}{key}"] = float(value)
     return flat
 
 
-def _create(client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str]) -> Any:
-    """Logs the run of the registration and makes a version of its model."""
+def _create_version(client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str]) -> Any:
+    """Logs a run with the model and its scores, and creates a version of that model."""
     import mlflow
 
     name = params.register_.name
-    experiment = lineage.experiment(client, params.tracking, root)
-    parent = lineage.parent_tag(client, experiment)
-    of_run = {"stage": "register", **tags, **parent}
-    with mlflow.start_run(experiment_id=experiment, run_name="register", tags=of_run) as run:
+    experiment_id = lineage.get_experiment_id(client, params.tracking, root)
+    parent = lineage.parent_tags(client, experiment_id)
+    run_tags = {"stage": "register", **tags, **parent}
+    with mlflow.start_run(experiment_id=experiment_id, run_name="register", tags=run_tags) as run:
         lineage.log_dataset(client, run.info.run_id, tags)
         mlflow.log_metrics(scores)
         mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
@@ -107,35 +107,35 @@ def _create(client: Any, params: Params, root: Path, scores: dict[str, float], t
                 mlflow.log_artifact(str(root / report))
         uri = _log_model(client, name, root / EXPORT, run)
     if parent:
-        client.set_terminated(parent[lineage.PARENT])
+        client.set_terminated(parent[lineage.PARENT_TAG])
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
     card = root / EXPORT / "README.md"
-    about = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
-    return client.create_model_version(name, uri, run_id=run.info.run_id, tags=tags, description=about.strip())
+    description = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
+    return client.create_model_version(name, uri, run_id=run.info.run_id, tags=tags, description=description.strip())
 
 
 def _log_model(client: Any, name: str, export: Path, run: Any) -> str:
-    """The export as a pyfunc model of the run. Returns its address.
+    """Logs the export as a pyfunc model of the run and returns the model's URI.
 
-    `mlflow.pyfunc.log_model` would run the input example here: a whole video for each registration.
+    Not by `mlflow.pyfunc.log_model`, which runs the input example: it would generate a video at every registration.
     """
     import mlflow
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    from phantom.tracking import pyfunc as serving
+    from phantom.tracking import pyfunc
 
     run_id = run.info.run_id
     logged = client.create_logged_model(run.info.experiment_id, name, source_run_id=run_id, model_type="pyfunc")
     with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's own, of pandas
+        warnings.simplefilter("ignore")  # from MLflow's use of pandas
         mlflow.pyfunc.save_model(
             f"{folder}/model",
-            python_model=serving.__file__,
+            python_model=pyfunc.__file__,
             artifacts={"export": str(export)},
-            signature=serving.SIGNATURE,
-            input_example=serving.EXAMPLE,
+            signature=pyfunc.SIGNATURE,
+            input_example=pyfunc.EXAMPLE,
             pip_requirements=[f"phantom-video[train]=={__version__}"],
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
         )
@@ -145,14 +145,16 @@ def _log_model(client: Any, name: str, export: Path, run: Any) -> str:
     return logged.model_uri
 
 
-def _award(client: Any, version: Any, champion: Any | None, metric: str, score: float, promote: bool) -> RegisterResult:
-    """Sets the aliases."""
+def _set_aliases(
+    client: Any, version: Any, champion: Any | None, metric: str, score: float, promote: bool
+) -> RegisterResult:
+    """Compares the version with the champion and moves the aliases."""
     reigning = champion is not None and champion.version == version.version
     best = None if champion is None else client.get_run(champion.run_id).data.metrics.get(metric)
     wins = promote or reigning or best is None or score > best
     if wins and not reigning:
         client.set_registered_model_alias(version.name, "champion", version.version)
-    challenger = _aliased(client, version.name, "challenger")
+    challenger = _version_with_alias(client, version.name, "challenger")
     if wins and challenger is not None and challenger.version == version.version:
         client.delete_registered_model_alias(version.name, "challenger")
     if not wins:
@@ -169,7 +171,7 @@ def _award(client: Any, version: Any, champion: Any | None, metric: str, score: 
     )
 
 
-def _aliased(client: Any, name: str, alias: str) -> Any | None:
+def _version_with_alias(client: Any, name: str, alias: str) -> Any | None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -180,8 +182,8 @@ def _aliased(client: Any, name: str, alias: str) -> Any | None:
         raise
 
 
-def _same(client: Any, name: str, identity: str) -> Any | None:
-    """The version already made of this very model and evaluation."""
+def _find_version(client: Any, name: str, identity: str) -> Any | None:
+    """The version registered earlier from the same model and evaluation."""
     found = client.search_model_versions(f"name='{name}' and tags.identity='{identity}'")
     return found[0] if found else None
 

@@ -1,5 +1,5 @@
-"""A stage's run in MLflow: metrics sent in batches from a thread of their own, so that a slow or absent store never
-stops the work, and continued without zig-zag when the work is resumed."""
+"""The MLflow run of a stage. A background thread sends metrics in batches, so that a slow or unreachable server never
+blocks the work. A resumed stage continues its run, and no step is logged twice."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from phantom.config import Params
 from phantom.data.storage import open_folder
 from phantom.progress import say
 from phantom.tracking import lineage
-from phantom.tracking.uploads import OUTBOX, Uploaded, Uploads
+from phantom.tracking.uploads import OUTBOX, CheckpointUploader, UploadedCheckpoint
 
-SEND_EVERY = 2.0  # s between requests with metrics
-RETRY_AFTER = 1.0  # s
-PATIENCE = 30.0  # s that the end of a run waits for the store
+FLUSH_INTERVAL_SECONDS = 2.0  # between requests with metrics
+RETRY_SECONDS = 1.0
+CLOSE_TIMEOUT_SECONDS = 30.0  # how long `close` waits for the server
 
 
 class Tracker:
-    """One MLflow run. Every call returns at once; what the store does not take is offered again until the end.
+    """One MLflow run. No method but `close` blocks; failed requests are retried until then.
 
-    run_id: the run to continue, as a checkpoint holds it; steps that it already has are not logged again. None after
-    construction if there is no store: then everything is dropped, with one line on stderr.
-    checkpoints: the folder of the run's checkpoints, copies of which go to `storage.checkpoints` if that is set.
+    run_id: the run to continue, from a checkpoint; steps that it already has are not logged again. After construction,
+    None if the server cannot be reached: then everything is dropped, with one line on stderr.
+    checkpoints: the folder of the run's checkpoints, which are copied to `storage.checkpoints` if that is set.
     """
 
     def __init__(
@@ -41,84 +41,85 @@ class Tracker:
         self.uri, self._root = params.tracking.uri, root
         self.run_id: str | None = None
         self._client: Any = None
-        self._logged = -1  # newest step that the store has
+        self._logged = -1  # last step of the run to continue
         self._metrics: list[Any] = []
-        self._sent = time.monotonic()
+        self._flushed = time.monotonic()
         self._warned = False
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._parent: str | None = None
-        self._uploads: Uploads | None = None
+        self._uploader: CheckpointUploader | None = None
         if checkpoints and params.storage.checkpoints:
-            to = open_folder(params.storage.checkpoints, root, params.storage)
+            target = open_folder(params.storage.checkpoints, root, params.storage)
             outbox = root / OUTBOX / checkpoints.name
-            self._uploads = Uploads(to, outbox, lambda sent: self._queue.put(("upload", sent)))
+            self._uploader = CheckpointUploader(target, outbox, lambda sent: self._queue.put(("upload", sent)))
         try:
             self._open(params, name, run_id, tags or {})
-        except Exception as error:  # whatever the store or its driver raises
+        except Exception as error:  # of any type: MLflow, SQLAlchemy and requests raise their own
             self._warn(error)
             self.run_id = None
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"mlflow {name}")
         self._thread.start()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of one step; those that are not finite are left out."""
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs metrics of one step; non-finite values are left out."""
         from mlflow.entities import Metric
 
         if step <= self._logged:
             return
         now = int(time.time() * 1000)
         self._metrics += [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(v)]
-        if time.monotonic() - self._sent > SEND_EVERY:
+        if time.monotonic() - self._flushed > FLUSH_INTERVAL_SECONDS:
             self._flush()
 
-    def checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
-        """A saved checkpoint, as a model of the run: its step, its losses and where its files are."""
-        if self._uploads:
-            self._uploads.put(path)
+    def log_checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
+        """Logs a saved checkpoint as a model of the run, with its step, losses and path, and starts its upload."""
+        if self._uploader:
+            self._uploader.submit(path)
         if step > self._logged:
             self._flush()
             self._queue.put(("checkpoint", (step, path, metrics)))
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file to keep with the run."""
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Uploads a file to the run's artifacts, under `folder`."""
         self._queue.put(("artifact", (path, folder)))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Sends what is left, for `PATIENCE` seconds at most, and ends the run: FINISHED, FAILED or KILLED.
+        """Sends what is queued, for at most CLOSE_TIMEOUT_SECONDS, and ends the run as FINISHED, FAILED or KILLED.
 
-        Copies of checkpoints are waited for at the end of the work alone; else the next process sends them.
+        Checkpoint uploads are awaited only if FINISHED; otherwise the next process resumes them.
         """
         self._flush()
-        if self._uploads:
-            self._uploads.close(wait=status == "FINISHED")
+        if self._uploader:
+            self._uploader.close(wait=status == "FINISHED")
         self._queue.put(("end", status))
-        self._thread.join(PATIENCE)
+        self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             say(f"mlflow: {self.uri} does not answer: its curves end early, those in history.json are complete")
 
     def _flush(self) -> None:
         if self._metrics:
             self._queue.put(("metrics", self._metrics))
-        self._metrics, self._sent = [], time.monotonic()
+        self._metrics, self._flushed = [], time.monotonic()
 
     def _open(self, params: Params, name: str, run_id: str | None, tags: dict[str, str]) -> None:
-        """Continues the run, or makes one."""
+        """Continues the run `run_id` if the server has it, otherwise creates one."""
         import mlflow
         from mlflow.entities import Param
 
         self._client = mlflow.MlflowClient(tracking_uri=params.tracking.uri)
-        self._experiment = lineage.experiment(self._client, params.tracking, self._root)
-        if run_id and self._client.search_runs([self._experiment], f"attributes.run_id = '{run_id}'"):
+        self._experiment_id = lineage.get_experiment_id(self._client, params.tracking, self._root)
+        if run_id and self._client.search_runs([self._experiment_id], f"attributes.run_id = '{run_id}'"):
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "loss")
             self._logged = max((metric.step for metric in history), default=-1)
             self.run_id = run_id
             return
-        tags = {**lineage.tags_of(params, self._root), **tags, **lineage.parent_tag(self._client, self._experiment)}
-        self._parent = tags.get(lineage.PARENT)
-        self.run_id = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+        parent = lineage.parent_tags(self._client, self._experiment_id)
+        tags = {**lineage.data_and_code_tags(params, self._root), **tags, **parent}
+        self._parent = parent.get(lineage.PARENT_TAG)
+        self.run_id = self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
         lineage.log_dataset(self._client, self.run_id, tags)
-        settings = settings_by_name(params.model_dump(mode="json", by_alias=True))
+        settings = flatten_settings(params.model_dump(mode="json", by_alias=True))
         self._client.log_batch(self.run_id, params=[Param(k, v) for k, v in settings.items()])
 
     def _work(self) -> None:
@@ -131,7 +132,7 @@ class Tracker:
                     break
                 except Exception as error:
                     self._warn(error)
-                    time.sleep(RETRY_AFTER)
+                    time.sleep(RETRY_SECONDS)
 
     def _send_metrics(self, metrics: list[Any]) -> None:
         self._client.log_batch(self.run_id, metrics=metrics)
@@ -141,7 +142,7 @@ class Tracker:
 
         step, path, metrics = value
         model = self._client.create_logged_model(
-            self._experiment,
+            self._experiment_id,
             name=f"step-{step}",
             source_run_id=self.run_id,
             tags={"files": str(path)},
@@ -157,10 +158,10 @@ class Tracker:
         self._client.log_batch(self.run_id, metrics=losses)
         self._client.finalize_logged_model(model.model_id, "READY")
 
-    def _send_upload(self, sent: Uploaded) -> None:
-        """Where the copy of a checkpoint is, and the digests of its files, on the model that stands for it."""
+    def _send_upload(self, sent: UploadedCheckpoint) -> None:
+        """Tags the checkpoint's model with the URI of its copy and the sha256 of its files."""
         found = self._client.search_logged_models(
-            [self._experiment],
+            [self._experiment_id],
             f"name = 'step-{int(sent.name.removeprefix('step-'))}' AND source_run_id = '{self.run_id}'",
         )
         for model in found:
@@ -174,7 +175,7 @@ class Tracker:
     def _send_end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status=status)
         if self._parent:
-            self._client.set_terminated(self._parent, status=status)  # as far as it has come
+            self._client.set_terminated(self._parent, status=status)  # its status is that of the newest stage
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -183,11 +184,11 @@ class Tracker:
         self._warned = True
 
 
-def settings_by_name(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested table of settings by dotted name, as MLflow's params are."""
+def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by dotted name, as strings: MLflow params are flat."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         flat |= (
-            settings_by_name(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+            flatten_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
         )
     return flat

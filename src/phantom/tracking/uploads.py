@@ -1,8 +1,8 @@
-"""Checkpoints are copied to S3 while training goes on: directly, for a server in between would hold gigabytes.
+"""Copies checkpoints to S3 while training continues, and downloads them to resume where the local ones are lost.
 
-A checkpoint that waits is a folder of links, so that it outlives both its original and this process: what one process
-leaves behind the next one sends. Of several that wait only the newest is sent. Where the checkpoints themselves are
-lost, with a disk or on another machine, a run goes on from its newest copy.
+They go to S3 directly: an MLflow server in between would have to relay gigabytes. A queued checkpoint is a folder
+of hard links, which outlives both the original and this process: what one process leaves in the outbox, the next one
+uploads. Of several queued checkpoints only the newest is uploaded.
 """
 
 from __future__ import annotations
@@ -16,37 +16,40 @@ from typing import TypeVar
 
 from phantom.config import Storage
 from phantom.data.files import fresh_folder, link, sha256
-from phantom.data.storage import Folder, Nothing, open_folder
+from phantom.data.storage import Folder, NotFound, open_folder
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
-OUTBOX = Path("checkpoints/uploads")
-LAST = "state.json"  # of a checkpoint's files: where it is, the copy is whole
-RETRY_AFTER = 60.0  # s
+OUTBOX = Path("checkpoints/uploads")  # queued checkpoints, by run
+COMPLETION_MARKER = "state.json"  # uploaded last: a copy that has this file is complete
+RETRY_SECONDS = 60.0
 
-Found = TypeVar("Found")
+Checkpoint = TypeVar("Checkpoint")
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """A checkpoint that is there: its name, its address, and the digest of each of its files."""
+class UploadedCheckpoint:
+    """A complete copy: its name, URI, and the sha256 of each of its files."""
 
     name: str  # step-0000100
     uri: str
     sha256: dict[str, str]
 
 
-class Uploads:
-    """Sends the checkpoints of one run to `to`, from a thread of its own; `done` is called there for each."""
+class CheckpointUploader:
+    """Uploads the checkpoints of one run to `target` in a background thread, which calls `on_uploaded` for each.
 
-    def __init__(self, to: Folder, outbox: Path, done: Callable[[Uploaded], None]) -> None:
-        self._to, self._outbox, self._done = to, outbox, done
-        self._over, self._wake = threading.Event(), threading.Event()
+    outbox: the folder for queued checkpoints; those of an earlier process are uploaded too.
+    """
+
+    def __init__(self, target: Folder, outbox: Path, on_uploaded: Callable[[UploadedCheckpoint], None]) -> None:
+        self._target, self._outbox, self._on_uploaded = target, outbox, on_uploaded
+        self._closing, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
         self._thread.start()
 
-    def put(self, path: Path) -> None:
-        """Lets the checkpoint at `path` be sent. It may be removed there as soon as this returns."""
+    def submit(self, path: Path) -> None:
+        """Queues the checkpoint at `path`, which may be deleted as soon as this returns."""
         new = fresh_folder(self._outbox / f".{path.name}.new")
         for file in path.iterdir():
             link(file, new / file.name)
@@ -55,8 +58,8 @@ class Uploads:
         self._wake.set()
 
     def close(self, wait: bool) -> None:
-        """Ends the sending, at once or, with `wait`, when nothing waits any more or cannot be sent."""
-        self._over.set()
+        """Stops the thread: with `wait`, only once the queue is empty or an upload has failed."""
+        self._closing.set()
         self._wake.set()
         if wait:
             self._thread.join()
@@ -64,47 +67,48 @@ class Uploads:
     def _work(self) -> None:
         while True:
             self._wake.clear()
-            over = self._over.is_set()  # asked before looking: nothing is put after it
-            waiting = sorted(self._outbox.glob("step-*"))
-            if waiting:
-                for passed_over in waiting[:-1]:
-                    shutil.rmtree(passed_over, ignore_errors=True)
+            closing = self._closing.is_set()  # read before the queue: nothing is submitted after it is set
+            queued = sorted(self._outbox.glob("step-*"))
+            if queued:
+                for superseded in queued[:-1]:
+                    shutil.rmtree(superseded, ignore_errors=True)
                 try:
-                    self._send(waiting[-1])
+                    self._upload(queued[-1])
                     continue
                 except (UserError, StageFailed) as error:
-                    say(f"checkpoints: {waiting[-1].name} is not copied: {error}; it is kept in {self._outbox}")
-            if over:
+                    say(f"checkpoints: {queued[-1].name} is not copied: {error}; it is kept in {self._outbox}")
+            if closing:
                 return
-            self._wake.wait(RETRY_AFTER if waiting else None)
+            self._wake.wait(RETRY_SECONDS if queued else None)
 
-    def _send(self, path: Path) -> None:
-        files = sorted(path.iterdir(), key=lambda file: (file.name == LAST, file.name))
+    def _upload(self, path: Path) -> None:
+        files = sorted(path.iterdir(), key=lambda file: (file.name == COMPLETION_MARKER, file.name))
         digests = {}
         for file in files:
             digests[file.name] = sha256(file)
-            self._to.upload(file, f"{self._outbox.name}/{path.name}/{file.name}")
-        self._done(Uploaded(path.name, f"{self._to}/{self._outbox.name}/{path.name}", digests))
+            self._target.upload(file, f"{self._outbox.name}/{path.name}/{file.name}")
+        self._on_uploaded(UploadedCheckpoint(path.name, f"{self._target}/{self._outbox.name}/{path.name}", digests))
         shutil.rmtree(path, ignore_errors=True)
 
 
-def bring_back(
-    checkpoints: Path, settings: Storage, root: Path, newest: Callable[[Path], Found | None]
-) -> Found | None:
-    """The newest whole checkpoint of a run that has none here: of its copies, put into the folder `checkpoints`.
+def download_newest(
+    checkpoints: Path, settings: Storage, root: Path, newest: Callable[[Path], Checkpoint | None]
+) -> Checkpoint | None:
+    """Downloads the newest intact copy of a run's checkpoints into the folder `checkpoints`, which has none.
 
-    newest: finds it there, unless it is damaged; then the copy before it is taken. None if no copies are made, or none
-    are there. Raises UserError or StageFailed if that cannot be seen: the run would begin anew, beside its copies.
+    newest: loads the newest checkpoint of a folder, None if it is damaged; then the copy before it is tried. Returns
+    None if `storage.checkpoints` is not set or has no copies of this run. Raises UserError or StageFailed if it cannot
+    be read, since the run would otherwise start from scratch although it has copies.
     """
     if not settings.checkpoints:
         return None
     copies = open_folder(f"{settings.checkpoints.rstrip('/')}/{checkpoints.name}", root, settings)
     try:
         names = [entry.name for entry in copies.list()]
-    except Nothing:
+    except NotFound:
         return None
-    for last in sorted((name for name in names if name.endswith(f"/{LAST}")), reverse=True):
-        step = last.removesuffix(f"/{LAST}")
+    for marker in sorted((name for name in names if name.endswith(f"/{COMPLETION_MARKER}")), reverse=True):
+        step = marker.removesuffix(f"/{COMPLETION_MARKER}")
         say(f"checkpoints: there is none in {checkpoints}: {copies}/{step} is brought back")
         new = fresh_folder(checkpoints / f".{step}.new")
         for name in names:
