@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from phantom.cluster import outputs, watch
-from phantom.cluster.render import SPEC
+from phantom.cluster.render import DIGEST_ANNOTATION
 from phantom.cluster.submit import run_job
 from phantom.errors import StageFailed, UserError
 from tests.cluster.conftest import Cluster
@@ -139,7 +139,7 @@ def test_outputs_that_do_not_arrive_here_are_told(cluster: Cluster, capfd: Any, 
     assert not run_job("train", cluster.params(), cluster.root).here
     assert "on the volume phantom-workspace, on which this checkout does not lie" in capfd.readouterr().err
     monkeypatch.setenv("PHANTOM_OUTCOME", str(cluster.root / "outcome.json"))
-    monkeypatch.setattr("phantom.cluster.submit.SEEN_SECONDS", 0.1)
+    monkeypatch.setattr("phantom.cluster.submit.FILES_VISIBLE_SECONDS", 0.1)
     with pytest.raises(StageFailed, match="has succeeded, but the outputs are on the volume"):
         run_job("train", cluster.params(), cluster.root)
 
@@ -337,7 +337,7 @@ def test_a_missing_operator_or_namespace_is_told(cluster: Cluster):
 
 def test_an_api_that_stays_away_ends_the_watching_and_not_the_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     cluster.image(torchrun=WAITS)
-    monkeypatch.setattr("phantom.cluster.submit.WATCH_SECONDS", 0.3)
+    monkeypatch.setattr("phantom.cluster.submit.WATCH_TIMEOUT_SECONDS", 0.3)
     meanwhile(
         lambda: until((cluster.root / "started").exists), lambda: cluster.api.fail("GET .*pytorchjobs/", 500, count=99)
     )
@@ -350,7 +350,7 @@ def test_an_api_that_stays_away_ends_the_watching_and_not_the_job(cluster: Clust
 
 
 def test_no_cluster_at_all_is_told_soon(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("phantom.cluster.submit.SUBMIT_SECONDS", 0.3)
+    monkeypatch.setattr("phantom.cluster.submit.SUBMIT_TIMEOUT_SECONDS", 0.3)
     config = Path(os.environ["KUBECONFIG"])
     text = config.read_text(encoding="utf-8").replace(cluster.api.url, "http://127.0.0.1:9")
     config.write_text(text, encoding="utf-8")
@@ -380,7 +380,7 @@ def test_a_watcher_that_is_killed_is_followed_by_one_that_takes_the_job_up(clust
     out, said = second.communicate(timeout=180)
     assert second.returncode == 0, said
     assert json.loads(out)["adopted"] is True and json.loads(out)["here"] is True
-    assert "is there already: it is taken up" in said and "step 7" in said
+    assert "already exists: adopting it" in said and "step 7" in said
     assert len((cluster.root / "started").read_text(encoding="utf-8").split()) == 1
 
 
@@ -416,14 +416,14 @@ def test_a_new_job_waits_for_the_pods_of_the_deleted_one(cluster: Cluster, capfd
     )
     assert run_job("train", params, cluster.root).here
     assert (cluster.root / "order").read_text(encoding="utf-8").split() == ["late", "new"]
-    assert "waiting for the pods of the former PyTorchJob" in capfd.readouterr().err
+    assert "waiting for the pods of the deleted PyTorchJob" in capfd.readouterr().err
 
 
 def test_a_running_job_of_another_spec_is_left_alone(cluster: Cluster):
     cluster.image(torchrun=WAITS)
     run = meanwhile(lambda: run_job("train", cluster.params(), cluster.root))
     until((cluster.root / "started").exists)
-    with pytest.raises(StageFailed, match=r"is there already, with other settings of cluster\.\*; `kubectl -n phantom"):
+    with pytest.raises(StageFailed, match=r"already exists, with other settings of cluster\.\*; `kubectl -n phantom"):
         run_job("train", cluster.params("cluster.memory_gib=9"), cluster.root)
     # Settings that have nothing to do with the stage make no other job of it.
     meanwhile(lambda: time.sleep(0.5), (cluster.root / "go").touch)
@@ -472,7 +472,7 @@ def test_outputs_of_a_job_that_ended_unwatched_are_taken_up(cluster: Cluster, ca
     shutil.rmtree(cluster.root / "data/latents")
     result = run_job("encode", cluster.params(), cluster.root)
     assert result.here and result.adopted
-    assert "has ended while nobody watched it: its outputs are taken up" in capfd.readouterr().err
+    assert "finished while nobody watched it: adopting its outputs" in capfd.readouterr().err
     assert (cluster.root / "runs").read_text(encoding="utf-8") == "x\n"
     assert (cluster.root / "data/latents/index.json").read_text(encoding="utf-8") == '{"by": "job"}\n'
     assert (cluster.root / "data/latents/shard-00000.safetensors").is_file()
@@ -547,4 +547,4 @@ def test_a_manifest_with_problems_is_not_submitted(cluster: Cluster, capfd: Any)
 def test_the_annotation_tells_specs_apart(cluster: Cluster):
     cluster.image(torchrun=DONE)
     run_job("train", cluster.params(), cluster.root)
-    assert len(the_job(cluster)["metadata"]["annotations"][SPEC]) == 16
+    assert len(the_job(cluster)["metadata"]["annotations"][DIGEST_ANNOTATION]) == 16

@@ -18,11 +18,11 @@ import yaml
 
 from phantom.cluster.api import JOB_RESOURCES
 from phantom.cluster.outputs import KEEP
-from phantom.cluster.pods import containers, pods_of, restricted
+from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 from phantom.cluster.render import render
 from phantom.cluster.spec import OF_ONE_CALL, make_spec
 from phantom.cluster.submit import run_job
-from phantom.cluster.validation import pod_problems, problems
+from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import apply_overrides, load_params, preset_path, validate
 from phantom.errors import UserError
 from tests.cluster.apiserver import ApiServer
@@ -67,10 +67,10 @@ def check_all(manifests: list[Manifest]) -> None:
         where = f"{made['kind']} {made['metadata']['name']}"
         assert schema_errors(made) == [], where
         assert made["kind"] != "Secret", where
-        for _, template in pods_of(made):
+        for _, template in pod_templates(made):
             claimed = [{"name": c["metadata"]["name"]} for c in made["spec"].get("volumeClaimTemplates", [])]
             pod = {**template["spec"], "volumes": [*template["spec"]["volumes"], *claimed]}
-            assert [*pod_problems(pod), *restricted(pod)] == [], where
+            assert [*validate_pod(pod), *pod_security_violations(pod)] == [], where
             for place, container in containers(pod):
                 assert set(container["resources"]["requests"]) == {"cpu", "memory"}, f"{where} {place}"
                 assert set(container["resources"]["limits"]) == {"cpu", "memory"}, f"{where} {place}"
@@ -87,7 +87,7 @@ def check_references(manifests: list[Manifest]) -> None:
         return {m["metadata"]["name"] for m in manifests if m["kind"] == kind}
 
     for made in manifests:
-        for _, template in pods_of(made):
+        for _, template in pod_templates(made):
             pod = template["spec"]
             assert pod["serviceAccountName"] in names("ServiceAccount")
             assert pod["priorityClassName"] in names("PriorityClass")
@@ -129,7 +129,7 @@ def test_the_namespace_comes_first_and_nothing_needs_another_folder():
 
 
 def test_nothing_asks_for_a_gpu_by_itself():
-    assert "gpu" not in yaml.safe_dump([m for m in applied() if list(pods_of(m))])
+    assert "gpu" not in yaml.safe_dump([m for m in applied() if list(pod_templates(m))])
 
 
 def test_an_unknown_kind_is_not_let_through():
@@ -198,7 +198,7 @@ def test_the_worker_may_do_what_it_does_and_no_more(cluster: Cluster):
     tokens = {
         m["metadata"]["name"]
         for m in applied()
-        for _, template in pods_of(m)
+        for _, template in pod_templates(m)
         if template["spec"]["automountServiceAccountToken"]
     }
     assert tokens == {"worker"}
@@ -243,7 +243,7 @@ def test_the_settings_of_the_first_start_are_valid():
     params = settings_of(applied())
     assert params.tracking.uri == "http://mlflow:5000" and params.compute.train == "kubernetes"
     for stage in ("encode", "train", "evaluate"):
-        assert problems(render(make_spec(stage, params))) == []
+        assert validate_manifest(render(make_spec(stage, params))) == []
 
 
 def test_the_first_start_makes_the_checkout_and_the_next_one_keeps_it(tmp_path: Path):
@@ -270,7 +270,7 @@ def test_the_first_start_makes_the_checkout_and_the_next_one_keeps_it(tmp_path: 
 
 def test_images_are_pinned():
     for made in applied():
-        for _, template in pods_of(made):
+        for _, template in pod_templates(made):
             for _, container in containers(template["spec"]):
                 name, _, version = container["image"].partition(":")
                 assert name in (*OURS, "postgres") and re.fullmatch(r"\d+\.\d+.*", version), container["image"]
@@ -289,7 +289,7 @@ def test_an_overlay_builds_and_is_valid(name: str):
     level = one(manifests, "Namespace", "phantom")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
     assert level == ("privileged" if locking else "restricted")
     for stage in ("encode", "train", "evaluate"):
-        assert problems(render(make_spec(stage, params)), locking) == []
+        assert validate_manifest(render(make_spec(stage, params)), locking) == []
 
 
 @needs_kubectl
@@ -314,7 +314,7 @@ def test_what_each_overlay_is_for():
 @pytest.mark.parametrize("file", ["train.yaml", "encode.yaml", "evaluate.yaml", "trainer-v2/train.yaml"])
 def test_a_template_is_what_is_submitted_but_suspended(file: str):
     (template,) = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
-    assert schema_errors(template) == [] and problems(template) == []
+    assert schema_errors(template) == [] and validate_manifest(template) == []
     stage = Path(file).stem
     operator = "trainjob" if file.startswith("trainer") else "pytorchjob"
     spec = make_spec(stage, load_params(preset_path("wan2.2-ti2v-5b"), [f"cluster.operator={operator}"]))
@@ -331,7 +331,7 @@ def test_a_template_is_what_is_submitted_but_suspended(file: str):
 def _bare(manifest: Manifest) -> str:
     """Takes the command and the settings out, which a template has from the volume. Returns the command."""
     container: Manifest = manifest["spec"]["trainer"] if manifest["kind"] == "TrainJob" else {}
-    for _, template in pods_of(manifest):
+    for _, template in pod_templates(manifest):
         (container,) = template["spec"]["containers"]
     container["env"] = [entry for entry in container["env"] if entry["name"] not in (*OF_ONE_CALL, KEEP)]
     return container.pop("command")[-1]
@@ -341,7 +341,7 @@ def test_the_runtime_of_trainjobs_makes_restricted_pods():
     (runtime,) = load((K8S / "jobs/trainer-v2/runtime.yaml").read_text(encoding="utf-8"))
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
-    assert [*pod_problems(pod), *restricted(pod)] == []
+    assert [*validate_pod(pod), *pod_security_violations(pod)] == []
     as_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
     assert schema_errors(as_pod) == []
     preset = load_params(preset_path("wan2.2-ti2v-5b"))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from phantom.cluster.render import SPEC, render
+from phantom.cluster.render import DIGEST_ANNOTATION, render
 from phantom.cluster.spec import make_spec
-from phantom.cluster.validation import problems
+from phantom.cluster.validation import validate_manifest
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
 from tests.cluster.schemas import schema_errors
@@ -52,7 +51,7 @@ def test_every_job_keeps_to_schema_and_rules(stage: str, preset: str, more: list
         more = [*more, "train.processes=2"]
     made = manifest(stage, *more, f"cluster.operator={operator}", preset=preset)
     assert schema_errors(made) == []
-    assert problems(made, memory_locking=bool(more)) == []
+    assert validate_manifest(made, allow_ipc_lock=bool(more)) == []
 
 
 def test_the_schema_is_strict():
@@ -92,7 +91,7 @@ def test_the_name_and_the_digest_say_what_they_are_to_say():
     assert stored["metadata"]["name"] != online["metadata"]["name"]
     bigger = manifest("train", "cluster.cpu=13")
     assert bigger["metadata"]["name"] == first["metadata"]["name"]
-    assert bigger["metadata"]["annotations"][SPEC] != first["metadata"]["annotations"][SPEC]
+    assert bigger["metadata"]["annotations"][DIGEST_ANNOTATION] != first["metadata"]["annotations"][DIGEST_ANNOTATION]
 
 
 def test_the_run_above_it_in_mlflow_makes_no_other_job_of_it(monkeypatch: pytest.MonkeyPatch):
@@ -188,7 +187,7 @@ CONTAINER = (*POD, "containers", 0)
 def test_a_rule_that_is_broken_is_a_line(change: Callable[[dict[str, Any]], None], said: str):
     made = copy.deepcopy(manifest("train"))
     change(made)
-    found = problems(made)
+    found = validate_manifest(made)
     assert any(said in line for line in found), found
     assert all(line.startswith(f"PyTorchJob {made['metadata']['name']}: ") and "\n" not in line for line in found)
 
@@ -197,10 +196,10 @@ def test_a_master_is_one_and_stands_alone():
     made = manifest("train")
     replicas = made["spec"]["pytorchReplicaSpecs"]
     replicas["Master"] = copy.deepcopy(replicas["Worker"]) | {"replicas": 2}
-    found = "\n".join(problems(made))
+    found = "\n".join(validate_manifest(made))
     assert "Master.replicas: found 2, accepted: 1" in found and "elasticPolicy: found with a Master" in found
     replicas["Chief"] = replicas.pop("Worker")
-    found = "\n".join(problems(made))
+    found = "\n".join(validate_manifest(made))
     assert "found 'Chief', accepted: Master, Worker" in found and "found no Worker" in found
 
 
@@ -219,7 +218,7 @@ def test_a_master_is_one_and_stands_alone():
 def test_the_same_for_a_trainjob(change: Callable[[dict[str, Any]], None], said: str):
     made = copy.deepcopy(manifest("train", "cluster.operator=trainjob"))
     change(made)
-    assert any(said in line for line in problems(made))
+    assert any(said in line for line in validate_manifest(made))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,7 @@ def test_the_same_for_a_trainjob(change: Callable[[dict[str, Any]], None], said:
 def test_the_same_for_a_job(change: Callable[[dict[str, Any]], None], said: str):
     made = copy.deepcopy(manifest("encode"))
     change(made)
-    assert any(said in line for line in problems(made))
+    assert any(said in line for line in validate_manifest(made))
 
 
 def test_a_manifest_is_plain_yaml():

@@ -25,7 +25,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from phantom.cluster.pods import pods_of
+from phantom.cluster.pods import pod_templates
 from tests.data.s3 import Server
 from tests.tracking.served import free_port, wait
 
@@ -94,7 +94,7 @@ def postgres() -> Iterator[Postgres]:
 @contextmanager
 def running(file: str, postgres: Postgres, folder: Path, secrets: dict[str, str]) -> Iterator[str]:
     """Runs the container of the Deployment in a manifest; gives its URL once its probes answer."""
-    ((_, pod),) = [found for manifest in manifests(file) for found in pods_of(manifest)]
+    ((_, pod),) = [found for manifest in manifests(file) for found in pod_templates(manifest)]
     (container,) = pod["spec"]["containers"]
     port = free_port()
     places = {"postgres:5432": f"127.0.0.1:{postgres.port}", "/tmp": str(folder), "0.0.0.0": "127.0.0.1"}

@@ -74,7 +74,7 @@ def test_a_flow_that_dies_and_is_started_again_takes_up_the_running_job(pool: Pr
 
     second = pool.run("-p", 'params={"evaluate": {"seed": 7}}')
     assert pool.finished(second) == "Completed", pool.log(second)
-    assert "is there already: it is taken up" in pool.log(second) or "its outputs are taken up" in pool.log(second)
+    assert "already exists: adopting it" in pool.log(second) or "adopting its outputs" in pool.log(second)
     (same,) = cluster.api.find("pytorchjobs")
     assert same["metadata"]["uid"] == job["metadata"]["uid"]
     the_model_is_made(cluster)

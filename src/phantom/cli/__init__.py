@@ -1,7 +1,7 @@
-"""`phantom ...`: reads arguments, calls one function, shows what it returns.
+"""The command line, `phantom ...`: each command parses its arguments, calls one function and prints the result.
 
-Progress goes to stderr, results to stdout. Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 75 interrupted
-after saving. What is slow to import is imported by the command that needs it.
+Progress goes to stderr, results to stdout. Exit codes: 0 success, 1 failure, 2 wrong input, 75 interrupted with
+its progress saved. Slow imports are inside the commands that need them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import traceback
 
 import typer
 
-from phantom.cli import settings, stages, pipeline, generation, benchmarks  # noqa: F401  # isort: skip  (--help has their order)
+from phantom.cli import settings, stages, pipeline, generation, benchmarks  # noqa: F401  # isort: skip  (the order of --help)
 from phantom.cli.shared import app
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
 
-CTRL_C = 130  # what typer makes of it in a command that does not
+TYPER_INTERRUPTED = 130  # typer's return value for a KeyboardInterrupt that a command does not catch
 
 
 def main() -> None:
-    """Runs the command line and exits with its code."""
+    """Runs the command line and exits with the command's exit code."""
     no_telemetry()
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this with SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # even if started in the background, with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
-    # Inside `phantom run` the line is left to it; else it is ours to say.
     from phantom.errors import leave_outcome
 
+    # A parent such as `phantom run` prints the error itself.
     if not leave_outcome(code, error) and error:
         say(error)
     sys.stdout.flush()
@@ -37,17 +37,17 @@ def main() -> None:
 
 
 def _run() -> tuple[int, str]:
-    """Exit code and error line of this call."""
-    wrong_usage = typer.BadParameter.__mro__[2]  # typer's base of everything that is wrong with the arguments
+    """The exit code and, if there is one, the error line."""
+    usage_error = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
     try:
         code = int(app(prog_name="phantom", standalone_mode=False) or 0)
-        return (1, "interrupted") if code == CTRL_C else (code, "")
+        return (1, "interrupted") if code == TYPER_INTERRUPTED else (code, "")
     except (UserError, Interrupted, StageFailed) as error:
         return error.exit_code, str(error)
-    except wrong_usage as error:  # type: ignore[misc]
-        said = error.format_message()
-        where = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""
-        return 2, said and where + said  # nothing is said where help was shown instead
+    except usage_error as error:  # type: ignore[misc]
+        message = error.format_message()
+        command = f"{error.ctx.command_path}: " if getattr(error, "ctx", None) else ""
+        return 2, message and command + message  # empty where help was shown instead
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         if package == "phantom":

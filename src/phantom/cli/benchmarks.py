@@ -1,4 +1,4 @@
-"""`phantom sample`, `score` and `report`: any model on the benchmarks."""
+"""`phantom sample`, `score` and `report`: generate a benchmark's videos with any model, score and compare them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from phantom.cli.shared import (
     Captions,
     Generated,
     Info,
+    Model,
     ParamsFile,
+    Physics,
     Set,
     Subset,
+    Videos,
     Work,
     app,
     sample,
@@ -28,17 +31,21 @@ from phantom.cli.shared import (
 @sample.command("physics-iq")
 def sample_physics_iq(
     context: typer.Context,
-    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
+    model: Model,
     benchmark: Annotated[Path, typer.Option(help="The benchmark's folder.")],
-    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
-    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is elsewhere.")] = None,
-    mode: Annotated[str, typer.Option(help="single: from one frame; multi: from the video before.")] = "single",
-    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    out: Videos,
+    descriptions: Annotated[
+        Path | None, typer.Option(help="The CSV of descriptions, if not in the benchmark's folder.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="single: condition on one frame; multi: on the preceding video.")
+    ] = "single",
+    physics: Physics = True,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the videos of Physics-IQ, by the settings of `evaluate` and the sizes of `data`."""
+    """Generate the videos of Physics-IQ, with the settings of `evaluate` and the sizes of `data`."""
     with stage("sample", context, params, set_) as tree:
         from phantom.evaluation.sample import sample_folder
 
@@ -49,15 +56,15 @@ def sample_physics_iq(
 @sample.command("videophy")
 def sample_videophy(
     context: typer.Context,
-    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
-    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    model: Model,
+    out: Videos,
     captions: Captions = None,
-    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    physics: Physics = True,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the videos of VideoPhy, by the settings of `evaluate` and the sizes and length of `data`."""
+    """Generate the videos of VideoPhy, with the settings of `evaluate` and the sizes and length of `data`."""
     with stage("sample", context, params, set_, benchmark="videophy", captions=captions) as tree:
         from phantom.evaluation.prompted import sample_captions
 
@@ -68,15 +75,15 @@ def sample_videophy(
 @sample.command("videophy2")
 def sample_videophy2(
     context: typer.Context,
-    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
-    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    model: Model,
+    out: Videos,
     captions: Captions = None,
-    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    physics: Physics = True,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the videos of VideoPhy-2, by the settings of `evaluate` and the sizes and length of `data`."""
+    """Generate the videos of VideoPhy-2, with the settings of `evaluate` and the sizes and length of `data`."""
     with stage("sample", context, params, set_, benchmark="videophy2", captions=captions) as tree:
         from phantom.evaluation.prompted import sample_captions
 
@@ -87,16 +94,16 @@ def sample_videophy2(
 @sample.command("vbench2")
 def sample_vbench2(
     context: typer.Context,
-    model: Annotated[Path, typer.Option(help="An export (models/phantom), or a folder of diffusers.")],
-    out: Annotated[Path, typer.Option(help="Where the videos go; those that are there are kept.")],
+    model: Model,
+    out: Videos,
     info: Info = None,
-    dimension: Annotated[list[str] | None, typer.Option(help="Only of this dimension; repeatable.")] = None,
-    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    dimension: Annotated[list[str] | None, typer.Option(help="Only this dimension; repeatable.")] = None,
+    physics: Physics = True,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the videos of VBench-2.0, by the settings of `evaluate` and the sizes and length of `data`."""
+    """Generate the videos of VBench-2.0, with the settings of `evaluate` and the sizes and length of `data`."""
     with stage("sample", context, params, set_) as tree:
         from phantom.evaluation.prompted import sample_vbench2
 
@@ -106,22 +113,28 @@ def sample_vbench2(
 
 @score.command("physics-iq")
 def score_physics_iq(
-    generated: Annotated[list[Path] | None, typer.Option(help="A folder of mp4; several: runs of one model.")] = None,
+    generated: Annotated[
+        list[Path] | None, typer.Option(help="A folder of mp4 files; repeat it for several runs of a model.")
+    ] = None,
     benchmark: Annotated[Path | None, typer.Option(help="The benchmark's folder.")] = None,
-    descriptions: Annotated[Path | None, typer.Option(help="The csv, if it is not in the benchmark.")] = None,
+    descriptions: Annotated[
+        Path | None, typer.Option(help="The CSV of descriptions, if not in the benchmark's folder.")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="original or verified.")] = "original",
     mask_codec: Annotated[str, typer.Option(help="mp4v, as published, or none.")] = "mp4v",
-    subset: Annotated[bool, typer.Option("--subset", help="Score those videos that are there.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write the metrics in the official format.")] = None,
-    from_csv: Annotated[Path | None, typer.Option(help="Score an official csv of metrics instead.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Videos at a time; by default one a core.", min=1)] = None,
+    subset: Annotated[bool, typer.Option("--subset", help="Score only the videos that exist.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the metrics as a CSV in the official format.")] = None,
+    from_csv: Annotated[Path | None, typer.Option(help="Score an official CSV of metrics instead of videos.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Videos compared in parallel; by default one per core.", min=1)
+    ] = None,
     cache: Annotated[
-        Path, typer.Option(help="Where finished comparisons and small recordings stay, by content.")
+        Path, typer.Option(help="Cache of comparisons and downscaled recordings, keyed by content.")
     ] = Path("checkpoints/scores"),
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not use the cache.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the videos of a model on Physics-IQ."""
+    """Score a model's videos on Physics-IQ."""
     from phantom.evaluation.physics_iq import runs
 
     result = runs.score_runs(
@@ -144,18 +157,18 @@ def score_videophy(
     context: typer.Context,
     generated: Generated = None,
     captions: Captions = None,
-    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere for sa_testing.csv.")] = None,
-    pc: Annotated[Path | None, typer.Option(help="The same for physics_testing.csv.")] = None,
+    sa: Annotated[Path | None, typer.Option(help="The judge's output for sa_testing.csv, if run elsewhere.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The judge's output for physics_testing.csv.")] = None,
     subset: Subset = False,
     work: Work = Path("checkpoints/judged"),
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the videos of a model on VideoPhy, with the judge of evaluate.videophy or the files of one elsewhere."""
+    """Score a model's videos on VideoPhy, with the judge of evaluate.videophy or outputs of one run elsewhere."""
     from phantom.evaluation import ratings, videophy
 
-    # What is complete without the settings is scored where there are none.
+    # No settings file is needed if the options say everything.
     complete = generated is None or (captions and sa and pc)
     own = None if complete else settings(context, params, set_, "videophy", captions).evaluate.videophy
     captions = captions or (own.captions if own else None)
@@ -168,19 +181,19 @@ def score_videophy2(
     context: typer.Context,
     generated: Generated = None,
     captions: Captions = None,
-    sa: Annotated[Path | None, typer.Option(help="What the judge has written elsewhere with --task sa.")] = None,
-    pc: Annotated[Path | None, typer.Option(help="The same with --task pc.")] = None,
-    rule: Annotated[Path | None, typer.Option(help="The same with --task rule.")] = None,
+    sa: Annotated[Path | None, typer.Option(help="The judge's output with --task sa, if run elsewhere.")] = None,
+    pc: Annotated[Path | None, typer.Option(help="The judge's output with --task pc.")] = None,
+    rule: Annotated[Path | None, typer.Option(help="The judge's output with --task rule.")] = None,
     subset: Subset = False,
     work: Work = Path("checkpoints/judged"),
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the videos of a model on VideoPhy-2, with the judge of evaluate.videophy2 or the files of one elsewhere."""
+    """Score a model's videos on VideoPhy-2, with the judge of evaluate.videophy2 or outputs of one run elsewhere."""
     from phantom.evaluation import ratings, videophy2
 
-    # What is complete without the settings is scored where there are none.
+    # No settings file is needed if the options say everything.
     complete = generated is None or (captions and sa and pc)
     own = None if complete else settings(context, params, set_, "videophy2", captions).evaluate.videophy2
     captions = captions or (own.captions if own else None)
@@ -191,16 +204,18 @@ def score_videophy2(
 @score.command("vbench2")
 def score_vbench2(
     context: typer.Context,
-    generated: Annotated[Path | None, typer.Option(help="A folder with a folder of mp4 for each dimension.")] = None,
+    generated: Annotated[
+        Path | None, typer.Option(help="A folder with a folder of mp4 files for each dimension.")
+    ] = None,
     info: Info = None,
-    results: Annotated[Path | None, typer.Option(help="The judges' output: a folder, or a zip of it.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Score those dimensions that are there.")] = False,
+    results: Annotated[Path | None, typer.Option(help="The judges' outputs: a folder, or a zip of it.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Score only the dimensions that exist.")] = False,
     work: Work = Path("checkpoints/judged"),
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the videos of a model and score them on VBench-2.0, or read what its judges have written elsewhere."""
+    """Check a model's videos and score them on VBench-2.0, or read outputs of judges run elsewhere."""
     from phantom.evaluation import vbench2
 
     own = (
@@ -213,11 +228,13 @@ def score_vbench2(
 
 @app.command()
 def report(
-    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON of `phantom score`.")],
-    out: Annotated[Path, typer.Option(help="The folder of the page.")],
-    base: Annotated[str | None, typer.Option(help="The model to compare with; by default the first.")] = None,
+    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")],
+    out: Annotated[Path, typer.Option(help="Output folder of the page.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model to compare the others with; by default the first.")
+    ] = None,
     videos: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Show the videos of this model; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Show this model's videos; repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

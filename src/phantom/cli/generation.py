@@ -1,4 +1,4 @@
-"""`phantom generate`: using a model."""
+"""`phantom generate`: text-, image- and video-to-video."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from phantom.cli.shared import (
     AsJson,
+    Physics,
     app,
     show,
 )
@@ -19,20 +20,22 @@ from phantom.errors import UserError
 @app.command()
 def generate(
     model: Annotated[Path, typer.Option(help="An export (models/phantom), or a saved pipeline.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The mp4; with --prompts, a folder.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option(help="What the video shall show.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line, each made into a video.")] = None,
+    out: Annotated[Path, typer.Option(help="The mp4 to write; with --prompts, a folder.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file with one prompt per line; a video for each.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="The first frame.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A video, whose end is gone on from.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise; line i of --prompts has seed + i.", min=0)] = 0,
+    video: Annotated[Path | None, typer.Option(help="A video to continue from its last frames.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise; line i of --prompts uses seed + i.", min=0)] = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    frames: Annotated[int | None, typer.Option(help="Length of the video, 4m + 1.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1: no guidance.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second, of --video and of the result.")] = None,
-    physics: Annotated[bool, typer.Option("--physics/--no-physics", help="Without: the base model alone.")] = True,
+    frames: Annotated[int | None, typer.Option(help="Number of frames, 4n + 1.", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of --video and of the result.")] = None,
+    physics: Physics = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a video from a prompt, a first frame, or a video to go on from. What is left open is as the model states."""
+    """Generate a video from a prompt, and a first frame or a video to continue. The defaults are the model's."""
     from phantom.generation.generate import generate as make
     from phantom.generation.generate import generate_all
 

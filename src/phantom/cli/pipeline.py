@@ -1,4 +1,4 @@
-"""`phantom run`, `up`, `approve`, `pretrain`: all stages together, the servers, the miniature's parts."""
+"""`phantom run`, `up`, `approve`, `pretrain`: the whole pipeline, its servers, the frozen parts of the mini preset."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from phantom.progress import say
 
 @app.command()
 def run(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
-    """Run the whole pipeline here; stages that are up to date are left as they are.
+    """Run the whole pipeline on this machine, skipping stages that are up to date.
 
-    --set and --params change params.yaml, which the pipeline reads.
+    --set and --params are written to params.yaml, which the pipeline reads.
     """
     from phantom.orchestration import run as pipeline
 
@@ -45,12 +45,12 @@ def run(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_
 @app.command()
 def up(
     context: typer.Context,
-    prefect_port: Annotated[int | None, typer.Option(help="Port of Prefect's server.")] = None,
-    mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow.")] = None,
+    prefect_port: Annotated[int | None, typer.Option(help="Port of the Prefect server.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Port of the MLflow server.")] = None,
     params: ParamsFile = None,
     set_: Set = None,
 ) -> None:
-    """Start Prefect, MLflow and the served deployment here, until Ctrl-C."""
+    """Start Prefect, MLflow and the served deployment on this machine, until Ctrl-C."""
     from phantom.orchestration.up import up as start
 
     start(settings(context, params, set_), prefect_port, mlflow_port)
@@ -58,11 +58,11 @@ def up(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Where the parts go.")] = Path("models/mini"),
-    seed: Annotated[int, typer.Option(help="Of clips, weights and batches.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("models/mini"),
+    seed: Annotated[int, typer.Option(help="Seed of clips, weights and batches.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make the frozen parts of the mini preset again: models/mini. An hour or two on two cores."""
+    """Pretrain the frozen parts of the mini preset again, in models/mini: an hour or two on two cores."""
     from phantom.pretraining.stage import pretrain
 
     try:
@@ -74,11 +74,11 @@ def pretrain(
 
 @app.command()
 def approve(
-    run: Annotated[str | None, typer.Argument(help="The run's name or id; by default the one that waits.")] = None,
-    reject: Annotated[bool, typer.Option("--reject", help="Do not register.")] = False,
+    run: Annotated[str | None, typer.Argument(help="Name or id of the run; by default the one waiting.")] = None,
+    reject: Annotated[bool, typer.Option("--reject", help="Reject: do not register the model.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a pipeline run that waits before registering."""
+    """Approve or reject a pipeline run that is waiting before it registers its model."""
     from phantom.orchestration.approve import approve as answer
 
     name = answer(run, reject)

@@ -1,4 +1,4 @@
-"""The command line's root: options that commands share, their settings, what they print."""
+"""What commands share: the typer app, common options, loading the settings, printing results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import stay_offline
 from phantom.progress import say
-from phantom.tracking.lineage import join_repro
+from phantom.tracking.lineage import join_dvc_repro
 
 app = typer.Typer(
     help="Physics-infused video generation: train, evaluate and use it.",
@@ -24,25 +24,32 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-score = typer.Typer(help="Score a folder of mp4 of any model.", no_args_is_help=True)
+score = typer.Typer(help="Score a folder of generated mp4 files, of any model.", no_args_is_help=True)
 app.add_typer(score, name="score")
-sample = typer.Typer(help="Make the videos that a benchmark wants, with any model.", no_args_is_help=True)
+sample = typer.Typer(help="Generate the videos that a benchmark asks for, with any model.", no_args_is_help=True)
 app.add_typer(sample, name="sample")
 
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-Generated = Annotated[Path | None, typer.Option(help="A folder of mp4: 0001.mp4, or 0001-7.mp4 with its seed.")]
-Captions = Annotated[str | None, typer.Option(help="A csv, or an id of the hub; by default as the settings say.")]
-Info = Annotated[Path | None, typer.Option(help="VBench2_full_info.json; by default as the settings say.")]
-Subset = Annotated[bool, typer.Option("--subset", help="Score those videos that are there.")]
-Work = Annotated[Path, typer.Option(help="Where the judge's files go, by the videos' contents.")]
-Launcher = Annotated[str | None, typer.Option(metavar="local|kubernetes", help="Where; else as compute.* says.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[Path, typer.Option(help="An export (models/phantom) or a folder of a diffusers pipeline.")]
+Videos = Annotated[Path, typer.Option(help="Output folder; existing videos are kept.")]
+Physics = Annotated[bool, typer.Option("--physics/--no-physics", help="--no-physics: only the base model.")]
+Generated = Annotated[Path | None, typer.Option(help="A folder of mp4 files: 0001.mp4, or 0001-7.mp4 with the seed.")]
+Captions = Annotated[
+    str | None, typer.Option(help="A CSV file or a Hugging Face data set id; by default from the settings.")
+]
+Info = Annotated[Path | None, typer.Option(help="VBench2_full_info.json; by default from the settings.")]
+Subset = Annotated[bool, typer.Option("--subset", help="Score only the videos that exist.")]
+Work = Annotated[Path, typer.Option(help="Cache of the judge's outputs, keyed by the videos' contents.")]
+Launcher = Annotated[
+    str | None, typer.Option(metavar="local|kubernetes", help="Where to run the stage; by default from compute.*.")
+]
 
 
 @app.callback()
 def _global(context: typer.Context, params: ParamsFile = None, set_: Set = None) -> None:
-    """Options that hold for every command may stand before it as well."""
+    """Options of every command, also accepted before its name."""
     context.obj = (params, set_ or [])
 
 
@@ -53,7 +60,7 @@ def settings(
     benchmark: str | None = None,
     captions: str | None = None,
 ) -> Params:
-    """The checked settings of this call; the hub client is kept offline if they, and `benchmark`, need no hub."""
+    """Loads and validates the settings. Keeps the hub client offline if neither they nor `benchmark` need the hub."""
     file, overrides = arguments(context, params, set_)
     tree = load_params(file or "params.yaml", overrides)
     stay_offline(tree, benchmark, captions)
@@ -61,7 +68,7 @@ def settings(
 
 
 def show(result: Any, as_json: bool, text: str | None = None) -> None:
-    """Prints a result on stdout: as JSON, or as `text`, or as a line for each field."""
+    """Prints a result to stdout: as JSON, as `text`, or as one line per field."""
     plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
     if as_json:
         typer.echo(json.dumps(plain, indent=2, default=str))
@@ -69,8 +76,8 @@ def show(result: Any, as_json: bool, text: str | None = None) -> None:
         typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items()))
 
 
-def on_cluster(name: str, tree: Params) -> Any:
-    """Runs a stage as a job, whose pods run the same command with `compute.*` set to local."""
+def run_on_cluster(name: str, tree: Params) -> Any:
+    """Runs a stage as a Kubernetes job, whose pods run the same command with `compute.*` set to local."""
     from phantom.cluster.submit import run_job
 
     return run_job(name, tree)
@@ -86,13 +93,14 @@ def stage(
     benchmark: str | None = None,
     captions: str | None = None,
 ) -> Iterator[Params]:
-    """The settings for a stage, checked before anything slow is imported.
+    """Context of a stage: gives its settings, validated before anything slow is imported, and converts exceptions.
 
-    A stage replaces its outputs whole, or keeps its progress aside: it may be stopped at any time and run again.
+    KeyboardInterrupt becomes Interrupted, since a stage either replaces its outputs atomically or can resume. A full
+    disk becomes StageFailed.
     """
-    join_repro()
-    where = [f"compute.{name}={launcher}"] if launcher else []
-    tree = settings(context, params, [*(set_ or []), *where], benchmark, captions)
+    join_dvc_repro()
+    compute = [f"compute.{name}={launcher}"] if launcher else []
+    tree = settings(context, params, [*(set_ or []), *compute], benchmark, captions)
     try:
         yield tree
     except KeyboardInterrupt:
@@ -100,27 +108,27 @@ def stage(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        full = error.filename or Path.cwd()
-        raise StageFailed(f"{full}: no space left on the disk; make some and run again to go on") from None
+        path = error.filename or Path.cwd()
+        raise StageFailed(f"{path}: no space left on the disk; make some and run again to go on") from None
 
 
 def arguments(context: typer.Context, params: Path | None, set_: list[str] | None) -> tuple[Path | None, list[str]]:
-    """Settings file and overrides of this call: those before the command's name come first."""
+    """Settings file and overrides: those given before the command's name apply first."""
     before, overrides = context.obj or (None, [])
     return params or before, [*overrides, *(set_ or [])]
 
 
 def params_file(context: typer.Context, params: Path | None) -> Path:
-    """The settings file of this call."""
+    """The settings file: that of --params, else params.yaml."""
     return arguments(context, params, None)[0] or Path("params.yaml")
 
 
 def replace_settings(target: Path, source: Path) -> Path | None:
-    """Copies `source` over a settings file. One that is nobody's preset is kept beside it; returns where."""
-    new, kept = source.read_bytes(), None
+    """Replaces a settings file by a copy of `source`. Returns its backup, made unless it was an unchanged preset."""
+    new, backup = source.read_bytes(), None
     if target.is_file() and target.read_bytes() not in [new, *(preset_path(n).read_bytes() for n in preset_names())]:
-        kept = target.with_name(target.name + ".bak")
-        target.replace(kept)
-        say(f"{target}: the former one is now {kept}")
+        backup = target.with_name(target.name + ".bak")
+        target.replace(backup)
+        say(f"{target}: the former one is now {backup}")
     target.write_bytes(new)
-    return kept
+    return backup

@@ -1,4 +1,4 @@
-"""`phantom prepare`, `encode`, `train`, `evaluate`, `register`: the stages, here or as a job of the cluster."""
+"""`phantom prepare`, `encode`, `train`, `evaluate`, `register`: the stages, on this machine or as a Kubernetes job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phantom.cli.shared import (
     ParamsFile,
     Set,
     app,
-    on_cluster,
+    run_on_cluster,
     show,
     stage,
 )
@@ -23,55 +23,56 @@ from phantom.errors import UserError
 
 @app.command()
 def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
-    """Make the clips: data/clips, and data/benchmark for the simulated worlds."""
+    """Prepare the clips in data/clips, and data/benchmark for the simulated worlds."""
     with stage("prepare", context, params, set_) as tree:
         from phantom.data.prepare import prepare
         from phantom.orchestration.run import stand_in
-        from phantom.tracking.records import record
+        from phantom.tracking.records import log_stage
 
         result = prepare(tree)
         if tree.evaluate.physics_iq.benchmark != "worlds":
             stand_in(Path("data/benchmark"), f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}.")
-        record("prepare", tree, result)
+        log_stage("prepare", tree, result)
     show(result, as_json)
 
 
 @app.command()
 def encode(
     context: typer.Context,
-    worker: Annotated[int | None, typer.Option(help="Encode a share of the clips: the number of it.", min=0)] = None,
-    of: Annotated[int | None, typer.Option(help="How many shares there are.", min=1)] = None,
+    worker: Annotated[int | None, typer.Option(help="Encode one part of the clips: its index, from 0.", min=0)] = None,
+    of: Annotated[int | None, typer.Option(help="Number of parts, with --worker.", min=1)] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Make data/latents of the shares; with --worker, if it is the last to end.")
+        bool,
+        typer.Option("--merge", help="Merge the parts into data/latents; with --worker, only the last to finish does."),
     ] = False,
     shard: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Make this shard of data/latents again: it is damaged.")
+        str | None, typer.Option(metavar="FILE", help="Encode this shard of data/latents again, as it is damaged.")
     ] = None,
     launcher: Launcher = None,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the clips into latents: data/latents. Any number of workers may do it side by side."""
+    """Encode the clips into latents in data/latents. Any number of workers may run in parallel."""
     if (worker is None) != (of is None):
         raise UserError("--worker and --of: found one of them; accepted: both, or neither")
     if shard is not None and (worker is not None or merge):
         raise UserError("--shard: found with --worker or --merge; accepted: alone")
     with stage("encode", context, params, set_, launcher) as tree:
         if tree.compute.encode == "kubernetes" and worker is None and not merge and shard is None:
-            result: Any = on_cluster("encode", tree)
+            result: Any = run_on_cluster("encode", tree)
         else:
             from phantom.cluster.outputs import keep
             from phantom.data.encode import encode
             from phantom.data.shards import LATENTS
-            from phantom.data.shares import Share
-            from phantom.tracking.records import record
+            from phantom.data.workers import Partition
+            from phantom.tracking.records import log_stage
 
-            share = None if worker is None or of is None else Share(worker, of)
-            result = encode(tree, share=share, merge=merge, shard=shard)
-            if Path(result.folder) == LATENTS:  # not a worker that others are still beside
+            partition = None if worker is None or of is None else Partition(worker, of)
+            result = encode(tree, partition=partition, merge=merge, shard=shard)
+            if Path(result.folder) == LATENTS:  # not a worker that leaves the merge to another
                 keep("encode")
-                record("encode", tree, result)
+                log_stage("encode", tree, result)
     show(result, as_json)
 
 
@@ -83,10 +84,10 @@ def train(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the physics branch and the coupling: models/phantom."""
+    """Train the physics branch and the coupling, and export them to models/phantom."""
     with stage("train", context, params, set_, launcher) as tree:
         if tree.compute.train == "kubernetes":
-            result: Any = on_cluster("train", tree)
+            result: Any = run_on_cluster("train", tree)
         else:
             from phantom.cluster.outputs import keep
             from phantom.orchestration.run import stand_in
@@ -108,30 +109,30 @@ def evaluate(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score base, control and Phantom: reports/evaluation.json and reports/index.html."""
+    """Score the base model, the control and Phantom, in reports/evaluation.json and reports/index.html."""
     with stage("evaluate", context, params, set_, launcher) as tree:
         if tree.compute.evaluate == "kubernetes":
-            result: Any = on_cluster("evaluate", tree)
+            result: Any = run_on_cluster("evaluate", tree)
         else:
             from phantom.cluster.outputs import keep
             from phantom.evaluation.stage import evaluate
-            from phantom.tracking.records import record
+            from phantom.tracking.records import log_stage
 
             result = evaluate(tree)
             keep("evaluate")
-            record("evaluate", tree, result)
+            log_stage("evaluate", tree, result)
     show(result, as_json)
 
 
 @app.command()
 def register(
     context: typer.Context,
-    promote: Annotated[bool, typer.Option("--promote", help="Champion whatever the score.")] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion whatever its score.")] = False,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register the evaluated model in MLflow; the best is champion."""
+    """Register the evaluated model in MLflow; the best one gets the alias champion."""
     with stage("register", context, params, set_) as tree:
         from phantom.tracking.registry import register
 

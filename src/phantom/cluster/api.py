@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phantom.cluster.render import JOB, Manifest
+from phantom.cluster.render import JOB_LABEL, Manifest
 from phantom.config import Cluster
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
@@ -94,7 +94,7 @@ class Connection:
 
     def pods(self, job: str) -> list[Manifest]:
         """The pods of a job."""
-        return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB}={job}")
+        return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB_LABEL}={job}")
 
     def watch_pods(self, job: str, on_change: Callable[[Manifest], Any], stop: threading.Event) -> None:
         """Calls `on_change` with a pod of the job at each of its changes, until `stop` is set. Raises nothing."""
@@ -105,7 +105,7 @@ class Connection:
         while not stop.is_set():
             try:
                 pods = self._client.core_api.list_namespaced_pod(
-                    self.namespace, label_selector=f"{JOB}={job}", **options
+                    self.namespace, label_selector=f"{JOB_LABEL}={job}", **options
                 )
                 for line in _lines(pods.stream()):
                     event = json.loads(line)

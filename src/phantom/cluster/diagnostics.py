@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phantom.cluster.render import RUNTIME
+from phantom.cluster.render import TRAINING_RUNTIME
 from phantom.config import Cluster, Params
 from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
 
@@ -125,9 +125,10 @@ def _job_kinds(name: str, api: Any, settings: Cluster) -> Check:
     kind = next(kind for known, kind in JOB_RESOURCES.items() if known.lower() == settings.operator)
     served = (_get(api, f"/apis/{kind.group}/{kind.version}") or {}).get("resources", [])
     if any(resource["name"] == kind.plural for resource in served):
-        place = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
-        if settings.operator == "trainjob" and _get_if_allowed(api, f"{place}/trainingruntimes/{RUNTIME}") is None:
-            return Check(name, False, f"no TrainingRuntime {RUNTIME} in {settings.namespace}", APPLY_RUNTIME)
+        namespace = f"/apis/{kind.group}/{kind.version}/namespaces/{settings.namespace}"
+        runtime = f"{namespace}/trainingruntimes/{TRAINING_RUNTIME}"
+        if settings.operator == "trainjob" and _get_if_allowed(api, runtime) is None:
+            return Check(name, False, f"no TrainingRuntime {TRAINING_RUNTIME} in {settings.namespace}", APPLY_RUNTIME)
         return Check(name, True, f"{kind.plural}.{kind.group}/{kind.version}")
     fix = f"kubectl apply --server-side -k '{OPERATORS[settings.operator][0]}'"
     return Check(name, False, f"the cluster does not know {kind.plural}.{kind.group}", fix)

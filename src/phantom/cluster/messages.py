@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from phantom.cluster.render import QUEUE
+from phantom.cluster.render import QUEUE_LABEL
 
 Phase = Literal["created", "suspended", "running", "restarting", "succeeded", "failed"]
 IMAGE_ERRORS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -49,7 +49,7 @@ def job_state(job: dict[str, Any]) -> JobState:
         failed = holds["Failed"]
         return JobState("failed", f"has failed: {one_line(failed.get('message') or failed.get('reason'))}")
     if spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"):
-        queue = (job["metadata"].get("labels") or {}).get(QUEUE)
+        queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
         waits = f"waits in the queue {queue}" if queue else "is suspended, and goes on when it is resumed"
         return JobState("suspended", waits)
     if "Restarting" in holds:

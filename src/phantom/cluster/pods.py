@@ -1,4 +1,4 @@
-"""The pods that a manifest makes, and PodSecurity's level `restricted`, which a namespace may hold them to."""
+"""The pod templates of a manifest, and what the Pod Security Standard `restricted` rejects in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
-VOLUMES = {
+VOLUME_TYPES = {  # accepted by `restricted`
     "configMap",
     "csi",
     "downwardAPI",
@@ -16,11 +16,11 @@ VOLUMES = {
     "projected",
     "secret",
 }
-SECCOMP = ("RuntimeDefault", "Localhost")
+SECCOMP_PROFILES = ("RuntimeDefault", "Localhost")
 
 
-def pods_of(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, pod template) for every kind of manifest that makes pods."""
+def pod_templates(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, pod template) for each pod template of a manifest, whatever its kind."""
     kind, spec = manifest["kind"], manifest.get("spec", {})
     if kind == "Pod":
         yield "", manifest
@@ -34,33 +34,33 @@ def pods_of(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def containers(pod: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path within the pod, container) of the containers and init containers."""
+    """(path in the pod spec, container) for each container and init container."""
     for group in ("initContainers", "containers"):
         for number, container in enumerate(pod.get(group) or []):
             yield f"{group}[{number}]", container
 
 
-def restricted(pod: dict[str, Any], memory_locking: bool = False) -> Iterator[str]:
-    """What PodSecurity `restricted` refuses in a pod spec: "field: found ..., accepted: ...".
+def pod_security_violations(pod: dict[str, Any], allow_ipc_lock: bool = False) -> Iterator[str]:
+    """Violations of the level `restricted` in a pod spec: "field: found ..., accepted: ...".
 
-    memory_locking: IPC_LOCK is let through, for a namespace of another level.
+    allow_ipc_lock: accept the capability IPC_LOCK, for a namespace that enforces another level.
     """
     security = pod.get("securityContext") or {}
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
             yield f"{field}: found true, accepted: false"
     for volume in pod.get("volumes") or []:
-        for source in set(volume) - {"name"} - VOLUMES:
-            yield f"volumes.{volume['name']}: found {source}, accepted: {', '.join(sorted(VOLUMES))}"
+        for source in set(volume) - {"name"} - VOLUME_TYPES:
+            yield f"volumes.{volume['name']}: found {source}, accepted: {', '.join(sorted(VOLUME_TYPES))}"
     for sysctl in security.get("sysctls") or []:
         yield f"securityContext.sysctls: found {sysctl['name']}, accepted: none"
     if security.get("runAsUser") == 0:
         yield "securityContext.runAsUser: found 0, accepted: another user than root"
     for place, container in containers(pod):
-        yield from (f"{place}.{problem}" for problem in _container(container, security, memory_locking))
+        yield from (f"{place}.{line}" for line in _container_violations(container, security, allow_ipc_lock))
 
 
-def _container(container: dict[str, Any], pod: dict[str, Any], memory_locking: bool) -> Iterator[str]:
+def _container_violations(container: dict[str, Any], pod: dict[str, Any], allow_ipc_lock: bool) -> Iterator[str]:
     own = container.get("securityContext") or {}
     if own.get("privileged"):
         yield "securityContext.privileged: found true, accepted: false"
@@ -71,14 +71,14 @@ def _container(container: dict[str, Any], pod: dict[str, Any], memory_locking: b
     if own.get("runAsUser") == 0:
         yield "securityContext.runAsUser: found 0, accepted: another user than root"
     seccomp = (own.get("seccompProfile") or pod.get("seccompProfile") or {}).get("type")
-    if seccomp not in SECCOMP:
-        yield f"securityContext.seccompProfile.type: found {seccomp}, accepted: {', '.join(SECCOMP)}"
+    if seccomp not in SECCOMP_PROFILES:
+        yield f"securityContext.seccompProfile.type: found {seccomp}, accepted: {', '.join(SECCOMP_PROFILES)}"
     if own.get("procMount", "Default") != "Default":
         yield f"securityContext.procMount: found {own['procMount']}, accepted: Default"
     capabilities = own.get("capabilities") or {}
     if "ALL" not in (capabilities.get("drop") or []):
         yield f"securityContext.capabilities.drop: found {capabilities.get('drop') or []}, accepted: [ALL]"
-    accepted = {"NET_BIND_SERVICE"} | ({"IPC_LOCK"} if memory_locking else set())
+    accepted = {"NET_BIND_SERVICE"} | ({"IPC_LOCK"} if allow_ipc_lock else set())
     for name in sorted(set(capabilities.get("add") or []) - accepted):
         yield f"securityContext.capabilities.add: found {name}, accepted: {', '.join(sorted(accepted))}"
     for port in container.get("ports") or []:

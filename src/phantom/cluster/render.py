@@ -1,4 +1,4 @@
-"""A job spec as manifests: PyTorchJob (training operator v1), TrainJob (Trainer v2), and batch Jobs for the rest."""
+"""Renders a JobSpec as a manifest: train as a PyTorchJob or (Trainer v2) a TrainJob, other stages as batch Jobs."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ from typing import Any
 
 from phantom.cluster.spec import MESSAGE, OF_ONE_CALL, WORKSPACE, JobSpec
 
-JOB, STAGE, SPEC = "phantom/job", "phantom/stage", "phantom/spec"  # labels of jobs and pods; annotation of jobs
-QUEUE = "kueue.x-k8s.io/queue-name"
-PORT = 23456  # of the rendezvous
-USER = 1000  # of the image
-RUNTIME = "phantom"  # the TrainingRuntime of k8s/jobs/trainer-v2/
-JOIN_SECONDS = 3600  # that a pod waits for all others
-STORE_SECONDS = 900  # that it waits for an answer of the first one
-MANAGER = "phantom.local/submit"
+JOB_LABEL, STAGE_LABEL = "phantom/job", "phantom/stage"  # of jobs and their pods
+DIGEST_ANNOTATION = "phantom/spec"  # of jobs
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+RENDEZVOUS_PORT = 23456
+USER_ID = 1000  # of the image
+TRAINING_RUNTIME = "phantom"  # of k8s/jobs/trainer-v2/
+JOIN_TIMEOUT_SECONDS = 3600  # for all pods to join the rendezvous
+READ_TIMEOUT_SECONDS = 900  # for the rendezvous' store, in the first pod, to respond
+FIELD_MANAGER = "phantom.local/submit"
 
 Manifest = dict[str, Any]
 
 
 def render(spec: JobSpec) -> Manifest:
-    """The manifest of a job, with a digest of it as an annotation: a job that is there can be told to be this one."""
+    """The manifest of a job, annotated with its digest: by it an existing job is recognized as the same one."""
     if spec.stage != "train":
         body = _job(spec)
     elif spec.settings.operator == "pytorchjob":
         body = _pytorchjob(spec)
     else:
         body = _trainjob(spec)
-    labels = _labels(spec) | ({QUEUE: spec.settings.queue} if spec.settings.queue else {})
+    labels = _labels(spec) | ({QUEUE_LABEL: spec.settings.queue} if spec.settings.queue else {})
     metadata = {"name": spec.name, "namespace": spec.settings.namespace, "labels": labels}
     manifest = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "spec": body["spec"]}
-    metadata["annotations"] = {SPEC: digest(manifest)}
+    metadata["annotations"] = {DIGEST_ANNOTATION: digest(manifest)}
     return manifest
 
 
 def digest(manifest: Manifest) -> str:
-    """Of all but what a call hands on: the settings that matter are in the job's name, the others may differ."""
-    bare = copy.deepcopy(manifest)
-    for container in _containers(bare):
+    """Digest of a manifest without the variables that may differ between calls for the same work.
+
+    Settings that decide the result are in the job's name.
+    """
+    common = copy.deepcopy(manifest)
+    for container in _containers(common):
         container["env"] = [entry for entry in container.get("env", []) if entry["name"] not in OF_ONE_CALL]
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pytorchjob(spec: JobSpec) -> Manifest:
-    """Workers alone: a Master would give the workers an init container that PodSecurity `restricted` refuses.
+    """Workers only: with a Master the operator adds an init container that Pod Security `restricted` rejects.
 
-    Elastic in form, for the rendezvous of torchrun that comes with it, but of one size: min = max.
+    The elastic policy is there for torchrun's c10d rendezvous; the size is fixed, minReplicas = maxReplicas.
     """
     pod = _pod(spec, "pytorch")
-    pod["spec"]["containers"][0]["ports"] = [{"name": "pytorchjob-port", "containerPort": PORT}]
+    pod["spec"]["containers"][0]["ports"] = [{"name": "pytorchjob-port", "containerPort": RENDEZVOUS_PORT}]
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
@@ -62,13 +66,13 @@ def _pytorchjob(spec: JobSpec) -> Manifest:
                 "maxRestarts": 0,
                 "rdzvBackend": "c10d",
                 "rdzvConf": [
-                    {"key": "join_timeout", "value": str(JOIN_SECONDS)},
-                    {"key": "read_timeout", "value": str(STORE_SECONDS)},
+                    {"key": "join_timeout", "value": str(JOIN_TIMEOUT_SECONDS)},
+                    {"key": "read_timeout", "value": str(READ_TIMEOUT_SECONDS)},
                 ],
             },
             "pytorchReplicaSpecs": {"Worker": {"replicas": spec.pods, "restartPolicy": "OnFailure", "template": pod}},
             "runPolicy": {
-                "backoffLimit": max(1, spec.settings.restarts * spec.pods),  # it counts over all pods
+                "backoffLimit": max(1, spec.settings.restarts * spec.pods),  # restarts of all pods are counted together
                 "cleanPodPolicy": "Running",
                 "suspend": False,
                 "ttlSecondsAfterFinished": spec.settings.keep_hours * 3600,
@@ -78,7 +82,7 @@ def _pytorchjob(spec: JobSpec) -> Manifest:
 
 
 def _trainjob(spec: JobSpec) -> Manifest:
-    """What a TrainJob may say of its pods goes into patches; the rest is in the runtime."""
+    """What a TrainJob may set for its pods is in `trainer` and `runtimePatches`; the rest is in the TrainingRuntime."""
     pod = _pod(spec, "node")
     (container,) = pod["spec"]["containers"]
     patched = ("affinity", "imagePullSecrets", "nodeSelector", "securityContext", "serviceAccountName", "tolerations")
@@ -93,11 +97,11 @@ def _trainjob(spec: JobSpec) -> Manifest:
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
         "spec": {
-            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": RUNTIME},
+            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": TRAINING_RUNTIME},
             "trainer": {
                 "image": container["image"],
                 "command": container["command"],
-                # Variables from secrets, the grace period and the working directory are the runtime's to state.
+                # envFrom, the grace period and the working directory can only be set in the runtime.
                 "env": container["env"],
                 "numNodes": spec.pods,
                 "numProcPerNode": spec.processes,
@@ -105,7 +109,7 @@ def _trainjob(spec: JobSpec) -> Manifest:
             },
             "runtimePatches": [
                 {
-                    "manager": MANAGER,
+                    "manager": FIELD_MANAGER,
                     "trainingRuntimeSpec": {
                         "template": {
                             "spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": template}}}]}
@@ -118,7 +122,7 @@ def _trainjob(spec: JobSpec) -> Manifest:
 
 
 def _job(spec: JobSpec) -> Manifest:
-    """An Indexed Job for encode, each pod a share; one pod for evaluate. Wrong input (exit code 2) fails it at once."""
+    """An Indexed Job for encode, one worker per pod; one pod for evaluate. Wrong input (exit code 2) is not retried."""
     pod = _pod(spec, "stage")
     pod["spec"]["restartPolicy"] = "Never"
     body: Manifest = {
@@ -142,7 +146,7 @@ def _job(spec: JobSpec) -> Manifest:
 
 
 def _pod(spec: JobSpec, name: str) -> Manifest:
-    """The pod template: not root, nothing writable but /tmp and the workspace, no token of the API."""
+    """The pod template: not root, only /tmp and the workspace writable, no service account token."""
     settings = spec.settings
     gpus = {settings.gpu: str(spec.processes)} if settings.gpu else {}
     resources = {
@@ -184,9 +188,9 @@ def _pod(spec: JobSpec, name: str) -> Manifest:
         "terminationGracePeriodSeconds": settings.grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -202,14 +206,14 @@ def _pod(spec: JobSpec, name: str) -> Manifest:
     if settings.pull_secret:
         pod["imagePullSecrets"] = [{"name": settings.pull_secret}]
     if spec.stage == "train" and spec.pods > 1:
-        pod["affinity"] = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [_near(spec)]}}
+        pod["affinity"] = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [_same_zone(spec)]}}
     annotations = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
     return {"metadata": {"labels": _labels(spec), "annotations": annotations}, "spec": pod}
 
 
-def _near(spec: JobSpec) -> Manifest:
-    """Pods of one job rather in one zone, for their traffic."""
-    term = {"labelSelector": {"matchLabels": {JOB: spec.name}}, "topologyKey": "topology.kubernetes.io/zone"}
+def _same_zone(spec: JobSpec) -> Manifest:
+    """Prefers one zone for all pods of a job, which exchange gradients."""
+    term = {"labelSelector": {"matchLabels": {JOB_LABEL: spec.name}}, "topologyKey": "topology.kubernetes.io/zone"}
     return {"weight": 100, "podAffinityTerm": term}
 
 
@@ -217,13 +221,13 @@ def _labels(spec: JobSpec) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "phantom",
         "app.kubernetes.io/component": "job",
-        JOB: spec.name,
-        STAGE: spec.stage,
+        JOB_LABEL: spec.name,
+        STAGE_LABEL: spec.stage,
     }
 
 
 def _containers(manifest: Manifest) -> list[Manifest]:
-    """Those with variables, wherever a kind keeps them."""
+    """The containers (for a TrainJob its trainer) that have `env`."""
     spec = manifest["spec"]
     if manifest["kind"] == "TrainJob":
         return [spec["trainer"]]

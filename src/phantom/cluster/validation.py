@@ -1,7 +1,7 @@
-"""What would be refused on the way in, or by the kubelet later, and is not in the schema: one line per problem.
+"""Validates a job's manifest before it is submitted, beyond its schema: one line per problem.
 
-The schemas of the custom resources know neither names nor enumerations; the operator's webhook, PodSecurity and the
-kubelet do, and each says so at another time and place.
+The CRD schemas check neither names nor enumerations. The operator's webhook, Pod Security admission and the kubelet do,
+but each at a later time and in a place of its own.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from phantom.cluster.pods import containers, pods_of, restricted
+from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 
-LONGEST_NAME = 50  # `<job>-worker-NN` is the name of a service
-LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+MAX_NAME_LENGTH = 50  # the operator appends `-worker-NN`, and a Service of that name is limited to 63
+DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 IMAGE = re.compile(r"[^\s@:]+(:\d+/[^\s@:]+)?(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?")
-VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
-TORCHRUN = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
-SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # s that torchrun gives its processes to save
-ENUMERATIONS = {
+ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+OPERATOR_ENV = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # s from torchrun's SIGTERM to SIGKILL
+ENUMS = {
     "restartPolicy": ("Always", "OnFailure", "Never", "ExitCode"),
     "cleanPodPolicy": ("None", "Running", "All"),
     "rdzvBackend": ("c10d", "etcd", "etcd-v2"),
@@ -30,20 +30,23 @@ ENUMERATIONS = {
 }
 
 
-def problems(manifest: dict[str, Any], memory_locking: bool = False) -> list[str]:
-    """Every problem of a job's manifest, a line each: "Kind name: field: found ..., accepted: ..."."""
+def validate_manifest(manifest: dict[str, Any], allow_ipc_lock: bool = False) -> list[str]:
+    """Every problem of a PyTorchJob, TrainJob or Job, one line each: "Kind name: field: found ..., accepted: ...".
+
+    allow_ipc_lock: accept the capability IPC_LOCK, for a namespace that does not enforce `restricted`.
+    """
     kinds = {"PyTorchJob": _pytorchjob, "TrainJob": _trainjob, "Job": _job}
     metadata = manifest["metadata"]
     found = [*_metadata(metadata), *kinds[manifest["kind"]](manifest["spec"])]
-    for path, template in pods_of(manifest):
+    for path, template in pod_templates(manifest):
         found += [f"{path}metadata.{line}" for line in _labels(template.get("metadata") or {})]
         pod = template.get("spec") or {}
-        found += [f"{path}spec.{line}" for line in (*pod_problems(pod), *restricted(pod, memory_locking))]
+        found += [f"{path}spec.{line}" for line in (*validate_pod(pod), *pod_security_violations(pod, allow_ipc_lock))]
     return [f"{manifest['kind']} {metadata.get('name')}: {line}" for line in found]
 
 
-def pod_problems(pod: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a pod spec whatever the namespace's level: names, images, resources, mounts, variables."""
+def validate_pod(pod: dict[str, Any]) -> Iterator[str]:
+    """Problems of a pod spec besides Pod Security: names, images, resources, volume mounts, environment variables."""
     if not pod.get("containers"):
         yield "containers: found none, accepted: at least one"
     volumes = [volume["name"] for volume in pod.get("volumes") or []]
@@ -60,8 +63,9 @@ def pod_problems(pod: dict[str, Any]) -> Iterator[str]:
     for place, container in containers(pod):
         yield from (f"{place}.{line}" for line in _container(container, volumes))
         for entry in container.get("env") or []:
-            if entry["name"] == SHUTDOWN and int(entry["value"]) >= grace:
-                yield f"terminationGracePeriodSeconds: found {grace}, accepted: more than {SHUTDOWN} {entry['value']}"
+            name, value = entry["name"], entry.get("value")
+            if name == SHUTDOWN_TIMEOUT and int(value) >= grace:
+                yield f"terminationGracePeriodSeconds: found {grace}, accepted: more than {name} {value}"
 
 
 def _container(container: dict[str, Any], volumes: list[str]) -> Iterator[str]:
@@ -119,13 +123,13 @@ def _trainjob(spec: dict[str, Any]) -> Iterator[str]:
     yield from (f"trainer.{line}" for line in _image(trainer.get("image")))
     yield from (f"trainer.{line}" for line in _variables("env", trainer.get("env")))
     yield from (f"trainer.{line}" for line in _resources("resourcesPerNode", trainer.get("resourcesPerNode") or {}))
-    for name in sorted(TORCHRUN & {entry["name"] for entry in trainer.get("env") or []}):
+    for name in sorted(OPERATOR_ENV & {entry["name"] for entry in trainer.get("env") or []}):
         yield f"trainer.env: found {name}, accepted: none that the operator sets"
     for key in ("numNodes", "numProcPerNode"):
         if trainer.get(key, 1) < 1:
             yield f"trainer.{key}: found {trainer[key]}, accepted: >= 1"
     for patch in spec.get("runtimePatches") or []:
-        if "/" not in patch["manager"] or not SUBDOMAIN.fullmatch(patch["manager"].split("/")[0]):
+        if "/" not in patch["manager"] or not DNS_SUBDOMAIN.fullmatch(patch["manager"].split("/")[0]):
             yield f"runtimePatches.manager: found {patch['manager']!r}, accepted: DOMAIN/NAME"
         for job in (patch["trainingRuntimeSpec"].get("template") or {}).get("spec", {}).get("replicatedJobs", []):
             template = job["template"]["spec"]["template"]
@@ -152,11 +156,10 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
 
 def _metadata(metadata: dict[str, Any]) -> Iterator[str]:
     name, namespace = metadata.get("name") or "", metadata.get("namespace") or ""
-    if not LABEL_1035.fullmatch(name) or len(name) > LONGEST_NAME:
-        yield (
-            f"metadata.name: found {name!r}, accepted: at most {LONGEST_NAME} of a-z, 0-9 and -, from a letter to no -"
-        )
-    if not SUBDOMAIN.fullmatch(namespace) or "." in namespace or len(namespace) > 63:
+    if not DNS_LABEL.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        accepted = f"at most {MAX_NAME_LENGTH} of a-z, 0-9 and -, from a letter to no -"
+        yield f"metadata.name: found {name!r}, accepted: {accepted}"
+    if not DNS_SUBDOMAIN.fullmatch(namespace) or "." in namespace or len(namespace) > 63:
         yield f"metadata.namespace: found {namespace!r}, accepted: at most 63 of a-z, 0-9 and -, from and to no -"
     yield from (f"metadata.{line}" for line in _labels(metadata))
 
@@ -165,19 +168,19 @@ def _labels(metadata: dict[str, Any]) -> Iterator[str]:
     for key, value in (metadata.get("labels") or {}).items():
         yield from _label("labels", key, value)
     for key in metadata.get("annotations") or {}:
-        if not QUALIFIED.fullmatch(key):
+        if not QUALIFIED_NAME.fullmatch(key):
             yield f"annotations: found {key!r}, accepted: [DOMAIN/]NAME"
 
 
 def _label(where: str, key: str, value: Any) -> Iterator[str]:
-    if not QUALIFIED.fullmatch(key):
+    if not QUALIFIED_NAME.fullmatch(key):
         yield f"{where}: found {key!r}, accepted: [DOMAIN/]NAME"
-    if not isinstance(value, str) or not VALUE.fullmatch(value):
+    if not isinstance(value, str) or not LABEL_VALUE.fullmatch(value):
         yield f"{where}.{key}: found {value!r}, accepted: at most 63 letters, digits, -, _ and ."
 
 
 def _name(field: str, name: str | None) -> Iterator[str]:
-    if name is not None and (not SUBDOMAIN.fullmatch(name) or len(name) > 253):
+    if name is not None and (not DNS_SUBDOMAIN.fullmatch(name) or len(name) > 253):
         yield f"{field}: found {name!r}, accepted: a name of a-z, 0-9, - and ."
 
 
@@ -191,7 +194,7 @@ def _image(image: str | None) -> Iterator[str]:
 def _variables(where: str, entries: list[dict[str, Any]] | None) -> Iterator[str]:
     names = [entry["name"] for entry in entries or []]
     for name in names:
-        if not VARIABLE.fullmatch(name):
+        if not ENV_NAME.fullmatch(name):
             yield f"{where}: found {name!r}, accepted: letters, digits, _, - and ., and no digit first"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{where}: found {name} twice"
@@ -200,7 +203,7 @@ def _variables(where: str, entries: list[dict[str, Any]] | None) -> Iterator[str
 def _resources(where: str, resources: dict[str, Any]) -> Iterator[str]:
     for group in ("requests", "limits"):
         for name, quantity in (resources.get(group) or {}).items():
-            if not QUALIFIED.fullmatch(name):
+            if not QUALIFIED_NAME.fullmatch(name):
                 yield f"{where}.{group}: found {name!r}, accepted: cpu, memory, or DOMAIN/NAME"
             if not QUANTITY.fullmatch(str(quantity)):
                 yield f"{where}.{group}.{name}: found {quantity!r}, accepted: a quantity such as 2, 500m or 16Gi"
@@ -215,6 +218,6 @@ def _resources(where: str, resources: dict[str, Any]) -> Iterator[str]:
 
 
 def _one_of(field: str, value: str | None) -> Iterator[str]:
-    accepted = ENUMERATIONS[field.rsplit(".", 1)[-1]]
+    accepted = ENUMS[field.rsplit(".", 1)[-1]]
     if value is not None and value not in accepted:
         yield f"{field}: found {value!r}, accepted: {', '.join(accepted)}"
