@@ -32,11 +32,11 @@ from phantom.config import Params, load_params, preset_path
 from phantom.data.encode import encode
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS
-from phantom.data.shares import Share
 from phantom.data.video import write_mp4
+from phantom.data.workers import Partition
 
 
-def work(params: Params, root: Path, share: Share) -> float:
+def work(params: Params, root: Path, share: Partition) -> float:
     """Does the part of one worker; returns its CPU seconds."""
     torch.set_num_threads(1)
     encode(params, root, share)
@@ -47,7 +47,7 @@ def seconds(params: Params, root: Path, processes: int) -> tuple[float, float]:
     """What all clips take: seconds, and CPU seconds of the busiest process."""
     began = time.perf_counter()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        shares = [Share(i, processes) for i in range(processes)]
+        shares = [Partition(i, processes) for i in range(processes)]
         busiest = max(pool.map(work, [params] * processes, [root] * processes, shares))
     took = time.perf_counter() - began
     encode(params, root, merge=True)

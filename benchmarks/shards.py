@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from phantom.data.prefetch import ahead
-from phantom.data.shards import FORMAT, INDEX, Latents, LatentSet, ShardWriter, describe, write_tensors
+from phantom.data.prefetch import prefetch
+from phantom.data.shards import FORMAT, INDEX, Latents, LatentSet, ShardWriter, index_entry, write_tensors
 
 CHUNK = 2**24
 
@@ -47,7 +47,7 @@ def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
     write_tensors(folder / "empty_text.safetensors", {"text": torch.zeros(1, 128)})
     clips = [{**c, "split": "train", "caption": "", "shard": s["file"]} for s in writer.finished for c in s["clips"]]
     index = {"format": FORMAT, "recipe": {}, "manifest": None, "shards": writer.finished, "clips": clips}
-    index["empty_text"] = describe(folder / "empty_text.safetensors")
+    index["empty_text"] = index_entry(folder / "empty_text.safetensors")
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -127,14 +127,14 @@ def main() -> None:
 
         def ways(read: Callable[[Callable[[int], Any], int], Any]) -> dict[str, Callable[[], Any]]:
             return {
-                "stored, the first time": lambda: read(LatentSet(large, "train").stored, 1),
-                "stored, again": lambda: read(known.stored, 1),
+                "stored, the first time": lambda: read(LatentSet(large, "train").stored_tensors, 1),
+                "stored, again": lambda: read(known.stored_tensors, 1),
                 "float32, again": lambda: read(known.__getitem__, 2),
             }
 
-        in_order = ways(lambda get, workers: deque(ahead(get, range(options.clips), workers), 0))
+        in_order = ways(lambda get, workers: deque(prefetch(get, range(options.clips), workers), 0))
         at_random = ways(lambda get, _: deque(map(get, order), 0))
-        deque(map(known.stored, range(options.clips)), 0)
+        deque(map(known.stored_tensors, range(options.clips)), 0)
         for cold in (True, False):
             compare("all in order", large, lambda: read_files(large), in_order, options.repeats, cold)
             plain = partial(read_ranges, large, known, order, size)
@@ -142,7 +142,7 @@ def main() -> None:
         write(small, options.many, 4, 64)
         latents = LatentSet(small, "train")
         seen = []
-        for number, _ in enumerate(ahead(latents.__getitem__, range(len(latents)), 4)):
+        for number, _ in enumerate(prefetch(latents.__getitem__, range(len(latents)), 4)):
             if number % max(1, options.many // 10) == 0:
                 seen.append(resident())
         print(f"resident memory over {options.many} clips, every tenth of the way, MB: {[round(mb) for mb in seen]}")

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a rich bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress on stderr: a rich bar on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_EVERY = 5.0  # seconds between plain lines
+PLAIN_LINE_INTERVAL_SECONDS = 5.0
 
 
 class Bar:
-    """One unit of long work: `advance` counts, `note` shows a short text such as the current loss."""
+    """A progress bar: `advance` counts units; its `note` is a short text, such as the current loss."""
 
     def __init__(self, stage: str, total: int, unit: str, done: int, rich: Progress | None) -> None:
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
@@ -33,12 +33,12 @@ class Bar:
         )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Counts `count` more units done."""
+        """Adds `count` finished units."""
         self.done += count
         self._note = self._note if note is None else note
         if self._rich is not None and self._task is not None:
             self._rich.update(self._task, completed=self.done, note=self._note)
-        elif time.monotonic() - self._last >= PLAIN_EVERY or self.done == self.total:
+        elif time.monotonic() - self._last >= PLAIN_LINE_INTERVAL_SECONDS or self.done == self.total:
             self._last = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
 
@@ -52,7 +52,7 @@ class Bar:
 
 @contextmanager
 def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-    """Shows progress of `total` units of `stage`, `done` of them already finished by an earlier run."""
+    """Shows progress over `total` units of `stage`, of which an earlier run finished `done`."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Bar(stage, total, unit, done, None)
@@ -72,13 +72,13 @@ def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
 
 
 def say(text: str) -> None:
-    """One plain line on stderr."""
+    """Prints one plain line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Within it, diffusers and transformers show no bars for weights they load; the hub's, for downloads, stay."""
+    """Hides the weight-loading bars of diffusers and transformers; the hub's download bars stay."""
     from diffusers.utils import logging as diffusers
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers
@@ -87,7 +87,7 @@ def quiet_loading() -> Iterator[None]:
     downloads = not are_progress_bars_disabled()
     for library in shown:
         library.disable_progress_bar()
-    if downloads:  # transformers turns these off with its own
+    if downloads:  # transformers disables these together with its own
         enable_progress_bars()
     try:
         yield

@@ -11,7 +11,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from phantom.data import storage
+from phantom.data.storage import s3 as s3_storage
 from tests.data.s3 import Proxy, Server
 
 
@@ -51,7 +51,7 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(s3_storage, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
     yield proxy
     proxy.stop()
 

@@ -12,7 +12,7 @@ import pytest
 from phantom.data import prepare as stage
 from phantom.data.manifest import read_manifest
 from phantom.data.prepare import prepare
-from phantom.data.video import fit_clip, picture_kept, read_frames
+from phantom.data.video import fit_clip, kept_share, read_frames
 from phantom.errors import UserError
 from tests.data.videos import RIGHT_ANGLES, every, moving, turn, write_video
 
@@ -78,9 +78,9 @@ def test_a_clip_that_is_taken_up_again_counts_as_before(settings, tmp_path, monk
 
 
 def test_what_is_kept_of_a_picture():
-    assert picture_kept((480, 832), (480, 832)) == picture_kept((960, 1664), (480, 832)) == pytest.approx(1)
-    assert picture_kept((832, 480), (480, 832)) == pytest.approx((480 / 832) ** 2)
-    assert picture_kept((100, 400), (100, 100)) == pytest.approx(0.25)
+    assert kept_share((480, 832), (480, 832)) == kept_share((960, 1664), (480, 832)) == pytest.approx(1)
+    assert kept_share((832, 480), (480, 832)) == pytest.approx((480 / 832) ** 2)
+    assert kept_share((100, 400), (100, 100)) == pytest.approx(0.25)
 
 
 def test_a_length_that_is_not_decoded_is_known_from_the_file(tmp_path):

@@ -128,8 +128,8 @@ def test_the_index_says_what_is_there(small, tmp_path):
 def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(small, encoded_clips, tmp_path):
     points = [
         ((stage, "_encode_batch", 4), 5),
-        ((shards, "settle", 4), 5),  # the second shard is written, and not yet in its place
-        ((shards, "settle", 5), 5),  # the note beside it is not
+        ((shards, "fsync", 4), 5),  # the second shard is written, and not yet in its place
+        ((shards, "fsync", 5), 5),  # the note beside it is not
         ((stage, "replace_folder", 1), 0),
         ((stage.shutil, "rmtree", 4), 0),  # data/latents is in its place
     ]

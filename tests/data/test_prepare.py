@@ -400,11 +400,11 @@ def test_any_caption_comes_through_a_csv(tmp_path_factory, caption):
     source = tmp_path_factory.mktemp("videos")
     write_mp4(source / "a.mp4", moving(1), fps=4)
     caption_csv(source, {"a.mp4": caption})
-    found = folder.find(LocalFolder(source))
+    found = folder.list_videos(LocalFolder(source))
     if caption.strip():
-        assert [item.caption for item in found.items] == [caption.strip()] and not found.bad
+        assert [item.caption for item in found.videos] == [caption.strip()] and not found.quarantined
     else:
-        assert [q.reason for q in found.bad] == ["its caption is empty"] and not found.items
+        assert [q.reason for q in found.quarantined] == ["its caption is empty"] and not found.videos
 
 
 @given(st.sets(st.binary(min_size=1), max_size=60), st.floats(0, 1))

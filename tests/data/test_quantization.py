@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from phantom.data import quantization as physics
+from phantom.data import quantization
 from phantom.data.encode import encode
 from phantom.data.manifest import CLIPS
 from phantom.data.shards import INDEX, LATENTS, LatentSet
@@ -67,16 +67,16 @@ def test_what_is_stored_is_read_with_the_error_that_is_stated(encoded, storage, 
 def test_int8_has_a_scale_for_each_channel():
     z = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 6).view(-1, 1, 1, 1)
     for dtype in (torch.float32, torch.bfloat16):
-        stored = physics.pack(z, "int8", dtype)
+        stored = quantization.quantize(z, "int8", dtype)
         assert stored[""].dtype == torch.int8 and stored["/scale"].shape == (6,)
-        back = physics.unpack(stored, "int8")
+        back = quantization.dequantize(stored, "int8")
         assert ((back - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).max() < 0.012
-    assert torch.equal(physics.unpack(physics.pack(0 * z, "int8", torch.float32), "int8"), 0 * z)
+    assert torch.equal(quantization.dequantize(quantization.quantize(0 * z, "int8", torch.float32), "int8"), 0 * z)
 
 
 def test_pooled_ones_are_means_at_full_size():
     z = torch.arange(32.0).view(1, 2, 4, 4)
-    back = physics.unpack(physics.pack(z, "pooled", torch.float32), "pooled")
+    back = quantization.dequantize(quantization.quantize(z, "pooled", torch.float32), "pooled")
     assert back.shape == z.shape and back[0, 0, 0].tolist() == back[0, 0, 1].tolist() == [2.5, 2.5, 4.5, 4.5]
 
 

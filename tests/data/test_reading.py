@@ -14,12 +14,12 @@ import torch
 from phantom.data import shards
 from phantom.data.encode import encode
 from phantom.data.shards import INDEX, LATENTS, LatentSet
-from phantom.data.shares import Share
 from phantom.data.storage import open_folder
+from phantom.data.workers import Partition
 from phantom.errors import StageFailed, UserError
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
-from phantom.training.sampler import ShareOfBatches
+from phantom.training.sampler import DistributedBatchSampler
 from tests.data.latents import SETTINGS, contents, write_clips
 
 LENGTHS = (9, 5, 9, 9, 5, 9)
@@ -106,7 +106,7 @@ def test_the_cache_stays_within_its_bound_and_the_order_is_that_of_one_reader(pa
     for prefetch in (0, 6):
         shutil.rmtree(root / "checkpoints/cache", ignore_errors=True)
         latents = open_latents(tight, root, "train", torch.device("cpu"))
-        sampler = ShareOfBatches(latents.shapes, 2, 0, range(9))
+        sampler = DistributedBatchSampler(latents.shapes, 2, 0, range(9))
         runs.append([])
         for batch in read_batches(TrainingSet(latents, tight), sampler, prefetch):
             assert bytes_in(root / "checkpoints/cache") <= bound
@@ -208,7 +208,7 @@ def test_latents_of_another_recipe_are_refused_with_the_difference(params, root)
 def test_workers_put_their_shards_into_the_bucket_and_the_merge_looks_for_them(params, bucket, tmp_path, s3):
     write_clips(tmp_path, LENGTHS)
     for i in range(2):
-        encode(params(), tmp_path, Share(i, 2))
+        encode(params(), tmp_path, Partition(i, 2))
     assert not list(tmp_path.rglob("shard-*.safetensors")) and len(list(tmp_path.rglob("shard-*.json"))) == 2
     boto3.client("s3").delete_object(Bucket=bucket, Key=keys(bucket)[0])
     with pytest.raises(UserError, match=r"\d of 6 clips are not encoded yet \([^\n]*was damaged\); run their workers"):
@@ -223,5 +223,5 @@ def test_batches_are_cut_as_the_sampler_says():
         def __getitem__(self, key):
             return Batch(*(torch.tensor([key[0]]) for _ in range(7)))
 
-    sampler = ShareOfBatches([(1,)] * 8, 4, 0, range(3), 2, 0, 1)
+    sampler = DistributedBatchSampler([(1,)] * 8, 4, 0, range(3), 2, 0, 1)
     assert [b.video.tolist() for b in read_batches(Numbers(), sampler, 5)] == [[k for k, _ in keys] for keys in sampler]

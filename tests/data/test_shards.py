@@ -8,7 +8,7 @@ import torch
 from phantom.config import PRESETS, load_params
 from phantom.data import shards
 from phantom.data.encode import encode
-from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, make_recipe, refuse_other_recipe
+from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, check_recipe, make_recipe
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, write_clips
 
@@ -142,9 +142,9 @@ def test_the_same_clips_give_the_same_bytes_whatever_batch_they_are_a_part_of(tm
 )
 def test_latents_of_other_settings_are_refused(make_params, change, said):
     recipe = json.loads(json.dumps(make_recipe(make_params())))
-    refuse_other_recipe(recipe, make_params("encode.batch_size=1", "encode.shard_mb=7", "train.steps=7"))
+    check_recipe(recipe, make_params("encode.batch_size=1", "encode.shard_mb=7", "train.steps=7"))
     with pytest.raises(UserError, match=rf"^data/latents: {said}[^\n]*$"):
-        refuse_other_recipe(recipe, make_params(change))
+        check_recipe(recipe, make_params(change))
 
 
 def test_every_setting_that_dvc_reruns_encode_for_is_in_the_recipe_or_moves_shards_only():

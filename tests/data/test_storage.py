@@ -17,9 +17,9 @@ import pytest
 
 from phantom.cli import shared
 from phantom.config import PRESETS, Storage, load_params
-from phantom.data import cache as caching
-from phantom.data.cache import Cache
-from phantom.data.storage import Joined, LocalFolder, fingerprint, open_folder
+from phantom.data.storage import ConcatenatedFile, LocalFolder, fingerprint, open_folder
+from phantom.data.storage import cache as caching
+from phantom.data.storage.cache import Cache
 from phantom.errors import StageFailed, UserError
 
 CONTENTS = bytes(range(256)) * 40_000  # 10 MB
@@ -50,7 +50,7 @@ def put(bucket: str, name: str, contents: bytes) -> None:
 
 
 def read(folder, name: str) -> bytes:
-    with folder.local(name) as path:
+    with folder.local_path(name) as path:
         return path.read_bytes()
 
 
@@ -67,15 +67,15 @@ def test_a_folder_in_s3_is_a_folder_like_any_other(local, bucket, tmp_path):
     for name in NAMES:
         whole = (local.path / name).read_bytes()
         for folder in (local, there):
-            assert read(folder, name) == whole and folder.refusal(name) is None
+            assert read(folder, name) == whole and folder.why_unreadable(name) is None
             with folder.open(name) as file:
                 file.seek(-7, io.SEEK_END)
                 assert file.read() == whole[-7:]
                 file.seek(3)
                 assert (file.read(5), file.tell()) == (whole[3:8], 8)
     for folder in (local, there):
-        assert folder.refusal("absent.mp4") == "no such file"
-        assert folder.refusal("../a.mp4") == folder.refusal("/a.mp4") == "its path leaves the folder"
+        assert folder.why_unreadable("absent.mp4") == "no such file"
+        assert folder.why_unreadable("../a.mp4") == folder.why_unreadable("/a.mp4") == "its path leaves the folder"
 
 
 def test_a_fingerprint_changes_with_the_files(local, bucket, tmp_path):
@@ -97,7 +97,7 @@ def test_a_zip_in_pieces_is_read_in_place_and_only_as_far_as_needed(s3, bucket, 
     for name, start, stop in zip(("aa", "ab", "ac"), cuts, cuts[1:], strict=False):
         put(bucket, f"part_{name}", whole[start:stop])
     folder = remote(bucket, tmp_path)
-    joined = io.BufferedReader(Joined([folder.open(f"part_{name}") for name in ("aa", "ab", "ac")]), 2**20)
+    joined = io.BufferedReader(ConcatenatedFile([folder.open(f"part_{name}") for name in ("aa", "ab", "ac")]), 2**20)
     with zipfile.ZipFile(joined) as archive:
         assert archive.read("4.mp4") == CONTENTS[4:3_000_004]  # lies across two pieces
         assert archive.read("7.mp4") == CONTENTS[7:3_000_007]
@@ -217,7 +217,7 @@ def test_files_in_use_stay_and_others_wait_for_room(tmp_path):
     seen = []
 
     def use(key, seconds):
-        with cache.file(key, 10, key, [key.encode() * 10]) as path:
+        with cache.fetch(key, 10, key, [key.encode() * 10]) as path:
             time.sleep(seconds)
             seen.append((key, path.read_bytes() == key.encode() * 10))
 
@@ -246,7 +246,7 @@ def test_a_file_that_is_finished_while_others_count_is_counted(tmp_path, monkeyp
         yield b"a" * 10
 
     def use(key, size, pieces):
-        with cache.file(key, size, key, pieces):
+        with cache.fetch(key, size, key, pieces):
             assert release.wait(30)
 
     monkeypatch.setattr(Path, "iterdir", list_slowly)
@@ -269,14 +269,14 @@ def test_what_a_killed_process_leaves_makes_room_for_others(tmp_path):
             yield b"x" * 10
             os.kill(os.getpid(), signal.SIGKILL)
 
-        with Cache(tmp_path, 25).file("a", 20, "a", pieces()):
+        with Cache(tmp_path, 25).fetch("a", 20, "a", pieces()):
             pass
 
     process = multiprocessing.get_context("fork").Process(target=fetch)
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.glob("*.part"))) == 1
-    with Cache(tmp_path, 25).file("a", 20, "a", [b"y" * 20]) as path:
+    with Cache(tmp_path, 25).fetch("a", 20, "a", [b"y" * 20]) as path:
         assert path.read_bytes() == b"y" * 20
     assert not list(tmp_path.glob("*.part"))
 
@@ -288,7 +288,7 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(caching.os, "posix_fallocate", full)
     with (
         pytest.raises(StageFailed, match=rf"^{tmp_path}: No space left on device \(0 MiB for s3://b/a\); make some"),
-        Cache(tmp_path, 25).file("a", 20, "s3://b/a", [b"y" * 20]),
+        Cache(tmp_path, 25).fetch("a", 20, "s3://b/a", [b"y" * 20]),
     ):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"lock"}

@@ -20,7 +20,7 @@ from phantom.data.encode import encode
 from phantom.data.files import sha256
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, LatentSet, ShardWriter
-from phantom.data.shares import Share
+from phantom.data.workers import Partition
 from phantom.encoders import VideoEncoder
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, contents, write_clips
@@ -69,7 +69,7 @@ def start(params, root, worker, kill_at=0, merge=False):
 
     def work():
         stage._encode_batch = call
-        encode(params, root, Share(worker, OF), merge=merge)
+        encode(params, root, Partition(worker, OF), merge=merge)
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -99,13 +99,13 @@ def assert_whole(root):
 
 def test_shares_are_apart_and_leave_nothing_out():
     ids = [f"clip {i}" for i in range(500)]
-    taken = [[share for share in (Share(i, 7) for i in range(7)) if share.takes(id_)] for id_ in ids]
+    taken = [[share for share in (Partition(i, 7) for i in range(7)) if share.contains(id_)] for id_ in ids]
     assert all(len(shares) == 1 for shares in taken)
-    counts = [sum(shares == [Share(i, 7)] for shares in taken) for i in range(7)]
-    assert min(counts) > 40 and all(Share().takes(id_) for id_ in ids)
-    assert len({Share(i, n).folder for n in range(1, 9) for i in range(n)}) == 36
+    counts = [sum(shares == [Partition(i, 7)] for shares in taken) for i in range(7)]
+    assert min(counts) > 40 and all(Partition().contains(id_) for id_ in ids)
+    assert len({Partition(i, n).folder for n in range(1, 9) for i in range(n)}) == 36
     with pytest.raises(UserError, match=r"^--worker: found 3, accepted: 0 to 2 \(--of 3\)$"):
-        Share(3, 3)
+        Partition(3, 3)
 
 
 def test_workers_together_make_what_one_process_makes(params, encoded_clips, tmp_path):
@@ -114,7 +114,7 @@ def test_workers_together_make_what_one_process_makes(params, encoded_clips, tmp
     encode(params, tmp_path / "alone")
     root = tmp_path / "together"
     encoded_clips.clear()
-    results = [encode(params, root, Share(i, OF)) for i in range(OF)]
+    results = [encode(params, root, Partition(i, OF)) for i in range(OF)]
     assert sum(r.clips for r in results) == len(encoded_clips) == len(LENGTHS) and all(r.clips for r in results)
     assert not (root / LATENTS).exists() and len({path.parent for path in shards_of(root)}) == OF
     result = encode(params, root, merge=True)
@@ -130,19 +130,19 @@ def test_workers_together_make_what_one_process_makes(params, encoded_clips, tmp
 
 def test_a_killed_worker_goes_on_and_the_last_to_end_merges(params, encoded_clips, tmp_path):
     write_clips(tmp_path, LENGTHS)
-    sizes = [sum(Share(i, OF).takes(f"clip/{k:02d}") for k in range(len(LENGTHS))) for i in range(OF)]
+    sizes = [sum(Partition(i, OF).contains(f"clip/{k:02d}") for k in range(len(LENGTHS))) for i in range(OF)]
     worker = sizes.index(max(sizes))
     process = start(params, tmp_path, worker, kill_at=2, merge=True)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL and len(shards_of(tmp_path)) == 1
     for i in range(OF):
-        encode(params, tmp_path, Share(i, OF), merge=True)
+        encode(params, tmp_path, Partition(i, OF), merge=True)
         assert (tmp_path / LATENTS).exists() == (i == OF - 1)
     assert_whole(tmp_path)
     assert len(encoded_clips) < len(LENGTHS)  # the killed one's first batch was not encoded again
     before = (tmp_path / LATENTS / "index.json").stat().st_mtime_ns
     encoded_clips.clear()
-    assert encode(params, tmp_path, Share(0, OF), merge=True).kept == sizes[0]  # its pod was started once more
+    assert encode(params, tmp_path, Partition(0, OF), merge=True).kept == sizes[0]  # its pod was started once more
     assert not encoded_clips and (tmp_path / LATENTS / "index.json").stat().st_mtime_ns > before
     assert_whole(tmp_path)
 
@@ -158,15 +158,15 @@ def test_workers_that_end_at_once_merge_once(params, tmp_path):
 
 def test_a_merger_that_is_killed_merges_when_it_is_started_again(params, tmp_path, monkeypatch):
     write_clips(tmp_path, LENGTHS)
-    encode(params, tmp_path, Share(0, OF), merge=True)
-    encode(params, tmp_path, Share(1, OF), merge=True)
+    encode(params, tmp_path, Partition(0, OF), merge=True)
+    encode(params, tmp_path, Partition(1, OF), merge=True)
     with monkeypatch.context() as patch:
         patch.setattr(stage, "replace_folder", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            encode(params, tmp_path, Share(2, OF), merge=True)
-    encode(params, tmp_path, Share(1, OF), merge=True)  # does not fall to it
+            encode(params, tmp_path, Partition(2, OF), merge=True)
+    encode(params, tmp_path, Partition(1, OF), merge=True)  # does not fall to it
     assert not (tmp_path / LATENTS).exists()
-    encode(params, tmp_path, Share(2, OF), merge=True)
+    encode(params, tmp_path, Partition(2, OF), merge=True)
     assert_whole(tmp_path)
 
 
@@ -179,19 +179,19 @@ def test_two_workers_of_one_number_do_not_both_work(params, tmp_path):
         while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         with pytest.raises(UserError, match=r"^[^\n]*00003-00001: worker 1 of 3 is at work already; give each"):
-            encode(params, tmp_path, Share(1, OF))
+            encode(params, tmp_path, Partition(1, OF))
         for merge in (False, True):
             with pytest.raises(UserError, match=r"00003-00001: a worker is at work there; run `phantom encode` when"):
                 encode(params, tmp_path, merge=merge)
     finally:
         process.kill()
         process.join()
-    encode(params, tmp_path, Share(1, OF))
+    encode(params, tmp_path, Partition(1, OF))
     encode(params, tmp_path)
     assert_whole(tmp_path)
 
 
-@pytest.mark.parametrize("share", [None, Share(1, OF)])
+@pytest.mark.parametrize("share", [None, Partition(1, OF)])
 def test_a_volume_without_locks_is_named(params, tmp_path, monkeypatch, share):
     def flock(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -212,12 +212,12 @@ def hold(params, root):
         time.sleep(300)
 
     stage._encode_batch = stay
-    encode(params, root, Share(1, OF))
+    encode(params, root, Partition(1, OF))
 
 
 def test_a_merge_before_the_end_says_what_is_missing_and_a_plain_call_does_the_rest(params, encoded_clips, tmp_path):
     write_clips(tmp_path, LENGTHS)
-    done = encode(params, tmp_path, Share(0, OF)).clips
+    done = encode(params, tmp_path, Partition(0, OF)).clips
     left = len(LENGTHS) - done
     with pytest.raises(UserError, match=rf"^[^\n]*: {left} of 12 clips are not encoded yet; run their workers again"):
         encode(params, tmp_path, merge=True)
@@ -231,7 +231,7 @@ def test_a_merge_before_the_end_says_what_is_missing_and_a_plain_call_does_the_r
 def test_a_damaged_shard_is_named_and_its_clips_encoded_again(params, encoded_clips, tmp_path, spoil, capsys):
     write_clips(tmp_path, LENGTHS)
     for i in range(OF):
-        encode(params, tmp_path, Share(i, OF))
+        encode(params, tmp_path, Partition(i, OF))
 
     def damage():
         path = shards_of(tmp_path)[1]
@@ -281,7 +281,7 @@ def test_real_videos_through_prepare_and_two_workers(sample_videos, make_params,
     made = prepare(params, tmp_path)
     assert len(made.buckets) == 2 and made.kept["clips"] == 1
     for worker in range(2):
-        encode(params, tmp_path, Share(worker, 2))
+        encode(params, tmp_path, Partition(worker, 2))
     assert encode(params, tmp_path, merge=True).clips == made.train + made.heldout == 12
     found = latents(tmp_path).values()
     assert {one.video.shape[1:] for one in found} == {(3, 8, 8), (3, 8, 14)}

@@ -77,7 +77,7 @@ def sizes(local_vae):
 
 
 def set_sizes(monkeypatch, whole: int, tile: int, overlap: int) -> None:
-    for name, value in (("WHOLE", whole), ("TILE", tile), ("OVERLAP", overlap)):
+    for name, value in (("MAX_PIXELS_AT_ONCE", whole), ("TILE", tile), ("OVERLAP", overlap)):
         monkeypatch.setattr(vae, name, value)
 
 
@@ -122,5 +122,5 @@ def test_tiling_that_the_user_enabled_stays_as_it_is(local_vae, sizes, monkeypat
 
 
 def test_the_papers_clips_go_through_whole():
-    assert 480 * 832 < 704 * 1280 <= vae.WHOLE < 1080 * 1920
+    assert 480 * 832 < 704 * 1280 <= vae.MAX_PIXELS_AT_ONCE < 1080 * 1920
     assert vae.TILE % 32 == vae.OVERLAP % 32 == 0  # whole latents of a stride of 16, counted in patches of 2

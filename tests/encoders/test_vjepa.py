@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import VJEPA2Config, VJEPA2Model
 
 from phantom.encoders import PhysicsEncoder
-from phantom.encoders.vjepa import IMAGENET_MEAN, IMAGENET_STD, RESIZED, peak_memory, preprocess
+from phantom.encoders.vjepa import IMAGENET_MEAN, IMAGENET_STD, RESIZE_CHUNK, peak_memory, preprocess
 from tests.tiny import PHYSICS_CHANNELS, tiny_vjepa
 
 VITG = {"hidden_size": 1408, "num_attention_heads": 22, "mlp_ratio": 48 / 11, "crop_size": 384}
@@ -143,7 +143,7 @@ def test_memory_grows_with_the_clip_not_with_its_square():
 
 
 def test_frames_are_resized_some_at_a_time_and_each_by_itself():
-    frames = draw(2, 2 * RESIZED + 1, 40, 56, 3)
+    frames = draw(2, 2 * RESIZE_CHUNK + 1, 40, 56, 3)
     together = preprocess(frames, 32)
-    for i in (0, RESIZED - 1, RESIZED, 2 * RESIZED):
+    for i in (0, RESIZE_CHUNK - 1, RESIZE_CHUNK, 2 * RESIZE_CHUNK):
         assert torch.equal(preprocess(frames[1:, i : i + 1], 32)[0, 1], together[1, i + 1])

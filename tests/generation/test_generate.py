@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from phantom import PhantomPipeline, PhantomTransformer3DModel, PhysicsConfig, cli
-from phantom.data.last_frames import read_ending
+from phantom.data.last_frames import read_last_frames
 from phantom.data.video import BadClip, probe, read_clip, read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.generation.generate import generate, generate_all
@@ -135,7 +135,7 @@ def test_a_video_is_gone_on_from_at_the_models_rate(export, clock, tmp_path, mon
     ("fps", "longest", "expected"), [(12, 1, [59]), (12, 100, range(3, 60)), (4, 7, range(45, 60, 3))]
 )
 def test_the_ending_of_a_video_is_4m_plus_1_frames_up_to_its_last(clock, fps, longest, expected):
-    frames, count = read_ending(clock, fps, 64, 48, longest)
+    frames, count = read_last_frames(clock, fps, 64, 48, longest)
     assert read_clock(frames) == list(expected) and frames.shape[1:] == (64, 48, 3)
     assert count == 60 * fps / 12
 
@@ -144,10 +144,10 @@ def test_the_ending_of_a_short_video_is_the_clip_that_training_would_see(clock, 
     frames, _ = read_frames(clock)
     write_mp4(tmp_path / "short.mp4", frames[:13], 12)
     assert np.array_equal(
-        read_ending(tmp_path / "short.mp4", 12, 64, 64, 45)[0], read_clip(tmp_path / "short.mp4", 12, 64, 64, 45)
+        read_last_frames(tmp_path / "short.mp4", 12, 64, 64, 45)[0], read_clip(tmp_path / "short.mp4", 12, 64, 64, 45)
     )
     with pytest.raises(BadClip, match=r"too few frames: .* would be repeats at 48 per second"):
-        read_ending(clock, 48, 64, 64, 45)
+        read_last_frames(clock, 48, 64, 64, 45)
 
 
 def test_real_videos_are_gone_on_from(export, sample_videos, tmp_path):

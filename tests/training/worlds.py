@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from phantom.config import Params
-from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, describe, make_recipe, write_tensors
+from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, index_entry, make_recipe, write_tensors
 from tests import tiny
 
 
@@ -55,7 +55,7 @@ def write_latents(
         "format": FORMAT,
         "recipe": make_recipe(params),
         "shards": [shard],
-        "empty_text": describe(empty),
+        "empty_text": index_entry(empty),
         "clips": entries,
     }
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

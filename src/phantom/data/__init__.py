@@ -1,1 +1,1 @@
-"""Clips in, latents out."""
+"""The data pipeline: source videos to clips (`prepare`), clips to latent shards (`encode`)."""

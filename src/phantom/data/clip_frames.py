@@ -1,4 +1,4 @@
-"""The frames of prepared clips, which are those that the manifest names."""
+"""Reads prepared clips, verified against the manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from phantom.errors import UserError
 
 
 def read_clip_frames(folder: Path, clip: Clip) -> np.ndarray:
-    """Every frame of `clip` of data/clips, `folder`: uint8 RGB (F, H, W, 3). Raises UserError if it is another file."""
+    """Frames of `clip` in `folder`: uint8 RGB (F, H, W, 3). Raises UserError if they differ from the manifest."""
     path = folder / clip.path
     if not path.is_file():
         raise UserError(f"{path}: no such file; `phantom prepare` makes the clips")

@@ -1,4 +1,4 @@
-"""`phantom encode`: the clips of data/clips as latents of the frozen encoders, in data/latents."""
+"""`phantom encode`: encodes the clips of data/clips with the frozen encoders into data/latents."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ import torch
 
 from phantom.config import Params
 from phantom.data.clip_frames import read_clip_frames
-from phantom.data.files import alone, fresh_folder, link, replace_folder, sha256
+from phantom.data.files import exclusive, fresh_folder, link, replace_folder, sha256
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
-from phantom.data.prefetch import ahead
-from phantom.data.quantization import NONE, POOL, storage_of
+from phantom.data.prefetch import prefetch
+from phantom.data.quantization import NOT_STORED, POOL_SIZE, physics_storage
 from phantom.data.shards import (
+    CLIP_METADATA_KEYS,
     EMPTY_TEXT,
     FORMAT,
     INDEX,
     LATENTS,
-    NOTED,
     RESIZE,
     Latents,
     ShardWriter,
-    describe,
+    index_entry,
     make_recipe,
-    stored_name,
-    write_note,
+    store_key,
+    write_shard_metadata,
     write_tensors,
 )
-from phantom.data.shares import (
-    Share,
-    at_work,
-    damaged_shards,
-    finished_shards,
-    is_merger,
-    refuse_others_at_work,
-)
 from phantom.data.storage import Folder, open_folder
+from phantom.data.workers import (
+    Partition,
+    claim_merge,
+    discard_corrupt_shards,
+    finished_shards,
+    require_no_running_workers,
+    worker_lock,
+)
 from phantom.encoders import Encoders, load_encoders
-from phantom.encoders.weights import weights_of
+from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError
 from phantom.progress import say, track
 
@@ -55,11 +55,10 @@ LOCK = Path("checkpoints/encode.lock")
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """How many clips there are, how many of them had been encoded already, and what they take.
+    """The number of clips, of those an earlier run had encoded (`kept`), and of shards, with their size.
 
-    physics_error: what storing physics latents as `encode.physics_storage` costs, the root mean square of the
-    difference over that of the latents, mean and worst of the clips. Of a worker: its own clips, and the shards in its
-    own folder.
+    physics_error: relative RMS error of physics latents stored as `encode.physics_storage`, mean and worst over clips.
+    For a worker, all figures cover only its own clips and shards.
     """
 
     clips: int
@@ -71,125 +70,130 @@ class EncodeResult:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be encoded, and where it is kept until it is whole."""
+class EncodeJob:
+    """What to encode, and where shards are kept until all are finished."""
 
     clips: list[Clip]
     recipe: dict[str, Any]
-    manifest: str  # its digest
+    manifest_digest: str
     work: Path
-    storage: str  # of the physics latents
-    store: Folder | None  # where shards go; None: into data/latents
+    physics_storage: str
+    store: Folder | None  # where finished shards are uploaded; None: they go into data/latents
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that latents are stored in."""
+        """The dtype in which latents are stored."""
         return getattr(torch, self.recipe["models.dtype"])
 
 
 def encode(
-    params: Params, root: Path = Path(), share: Share | None = None, merge: bool = False, shard: str | None = None
+    params: Params,
+    root: Path = Path(),
+    partition: Partition | None = None,
+    merge: bool = False,
+    shard: str | None = None,
 ) -> EncodeResult:
-    """Encodes the clips of data/clips into data/latents, which is replaced whole, at the end.
+    """Encodes the clips of data/clips into data/latents, which is replaced atomically at the end.
 
-    Finished shards are kept aside, by recipe and clips: stopped at any time, the next call goes on behind them and
-    leaves the same bytes. With `share`, a worker beside others encodes its own clips alone; `merge` then means that
-    the last of them to end makes data/latents. `merge` without `share` encodes nothing. A plain call takes up what
-    workers have finished, and the shards of data/latents that are whole, and encodes the rest. `shard` names one of
-    data/latents that is made again whatever it looks like: one in a bucket is not read to find out. Raises UserError
-    if a clip is not the one that the manifest names.
+    Finished shards are kept under checkpoints/, keyed by recipe and clips: after an interruption the next call resumes
+    and produces the same bytes. With `partition`, this process is one of several workers and encodes its own partition
+    only; with `merge` too, the last worker to finish builds data/latents. `merge` without `partition` only merges. A
+    plain call adopts what workers have finished and the intact shards of data/latents, and encodes the rest. `shard`
+    names a shard of data/latents to encode again unconditionally (shards in a bucket are not read to check them).
+    Raises UserError if a clip does not match the manifest.
     """
-    task = _task(params, root)
-    if share is None:
-        refuse_others_at_work(task.work, "" if merge else Share().folder)
-        with alone(root / LOCK, "makes data/latents"):
-            return _merge(task, root) if merge else _finish(task, params, root, shard)
-    mine = [clip for clip in task.clips if share.takes(clip.id)]
-    if _is_published(task, root):  # this worker was started again after the last had merged
-        return EncodeResult(len(mine), len(mine), 0, 0.0, _errors([]), str(root / LATENTS))
-    kept, writer = _encode(mine, task, share, params, root)
-    if merge and not _missing(task) and is_merger(task.work, share):
-        with alone(root / LOCK, "makes data/latents"):
-            return _finish(task, params, root)
+    job = _describe_job(params, root)
+    if partition is None:
+        require_no_running_workers(job.work, "" if merge else Partition().folder)
+        with exclusive(root / LOCK, "makes data/latents"):
+            return _merge(job, root) if merge else _encode_rest_and_publish(job, params, root, shard)
+    mine = [clip for clip in job.clips if partition.contains(clip.id)]
+    if _is_published(job, root):  # this worker was restarted after the merge
+        return EncodeResult(len(mine), len(mine), 0, 0.0, _summarize_errors([]), str(root / LATENTS))
+    kept, writer = _encode_missing(mine, job, partition, params, root)
+    if merge and not _count_missing(job) and claim_merge(job.work, partition):
+        with exclusive(root / LOCK, "makes data/latents"):
+            return _encode_rest_and_publish(job, params, root)
     megabytes = round(sum(shard["bytes"] for shard in writer.finished) / 2**20, 1)
-    errors = _errors([clip for shard in writer.finished for clip in shard["clips"]])
+    errors = _summarize_errors([clip for shard in writer.finished for clip in shard["clips"]])
     return EncodeResult(len(mine), kept, len(writer.finished), megabytes, errors, str(writer.folder))
 
 
-def _task(params: Params, root: Path) -> Task:
+def _describe_job(params: Params, root: Path) -> EncodeJob:
     manifest = root / CLIPS / MANIFEST
     clips = read_manifest(manifest)
     if not clips:
         raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
     for clip in clips:
-        _refuse_unfit(clip, params, manifest)
-    recipe = {**make_recipe(params), "resize": RESIZE, "weights": weights_of(params.models)}
+        _check_clip(clip, params, manifest)
+    recipe = {**make_recipe(params), "resize": RESIZE, "weights": weight_fingerprints(params.models)}
     digest = sha256(manifest)
     work = root / WORK / _digest([_digest(recipe), digest])[:16]
     where = params.storage.latents
-    return Task(
-        clips, recipe, digest, work, storage_of(params), open_folder(where, root, params.storage) if where else None
-    )
+    store = open_folder(where, root, params.storage) if where else None
+    return EncodeJob(clips, recipe, digest, work, physics_storage(params), store)
 
 
-def _finish(task: Task, params: Params, root: Path, again: str | None = None) -> EncodeResult:
-    """Encodes what no finished shard holds, and makes data/latents of all. `again`: a shard that is damaged."""
-    _take_up(task, root / LATENTS, again)
-    for shard in damaged_shards(finished_shards(task.work), task.store):
+def _encode_rest_and_publish(job: EncodeJob, params: Params, root: Path, rebuild: str | None = None) -> EncodeResult:
+    """Encodes the clips that no finished shard holds, and builds data/latents. `rebuild`: a shard to encode again."""
+    _adopt_published_shards(job, root / LATENTS, rebuild)
+    for shard in discard_corrupt_shards(finished_shards(job.work), job.store):
         say(f"encode: {shard.path} is damaged: its {len(shard.ids)} clips are encoded again")
-    kept, _ = _encode(task.clips, task, Share(), params, root)
-    return _publish(task, kept, root / LATENTS)
+    kept, _ = _encode_missing(job.clips, job, Partition(), params, root)
+    return _publish(job, kept, root / LATENTS)
 
 
-def _take_up(task: Task, out: Path, again: str | None) -> None:
-    """Has the shards of `out` count as finished ones, all but `again`, if they are of this task and no others are."""
-    index = _published(task, out)
+def _adopt_published_shards(job: EncodeJob, out: Path, rebuild: str | None) -> None:
+    """Adopts the shards of `out` as finished ones, except `rebuild` and those whose clips are finished elsewhere."""
+    index = _published(job, out)
     names = [shard["file"] for shard in index["shards"]] if index else []
-    if again is not None and again not in names:
+    if rebuild is not None and rebuild not in names:
         found = (
             f"{', '.join(names[:3])}, ... of {out / INDEX}" if names else f"none: {out} is of other clips or settings"
         )
-        raise UserError(f"--shard: found {again!r}, accepted: {found}")
+        raise UserError(f"--shard: found {rebuild!r}, accepted: {found}")
     if index is None:
         return
-    folder = task.work / Share().folder
+    folder = job.work / Partition().folder
     folder.mkdir(parents=True, exist_ok=True)
-    held = {id_ for shard in finished_shards(task.work) for id_ in shard.ids}
+    held = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
     clips: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for clip in index["clips"]:
-        clips[clip["shard"]].append({key: clip[key] for key in NOTED})
+        clips[clip["shard"]].append({key: clip[key] for key in CLIP_METADATA_KEYS})
     for shard in index["shards"]:
         path = folder / shard["file"]
-        if shard["file"] == again or path.with_suffix(".json").exists() or held & {c["id"] for c in clips[path.name]}:
+        if shard["file"] == rebuild or path.with_suffix(".json").exists() or held & {c["id"] for c in clips[path.name]}:
             continue
         if (out / path.name).is_file():
-            path.unlink(missing_ok=True)  # from a run that was killed before it had noted it
+            path.unlink(missing_ok=True)  # left by a run killed before it wrote the metadata
             link(out / path.name, path)
-        write_note(path, {**shard, "clips": clips[path.name]})
+        write_shard_metadata(path, {**shard, "clips": clips[path.name]})
     empty = out / EMPTY_TEXT
     if empty.is_file() and sha256(empty) == index["empty_text"]["sha256"] and not (folder / EMPTY_TEXT).exists():
         link(empty, folder / EMPTY_TEXT)
 
 
-def _merge(task: Task, root: Path) -> EncodeResult:
-    """Makes data/latents of what workers have finished. Raises UserError if that is not all."""
-    damaged = damaged_shards(finished_shards(task.work), task.store)
-    if missing := _missing(task):
-        where = f" ({damaged[0].path} was damaged)" if damaged else ""
+def _merge(job: EncodeJob, root: Path) -> EncodeResult:
+    """Builds data/latents from what workers have finished. Raises UserError if clips are missing."""
+    corrupt = discard_corrupt_shards(finished_shards(job.work), job.store)
+    if missing := _count_missing(job):
+        where = f" ({corrupt[0].path} was damaged)" if corrupt else ""
         raise UserError(
-            f"{task.work}: {missing} of {len(task.clips)} clips are not encoded yet{where}; "
+            f"{job.work}: {missing} of {len(job.clips)} clips are not encoded yet{where}; "
             "run their workers again, or `phantom encode` for all that is left"
         )
-    return _publish(task, len(task.clips), root / LATENTS)
+    return _publish(job, len(job.clips), root / LATENTS)
 
 
-def _encode(clips: list[Clip], task: Task, share: Share, params: Params, root: Path) -> tuple[int, ShardWriter]:
-    """Encodes those `clips` that no finished shard holds, into the folder of `share`; returns how many one held."""
-    folder = task.work / share.folder
-    with at_work(folder, str(share)):
-        writer = ShardWriter(folder, params.encode.shard_mb, task.dtype, task.storage, task.store)
-        done = {id_ for shard in finished_shards(task.work) for id_ in shard.ids}
-        # Batches of one shape, in the manifest's order: what finished shards hold is always a whole number of them.
+def _encode_missing(
+    clips: list[Clip], job: EncodeJob, partition: Partition, params: Params, root: Path
+) -> tuple[int, ShardWriter]:
+    """Encodes the `clips` that no finished shard holds into the worker's folder; returns how many were held already."""
+    folder = job.work / partition.folder
+    with worker_lock(folder, str(partition)):
+        writer = ShardWriter(folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store)
+        done = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
+        # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
         by_shape: dict[tuple[int, int, int], list[Clip]] = defaultdict(list)
         for clip in clips:
             if clip.id not in done:
@@ -197,44 +201,44 @@ def _encode(clips: list[Clip], task: Task, share: Share, params: Params, root: P
         size = params.encode.batch_size
         batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
         kept = len(clips) - sum(map(len, batches))
-        if batches or not any(task.work.glob(f"*/{EMPTY_TEXT}")):
+        if batches or not any(job.work.glob(f"*/{EMPTY_TEXT}")):
             encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
-            _refuse_size(params, encoders, task.storage)
-            empty = encoders.text.encode([""])[0].to("cpu", task.dtype).clone()
+            _check_sizes(params, encoders, job.physics_storage)
+            empty = encoders.text.encode([""])[0].to("cpu", job.dtype).clone()
             write_tensors(folder / EMPTY_TEXT, {"text": empty})
             read = partial(_read_batch, root / CLIPS)
             with track("encode", len(clips), "clips", done=kept) as bar:
-                for batch, frames in zip(batches, ahead(read, batches, params.encode.workers), strict=True):
-                    writer.add(_encode_batch(batch, frames, encoders, params, task.storage))
+                for batch, frames in zip(batches, prefetch(read, batches, params.encode.workers), strict=True):
+                    writer.add(_encode_batch(batch, frames, encoders, params, job.physics_storage))
                     bar.advance(len(batch))
             writer.close()
     return kept, writer
 
 
-def _missing(task: Task) -> int:
-    """How many clips no finished shard holds."""
+def _count_missing(job: EncodeJob) -> int:
+    """The number of clips that no finished shard holds."""
     try:
-        return len({clip.id for clip in task.clips}.difference(*(shard.ids for shard in finished_shards(task.work))))
-    except FileNotFoundError:  # another worker has merged meanwhile, and the folder is going
-        return len(task.clips)
+        return len({clip.id for clip in job.clips}.difference(*(shard.ids for shard in finished_shards(job.work))))
+    except FileNotFoundError:  # another worker has merged in the meantime and is removing the folder
+        return len(job.clips)
 
 
-def _is_published(task: Task, root: Path) -> bool:
-    """Whether data/latents is what this task makes. Then its time is renewed: it has been asked for again."""
-    same = _published(task, root / LATENTS) is not None
+def _is_published(job: EncodeJob, root: Path) -> bool:
+    """Whether data/latents already is the result of this job. If so, updates its modification time."""
+    same = _published(job, root / LATENTS) is not None
     if same:
         (root / LATENTS / INDEX).touch()
     return same
 
 
-def _published(task: Task, out: Path) -> dict[str, Any] | None:
-    """The index in `out`, if that is what this task makes."""
+def _published(job: EncodeJob, out: Path) -> dict[str, Any] | None:
+    """The index in `out`, if it is the result of this job."""
     try:
         index = json.loads((out / INDEX).read_text(encoding="utf-8"))
         same = (index["format"], index["recipe_hash"], index["manifest"]) == (
             FORMAT,
-            _digest(task.recipe),
-            task.manifest,
+            _digest(job.recipe),
+            job.manifest_digest,
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -242,8 +246,8 @@ def _published(task: Task, out: Path) -> dict[str, Any] | None:
 
 
 def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
-    """Which condition prefixes of `clip` are encoded: `count` of 1, 5, ..., `longest` frames, or all that are shorter
-    than the clip. A function of (seed, id): the other clips do not matter. A single frame has none.
+    """The lengths of the condition prefixes of `clip` to encode: `count` of 1, 5, ..., `longest` frames, or as many as
+    are shorter than the clip. A function of (seed, clip id), independent of other clips. A single frame has none.
     """
     choices = range(1, min(longest, clip.frames - 1) + 1, 4)
     digest = hashlib.sha256(clip.id.encode()).digest()
@@ -255,14 +259,14 @@ def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]
 def _encode_batch(
     batch: list[Clip], frames: torch.Tensor, encoders: Encoders, params: Params, storage: str
 ) -> list[Latents]:
-    """Latents of clips of one shape: `frames` uint8 (B, F, H, W, 3). Without physics latents where none are stored."""
+    """Encodes clips of one shape: `frames` uint8 (B, F, H, W, 3). Physics latents are empty where none are stored."""
     settings = params.encode
 
-    def states(frames: torch.Tensor) -> torch.Tensor:
-        return torch.empty(len(frames), 0) if storage == NONE else encoders.physics.encode(frames)
+    def encode_physics(frames: torch.Tensor) -> torch.Tensor:
+        return torch.empty(len(frames), 0) if storage == NOT_STORED else encoders.physics.encode(frames)
 
     video = encoders.video.encode(frames)
-    physics = states(frames)
+    physics = encode_physics(frames)
     text = encoders.text.encode([clip.caption for clip in batch])
     lengths = [
         prefix_lengths(clip, settings.seed, settings.max_prefix_frames, settings.prefixes_per_clip) for clip in batch
@@ -270,19 +274,19 @@ def _encode_batch(
     prefixes: list[dict[int, torch.Tensor]] = [{} for _ in batch]
     for k in sorted({k for row in lengths for k in row}):
         rows = [i for i, row in enumerate(lengths) if k in row]
-        # The frames of the prefix alone go in: features cut from those of the whole clip would know the future.
-        for i, z in zip(rows, states(frames[rows, :k]), strict=True):
+        # Only the prefix frames are encoded: features sliced from the whole clip's would leak the future.
+        for i, z in zip(rows, encode_physics(frames[rows, :k]), strict=True):
             prefixes[i][k] = z
     return [Latents(clip.id, clip.caption, video[i], physics[i], prefixes[i], text[i]) for i, clip in enumerate(batch)]
 
 
 def _read_batch(folder: Path, batch: list[Clip]) -> torch.Tensor:
-    """uint8 (B, F, H, W, 3). Raises UserError if a file is not what the manifest says."""
+    """Reads clips as uint8 (B, F, H, W, 3). Raises UserError if a file does not match the manifest."""
     return torch.from_numpy(np.stack([read_clip_frames(folder, clip) for clip in batch]))
 
 
-def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
-    """Raises UserError for clips that were prepared with other settings."""
+def _check_clip(clip: Clip, params: Params, manifest: Path) -> None:
+    """Raises UserError if the clip was prepared with other settings."""
     if clip.frames % 4 != 1 or not params.data.min_frames <= clip.frames <= params.data.frames:
         raise UserError(
             f"{manifest}: clip {clip.id!r} has {clip.frames} frames, accepted: 4m + 1 from {params.data.min_frames} "
@@ -301,9 +305,9 @@ def _refuse_unfit(clip: Clip, params: Params, manifest: Path) -> None:
         )
 
 
-def _refuse_size(params: Params, encoders: Encoders, storage: str) -> None:
-    """Raises UserError if the VAE cannot halve the picture as often as it has to, or the places cannot be pooled."""
-    if storage == "pooled" and (side := encoders.physics.side) % POOL:
+def _check_sizes(params: Params, encoders: Encoders, storage: str) -> None:
+    """Raises UserError if sizes are not multiples of the VAE's stride, or the physics grid cannot be pooled."""
+    if storage == "pooled" and (side := encoders.physics.side) % POOL_SIZE:
         raise UserError(f"encode.physics_storage: found pooled, accepted with {side} x {side} places: raw, int8")
     stride = encoders.video.vae.config.scale_factor_spatial
     for key, value in params.data.sides:
@@ -314,44 +318,46 @@ def _refuse_size(params: Params, encoders: Encoders, storage: str) -> None:
             )
 
 
-def _publish(task: Task, kept: int, out: Path) -> EncodeResult:
-    """Puts the finished shards, numbered anew, and their index in the place of `out`; with a store, the index alone."""
+def _publish(job: EncodeJob, kept: int, out: Path) -> EncodeResult:
+    """Replaces `out` by the finished shards, renumbered, and their index; with a store, by the index only."""
     new = fresh_folder(out.with_name(out.name + ".new"))
     shards: list[dict[str, Any]] = []
     encoded: dict[str, dict[str, Any]] = {}
-    for shard in finished_shards(task.work):
+    for shard in finished_shards(job.work):
         file = f"shard-{len(shards):05d}.safetensors"
-        # A clip may be there twice if the number of workers was changed in between.
-        fresh = {clip["id"]: {**clip, "shard": file} for clip in shard.note["clips"] if clip["id"] not in encoded}
-        if fresh:
-            encoded |= fresh
-            if task.store is None:
+        # A clip may be in two shards if the number of workers was changed in between.
+        new_clips = {
+            clip["id"]: {**clip, "shard": file} for clip in shard.metadata["clips"] if clip["id"] not in encoded
+        }
+        if new_clips:
+            encoded |= new_clips
+            if job.store is None:
                 link(shard.path, new / file)
-            elif shard.path.is_file():  # finished before there was a store
-                task.store.upload(shard.path, stored_name(shard.note["sha256"]))
-            shards.append({"file": file, "sha256": shard.note["sha256"], "bytes": shard.note["bytes"]})
-    source = min(task.work.glob(f"*/{EMPTY_TEXT}"))
+            elif shard.path.is_file():  # finished before a store was configured
+                job.store.upload(shard.path, store_key(shard.metadata["sha256"]))
+            shards.append({"file": file, "sha256": shard.metadata["sha256"], "bytes": shard.metadata["bytes"]})
+    source = min(job.work.glob(f"*/{EMPTY_TEXT}"))
     link(source, new / EMPTY_TEXT)
-    empty = describe(source)
-    errors = _errors([*encoded.values()])
+    empty = index_entry(source)
+    errors = _summarize_errors([*encoded.values()])
     index = {
         "format": FORMAT,
-        "recipe": task.recipe,
-        "recipe_hash": _digest(task.recipe),
-        "manifest": task.manifest,
+        "recipe": job.recipe,
+        "recipe_hash": _digest(job.recipe),
+        "manifest": job.manifest_digest,
         "physics_error": errors,
         "shards": shards,
         "empty_text": empty,
-        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in task.clips],
+        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in job.clips],
     }
     (new / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
     replace_folder(new, out)
-    shutil.rmtree(task.work, ignore_errors=True)  # a worker that just ends may hold a file there
+    shutil.rmtree(job.work, ignore_errors=True)  # a worker about to exit may still hold a file there
     megabytes = sum(file["bytes"] for file in (*shards, empty)) / 2**20
-    return EncodeResult(len(task.clips), kept, len(shards), round(megabytes, 1), errors, str(out))
+    return EncodeResult(len(job.clips), kept, len(shards), round(megabytes, 1), errors, str(out))
 
 
-def _errors(clips: list[dict[str, Any]]) -> dict[str, float]:
+def _summarize_errors(clips: list[dict[str, Any]]) -> dict[str, float]:
     errors = [clip["physics_error"] for clip in clips] or [0.0]
     return {"mean": round(sum(errors) / len(errors), 5), "worst": max(errors)}
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: digests, links, and folders that are replaced at once."""
+"""File primitives: checksums, hard links, fsync, file locks, and folders replaced by an atomic rename."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import IO, Any
 
 from phantom.errors import UserError
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+UNSUPPORTED_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file's contents, in hexadecimal."""
+    """SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def link(source: Path, target: Path) -> None:
-    """Puts the file `source` at `target` too, without copying where the file system can."""
+    """Hard-links `source` to `target`, creating parent folders; copies where the file system cannot link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(source)
@@ -32,21 +32,21 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def settle(path: Path) -> None:
-    """Waits until a file's contents are on the disk: what is renamed afterwards is never half there."""
+def fsync(path: Path) -> None:
+    """Flushes a file to disk, so that a rename afterwards never exposes a partial file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def lock_file(file: IO[Any], kind: int) -> None:
-    """`fcntl.flock`, which raises BlockingIOError. Raises UserError where the file system has no locks.
+    """`fcntl.flock`, with its BlockingIOError. Raises UserError where the file system does not support locks.
 
-    For NFS the file has to be open for writing where the lock is exclusive, for reading where it is shared.
+    NFS requires a file open for writing for an exclusive lock, and open for reading for a shared one.
     """
     try:
         fcntl.flock(file, kind)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in UNSUPPORTED_LOCK_ERRNOS:
             raise
         raise UserError(
             f"{file.name}: its file system has no locks ({error.strerror}); mount it with them (NFS: with its lock "
@@ -55,8 +55,8 @@ def lock_file(file: IO[Any], kind: int) -> None:
 
 
 @contextmanager
-def alone(lock: Path, work: str) -> Iterator[None]:
-    """Lets one process at a time do `work`, for as long as the context lasts. Raises UserError in any other."""
+def exclusive(lock: Path, work: str) -> Iterator[None]:
+    """Holds the lock file `lock` within the context. Raises UserError, naming `work`, if another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("w")
@@ -67,7 +67,7 @@ def alone(lock: Path, work: str) -> Iterator[None]:
             raise UserError(f"{lock}: another process {work} just now; run again when it has ended") from None
         if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             break
-        file.close()  # whoever held it before has removed it meanwhile
+        file.close()  # its previous holder removed it in between
     try:
         yield
     finally:
@@ -76,14 +76,14 @@ def alone(lock: Path, work: str) -> Iterator[None]:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """`folder`, empty, whatever an earlier run left there."""
+    """Creates `folder` empty, removing what an earlier run left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def replace_folder(new: Path, out: Path) -> None:
-    """Puts the finished folder `new` in the place of `out`. Both lie beside each other."""
+    """Replaces `out` by the finished folder `new`, by renames. Both must have the same parent."""
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

@@ -1,4 +1,4 @@
-"""What data/clips holds: `manifest.jsonl` names every clip, `quarantine.jsonl` every file that could not be one."""
+"""The index of data/clips: `manifest.jsonl` lists the clips, `quarantine.jsonl` the files that were rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, decoded at the rate and size of the run and written again."""
+    """One clip, re-encoded at the frame rate and size of the run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -30,13 +30,13 @@ class Clip:
     fps: float
     sha256: str  # of the file at `path`
     split: Split
-    height: int | None = None  # of one that is not data.height x data.width; such ones do not state it
+    height: int | None = None  # None for the main size, data.height x data.width
     width: int | None = None
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """One file of the source that is left out, and why."""
+    """A rejected file of the source, and why."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -49,12 +49,12 @@ Row = TypeVar("Row", Clip, Quarantined)
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes the clips to `path`, a JSON object a line; what is None is left out."""
+    """Writes the clips to `path` as JSON lines; None values are omitted."""
     _write(path, clips)
 
 
 def read_manifest(path: Path) -> list[Clip]:
-    """The clips of `path`, in its order. Raises UserError naming the line that is off."""
+    """Reads the clips of `path`, in its order. Raises UserError naming the invalid line."""
     clips = _read(path, Clip)
     lines: dict[str, int] = {}
     for number, clip in enumerate(clips, 1):
@@ -64,12 +64,12 @@ def read_manifest(path: Path) -> list[Clip]:
 
 
 def write_quarantine(path: Path, quarantined: Iterable[Quarantined]) -> None:
-    """Writes what was left out to `path`, a JSON object a line."""
+    """Writes the rejected files to `path` as JSON lines."""
     _write(path, quarantined)
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:
-    """What `path` says was left out. Raises UserError naming the line that is off."""
+    """Reads the rejected files of `path`. Raises UserError naming the invalid line."""
     return _read(path, Quarantined)
 
 
@@ -85,7 +85,7 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
         raise UserError(f"{path}: no such file; `phantom prepare` writes it")
     adapter: TypeAdapter[Row] = TypeAdapter(kind)
     rows = []
-    # As bytes, which break at \n alone: a caption may hold other line separators.
+    # As bytes, which split at \n only: a caption may contain other line separators.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:

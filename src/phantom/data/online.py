@@ -1,4 +1,4 @@
-"""Physics latents made from the clips' frames while training asks for them: `train.physics_latents: online`."""
+"""Physics latents encoded on the fly during training: `train.physics_latents: online`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from phantom.errors import UserError
 
 
 class OnlineLatents(LatentSet):
-    """A set whose shards hold no physics latents: they are what the encoder on `device` makes of data/clips.
+    """A `LatentSet` whose shards hold no physics latents: the encoder on `device` computes them from data/clips.
 
-    They are rounded as stored ones are, so that both are the same. Raises UserError if the clips are not those that
-    the shards were made of.
+    They are rounded to the storage dtype, so they equal stored ones. Raises UserError if the clips are not the ones
+    the shards were encoded from.
     """
 
     def __init__(self, root: Path, split: str, params: Params, device: torch.device, store: Folder | None) -> None:
@@ -38,29 +38,29 @@ class OnlineLatents(LatentSet):
         self._prepared = {clip.id: clip for clip in read_manifest(manifest)}
         self._encoder = load_physics_encoder(params, device)
         self._dtype = getattr(torch, params.models.dtype)
-        self._one_at_a_time = Lock()  # several threads read ahead
+        self._encoder_lock = Lock()  # samples are prefetched by several threads
 
     def __getitem__(self, index: int) -> Latents:
         stored = super().__getitem__(index)
         frames = torch.from_numpy(read_clip_frames(self.clips, self._prepared[stored.id]))[None]
-        prefixes = WhenAsked(stored.prefixes, lambda k: self._states(frames[:, :k]))
-        return replace(stored, physics=self._states(frames), prefixes=prefixes)
+        prefixes = LazyMapping(stored.prefixes, lambda k: self._encode_physics(frames[:, :k]))
+        return replace(stored, physics=self._encode_physics(frames), prefixes=prefixes)
 
-    def _states(self, frames: torch.Tensor) -> torch.Tensor:
-        with self._one_at_a_time:
+    def _encode_physics(self, frames: torch.Tensor) -> torch.Tensor:
+        with self._encoder_lock:
             return self._encoder.encode(frames)[0].to("cpu", self._dtype).float()
 
 
-class WhenAsked(Mapping[int, torch.Tensor]):
-    """A mapping whose values are made when they are asked for: of all prefixes a sample takes one at most."""
+class LazyMapping(Mapping[int, torch.Tensor]):
+    """Computes values on access: a training sample uses at most one of a clip's condition prefixes."""
 
-    def __init__(self, keys: Mapping[int, torch.Tensor], make: Callable[[int], torch.Tensor]) -> None:
-        self._keys, self._make = list(keys), make
+    def __init__(self, keys: Mapping[int, torch.Tensor], compute: Callable[[int], torch.Tensor]) -> None:
+        self._keys, self._compute = list(keys), compute
 
     def __getitem__(self, key: int) -> torch.Tensor:
         if key not in self._keys:
             raise KeyError(key)
-        return self._make(key)
+        return self._compute(key)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._keys)

@@ -1,4 +1,4 @@
-"""Work done ahead of its use."""
+"""Runs a function over items in worker threads, ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map(function, items)`, in order, with up to `workers` items at work beyond the one that is used.
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map(function, items)`, in order, with up to `workers` items in flight beyond the one in use.
 
-    Threads serve: decoding and encoding of video leave the interpreter free, and nothing outlives a killed process.
+    Threads suffice: video decoding and encoding release the GIL, and no thread outlives a killed process.
     """
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""`phantom prepare`: whatever the source has, as clips of one rate and size in data/clips."""
+"""`phantom prepare`: converts the source's videos to clips of one frame rate and size in data/clips."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from phantom.config import Data, Params
-from phantom.data.files import alone, fresh_folder, replace_folder
+from phantom.data.files import exclusive, fresh_folder, replace_folder
 from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Quarantined, write_manifest, write_quarantine
 from phantom.data.sources import folder, openvid, worlds_files
-from phantom.data.sources.clips import Found
+from phantom.data.sources.clips import SourceContents
 from phantom.data.storage import LocalFolder, open_folder
 from phantom.errors import UserError
 
@@ -26,11 +26,11 @@ LOCK = Path("checkpoints/prepare.lock")
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """How many clips there are, how many of them for validation, how many files were left out, and where.
+    """The number of training and held-out clips and of quarantined files, and the folder. Also written to report.json.
 
-    removed: how many clips each filter took out; kept: which share of the clips that the filters let pass is there, and
-    which share of these clips' pixels; buckets: how many clips there are of each length and size (frames x height x
-    width), which are trained on in batches of their own. All of this lies in report.json beside the clips too.
+    removed: clips dropped by each filter; kept: the share of clips that passed the filters and could be used, and the
+    share of their pixels that survives cropping and trimming; buckets: clips of each length and size (frames x height
+    x width), which are batched separately in training.
     """
 
     train: int
@@ -45,10 +45,10 @@ class PrepareResult:
 def prepare(params: Params, root: Path = Path()) -> PrepareResult:
     """Makes data/clips and, where the benchmark is the simulated worlds, data/benchmark.
 
-    Both are replaced whole, at the end. Files that cannot be clips are named in quarantine.jsonl; more of them than
-    `data.max_quarantine` are a UserError that gives the commonest reasons.
+    Both are replaced atomically at the end. Unusable files are listed in quarantine.jsonl; if their share exceeds
+    `data.max_quarantine`, raises UserError with the most common reasons.
     """
-    with alone(root / LOCK, "makes data/clips"):
+    with exclusive(root / LOCK, "makes data/clips"):
         return _prepare(params, root)
 
 
@@ -57,9 +57,9 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
     new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
     try:
         found = _write_clips(new, params, root)
-        _refuse_too_many(found, params.data, root / WORK / QUARANTINE)
+        _check_quarantine(found, params.data, root / WORK / QUARANTINE)
         write_manifest(new / MANIFEST, found.clips)
-        write_quarantine(new / QUARANTINE, found.bad)
+        write_quarantine(new / QUARANTINE, found.quarantined)
         result = _result(found, params.data, out)
         (new / REPORT).write_text(_report(result), encoding="utf-8")
         if params.evaluate.physics_iq.benchmark == "worlds":
@@ -73,31 +73,31 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
     return result
 
 
-def _write_clips(new: Path, params: Params, root: Path) -> Found:
+def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
     data = params.data
     for key, value in data.sides:
         if value % 2:
             raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
     if data.source == "worlds":
-        return Found(clips=worlds_files.write_clips(new, params))
+        return SourceContents(clips=worlds_files.write_clips(new, params))
     source = open_folder(str(data.path), root, params.storage)
     if isinstance(source, LocalFolder):
         here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
     write_clips = {"folder": folder.write_clips, "openvid": openvid.write_clips}[data.source]
-    return write_clips(new, source, data, root / WORK / _recipe(data))
+    return write_clips(new, source, data, root / WORK / _recipe_digest(data))
 
 
-def _result(found: Found, data: Data, out: Path) -> PrepareResult:
+def _result(found: SourceContents, data: Data, out: Path) -> PrepareResult:
     heldout = sum(clip.split == "heldout" for clip in found.clips)
-    clips = len(found.clips) / (len(found.clips) + len(found.bad))
+    clips = len(found.clips) / (len(found.clips) + len(found.quarantined))
     pixels = found.kept_pixels / found.pixels if found.pixels else 1.0
     sizes = [(clip.frames, clip.height or data.height, clip.width or data.width) for clip in found.clips]
     return PrepareResult(
         train=len(found.clips) - heldout,
         heldout=heldout,
-        quarantined=len(found.bad),
+        quarantined=len(found.quarantined),
         removed=dict(sorted(found.removed.items())),
         kept={"clips": round(clips, 4), "pixels": round(pixels, 4)},
         buckets={"x".join(map(str, size)): count for size, count in sorted(Counter(sizes).items())},
@@ -110,14 +110,14 @@ def _report(result: PrepareResult) -> str:
     return json.dumps(counts, indent=1) + "\n"
 
 
-def _recipe(data: Data) -> str:
-    """A name for all that decides how a file becomes a clip: progress made otherwise is not taken up."""
-    made_by = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
-    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+def _recipe_digest(data: Data) -> str:
+    """Digest of the settings that determine clips: progress made with other settings is not resumed."""
+    recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _refuse_too_many(found: Found, data: Data, record: Path) -> None:
-    clips, bad = found.clips, found.bad
+def _check_quarantine(found: SourceContents, data: Data, record: Path) -> None:
+    clips, bad = found.clips, found.quarantined
     total = len(clips) + len(bad)
     if not total:
         counts = ", ".join(f"{name} {count}" for name, count in found.removed.most_common())
@@ -127,7 +127,7 @@ def _refuse_too_many(found: Found, data: Data, record: Path) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     write_quarantine(record, bad)
     kinds: dict[str, list[Quarantined]] = defaultdict(list)
-    for one in bad:  # reasons that differ in numbers or details only are one
+    for one in bad:  # reasons that differ only in numbers or details count as one
         kinds[re.sub(r"\d+(\.\d+)?", "#", one.reason.partition(":")[0])].append(one)
     commonest = sorted(kinds.values(), key=len, reverse=True)[:5]
     reasons = "; ".join(f"{len(ones)} such as {ones[0].path!r}: {ones[0].reason}" for ones in commonest)

@@ -1,13 +1,13 @@
-"""data/latents: the encoded clips in shards (`*.safetensors`), and `index.json`, which says what they hold.
+"""data/latents: the encoded clips in shards (`*.safetensors`), and `index.json`, which lists their contents.
 
 ```
 index.json                recipe, its hash, and every file and clip: split, caption, shape, prefixes, shard
 shard-00000.safetensors   {id}/video, {id}/physics, {id}/prefix/{k} and {id}/text of the clips of some batches
 empty_text.safetensors    the embedding of the caption ""
 ```
-Tensors are stored in the precision of the frozen models (`models.dtype`), physics latents as `encode.physics_storage`
-says, and read as float32. With `storage.latents` the shards lie there instead, each under the name of its sha256, so
-that what another run reads is never replaced; the index stays here.
+Tensors are stored in the dtype of the frozen models (`models.dtype`), physics latents according to
+`encode.physics_storage`, and are read as float32. With `storage.latents` the shards are stored there instead, named by
+their sha256 so that a shard another run reads is never overwritten; the index stays local.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from phantom.config import Params
-from phantom.data import quantization as physics
-from phantom.data.files import settle, sha256
+from phantom.data.files import fsync, sha256
+from phantom.data.quantization import NOT_STORED, dequantize, quantization_error, quantize, tensor_suffixes
 from phantom.data.storage import Folder, LocalFolder
-from phantom.data.tensors import Damaged, TensorFile
+from phantom.data.tensors import CorruptFile, TensorFile
 from phantom.errors import UserError
 from phantom.progress import say
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
-FORMAT = 2  # of the index and the shards
-NOTED = ("id", "video", "prefixes", "xxh3", "physics_error")  # what a shard's note says of each clip
-# The settings that decide what latents are. How they are batched, cut into shards and stored is not among them.
-RECIPE = (
+FORMAT = 2  # version of the index and shard layout
+CLIP_METADATA_KEYS = ("id", "video", "prefixes", "xxh3", "physics_error")  # in the JSON beside a shard
+# The settings that determine latents. Batching, sharding and where they are stored do not.
+RECIPE_KEYS = (
     "models.base",
     "models.base_revision",
     "models.physics_encoder",
@@ -60,13 +60,13 @@ RECIPE = (
     "encode.seed",
     "train.physics_latents",
 )
-# How frames become what the encoders see, in words: this too decides what latents are.
+# How frames are preprocessed, in words: part of the recipe too.
 RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 
 
 @dataclass(frozen=True)
 class Latents:
-    """One clip, float32 on the CPU."""
+    """The latents of one clip, float32 on the CPU."""
 
     id: str
     caption: str
@@ -77,14 +77,14 @@ class Latents:
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
-    """What `params` say about latents, by dotted name, as JSON has it."""
-    return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE}))
+    """The settings that determine latents, by dotted name, as JSON values."""
+    return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE_KEYS}))
 
 
-def refuse_other_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str | None] | None = None) -> None:
-    """Raises UserError, naming the first difference, where latents were not made as `params` say.
+def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str | None] | None = None) -> None:
+    """Raises UserError, naming the first difference, if latents were made with other settings than `params`.
 
-    `weights`: what the frozen parts are known by, here and now; those that are not known are not compared.
+    `weights`: current fingerprints of the frozen parts; unknown ones (None) are not compared.
     """
     if recipe.get("resize", RESIZE) != RESIZE:
         raise UserError(
@@ -110,9 +110,9 @@ def refuse_other_recipe(recipe: dict[str, Any], params: Params, weights: dict[st
 class ShardWriter:
     """Writes encoded clips into numbered shards of about `megabytes` each in `folder`.
 
-    A shard is finished when the note of what it holds lies beside it (`shard-00000.json`); a writer that is opened on
-    the same folder again takes the lowest numbers that are free. With a `store`, shards are put there, and only their
-    notes stay. `storage` is that of the physics latents.
+    A shard is finished once its metadata is beside it (`shard-00000.json`); a new writer on the same folder uses the
+    lowest free numbers. With a `store`, shards are uploaded there and only their metadata stays. `storage` is the
+    format of the physics latents.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class ShardWriter:
     ) -> None:
         self.folder, self.limit, self.dtype, self.storage, self.store = folder, megabytes * 2**20, dtype, storage, store
         folder.mkdir(parents=True, exist_ok=True)
-        notes = sorted(folder.glob("shard-*.json"))
-        self.finished: list[dict[str, Any]] = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
-        taken = {int(note.stem.removeprefix("shard-")) for note in notes}
+        paths = sorted(folder.glob("shard-*.json"))
+        self.finished: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        taken = {int(path.stem.removeprefix("shard-")) for path in paths}
         self._numbers = (number for number in count() if number not in taken)
         self._tensors: dict[str, torch.Tensor] = {}
         self._clips: list[dict[str, Any]] = []
@@ -133,14 +133,14 @@ class ShardWriter:
         return {clip["id"] for shard in self.finished for clip in shard["clips"]}
 
     def add(self, batch: list[Latents]) -> None:
-        """Takes the clips of one batch; they stay in one shard, which is written when it is full."""
+        """Adds the clips of one batch, all to the same shard, which is written when full."""
         for clip in batch:
-            states = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
+            physics = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
             tensors = {"video": clip.video.to(self.dtype), "text": clip.text.to(self.dtype)}
-            for name, z in states.items():
-                packed = physics.pack(z, self.storage, self.dtype)
-                tensors |= {name + end: tensor for end, tensor in packed.items()}
-            # Copies of their own: a slice would hold its whole batch in memory.
+            for name, z in physics.items():
+                quantized = quantize(z, self.storage, self.dtype)
+                tensors |= {name + suffix: tensor for suffix, tensor in quantized.items()}
+            # Copied: a slice would keep its whole batch in memory.
             tensors = {f"{clip.id}/{name}": _copy(tensor) for name, tensor in tensors.items()}
             self._tensors |= tensors
             self._clips.append(
@@ -149,22 +149,22 @@ class ShardWriter:
                     "video": list(clip.video.shape),
                     "prefixes": sorted(clip.prefixes),
                     "xxh3": _checksum(tensors),
-                    "physics_error": round(physics.storage_error(clip.physics, self.storage, self.dtype), 5),
+                    "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
                 }
             )
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.limit:
             self.close()
 
     def close(self) -> None:
-        """Finishes the shard that is open, if there is one."""
+        """Writes the current shard, if it has clips."""
         if not self._clips:
             return
         path = self.folder / f"shard-{next(self._numbers):05d}.safetensors"
         write_tensors(path, self._tensors)
-        shard = {**describe(path), "clips": self._clips}
+        shard = {**index_entry(path), "clips": self._clips}
         if self.store:
-            self.store.upload(path, stored_name(shard["sha256"]))
-        write_note(path, shard)
+            self.store.upload(path, store_key(shard["sha256"]))
+        write_shard_metadata(path, shard)
         if self.store:
             path.unlink()
         self.finished.append(shard)
@@ -175,22 +175,22 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def stored_name(sha256: str) -> str:
-    """What a shard is called in `storage.latents`."""
+def store_key(sha256: str) -> str:
+    """The name of a shard in `storage.latents`."""
     return f"{sha256}.safetensors"
 
 
-def write_note(path: Path, shard: dict[str, Any]) -> None:
-    """Writes beside the shard at `path` what it holds: now it is finished."""
-    part = _part(path)
+def write_shard_metadata(path: Path, shard: dict[str, Any]) -> None:
+    """Writes the metadata beside the shard at `path`, which marks it as finished."""
+    part = _temporary_path(path)
     part.write_text(json.dumps(shard), encoding="utf-8")
-    settle(part)
+    fsync(part)
     part.replace(path.with_suffix(".json"))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
-    part = _part(path)
+    """Writes a safetensors file atomically. Raises OSError with ENOSPC on a full disk."""
+    part = _temporary_path(path)
     try:
         save_file(tensors, part)
     except SafetensorError as error:
@@ -198,80 +198,81 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise
-    part.chmod(0o644)  # safetensors writes for its owner alone; whoever trains may be another
-    settle(part)
+    part.chmod(0o644)  # safetensors creates it for its owner only; another user may train
+    fsync(part)
     part.replace(path)
 
 
-def _part(path: Path) -> Path:
-    """A name beside `path` that no other process uses, on whatever machine."""
+def _temporary_path(path: Path) -> Path:
+    """A temporary name beside `path`, unique across processes and machines."""
     return path.with_suffix(f".{os.urandom(4).hex()}.part")
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What the index says of a file."""
+def index_entry(path: Path) -> dict[str, Any]:
+    """The index entry of a file: name, sha256 and size."""
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 class LatentSet:
-    """The clips of one split ("train" or "heldout") of data/latents, read when they are asked for, by any thread.
+    """The clips of one split ("train" or "heldout") of data/latents, read on access, from any thread.
 
-    Shards that are not in `folder` are read from `store`. Raises UserError if any is missing or not whole, naming it; a
-    damaged clip is one when it is read, after it has been fetched once more where it comes from afar.
+    Shards that are not in `folder` are read from `store`. Raises UserError, naming the shard, if one is missing or has
+    the wrong size; reading a corrupt clip raises it too, for a remote shard after fetching it once more.
     """
 
     def __init__(self, folder: Path, split: str, store: Folder | None = None) -> None:
         self.folder, self.split = folder, split
         index = _read_index(folder)
         self.recipe: dict[str, Any] = index["recipe"]
-        self.manifest: str | None = index["manifest"]  # digest of the clips' manifest
+        self.manifest: str | None = index["manifest"]  # sha256 of the clips' manifest
         is_online = self.recipe.get("train.physics_latents") == "online"
-        self._storage = physics.NONE if is_online else self.recipe.get("encode.physics_storage", "raw")
+        self._storage = NOT_STORED if is_online else self.recipe.get("encode.physics_storage", "raw")
         self._clips = [clip for clip in index["clips"] if clip["split"] == split]
         contents = [self.recipe, [(clip["id"], clip["split"], clip["xxh3"]) for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
         stated = (*index["shards"], index["empty_text"])
-        afar = store and any(not (folder / one["file"]).is_file() for one in stated)
-        there = {entry.name: entry.size for entry in store.list()} if store and afar else {}
-        self._files = {one["file"]: _find(folder, one, store, there) for one in stated}
-        self._checked: dict[int, str] = {}  # clip -> the version of the file in which it was found whole
-        self.empty_text = self._tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
+        has_remote = store and any(not (folder / one["file"]).is_file() for one in stated)
+        there = {entry.name: entry.size for entry in store.list()} if store and has_remote else {}
+        self._files = {one["file"]: _locate(folder, one, store, there) for one in stated}
+        self._checked: dict[int, str] = {}  # clip index -> version of the file whose checksum matched
+        self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> Latents:
-        clip, tensors = self._clips[index], self.stored(index)
+        clip, tensors = self._clips[index], self.stored_tensors(index)
+        suffixes = tensor_suffixes(self._storage)
         z, *prefixes = (
-            physics.unpack({end: tensors[name + end] for end in physics.names(self._storage)}, self._storage)
-            for name in _states(clip)
+            dequantize({suffix: tensors[name + suffix] for suffix in suffixes}, self._storage)
+            for name in _physics_names(clip)
         )
         video, text = tensors["video"].float(), tensors["text"].float()
         return Latents(clip["id"], clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
 
-    def stored(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of a clip as they lie in its shard, by their names without its id.
+    def stored_tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a clip as stored in its shard, by name without the clip id.
 
-        They are compared with the clip's checksum once, and again if the file has changed since, or comes from afar.
+        The clip's checksum is verified on the first read, after the file changes, and always for remote shards.
         """
         clip = self._clips[index]
-        states = [name + end for name in _states(clip) for end in physics.names(self._storage)]
-        names = [f"{clip['id']}/{name}" for name in ("video", "text", *states)]
+        physics = [name + suffix for name in _physics_names(clip) for suffix in tensor_suffixes(self._storage)]
+        names = [f"{clip['id']}/{name}" for name in ("video", "text", *physics)]
         version = self._files[clip["shard"]].version
 
-        def is_whole(tensors: dict[str, torch.Tensor]) -> bool:
+        def is_intact(tensors: dict[str, torch.Tensor]) -> bool:
             return self._checked.get(index) == version is not None or _checksum(tensors) == clip["xxh3"]
 
-        tensors = self._tensors(clip["shard"], names, f"clip {clip['id']!r}", is_whole)
+        tensors = self._read_tensors(clip["shard"], names, f"clip {clip['id']!r}", is_intact)
         if version:
             self._checked[index] = version
         return {name.removeprefix(f"{clip['id']}/"): tensor for name, tensor in tensors.items()}
 
-    def _tensors(
-        self, shard: str, names: list[str], what: str, is_whole: Callable[[dict[str, torch.Tensor]], bool]
+    def _read_tensors(
+        self, shard: str, names: list[str], what: str, is_intact: Callable[[dict[str, torch.Tensor]], bool]
     ) -> dict[str, torch.Tensor]:
-        """The tensors `names` of a shard. Raises UserError if they stay damaged."""
+        """Reads the tensors `names` of a shard. Raises UserError if corrupt, for a remote shard after one retry."""
         file = self._files[shard]
         where = str(self.folder / shard)
         if file.folder.is_remote:
@@ -279,24 +280,24 @@ class LatentSet:
         for attempt in range(2):
             try:
                 tensors = file.read(names)
-                if not is_whole(tensors):
-                    raise Damaged(f"{what} is not what was written")
+                if not is_intact(tensors):
+                    raise CorruptFile(f"{what} is not what was written")
                 return tensors
-            except Damaged as damage:
+            except CorruptFile as damage:
                 if attempt or not file.folder.is_remote:
-                    raise _damaged(where, str(damage), shard if file.folder.is_remote else None) from None
+                    raise _corrupt(where, str(damage), shard if file.folder.is_remote else None) from None
                 say(f"{where}: damaged: {damage}; it is fetched again")
-                file.forget()
+                file.invalidate()
         raise AssertionError
 
 
-def _states(clip: dict[str, Any]) -> list[str]:
-    """The names of a clip's physics latents and those of its prefixes."""
+def _physics_names(clip: dict[str, Any]) -> list[str]:
+    """The names of a clip's physics latents and of those of its prefixes."""
     return ["physics", *(f"prefix/{k}" for k in clip["prefixes"])]
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """XXH3 over the contents of all tensors, by name: as fast as memory is read."""
+    """XXH3 over the contents of all tensors, sorted by name: runs at memory bandwidth."""
     hasher = xxhash.xxh3_64()
     for name in sorted(tensors):
         hasher.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
@@ -314,27 +315,27 @@ def _read_index(folder: Path) -> dict[str, Any]:
         stated = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
         return stated | {"manifest": index.get("manifest")}
     except (ValueError, KeyError, TypeError):
-        raise _damaged(path, "not an index of latents") from None
+        raise _corrupt(path, "not an index of latents") from None
 
 
-def _find(folder: Path, stated: dict[str, Any], store: Folder | None, there: dict[str, int]) -> TensorFile:
-    """A file that the index states, after comparing its size."""
+def _locate(folder: Path, stated: dict[str, Any], store: Folder | None, there: dict[str, int]) -> TensorFile:
+    """Finds a file of the index, locally or in `store`, and checks its size."""
     path, size = folder / stated["file"], stated["bytes"]
     if path.is_file():
         if path.stat().st_size != size:
-            raise _damaged(path, f"{path.stat().st_size} bytes, {size} were written")
+            raise _corrupt(path, f"{path.stat().st_size} bytes, {size} were written")
         return TensorFile(LocalFolder(folder), path.name, size)
     if store is None:
         raise UserError(f"{path}: no such file, and storage.latents is null; run `phantom encode` again")
-    name = stored_name(stated["sha256"])
+    name = store_key(stated["sha256"])
     if there.get(name) != size:
         found = f"{there[name]} bytes, {size} were written" if name in there else "no such file"
-        raise _damaged(f"{store}/{name} ({path.name})", found, path.name)
+        raise _corrupt(f"{store}/{name} ({path.name})", found, path.name)
     return TensorFile(store, name, size)
 
 
-def _damaged(where: Path | str, what: str, shard: str | None = None) -> UserError:
-    """`shard`: which one is to be made again, where `phantom encode` does not find that out by itself."""
+def _corrupt(where: Path | str, what: str, shard: str | None = None) -> UserError:
+    """`shard`: the one to encode again, where `phantom encode` would not detect it by itself."""
     if shard is None:
         return UserError(f"{where}: damaged: {what}; run `phantom encode` again")
     return UserError(f"{where}: damaged: {what}; `phantom encode --shard {shard}` makes that shard again")

@@ -1,4 +1,4 @@
-"""Video files: decoded by timestamp at a given rate and size; written so that the same frames give the same bytes."""
+"""Video files: decoding by timestamp to a given frame rate and size, and deterministic H.264 encoding."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-# Containers that hold one movie each. Playlists (hls, concat, image2) would open other files, or the network.
+# Containers of a single movie. Playlists (hls, concat, image2) would open other files, or the network.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng"
-MAX_PIXELS = 8192 * 8192  # 8K in either orientation; more is a decompression bomb rather than a clip
-EARLY = 0.002  # s a frame may be shown before its time: containers that count in ms round it
-MAX_REPEATS = 0.5  # share of output frames that may repeat the one before, for want of frames in the file
-MIN_KEPT = 0.25  # share of the picture that the crop must keep
+MAX_PIXELS = 8192 * 8192  # 8K in either orientation; more is a decompression bomb
+TIMESTAMP_SLACK_SECONDS = 0.002  # containers with millisecond timestamps round them
+MAX_REPEATED_SHARE = 0.5  # of the output frames that may repeat the previous one, in a file of low frame rate
+MIN_KEPT_SHARE = 0.25  # of the picture that the crop must keep
 MIN_SIDE = 16  # pixels
 AVCOL_SPC_SMPTE170M = 6  # of AVColorSpace: the BT.601 matrix
-SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+SWSCALE_FLAGS = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+)
 
 
 class BadClip(Exception):
-    """This file cannot be used as a clip. The message is the reason, as quarantine.jsonl records it."""
+    """The file cannot be used as a clip. The message is the reason, as recorded in quarantine.jsonl."""
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """A file as it is: frames in it, mean frames per second, size as displayed in pixels, length in seconds."""
+    """Properties of a file: frame count, mean frames per second, displayed size in pixels, length in seconds."""
 
     frames: int
     fps: float
@@ -45,16 +47,16 @@ class ClipInfo:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A file as a clip: uint8 RGB `frames` (F, H, W, 3), and which share of the file's `pixels` they show."""
+class FittedClip:
+    """A decoded clip: uint8 RGB `frames` (F, H, W, 3), and the share of the file's `pixels` that it keeps."""
 
     frames: np.ndarray
-    pixels: float  # of the picture as displayed, times its frames at the clip's rate
+    pixels: float  # of the displayed picture, times the file's frames at the clip's frame rate
     kept: float
 
 
 def probe(path: str | Path | bytes) -> ClipInfo:
-    """Measures a file, or its contents. Decodes one frame only; counts the rest from their packets. Raises BadClip."""
+    """Measures a file, given by path or contents. Decodes one frame and counts packets for the rest. Raises BadClip."""
     with open_video(path) as (container, stream):
         first = next(timed_frames(container, stream), None)
         if first is None:
@@ -79,56 +81,58 @@ def probe(path: str | Path | bytes) -> ClipInfo:
 def read_clip(
     path: str | Path | bytes, fps: float, height: int, width: int, max_frames: int, min_frames: int = 1
 ) -> np.ndarray:
-    """The clip as the models take it, in the one size `height` x `width`: the frames of `fit_clip`."""
+    """The frames of `fit_clip` at a single size, `height` x `width`."""
     return fit_clip(path, fps, [(height, width)], max_frames, min_frames).frames
 
 
 def fit_clip(
     path: str | Path | bytes, fps: float, sizes: Sequence[tuple[int, int]], max_frames: int, min_frames: int = 1
-) -> Fitted:
-    """The clip as the models take it, at `fps` frames per second, in that of the `sizes` (H, W) which keeps most of it.
+) -> FittedClip:
+    """Decodes a clip at `fps` frames per second, in whichever of `sizes` (H, W) keeps most of the picture.
 
-    Frame i is the one on display i / fps seconds after the first, whatever rate, constant or not, the file has. F is
-    the longest 4m + 1 up to `max_frames`; decoding stops there. The picture is turned upright, its pixels made square,
-    resized with antialiasing until it covers H x W, and cropped at the centre: nothing is stretched. Of sizes that
-    keep as much the first is taken. `path` names the file, or is its contents.
+    Frame i is the one displayed i / fps seconds after the first, whether or not the file's frame rate is constant. F is
+    the largest 4m + 1 up to `max_frames`, where decoding stops. The picture is rotated upright, converted to square
+    pixels, resized with antialiasing to cover H x W, and centre-cropped, without stretching. Ties between sizes go to
+    the first. `path` is the file's path, or its contents.
     Raises BadClip with the reason.
     """
     frames: list[np.ndarray] = []
     distinct = 0
     size: tuple[int, int] | None = None
-    to_rgb = ToRgb()
+    to_rgb = RgbConverter()
     with open_video(path) as (container, stream):
         for _, end, frame in timed_frames(container, stream):
             if size is None:
-                shown = displayed(frame, stream)
-                size = max(sizes, key=lambda one: picture_kept(shown, one))
-            # All output times that fall before the next frame of the file.
+                shown = displayed_size(frame, stream)
+                size = max(sizes, key=lambda one: kept_share(shown, one))
+            # The output times before the next frame of the file.
             repeats = max(0, min(frames_before(end, fps), max_frames) - len(frames))
             if repeats:
-                frames += [fit(frame, stream, *size, to_rgb)] * repeats
+                frames += [fit_frame(frame, stream, *size, to_rgb)] * repeats
                 distinct += 1
             if len(frames) == max_frames:
                 break
         seconds = _stated_seconds(container, stream) if len(frames) == max_frames else 0.0
     if size is None or len(frames) < min_frames:
         raise BadClip(f"{len(frames)} frame(s) at {fps:g} per second, at least {min_frames} are needed")
-    if distinct < (1 - MAX_REPEATS) * len(frames):
+    if distinct < (1 - MAX_REPEATED_SHARE) * len(frames):
         raise BadClip(
             f"too few frames: {len(frames) - distinct} of {len(frames)} would be repeats at {fps:g} per second"
         )
-    taken = (len(frames) - 1) // 4 * 4 + 1
-    there = max(len(frames), seconds * fps)
-    return Fitted(np.stack(frames[:taken]), shown[0] * shown[1] * there, picture_kept(shown, size) * taken / there)
+    count = (len(frames) - 1) // 4 * 4 + 1
+    available = max(len(frames), seconds * fps)
+    return FittedClip(
+        np.stack(frames[:count]), shown[0] * shown[1] * available, kept_share(shown, size) * count / available
+    )
 
 
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
-    """Every frame of `path` at its own size, upright: uint8 RGB (F, H, W, 3), and their mean rate. Raises BadClip."""
-    to_rgb = ToRgb()
+    """All frames of `path` at their own size, upright: uint8 RGB (F, H, W, 3), and their mean rate. Raises BadClip."""
+    to_rgb = RgbConverter()
     with open_video(path) as (container, stream):
         frames, end = [], Fraction(0)
         for _, end, frame in timed_frames(container, stream):  # noqa: B007
-            frames.append(_turn(to_rgb(frame, frame.width, frame.height), _orientation(frame)))
+            frames.append(_rotate(to_rgb(frame, frame.width, frame.height), _orientation(frame)))
     if not frames:
         raise BadClip("no video frame in it")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -139,9 +143,9 @@ def read_frames(path: str | Path) -> tuple[np.ndarray, float]:
 def write_mp4(
     path: str | Path, frames: np.ndarray, fps: float | Fraction, metadata: dict[str, str] | None = None, crf: int = 14
 ) -> None:
-    """Writes uint8 RGB `frames` (F, H, W, 3), H and W even, as H.264 yuv420p mp4 with its index in front.
+    """Writes uint8 RGB `frames` (F, H, W, 3), H and W even, as H.264 yuv420p mp4 with the index in front (faststart).
 
-    The same frames give the same bytes: one thread, no dates or versions from the container. `metadata` becomes tags.
+    Deterministic: one thread, no dates or versions in the container. `metadata` is written as tags.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(f"frames must be uint8 (F, H, W, 3), found {frames.dtype} {frames.shape}")
@@ -152,9 +156,9 @@ def write_mp4(
     with av.open(str(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Macroblock trees off: with them x264 gives other bytes on every call.
+        # Macroblock trees make x264's output nondeterministic.
         stream.options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0", "flags": "+bitexact"}
-        # Stated, because players guess the matrix of an untagged video from its size.
+        # Tagged, because players guess the colour matrix of an untagged video from its size.
         context = stream.codec_context
         context.colorspace, context.color_range = AVCOL_SPC_SMPTE170M, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
@@ -167,7 +171,7 @@ def write_mp4(
                 format="yuv420p",
                 dst_colorspace=Colorspace.SMPTE170M,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=SCALING,
+                interpolation=SWSCALE_FLAGS,
                 threads=1,
             )
             container.mux(stream.encode(frame))
@@ -176,12 +180,12 @@ def write_mp4(
 
 @contextmanager
 def open_video(path: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file, or its contents, and the video in it, for as long as the context lasts. Raises BadClip."""
+    """Opens a file, given by path or contents: yields its container and first video stream. Raises BadClip."""
     if isinstance(path, bytes):
         where: Any = io.BytesIO(path)
         size = len(path)
     else:
-        file = Path(path).absolute()  # so that no name is taken for a protocol
+        file = Path(path).absolute()  # so that no name is parsed as a protocol
         if not file.is_file():
             raise BadClip("no such file")
         where, size = str(file), file.stat().st_size
@@ -202,13 +206,13 @@ def open_video(path: str | Path | bytes) -> Iterator[tuple[InputContainer, Video
             raise BadClip("no decoder for its codec")
         if context.width * context.height > MAX_PIXELS:
             raise BadClip(f"{context.width}x{context.height} is more than {MAX_PIXELS} pixels")
-        context.thread_count = 1  # clips are decoded beside each other, not each with several threads
-        context.options = {"err_detect": "explode"}  # damage is a reason to refuse, not to paint over
+        context.thread_count = 1  # several clips are decoded in parallel instead
+        context.options = {"err_detect": "explode"}  # corrupt data is an error rather than concealed
         yield container, stream
 
 
 def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
-    """(start, end, frame) in display order, in seconds since the first frame; a frame ends where the next starts."""
+    """(start, end, frame) in display order, in seconds from the first frame; a frame ends where the next starts."""
     origin: Fraction | None = None
     start, step, shown = Fraction(0), Fraction(0), None
     try:
@@ -237,49 +241,49 @@ def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[tup
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """The length that the file states; 0 if it does not."""
+    """The duration in the file's metadata; 0 if missing."""
     if stream.duration:
         return float(stream.duration * Fraction(stream.time_base or 1))
     return (container.duration or 0) / av.time_base
 
 
 def frames_before(end: Fraction, fps: float) -> int:
-    """How many of the times 0, 1/fps, 2/fps, ... are before `end`; the first always is."""
-    return max(1, math.ceil((float(end) - EARLY) * fps))
+    """How many of the times 0, 1/fps, 2/fps, ... are before `end`: at least one."""
+    return max(1, math.ceil((float(end) - TIMESTAMP_SLACK_SECONDS) * fps))
 
 
-def displayed(frame: av.VideoFrame, stream: VideoStream) -> tuple[float, float]:
-    """(height, width) of the picture upright, with square pixels."""
+def displayed_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[float, float]:
+    """(height, width) of the picture, upright and in square pixels."""
     size = frame.height, frame.width * _pixel_aspect(stream)
     return size[::-1] if _orientation(frame)[0] else size
 
 
-def picture_kept(shown: tuple[float, float], size: tuple[int, int]) -> float:
-    """The share of a picture of (height, width) `shown` that is left where it covers `size` and is cropped."""
+def kept_share(shown: tuple[float, float], size: tuple[int, int]) -> float:
+    """The share of a picture of (height, width) `shown` that remains after resizing it to cover `size` and cropping."""
     scale = max(side / whole for side, whole in zip(size, shown, strict=True))
     return size[0] * size[1] / (shown[0] * shown[1] * scale * scale)
 
 
-def fit(frame: av.VideoFrame, stream: VideoStream, height: int, width: int, to_rgb: ToRgb) -> np.ndarray:
-    """One frame as uint8 RGB (`height`, `width`, 3); see `fit_clip`. Raises BadClip where too little of it is left."""
-    kept = picture_kept(displayed(frame, stream), (height, width))
-    turn = _orientation(frame)
-    if turn[0]:
+def fit_frame(frame: av.VideoFrame, stream: VideoStream, height: int, width: int, to_rgb: RgbConverter) -> np.ndarray:
+    """One frame as uint8 RGB (`height`, `width`, 3); see `fit_clip`. Raises BadClip if too little of it is kept."""
+    kept = kept_share(displayed_size(frame, stream), (height, width))
+    rotation = _orientation(frame)
+    if rotation[0]:
         height, width = width, height
     shown = frame.width * _pixel_aspect(stream)
     scale = max(width / shown, height / frame.height)
     if min(shown, frame.height) < MIN_SIDE:
         raise BadClip(f"{frame.width}x{frame.height} is too small, at least {MIN_SIDE} pixels a side are needed")
-    if kept < MIN_KEPT:
+    if kept < MIN_KEPT_SHARE:
         raise BadClip(f"a crop of {width}x{height} would keep {kept:.0%} of its picture of {shown:.0f}x{frame.height}")
     scaled_w, scaled_h = max(width, round(shown * scale)), max(height, round(frame.height * scale))
     top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
     rgb = to_rgb(frame, scaled_w, scaled_h)
-    return _turn(rgb[top : top + height, left : left + width], turn)
+    return _rotate(rgb[top : top + height, left : left + width], rotation)
 
 
-class ToRgb:
-    """Frames as uint8 RGB of a size. Made once for many frames: it keeps what it has found out about the last one."""
+class RgbConverter:
+    """Converts frames to uint8 RGB of a given size. Reuse one for many frames: it caches the scaler's setup."""
 
     def __init__(self) -> None:
         self._scale, self._pack = VideoReformatter(), VideoReformatter()
@@ -288,24 +292,26 @@ class ToRgb:
         alpha = any(component.is_alpha for component in frame.format.components)
 
         def reformat(with_: VideoReformatter, frame: av.VideoFrame, kind: str) -> av.VideoFrame:
-            # swscale widens its filter when it shrinks: bicubic here antialiases.
+            # swscale widens the filter when downscaling, so bicubic antialiases here.
             return with_.reformat(
-                frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SCALING, threads=1
+                frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SWSCALE_FLAGS, threads=1
             )
 
-        if not alpha:  # planes first: the same values as packed at once, in a third of the time
+        if not alpha:  # planar first: the same values as direct conversion to packed RGB, in a third of the time
             return reformat(self._pack, reformat(self._scale, frame, "gbrp"), "rgb24").to_ndarray()
         rgba = reformat(self._scale, frame, "rgba").to_ndarray()
-        return (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] // 255).astype(np.uint8)  # over black, as players do
+        return (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] // 255).astype(
+            np.uint8
+        )  # composited over black, as players do
 
 
 def _pixel_aspect(stream: VideoStream) -> float:
     aspect = float(stream.sample_aspect_ratio or 1)
-    return aspect if 0.1 < aspect < 10 else 1.0  # further off is damage, not a shape of pixels
+    return aspect if 0.1 < aspect < 10 else 1.0  # anything more extreme is corrupt metadata
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transpose, then flip columns, then flip rows) that turn the stored picture upright."""
+    """(transpose, then flip columns, then flip rows): how to rotate the stored picture upright."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False, False, False
@@ -317,8 +323,8 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     raise BadClip("rotated by other than a right angle")
 
 
-def _turn(rgb: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
-    transpose, columns, rows = turn
+def _rotate(rgb: np.ndarray, rotation: tuple[bool, bool, bool]) -> np.ndarray:
+    transpose, columns, rows = rotation
     rgb = rgb.swapaxes(0, 1) if transpose else rgb
     return np.ascontiguousarray(rgb[:: -1 if rows else 1, :: -1 if columns else 1])
 

@@ -1,4 +1,4 @@
-"""The frozen encoders: video to latents, video to physical states, captions to embeddings."""
+"""The frozen encoders: video to latents (Wan VAE) and physics latents (V-JEPA 2), captions to embeddings (UMT5)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_en
 
 @dataclass(frozen=True)
 class Encoders:
-    """All three, on one device."""
+    """All three encoders, on one device."""
 
     video: VideoEncoder
     physics: PhysicsEncoder
@@ -30,9 +30,9 @@ class Encoders:
 
 @quiet_loading()
 def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoders:
-    """Loads the frozen parts named in `params.models`, from folders or the hub. Raises UserError if one is not there.
+    """Loads the frozen parts named in `params.models`, from folders or the hub. Raises UserError if one is missing.
 
-    The VAE stays float32, as Wan runs it; the others have `models.dtype`.
+    The VAE stays float32, as in Wan; the others use `models.dtype`.
     """
     models = params.models
     base = {"pretrained_model_name_or_path": models.base, "revision": models.base_revision}
@@ -50,7 +50,7 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
 
 @quiet_loading()
 def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> PhysicsEncoder:
-    """Loads V-JEPA 2 alone. Raises UserError if it is not there."""
+    """Loads V-JEPA 2 only. Raises UserError if it is missing."""
     models = params.models
     try:
         model = VJEPA2Model.from_pretrained(
@@ -62,5 +62,5 @@ def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> 
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, for an error of one line."""
+    """The first line of a library's error message, for one-line errors."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

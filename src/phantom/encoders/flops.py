@@ -1,6 +1,6 @@
-"""Floating-point operations of the frozen encoders for one clip, from their configs alone; no weight is made or loaded.
+"""FLOPs of the frozen encoders for one clip, computed from their configs without allocating or loading weights.
 
-Matrix products and convolutions are counted, at two operations for a multiply and add.
+Matrix products and convolutions are counted, with two operations per multiply-add.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def video_flops(config: dict[str, Any], frames: int, height: int, width: int) -> int:
-    """Of Wan's VAE encoder, for 4m + 1 frames: it takes the first one, and then four at a time, each as the last four.
+    """FLOPs of Wan's VAE encoder for 4m + 1 frames: it encodes the first one, then chunks of four at constant cost.
 
-    Counted in two runs on the meta device, which hold nothing.
+    Counted in two runs on the meta device, without memory.
     """
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(config)
@@ -30,9 +30,9 @@ def video_flops(config: dict[str, Any], frames: int, height: int, width: int) ->
 
 
 def physics_flops(config: dict[str, Any], frames: int) -> int:
-    """Of V-JEPA 2's encoder, for 4m + 1 frames and the first one once more: N tokens of width C, feed-forward r C.
+    """FLOPs of V-JEPA 2's encoder for 4m + 1 frames plus the repeated first one: N tokens of width C, MLP ratio r.
 
-    Patches, and in each layer 2 N (4 + 2 r) C^2 for projections and feed-forward, 4 N^2 C for attention.
+    Patch embedding, and per layer 2 N (4 + 2 r) C^2 for projections and MLP, 4 N^2 C for attention.
     """
     dim, patch, tubelet = config["hidden_size"], config["patch_size"], config["tubelet_size"]
     tokens = (frames + 1) // tubelet * (config["crop_size"] // patch) ** 2
@@ -41,7 +41,7 @@ def physics_flops(config: dict[str, Any], frames: int) -> int:
 
 
 def text_flops(config: dict[str, Any], tokens: int) -> int:
-    """Of UMT5's encoder, for a caption padded to `tokens`: projections, a gated feed-forward, attention."""
+    """FLOPs of UMT5's encoder for a caption padded to `tokens`: projections, gated feed-forward, attention."""
     inner = config["num_heads"] * config["d_kv"]
     feed_forward = 3 if config["feed_forward_proj"].startswith("gated") else 2
     products = config["d_model"] * (4 * inner + feed_forward * config["d_ff"])

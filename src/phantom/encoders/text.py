@@ -1,4 +1,4 @@
-"""Captions -> embeddings of Wan's text encoder."""
+"""Captions -> embeddings, with Wan's text encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 class TextEncoder:
     """Wraps a frozen UMT5 encoder and its tokenizer.
 
-    `device` is where it computes, if that is not where its weights lie: with diffusers' offloading.
+    `device` is where it computes if its weights are elsewhere, as with diffusers' offloading.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> list[torch.Tensor]:
-        """One embedding (tokens, D) float32 for each caption, without padding; longer ones are cut at `max_tokens`."""
+        """One embedding (tokens, D) float32 per caption, without padding, truncated to `max_tokens`."""
         found = self.tokenizer(
             [prompt_clean(text) for text in captions],
             padding="max_length",
@@ -38,7 +38,7 @@ class TextEncoder:
 
 
 def pad(embeddings: list[torch.Tensor], max_tokens: int) -> torch.Tensor:
-    """Embeddings (tokens_i, D) -> (B, `max_tokens`, D), zero after each text's end, as WanPipeline has them."""
+    """Embeddings (tokens_i, D) -> (B, `max_tokens`, D), zero-padded as in WanPipeline."""
     out = embeddings[0].new_zeros(len(embeddings), max_tokens, embeddings[0].shape[-1])
     for row, embedding in zip(out, embeddings, strict=True):
         row[: len(embedding)] = embedding[:max_tokens]

@@ -1,4 +1,4 @@
-"""Which weights the frozen encoders have: the same path or hub id may hold others tomorrow."""
+"""Fingerprints of the frozen encoders' weights: the same path or hub id may hold different ones later."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from phantom.config import Models
 from phantom.errors import UserError
 
-BLOCK, BLOCKS = 2**14, 256  # of a file: what is looked at, evenly spread, its first and last bytes among them
+BLOCK_BYTES, BLOCKS = 2**14, 256  # of a large file, only these evenly spaced blocks are hashed, first and last included
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def weights_of(models: Models, fetch: bool = True) -> dict[str, str | None]:
-    """What each part that latents depend on is known by: a folder by a fingerprint, a hub id by its commit.
+def weight_fingerprints(models: Models, fetch: bool = True) -> dict[str, str | None]:
+    """Identifies each part that latents depend on: a folder by `fingerprint`, a hub id by its commit.
 
-    A fingerprint is the SHA-256 of every file's name and size and of 4 MB of it at most: little to read of any model.
-    What somebody trained differs everywhere, so that no more has to be read. None for a hub id of which this machine
-    holds nothing, if it may not `fetch` a file of it. Raises UserError if it may, and cannot.
+    Fingerprints read at most 4 MB per file, which is enough: training changes weights everywhere. None for a hub id
+    that is not in the local cache, unless `fetch` allows downloading a config file; raises UserError if that fails.
     """
     parts = ("vae", "text_encoder", "tokenizer")
-    found = {part: _known_by("models.base", models.base, models.base_revision, part, fetch) for part in parts}
+    found = {part: _identify("models.base", models.base, models.base_revision, part, fetch) for part in parts}
     encoder, revision = models.physics_encoder, models.physics_encoder_revision
-    return found | {"physics_encoder": _known_by("models.physics_encoder", encoder, revision, "", fetch)}
+    return found | {"physics_encoder": _identify("models.physics_encoder", encoder, revision, "", fetch)}
 
 
-def _known_by(setting: str, id_: str, revision: str | None, within: str, fetch: bool) -> str | None:
+def _identify(setting: str, id_: str, revision: str | None, within: str, fetch: bool) -> str | None:
     folder = Path(id_)
     if folder.is_dir():
         return fingerprint(folder / within)
@@ -46,16 +45,16 @@ def _known_by(setting: str, id_: str, revision: str | None, within: str, fetch: 
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the files in `folder`, by their names there; of large ones that of BLOCKS blocks."""
+    """SHA-256 over the relative name, size and contents of the files in `folder`; of large files, of BLOCKS blocks."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
-            if size <= BLOCK * BLOCKS:
+            if size <= BLOCK_BYTES * BLOCKS:
                 digest.update(file.read())
                 continue
             for number in range(BLOCKS):
-                file.seek(number * (size - BLOCK) // (BLOCKS - 1))
-                digest.update(file.read(BLOCK))
+                file.seek(number * (size - BLOCK_BYTES) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()

@@ -222,11 +222,11 @@ def _condition(
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"image: {image}: not a picture: {error}") from None
     if video is not None:
-        from phantom.data.last_frames import read_ending
+        from phantom.data.last_frames import read_last_frames
         from phantom.data.video import BadClip
 
         try:
-            frames, count = read_ending(video, fps, stated["height"], stated["width"], stated["max_prefix_frames"])
+            frames, count = read_last_frames(video, fps, stated["height"], stated["width"], stated["max_prefix_frames"])
         except BadClip as reason:
             raise UserError(f"video: {video}: {reason}") from None
         if len(frames) < count:

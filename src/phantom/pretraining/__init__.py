@@ -1,1 +1,1 @@
-"""Makes the frozen parts of the mini preset: `phantom pretrain`."""
+"""`phantom pretrain`: trains the frozen parts of the mini preset."""

@@ -1,4 +1,4 @@
-"""Clips for pretraining, in memory: worlds drawn, encoded as H.264 and decoded again, so that codec noise is seen."""
+"""In-memory clips for pretraining: simulated worlds, encoded as H.264 and decoded again to include codec noise."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from phantom.data.video import read_frames, write_mp4
 from phantom.progress import track
 
 FRAMES = 29
-TRAINING_SEED, HELDOUT_SEED = 1000, 2000  # never those of a pipeline's own clips
+TRAINING_SEED, HELDOUT_SEED = 1000, 2000  # distinct from the seeds of a pipeline's own clips
 
 
 @dataclass(frozen=True)
 class Clips:
-    """frames uint8 (N, F, H, W, 3), captions, bodies (N,), and of the first body states float32 (N, F, 4) x y vx vy
-    and visible (N, F)."""
+    """frames uint8 (N, F, H, W, 3), captions, number of bodies (N,), and for the first body its states (x, y, vx, vy)
+    float32 (N, F, 4) and visibility (N, F)."""
 
     frames: torch.Tensor
     captions: list[str]
@@ -30,7 +30,7 @@ class Clips:
 
 
 def draw(count: int, seed: int, name: str) -> Clips:
-    """Draws `count` clips of the worlds of `seed`, kinds in turn."""
+    """Draws `count` clips of the worlds of `seed`, alternating kinds."""
     frames, captions, bodies, states, visible = [], [], [], [], []
     with TemporaryDirectory() as folder, track(f"draw {name} clips", count, "clips") as bar:
         for index in range(count):

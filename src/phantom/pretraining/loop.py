@@ -1,4 +1,4 @@
-"""The one optimisation loop of pretraining: AdamW, warm-up, cosine to zero, clipped."""
+"""The training loop of pretraining: AdamW, warm-up, cosine decay to zero, gradient clipping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     weight_decay: float = 1e-4,
 ) -> None:
-    """Minimises `loss(generator)`; all randomness comes from that one generator."""
+    """Minimises `loss(generator)`, which draws all its randomness from that generator."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(

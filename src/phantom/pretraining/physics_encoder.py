@@ -1,8 +1,9 @@
 """A small V-JEPA 2, trained by masked latent prediction against an EMA teacher, as V-JEPA 2 is (arXiv 2506.09985).
 
-What a miniature needs besides, so that a few thousand steps on flat scenes keep places and motion: targets of two
-depths and a loss on what is seen too, as V-JEPA 2.1 has them (arXiv 2603.14482); the patch embedding stays as drawn,
-as in MoCo v3 (arXiv 2104.02057), for it would learn to forget what it cannot predict; moving places count for most.
+At this size and a few thousand steps, further choices keep position and motion in the features: targets from two
+depths and a loss on visible tokens too, as in V-JEPA 2.1 (arXiv 2603.14482); a patch embedding frozen at its random
+initialisation, as in MoCo v3 (arXiv 2104.02057), since it would learn to discard what is hard to predict; and most of
+the loss weight on moving patches.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from phantom.progress import track
 BATCH = 16
 PEAK_LEARNING_RATE = 1e-3
 TEACHER_DECAY = (0.99, 0.999)  # from the first step to the last
-WINDOWS = (3, 4)  # tubelets of a training window
-FUTURE_SHARE = 0.85  # of batches whose mask hides the next tubelet: only those ask for motion
-SEEN_WEIGHT = 0.2  # of the loss on tokens that are seen
-MOVING_SHARE = 0.8  # of the loss that lies on places where something moves: a few in a hundred
-MOVED = 0.25  # change of a normalised pixel that counts as motion, about 14 grey levels
+WINDOW_TUBELETS = (3, 4)  # length of a training window
+FUTURE_SHARE = 0.85  # of batches that mask the next tubelet: only those require predicting motion
+VISIBLE_WEIGHT = 0.2  # of the loss on visible tokens
+MOVING_SHARE = 0.8  # of the loss on moving patches, which are a few percent of all
+MOTION_THRESHOLD = 0.25  # change of a normalised pixel, about 14 grey levels
 PROBE_RIDGE = (1e2, 1e3, 1e4)
 
 CONFIG = VJEPA2Config(
@@ -37,7 +38,7 @@ CONFIG = VJEPA2Config(
     num_attention_heads=3,
     num_hidden_layers=4,
     mlp_ratio=4.0,
-    initializer_range=0.1,  # 1 / sqrt(hidden_size): the default is made for widths of a thousand
+    initializer_range=0.1,  # 1 / sqrt(hidden_size): the default suits widths around 1000
     pred_hidden_size=64,
     pred_num_attention_heads=2,
     pred_num_hidden_layers=1,
@@ -49,10 +50,10 @@ CONFIG = VJEPA2Config(
 def draw_masks(
     batch: int, depth: int, side: int, future: bool, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (batch, kept) and (batch, hidden), the same number hidden in every row.
+    """Token ids (batch, kept) and (batch, hidden), with the same number hidden in every row.
 
-    future: a tubelet is hidden, and those before it are kept. Otherwise three quarters of the places are hidden at all
-    times, as two overlapping blocks per row completed at random.
+    future: one tubelet is hidden and those before it are kept. Otherwise three quarters of the patches are hidden in
+    every tubelet: two overlapping blocks per row, completed at random.
     """
     tokens = torch.arange(depth * side * side).view(depth, side, side)
     if future:
@@ -75,7 +76,7 @@ def draw_masks(
 
 
 def encode_kept(model: VJEPA2Model, pixels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Runs the encoder on the kept tokens only, (B, kept, D): the model's own mask is applied after it has seen all."""
+    """Runs the encoder on the kept tokens only: (B, kept, D). The model's own masking applies after the encoder."""
     x = model.encoder.embeddings(pixels)
     x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     for layer in model.encoder.layer:
@@ -84,32 +85,31 @@ def encode_kept(model: VJEPA2Model, pixels: torch.Tensor, kept: torch.Tensor) ->
 
 
 def moving_places(pixels: torch.Tensor) -> torch.Tensor:
-    """(B, tokens) bool of pixels (B, T, 3, S, S): does a pixel of the token change from one frame to the next?"""
+    """Pixels (B, T, 3, S, S) -> bool (B, tokens): whether a pixel of the token changes between consecutive frames."""
     change = (pixels[:, 1:] - pixels[:, :-1]).abs().amax(2)
     change = F.max_pool2d(change, CONFIG.patch_size)
     change = torch.cat([change[:, :1], change], 1).unflatten(1, (-1, CONFIG.tubelet_size)).amax(2)
-    return (change > MOVED).flatten(1)
+    return (change > MOTION_THRESHOLD).flatten(1)
 
 
 def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
-    """L1 between the predictor's output and the teacher's layer-normalised features, of the first depth and the last.
+    """L1 between the predictor's output and the teacher's layer-normalised features, at its first and last depth.
 
-    L = hidden + SEEN_WEIGHT seen, each (1 - MOVING_SHARE) mean over still + MOVING_SHARE mean over moving tokens.
-    Returns the teacher, with the student's predictor.
+    L = hidden + VISIBLE_WEIGHT visible, each (1 - MOVING_SHARE) mean over still + MOVING_SHARE mean over moving tokens.
+    Returns the teacher with the student's predictor.
     """
     torch.manual_seed(seed)
     student = VJEPA2Model(CONFIG)
     student.train()
     student.encoder.embeddings.requires_grad_(False)
     teacher = copy.deepcopy(student.encoder).requires_grad_(False).eval()
-    first = torch.nn.Linear(
-        CONFIG.pred_hidden_size, CONFIG.hidden_size
-    )  # beside the predictor's own, of the last depth
+    # Projects to the first depth; the predictor's own projection is for the last.
+    first = torch.nn.Linear(CONFIG.pred_hidden_size, CONFIG.hidden_size)
     side, tubelets = CONFIG.crop_size // CONFIG.patch_size, CONFIG.frames_per_clip // CONFIG.tubelet_size
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(clips.frames), (BATCH,), generator=generator)
-        depth = WINDOWS[int(torch.randint(len(WINDOWS), (1,), generator=generator))]
+        depth = WINDOW_TUBELETS[int(torch.randint(len(WINDOW_TUBELETS), (1,), generator=generator))]
         start = CONFIG.tubelet_size * int(torch.randint(tubelets - depth + 1, (1,), generator=generator))
         pixels = preprocess(clips.frames[chosen], CONFIG.crop_size)[:, start : start + CONFIG.tubelet_size * depth]
         future = bool(torch.rand(1, generator=generator) < FUTURE_SHARE)
@@ -121,8 +121,9 @@ def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
         ids = torch.cat([kept, hidden], 1)
         error = (predicted - target.gather(1, ids.unsqueeze(-1).expand_as(predicted))).abs().mean(-1)
         moving = moving_places(pixels).gather(1, ids)
-        seen = kept.shape[1]
-        return _weighed(error[:, seen:], moving[:, seen:]) + SEEN_WEIGHT * _weighed(error[:, :seen], moving[:, :seen])
+        visible = kept.shape[1]
+        hidden_loss = _motion_weighted_mean(error[:, visible:], moving[:, visible:])
+        return hidden_loss + VISIBLE_WEIGHT * _motion_weighted_mean(error[:, :visible], moving[:, :visible])
 
     def update_teacher(step: int) -> None:
         decay = TEACHER_DECAY[0] + (TEACHER_DECAY[1] - TEACHER_DECAY[0]) * step / steps
@@ -139,8 +140,8 @@ def _norm(features: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(features, features.shape[-1:])
 
 
-def _weighed(error: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-    """The means over moving and over still tokens, in their shares. One token more in each: there may be none."""
+def _motion_weighted_mean(error: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the means over moving and over still tokens; the counts are offset by one, as they may be 0."""
     means = [(error * w).sum() / (w.sum() + 1) for w in (moving.float(), (~moving).float())]
     return MOVING_SHARE * means[0] + (1 - MOVING_SHARE) * means[1]
 
@@ -148,9 +149,9 @@ def _weighed(error: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
 def _predict(
     model: VJEPA2Model, context: torch.Tensor, kept: torch.Tensor, hidden: torch.Tensor, mask_index: int
 ) -> torch.Tensor:
-    """The model's own predictor, up to its last map, on a context that is already masked: `forward` would mask again.
+    """The model's predictor up to its output projection, on an already masked context (`forward` would mask it again).
 
-    (B, kept + hidden, C): the tokens that are seen, then the hidden ones.
+    Returns (B, kept + hidden, C): the visible tokens, then the hidden ones.
     """
     predictor = model.predictor
     embeddings, ids = predictor.embeddings(context, [kept], [hidden], mask_index)
@@ -161,10 +162,10 @@ def _predict(
 
 @torch.no_grad()
 def probe(model: VJEPA2Model, train: Clips, test: Clips) -> dict[str, float]:
-    """R2 on `test` of a linear (ridge) map from a tubelet's features to the body's x, y, vx, vy there.
+    """R2 on `test` of a ridge regression from a tubelet's features to the body's x, y, vx, vy.
 
-    Clips of two bodies and tubelets in which the body is hidden or outside are left out. The ridge is chosen on a
-    fifth of `train`.
+    Excludes clips with two bodies, and tubelets in which the body is hidden or out of the picture. The ridge penalty is
+    chosen on a fifth of `train`.
     """
     x, y, owner = _probe_data(model, train)
     x_test, y_test, _ = _probe_data(model, test)
@@ -185,13 +186,13 @@ def probe(model: VJEPA2Model, train: Clips, test: Clips) -> dict[str, float]:
 
 
 def _probe_data(model: VJEPA2Model, clips: Clips) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features (M, side * side * D), targets (M, 4) and clip numbers (M,) of the tubelets that show the body."""
+    """Features (M, side * side * D), targets (M, 4) and clip indices (M,) of the tubelets that show the body."""
     encoder = PhysicsEncoder(model)
     features, targets, owners = [], [], []
     with track("probe features", len(clips.frames), "clips") as bar:
         for start in range(0, len(clips.frames), 8):
             window = slice(start, start + 8)
-            z = encoder.encode(clips.frames[window])[:, :, 1:]  # tubelet 0 is the first frame twice
+            z = encoder.encode(clips.frames[window])[:, :, 1:]  # tubelet 0 is the repeated first frame
             state = clips.states[window, 1:].unflatten(1, (-1, 2)).mean(2)
             seen = clips.visible[window, 1:].unflatten(1, (-1, 2)).all(2) & (clips.bodies[window, None] == 1)
             owner = torch.arange(start, start + len(z))[:, None].expand(-1, z.shape[2])

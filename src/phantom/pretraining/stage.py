@@ -1,4 +1,4 @@
-"""`phantom pretrain`: makes the small frozen parts again, measures them on held-out clips, and writes down how."""
+"""`phantom pretrain`: trains the small frozen parts, evaluates them on held-out clips, and records provenance."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains VAE, V-JEPA 2, text encoder and video model, and writes them to `out` with `provenance.json`.
 
-    A part that is finished is kept under `work`, with the recipe it was made by; when run again, only what is missing
-    or made otherwise is trained. `out` is replaced at the end, whole. Returns the provenance.
+    Finished parts are kept under `work` with their recipes; a later run trains only parts that are missing or whose
+    recipe changed. `out` is replaced at the end. Returns the provenance.
     """
     train = drawn.draw(CLIPS, drawn.TRAINING_SEED + seed, "training")
     held = drawn.draw(HELDOUT_CLIPS, drawn.HELDOUT_SEED + seed, "held-out")
     recipe = {"seed": seed, "training_clips": _digest(train), "heldout_clips": _digest(held)}
 
-    auto = _part(work, "vae", {**recipe, "steps": VAE_STEPS}, lambda: [vae.train_vae(train, VAE_STEPS, seed)])
-    encoder = _part(
+    auto = _train_or_reuse(work, "vae", {**recipe, "steps": VAE_STEPS}, lambda: [vae.train_vae(train, VAE_STEPS, seed)])
+    encoder = _train_or_reuse(
         work,
         "physics_encoder",
         {**recipe, "steps": PHYSICS_ENCODER_STEPS},
         lambda: [physics_encoder.train_physics_encoder(train, PHYSICS_ENCODER_STEPS, seed)],
     )
     latents = video_model.encode_clips(AutoencoderKLWan.from_pretrained(auto), train)
-    video = _part(
+    video = _train_or_reuse(
         work,
         "video_model",
         {**recipe, "steps": VIDEO_MODEL_STEPS, "vae": _digest_folder(auto)},
@@ -88,8 +88,8 @@ def pretrain(
     return provenance
 
 
-def _part(work: Path, name: str, recipe: dict[str, Any], make: Callable[[], list[Any]]) -> Path:
-    """The folder of a finished part; made now unless its recipe says it is there. Several models: one folder each."""
+def _train_or_reuse(work: Path, name: str, recipe: dict[str, Any], make: Callable[[], list[Any]]) -> Path:
+    """The folder of a finished part, trained now unless its recipe matches. Several models get a subfolder each."""
     folder, mark = work / name, work / f"{name}.json"
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == recipe:
         say(f"pretrain {name.replace('_', ' ')}: finished before, kept ({folder})")
@@ -103,7 +103,7 @@ def _part(work: Path, name: str, recipe: dict[str, Any], make: Callable[[], list
 
 
 def _measure(pipeline: WanPipeline, encoder: VJEPA2Model, train: Clips, held: Clips, seed: int) -> dict[str, Any]:
-    """The figures that say whether the parts mean something, all on held-out clips."""
+    """Quality metrics of the parts, on held-out clips."""
     torch.manual_seed(seed + 1)
     untrained = VJEPA2Model(physics_encoder.CONFIG).eval()
     return {
@@ -121,7 +121,7 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def _digest(clips: Clips) -> str:
-    """sha256 over decoded frames and captions."""
+    """SHA-256 over decoded frames and captions."""
     digest = hashlib.sha256(clips.frames.numpy().tobytes())
     digest.update("\n".join(clips.captions).encode())
     return digest.hexdigest()

@@ -10,10 +10,10 @@ from phantom.pretraining.loop import fit
 from phantom.progress import track
 
 BATCH = 2
-SHORT_FRAMES, SHORT_SHARE = 13, 0.8  # the first steps see short windows: more updates for the same work
+SHORT_FRAMES, SHORT_SHARE = 13, 0.8  # the first steps use short windows: more updates for the same compute
 PEAK_LEARNING_RATE = 2e-3
-LATENT_NOISE = 0.05  # the decoder must stand the denoiser's residual error
-SCALE_PENALTY = 1e-5  # keeps the latents near unit scale, so that the noise above means something
+LATENT_NOISE = 0.05  # makes the decoder robust to the denoiser's residual error
+SCALE_PENALTY = 1e-5  # keeps the latents near unit scale, which gives LATENT_NOISE its meaning
 
 CONFIG = {
     "base_dim": 16,
@@ -40,7 +40,7 @@ def to_pixels(frames: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(clips: Clips, steps: int, seed: int) -> AutoencoderKLWan:
-    """Minimises the squared error; then writes the latents' mean and std per channel into the config."""
+    """Minimises the squared error, then writes the per-channel mean and std of the latents into the config."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(**CONFIG)
     step = 0
@@ -68,7 +68,7 @@ def train_vae(clips: Clips, steps: int, seed: int) -> AutoencoderKLWan:
 
 @torch.no_grad()
 def heldout_psnr(vae: AutoencoderKLWan, clips: Clips) -> float:
-    """Mean over clips of 10 log10(255^2 / MSE) of the rounded reconstruction, in dB."""
+    """PSNR of the rounded reconstruction in dB, 10 log10(255^2 / MSE), mean over clips."""
     values = []
     with track("vae on held-out clips", len(clips.frames), "clips") as bar:
         for batch in clips.frames.split(8):

@@ -1,6 +1,6 @@
 """A small WanTransformer3DModel with its text encoder, trained by flow matching on captioned clips.
 
-As Wan2.2-TI2V: text-to-video, or image-to-video with the first latent frame clean and its tokens' timestep 0.
+As in Wan2.2-TI2V: text-to-video, or image-to-video with a clean first latent frame whose tokens have timestep 0.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from phantom.progress import track
 BATCH = 16
 PEAK_LEARNING_RATE = 2e-3
 FLOW_SHIFT = 3.0
-IMAGE_SHARE = 0.5  # of samples whose first latent frame is given
+IMAGE_SHARE = 0.5  # of samples with the first latent frame as condition
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.998
 TEXT_TOKENS = 96
-SAMPLING_STEPS, GUIDANCE = 20, 3.0  # of the videos that are compared with their captions
+SAMPLING_STEPS, GUIDANCE = 20, 3.0  # for `caption_agreement`
 
 TRANSFORMER = {
     "patch_size": (1, 2, 2),
@@ -65,7 +65,7 @@ def encode_clips(vae: AutoencoderKLWan, clips: Clips) -> torch.Tensor:
 def train_video_model(
     latents: torch.Tensor, captions: list[str], steps: int, seed: int
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
-    """L = |v - (noise - x)|^2 over the frames that are not given. Returns the EMA of both models."""
+    """L = |v - (noise - x)|^2 over the frames that are not conditions. Returns the EMA of both models."""
     torch.manual_seed(seed)
     transformer, text_model = WanTransformer3DModel(**TRANSFORMER), UMT5EncoderModel(TEXT)
     tokenizer = ByT5Tokenizer()
@@ -80,16 +80,16 @@ def train_video_model(
         embeds = _embed(tokenizer, text_model, text)
         u = torch.rand(BATCH, generator=generator)
         sigma = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
-        given = torch.zeros(BATCH, x.shape[2], dtype=torch.bool)
-        given[:, 0] = torch.rand(BATCH, generator=generator) < IMAGE_SHARE
-        sigma = torch.where(given, 0.0, sigma[:, None])  # (B, F)
+        is_condition = torch.zeros(BATCH, x.shape[2], dtype=torch.bool)
+        is_condition[:, 0] = torch.rand(BATCH, generator=generator) < IMAGE_SHARE
+        sigma = torch.where(is_condition, 0.0, sigma[:, None])  # (B, F)
         s = sigma[:, None, :, None, None]
         noise = torch.randn(x.shape, generator=generator)
         places = (x.shape[3] // 2) * (x.shape[4] // 2)
         timestep = (sigma * 1000).repeat_interleave(places, dim=1)
         v = transformer((1 - s) * x + s * noise, timestep, embeds, return_dict=False)[0]
         error = (v - (noise - x)).square().mean(dim=(1, 3, 4))
-        return error[~given].mean()
+        return error[~is_condition].mean()
 
     def update_average(step: int) -> None:
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
@@ -101,7 +101,7 @@ def train_video_model(
 
 
 def _embed(tokenizer: ByT5Tokenizer, model: UMT5EncoderModel, text: list[str]) -> torch.Tensor:
-    """(B, TEXT_TOKENS, D), zero after each text's end, as WanPipeline has it; gradients flow."""
+    """(B, TEXT_TOKENS, D), zero-padded as in WanPipeline; differentiable."""
     ids = tokenizer(text, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
     hidden = model(ids.input_ids, ids.attention_mask).last_hidden_state
     return hidden * ids.attention_mask.unsqueeze(-1)
@@ -111,8 +111,8 @@ def _embed(tokenizer: ByT5Tokenizer, model: UMT5EncoderModel, text: list[str]) -
 def caption_agreement(pipeline: WanPipeline, captions: list[str], seed: int) -> dict[str, float]:
     """Share of text-to-video samples that show the caption's object colour, and share with the caption's background.
 
-    The object counts as shown when at least 12 pixels are nearest to its colour among all colours of the worlds in at
-    least half of the frames; the background is the commonest of the four in the upper half.
+    The object counts as shown if, in at least half of the frames, its colour is the nearest of all world colours for at
+    least 12 pixels; the background is the most common of the four in the upper half.
     """
     names = list(COLOURS) + list(BACKGROUNDS)
     palette = np.array(list(COLOURS.values()) + list(BACKGROUNDS.values()), np.float32)

@@ -42,7 +42,7 @@ def test_the_motion_masks_of_a_clip_before_and_after_their_codec(case):
     assert set(np.unique(found)) <= {0, 255}
     assert np.array_equal(found > 0, CLIPS[f"{case}__mask_precodec"])
     assert np.count_nonzero(found, axis=(1, 2)).tolist() == MASKS[case]["precodec_true_per_frame"]
-    decoded = np.stack(list(masks.stored(masks.motion_masks(clip), 8, "mp4v"))) > 127
+    decoded = np.stack(list(masks.codec_round_trip(masks.motion_masks(clip), 8, "mp4v"))) > 127
     assert np.array_equal(decoded, CLIPS[f"{case}__mask_decoded_gt127"])
     assert decoded.sum((1, 2)).tolist() == MASKS[case]["decoded_true_per_frame"]
 

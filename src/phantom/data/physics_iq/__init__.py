@@ -1,1 +1,1 @@
-"""The files of Physics-IQ: where they lie, how they are read, and the masks that are stored with them."""
+"""The files of Physics-IQ: their layout, how the official scorer reads them, and their motion masks."""

@@ -1,4 +1,4 @@
-"""Names and places of the published Physics-IQ files.
+"""File names and folder layout of the published Physics-IQ benchmark.
 
 A benchmark folder holds, for every recorded `Name`,
 ```
@@ -24,12 +24,12 @@ from phantom.errors import UserError
 SECONDS = 5  # of every scored video
 DESCRIPTIONS = "descriptions.csv"
 COLUMNS = ("scenario", "description", "category", "generated_video_name")
-RECORD = "sampling.json"  # beside a model's videos: what made them
-PUBLISHED_FPS = 30  # the rate every published video exists at; others are made from it
-ROOTS = {"original": "physics-IQ-benchmark", "verified": "physics-IQ-benchmark-verified"}
+RECORD = "sampling.json"  # beside a model's videos: how they were sampled
+PUBLISHED_FPS = 30  # at which every published video exists; other rates are resampled from it
+PUBLISHED_FOLDERS = {"original": "physics-IQ-benchmark", "verified": "physics-IQ-benchmark-verified"}
 
-_ROW = re.compile(r"(?P<id>\d{4})_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
-_REAL = re.compile(r"(?P<id>\d{4})_[^_]+_\d+FPS_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
+_ROW_PATTERN = re.compile(r"(?P<id>\d{4})_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
+_VIDEO_PATTERN = re.compile(r"(?P<id>\d{4})_[^_]+_\d+FPS_(?P<view>[^_]+)_take-(?P<take>\d+)_(?P<scenario>[^_]+)\.mp4")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +45,7 @@ class Name:
     scenario: str
 
     def __post_init__(self) -> None:
-        if not _ROW.fullmatch(self.row):
+        if not _ROW_PATTERN.fullmatch(self.row):
             raise ValueError(f"not a Physics-IQ name: {self.row!r}")
 
     @property
@@ -55,7 +55,7 @@ class Name:
 
     @property
     def generated(self) -> str:
-        """The file that a model writes for this recording."""
+        """The file name of a model's video for this recording."""
         return f"{self.id:04d}_{self.view}_{self.scenario}.mp4"
 
 
@@ -70,27 +70,27 @@ class Row:
 
 def full_video(root: Path, name: Name, fps: int) -> Path:
     """The whole recording: 3 s of condition, then 5 s of test."""
-    return root / "full-videos" / f"take-{name.take}" / f"{fps}FPS" / _real(name, "full-videos", fps)
+    return root / "full-videos" / f"take-{name.take}" / f"{fps}FPS" / _file_name(name, "full-videos", fps)
 
 
 def conditioning_video(root: Path, name: Name, fps: int) -> Path:
-    """The 3 s that a video-to-video model may see."""
-    return root / "split-videos" / "conditioning" / f"{fps}FPS" / _real(name, "conditioning-videos", fps)
+    """The 3 s that a video-to-video model is conditioned on."""
+    return root / "split-videos" / "conditioning" / f"{fps}FPS" / _file_name(name, "conditioning-videos", fps)
 
 
 def testing_video(root: Path, name: Name, fps: int) -> Path:
-    """The 5 s that a model must continue with."""
-    return testing_folder(root, fps) / _real(name, "testing-videos", fps)
+    """The 5 s that a model must predict."""
+    return testing_folder(root, fps) / _file_name(name, "testing-videos", fps)
 
 
 def testing_folder(root: Path, fps: int) -> Path:
-    """Where the test videos of one rate are."""
+    """The folder of the test videos at one frame rate."""
     return root / "split-videos" / "testing" / f"{fps}FPS"
 
 
 def mask_video(root: Path, name: Name, fps: int) -> Path:
     """The motion masks of the test video."""
-    return root / "video-masks" / "real" / f"{fps}FPS" / _real(name, "video-masks", fps)
+    return root / "video-masks" / "real" / f"{fps}FPS" / _file_name(name, "video-masks", fps)
 
 
 def switch_frame(root: Path, name: Name) -> Path:
@@ -98,7 +98,7 @@ def switch_frame(root: Path, name: Name) -> Path:
     return root / "switch-frames" / f"{name.id:04d}_switch-frames_anyFPS_{name.view}_{name.scenario}.jpg"
 
 
-def _real(name: Name, kind: str, fps: int) -> str:
+def _file_name(name: Name, kind: str, fps: int) -> str:
     return f"{name.id:04d}_{kind}_{fps}FPS_{name.view}_take-{name.take}_{name.scenario}.mp4"
 
 
@@ -114,7 +114,7 @@ def write_descriptions(folder: Path, rows: Iterable[tuple[Name, str, str]]) -> P
 
 
 def read_descriptions(path: Path) -> list[Row]:
-    """The descriptions, by id. Raises UserError naming the line that is off."""
+    """Reads the descriptions, sorted by id. Raises UserError naming the invalid line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; the descriptions csv of the benchmark is needed")
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -123,7 +123,7 @@ def read_descriptions(path: Path) -> list[Row]:
             raise UserError(f"{path}: columns {reader.fieldnames}, expected {','.join(COLUMNS)}")
         rows = []
         for line in reader:
-            match = _ROW.fullmatch((line["scenario"] or "").strip())
+            match = _ROW_PATTERN.fullmatch((line["scenario"] or "").strip())
             if not match:
                 raise UserError(
                     f"{path} line {reader.line_num}: scenario {line['scenario']!r}, "
@@ -138,7 +138,7 @@ def read_descriptions(path: Path) -> list[Row]:
 
 
 def find_descriptions(benchmark: Path, root: Path, given: Path | str | None = None) -> Path:
-    """The descriptions csv: `given`, else the one in the benchmark's root or in the folder that the user named."""
+    """The descriptions csv: `given`, else the one in the benchmark's root, else in the folder that the user named."""
     if given:
         return Path(given)
     places = [folder / DESCRIPTIONS for folder in (root, benchmark)]
@@ -149,27 +149,27 @@ def find_descriptions(benchmark: Path, root: Path, given: Path | str | None = No
 
 
 def recordings(root: Path) -> dict[tuple[str, str, int], Name]:
-    """Every recording with a test video at any rate, by (scenario, view, take)."""
+    """All recordings with a test video at any frame rate, by (scenario, view, take)."""
     names = {}
     for path in sorted((root / "split-videos" / "testing").glob("*FPS/*.mp4")):
-        if match := _REAL.fullmatch(path.name):
+        if match := _VIDEO_PATTERN.fullmatch(path.name):
             name = _name(match)
             names[name.scenario, name.view, name.take] = name
     return names
 
 
 def find_root(benchmark: Path, protocol: str) -> Path:
-    """The folder that holds `split-videos`: `benchmark` itself, or the published folder inside of it."""
-    for root in (benchmark, benchmark / ROOTS[protocol]):
+    """The folder that holds `split-videos`: `benchmark` itself, or the published folder inside it."""
+    for root in (benchmark, benchmark / PUBLISHED_FOLDERS[protocol]):
         if (root / "split-videos" / "testing").is_dir():
             return root
     raise UserError(
-        f"{benchmark}: no split-videos/testing in it, nor in {ROOTS[protocol]}/; is it a Physics-IQ folder?"
+        f"{benchmark}: no split-videos/testing in it, nor in {PUBLISHED_FOLDERS[protocol]}/; is it a Physics-IQ folder?"
     )
 
 
 def source_rate(root: Path, name: Name, fps: int) -> int | None:
-    """The rate of the test video to read for `fps`: `fps` itself, else 30, else the highest there is; None if none."""
+    """The frame rate to read for `fps`: `fps` itself, else 30, else the highest available; None if there is none."""
     rates = {int(p.name[:-3]) for p in (root / "split-videos" / "testing").glob("*FPS") if p.name[:-3].isdigit()}
     there = [rate for rate in rates if testing_video(root, name, rate).is_file()]
     return next((rate for rate in (fps, PUBLISHED_FPS) if rate in there), max(there, default=None))

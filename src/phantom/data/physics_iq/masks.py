@@ -1,4 +1,4 @@
-"""Where something moves: the binary motion masks of Physics-IQ, at a video's own size."""
+"""The binary motion masks of Physics-IQ, at a video's own resolution."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from phantom.data.physics_iq.video import Frames, first_channel
 Codec = Literal["mp4v", "none"]
 CODECS: tuple[Codec, ...] = ("mp4v", "none")
 
-THRESHOLD = 10  # grey levels from the running average, exclusive
-RATE = 0.3  # of the running average: a pixel moves when 0.7 |change| > 10
-KERNEL = np.ones((5, 5), np.uint8)  # what is smaller than 5 pixels vanishes
+THRESHOLD = 10  # grey levels of difference from the running average, exclusive
+AVERAGE_RATE = 0.3  # of the running average: a pixel moves when 0.7 |change| > 10
+KERNEL = np.ones((5, 5), np.uint8)  # removes regions smaller than 5 pixels
 
 
 def motion_masks(video: Frames) -> Iterator[np.ndarray]:
-    """Masks uint8 (H, W) of 0 and 255, one for each BGR frame; the first is empty.
+    """Masks uint8 (H, W) of 0 and 255, one per BGR frame; the first is empty.
 
-    The frame, grey and blurred, is compared with its exponential average, which already includes the frame itself.
+    The grey, blurred frame is compared with its exponential moving average, which already includes the frame itself.
     """
     average: np.ndarray | None = None
     for frame in video:
@@ -32,17 +32,17 @@ def motion_masks(video: Frames) -> Iterator[np.ndarray]:
             average = grey.astype(np.float64)
             yield np.zeros_like(grey)
             continue
-        cv2.accumulateWeighted(grey, average, RATE)
+        cv2.accumulateWeighted(grey, average, AVERAGE_RATE)
         difference = cv2.absdiff(grey, cv2.convertScaleAbs(average))
         _, mask = cv2.threshold(difference, THRESHOLD, 255, cv2.THRESH_BINARY)
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, KERNEL)
         yield cv2.morphologyEx(mask, cv2.MORPH_CLOSE, KERNEL)
 
 
-def stored(masks: Frames, fps: int, codec: Codec) -> Iterator[np.ndarray]:
-    """The masks as they come back from storage: uint8 (H, W), sizes cut to even numbers.
+def codec_round_trip(masks: Frames, fps: int, codec: Codec) -> Iterator[np.ndarray]:
+    """The masks after encoding and decoding: uint8 (H, W), cropped to even sizes.
 
-    `mp4v` goes through the lossy video file in which the benchmark stores its own masks; `none` loses nothing.
+    `mp4v` is the lossy codec in which the benchmark stores its own masks; `none` is lossless.
     """
     even = (mask[: mask.shape[0] // 2 * 2, : mask.shape[1] // 2 * 2] for mask in masks)
     if codec == "none":
@@ -55,7 +55,7 @@ def stored(masks: Frames, fps: int, codec: Codec) -> Iterator[np.ndarray]:
 
 
 def write_masks(path: Path, masks: Frames, fps: int) -> None:
-    """Writes masks (H, W), H and W even, as the benchmark does: MPEG-4 part 2 in mp4, grey."""
+    """Writes masks (H, W), H and W even, as the benchmark does: grey MPEG-4 part 2 in mp4."""
     writer = None
     try:
         for mask in masks:
@@ -71,11 +71,11 @@ def write_masks(path: Path, masks: Frames, fps: int) -> None:
 
 
 def read_masks(path: Path) -> Iterator[np.ndarray]:
-    """The grey levels (H, W) of a stored mask video: its first channel, not thresholded yet."""
+    """The grey levels (H, W) of a mask video: its first channel, not yet thresholded."""
     yield from first_channel(path)
 
 
 def binary(masks: Frames, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Masks bool (height, width) at `size` = (width, height), as they are compared."""
+    """Masks resized to `size` = (width, height) and thresholded: bool (height, width), as the scorer compares them."""
     for mask in masks:
         yield cv2.resize(mask, size) > 127

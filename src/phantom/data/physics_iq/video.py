@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange
 from phantom.errors import UserError
 
 NEUTRAL = 128  # chroma of grey
-BLACK: Any = 16  # of luma; any, because cv2's types know no scalars
+BLACK: Any = 16  # of luma; Any, because cv2's type stubs do not accept scalars
 GAIN = 9539 / 8192  # OpenCV's RGB of grey: floor((luma - 16) 9539 / 8192)
 
 Frames = Iterable[np.ndarray]  # uint8 (H, W, 3) in BGR, or masks (H, W)
@@ -24,7 +24,7 @@ Frames = Iterable[np.ndarray]  # uint8 (H, W, 3) in BGR, or masks (H, W)
 
 @dataclass(frozen=True)
 class Probe:
-    """What a container says of itself: frames per second, length in seconds, frame count, size in pixels."""
+    """The container's metadata: frames per second, length in seconds, frame count, size in pixels."""
 
     fps: float
     seconds: float
@@ -34,7 +34,7 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """Reads the header of `path`. Raises UserError if it is no video."""
+    """Reads the header of `path`. Raises UserError if it is not a video."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -46,7 +46,7 @@ def probe(path: Path) -> Probe:
 
 
 def frames(path: Path) -> Iterator[np.ndarray]:
-    """Every frame of `path`, uint8 (H, W, 3) in BGR. One frame is held at a time, one thread is used."""
+    """Every frame of `path`, uint8 (H, W, 3) in BGR. Holds one frame at a time; decodes in one thread."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
@@ -61,7 +61,7 @@ def frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def first_channel(path: Path) -> Iterator[np.ndarray]:
-    """The first channel of each of `frames`, uint8 (H, W). Grey frames are not turned into colour: half the time."""
+    """The first channel of each of `frames`, uint8 (H, W). Skips colour conversion of grey frames: half the time."""
     done = 0
     try:
         with av.open(str(path)) as container:
@@ -76,33 +76,33 @@ def first_channel(path: Path) -> Iterator[np.ndarray]:
             else:
                 return
     except (av.FFmpegError, OSError, IndexError, ValueError):
-        pass  # OpenCV may read it all the same, or says what is wrong
+        pass  # OpenCV may still be able to read it, or reports what is wrong
     for colour in islice(frames(path), done, None):
         yield colour[:, :, 0]
 
 
 def _is_grey(frame: av.VideoFrame) -> bool:
-    """Whether the luma of `frame` says all of it, in the way that `first_channel` reads."""
+    """Whether `frame` is grey and its luma alone gives what `first_channel` must return."""
     if frame.format.name != "yuv420p" or frame.color_range == ColorRange.JPEG or frame.rotation or frame.is_corrupt:
         return False
     return all(bool((_plane(frame, index) == NEUTRAL).all()) for index in (1, 2))
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
-    plane: Any = frame.planes[index]  # a buffer, which its type does not say
+    plane: Any = frame.planes[index]  # supports the buffer protocol, which its type omits
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 def resized(video: Frames, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Each frame at `size` = (width, height): bilinear without antialiasing, aspect not preserved."""
+    """Each frame resized to `size` = (width, height): bilinear without antialiasing, aspect ratio not preserved."""
     for frame in video:
         yield cv2.resize(frame, size)
 
 
 def resampled(video: Frames, count: int, wanted: int) -> Iterator[np.ndarray]:
-    """`wanted` frames blended linearly from the first `count` of `video`, truncated to uint8, cut to even sizes.
+    """`wanted` frames, linearly interpolated from the first `count` of `video`, truncated to uint8, of even size.
 
-    Frame j is taken at j (count - 1) / (wanted - 1), so that first and last coincide. Two source frames are held.
+    Frame j is sampled at j (count - 1) / (wanted - 1), so that first and last frames coincide. Holds two source frames.
     Raises ValueError if `video` ends before `count`.
     """
     source = iter(video)
@@ -121,7 +121,7 @@ def resampled(video: Frames, count: int, wanted: int) -> Iterator[np.ndarray]:
 
 
 def resampled_counts(info: Probe, new_fps: float) -> tuple[int, int]:
-    """How many frames the official tool takes of a video, and makes of them, for at most its first 5 seconds."""
+    """How many frames the official tool reads of a video and resamples to: at most its first 5 seconds."""
     seconds = min(5, info.frames / info.fps)
     return int(seconds * info.fps), int(seconds * new_fps)
 

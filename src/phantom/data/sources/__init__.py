@@ -1,1 +1,1 @@
-"""Where clips come from. A source is a module that writes clips and says what it left out."""
+"""Sources of clips. Each is a module that writes clips and reports what it rejected."""

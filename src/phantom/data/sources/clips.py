@@ -1,4 +1,4 @@
-"""Captioned videos, wherever they are read from, made into clips of one rate and size."""
+"""Converts captioned videos from any source to clips of one frame rate and size."""
 
 from __future__ import annotations
 
@@ -16,109 +16,109 @@ from typing import Any
 
 from phantom.config import Data
 from phantom.cores import cores
-from phantom.data.files import link, settle, sha256
+from phantom.data.files import fsync, link, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
-from phantom.data.prefetch import ahead
+from phantom.data.prefetch import prefetch
 from phantom.data.video import BadClip, fit_clip, probe, write_mp4
 from phantom.errors import StageFailed
 from phantom.progress import track
 
-MAX_NAME = 255  # bytes of a file's name; keys of S3 and names in zips may have more
-# What a file itself can be refused for (EINVAL: a place before its start); others are of its disk, or of the network.
-OWN_FAULTS = (
+MAX_NAME = 255  # bytes of a file name; S3 keys and names in zips may be longer
+# Errors of the file itself (EINVAL: an offset before its start); all others blame the disk or the network.
+FILE_ERRNOS = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP),
     *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL),
 )
-MAX_CAPTION = 10_000  # characters; more is no caption but, say, a csv in which a quote is missing
+MAX_CAPTION = 10_000  # characters; more is not a caption but, for example, a csv with a missing quote
 
 
-class Removed(Exception):
-    """A filter of the settings takes this clip out, which is no fault of it. The message is the filter's name."""
+class FilteredOut(Exception):
+    """A configured filter drops this clip, which is not an error. The message is the filter's name."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """A captioned video that may become a clip."""
+class SourceVideo:
+    """A captioned video of the source, not yet decoded."""
 
     id: str
-    path: str  # in the source, and of the clip in data/clips
+    path: str  # in the source, and of its clip in data/clips
     caption: str
-    version: str  # differs where the contents do
+    version: str  # changes whenever the contents do
 
 
 @dataclass
-class Found:
-    """What a source has: items that may become clips, or the clips made of them, and what is left out."""
+class SourceContents:
+    """What a source holds: candidate videos, the clips made of them, and what was rejected or filtered out."""
 
-    items: list[Item] = field(default_factory=list)
+    videos: list[SourceVideo] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)
-    bad: list[Quarantined] = field(default_factory=list)
-    removed: Counter[str] = field(default_factory=Counter)  # clips, by the filter that took them out
-    pixels: float = 0.0  # of the files that became clips, at the clips' rate
-    kept_pixels: float = 0.0  # how many of these the clips show
+    quarantined: list[Quarantined] = field(default_factory=list)
+    removed: Counter[str] = field(default_factory=Counter)  # number of clips by the filter that dropped them
+    pixels: float = 0.0  # of the files that became clips, at the clips' frame rate
+    kept_pixels: float = 0.0  # of those, the pixels that the clips show
 
-    def refuse(self, id_: str, path: str, reason: object) -> None:
-        """Puts something into quarantine."""
-        self.bad.append(Quarantined(printable(id_), printable(path), printable(str(reason))))
+    def quarantine(self, id_: str, path: str, reason: object) -> None:
+        """Records a rejected file."""
+        self.quarantined.append(Quarantined(printable(id_), printable(path), printable(str(reason))))
 
 
 @dataclass(frozen=True)
-class Made:
-    """A video that became a clip of `frames` frames; `source` is the digest of what it was made from."""
+class PreparedClip:
+    """A finished clip of `frames` frames; `source` is the sha256 of the video it was made from."""
 
     source: str
     frames: int
     size: tuple[int, int]  # height, width
     sha256: str
-    pixels: float  # see video.Fitted
+    pixels: float  # as in video.FittedClip
     kept: float
 
 
-# The file of an item, or its contents, for as long as the context lasts. Raises BadClip or Removed.
-Read = Callable[[Item], AbstractContextManager[Path | bytes]]
+# Opens a source video: a context that yields its path or its contents. Raises BadClip or FilteredOut.
+OpenVideo = Callable[[SourceVideo], AbstractContextManager[Path | bytes]]
 
 
-def write_clips(found: Found, read: Read, out: Path, data: Data, work: Path) -> Found:
-    """Writes every usable item of `found` into `out`, and fills in its clips; what is left out is added, by id.
+def write_clips(found: SourceContents, open_video: OpenVideo, out: Path, data: Data, work: Path) -> SourceContents:
+    """Writes every usable video of `found` as a clip into `out`; adds the clips and the rejected files to `found`.
 
-    Clips are made in `work`, where a later call finds them again without reading their items, and then linked into
-    `out`. Raises StageFailed where not the item is at fault, but the disk or the network that it is read from.
+    Clips are made in `work`, where a resumed call finds them without reading their sources, and then hard-linked into
+    `out`. Raises StageFailed if the disk or the network fails, rather than the file itself.
     """
     work.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Made] = {}
-    first: dict[str, Item] = {}  # the item that a clip's bytes came from first
-    make = partial(_make, read=read, data=data, work=work)
-    with track("prepare", len(found.items), "clips") as bar:
-        for item, result in zip(found.items, ahead(make, found.items, cores()), strict=True):
-            if isinstance(result, Made) and first.setdefault(result.sha256, item) != item:
+    made: dict[str, PreparedClip] = {}
+    first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that produced it
+    make = partial(_make_clip, open_video=open_video, data=data, work=work)
+    with track("prepare", len(found.videos), "clips") as bar:
+        for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
+            if isinstance(result, PreparedClip) and first.setdefault(result.sha256, video) != video:
                 result = f"duplicate: the same video as {first[result.sha256].path}"
-            if isinstance(result, Made):
-                made[item.id] = result
-            elif isinstance(result, Removed):
+            if isinstance(result, PreparedClip):
+                made[video.id] = result
+            elif isinstance(result, FilteredOut):
                 found.removed[str(result)] += 1
             else:
-                found.refuse(item.id, item.path, result)
+                found.quarantine(video.id, video.path, result)
             bar.advance()
     heldout = choose_heldout([m.source for m in made.values()], data.heldout)
-    for item in found.items:
-        if item.id in made:
-            this = made[item.id]
-            link(_clip(work, this.source), out / item.path)
-            split: Split = "heldout" if this.source in heldout else "train"
-            size = (None, None) if this.size == data.sizes[0] else this.size
+    for video in found.videos:
+        if video.id in made:
+            clip = made[video.id]
+            link(_clip_path(work, clip.source), out / video.path)
+            split: Split = "heldout" if clip.source in heldout else "train"
+            size = (None, None) if clip.size == data.sizes[0] else clip.size
             found.clips.append(
-                Clip(item.id, item.path, item.caption, this.frames, float(data.fps), this.sha256, split, *size)
+                Clip(video.id, video.path, video.caption, clip.frames, float(data.fps), clip.sha256, split, *size)
             )
-            found.pixels += this.pixels
-            found.kept_pixels += this.pixels * this.kept
-    found.bad.sort(key=lambda q: (q.id, q.path, q.reason))
+            found.pixels += clip.pixels
+            found.kept_pixels += clip.pixels * clip.kept
+    found.quarantined.sort(key=lambda q: (q.id, q.path, q.reason))
     return found
 
 
 def choose_heldout(digests: Iterable[str], share: float) -> set[str]:
-    """Which clips, known by their digests, are kept for validation: those in the lowest `share` of all digests.
+    """The clips, by digest, that are held out for validation: those in the lowest `share` of the range of digests.
 
-    A clip keeps its side when others come or go. Neither side stays empty where there are two clips and 0 < share < 1.
+    A clip keeps its split when others come or go. With two or more clips and 0 < share < 1 neither split is empty.
     """
     ordered = sorted(digests)
     count = sum(int(digest[:16], 16) < share * 2**64 for digest in ordered)
@@ -127,7 +127,7 @@ def choose_heldout(digests: Iterable[str], share: float) -> set[str]:
 
 
 def caption_text(caption: Any) -> str:
-    """A caption without space around it. Raises BadClip if it says nothing or is no text."""
+    """A caption, stripped of whitespace. Raises BadClip if it is missing, empty, too long or not text."""
     if isinstance(caption, BadClip):
         raise caption
     if caption is None:
@@ -142,48 +142,48 @@ def caption_text(caption: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with what no UTF-8 file can hold spelled out."""
+    """`text` with surrogates, which UTF-8 cannot encode, as backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _make(item: Item, read: Read, data: Data, work: Path) -> Made | Removed | str:
-    """The clip of `item`, made unless `work` has it; or the reason why there is none."""
-    if any(len(part.encode()) > MAX_NAME for part in Path(item.path).parts):
+def _make_clip(video: SourceVideo, open_video: OpenVideo, data: Data, work: Path) -> PreparedClip | FilteredOut | str:
+    """The clip of `video`, reused from `work` if already made; or why there is none."""
+    if any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
-    key = hashlib.sha256(f"{item.path}\0{item.version}".encode()).hexdigest()
-    note = work / f"{key}.json"
-    if note.is_file():
-        known = json.loads(note.read_text(encoding="utf-8"))
-        return Made(**known | {"size": tuple(known["size"])})
+    key = hashlib.sha256(f"{video.path}\0{video.version}".encode()).hexdigest()
+    record = work / f"{key}.json"
+    if record.is_file():
+        finished = json.loads(record.read_text(encoding="utf-8"))
+        return PreparedClip(**finished | {"size": tuple(finished["size"])})
     try:
-        with read(item) as file:
+        with open_video(video) as file:
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
             fitted = fit_clip(file, data.fps, data.sizes, data.frames, data.min_frames)
-    except Removed as removed:
+    except FilteredOut as removed:
         return removed
     except BadClip as reason:
         return str(reason)
     except OSError as error:
-        return unreadable(error, item.path)
-    path = _clip(work, source)
-    part = path.with_suffix(f".{threading.get_ident()}.part")  # the same video may be there twice
+        return read_failure(error, video.path)
+    path = _clip_path(work, source)
+    part = path.with_suffix(f".{threading.get_ident()}.part")  # another thread may make the same clip
     write_mp4(part, fitted.frames, data.fps)
-    settle(part)
+    fsync(part)
     part.replace(path)
     clip = probe(path)
-    made = Made(source, clip.frames, (clip.height, clip.width), sha256(path), fitted.pixels, fitted.kept)
+    made = PreparedClip(source, clip.frames, (clip.height, clip.width), sha256(path), fitted.pixels, fitted.kept)
     part.write_text(json.dumps(asdict(made)), encoding="utf-8")
-    settle(part)
-    part.replace(note)
+    fsync(part)
+    part.replace(record)
     return made
 
 
-def unreadable(error: OSError, path: str) -> str:
-    """Why the file at `path` cannot be read. Raises StageFailed if that is no fault of its own, and may pass."""
-    if error.errno not in OWN_FAULTS:
+def read_failure(error: OSError, path: str) -> str:
+    """Why the file at `path` cannot be read. Raises StageFailed if the cause is not the file and may be temporary."""
+    if error.errno not in FILE_ERRNOS:
         raise StageFailed(f"{path}: {error.strerror or error}; run again to go on, without this file if it stays so")
     return f"cannot be read: {error.strerror}"
 
 
-def _clip(work: Path, source: str) -> Path:
+def _clip_path(work: Path, source: str) -> Path:
     return work / f"{source}.mp4"

@@ -1,8 +1,8 @@
-"""A folder of mp4 with captions, here or under s3://.
+"""A folder of captioned mp4 files, local or under s3://.
 
-Captions come from `captions.csv` (columns `file,caption`), else `captions.jsonl` (an object with `file` and `caption`
-a line), else `NAME.txt` beside `NAME.mp4`. Subfolders count; names are relative to the folder, hidden files are not
-looked at.
+Captions come from `captions.csv` (columns `file,caption`), else `captions.jsonl` (one object with `file` and `caption`
+per line), else `NAME.txt` beside `NAME.mp4`. Subfolders are searched; names are relative to the folder; hidden files
+are ignored.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phantom.config import Data
-from phantom.data.prefetch import ahead
+from phantom.data.prefetch import prefetch
 from phantom.data.sources import clips
-from phantom.data.sources.clips import Found, Item, caption_text, printable, unreadable
+from phantom.data.sources.clips import SourceContents, SourceVideo, caption_text, printable, read_failure
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
 from phantom.errors import UserError
 
 CSV, JSONL = "captions.csv", "captions.jsonl"
-MAX_CELL = 2**30  # characters; csv's own limit would refuse the whole file for one long caption
-QUOTES = "is a quote not closed, or not doubled, there or before?"
-READERS = 16  # caption files that are read at a time
+MAX_CELL = 2**30  # characters; csv's default limit would reject the whole file for one long caption
+QUOTE_HINT = "is a quote not closed, or not doubled, there or before?"
+CAPTION_READERS = 16  # caption files read in parallel
 
 
-def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> Found:
-    """Writes every usable mp4 of `folder` into `out`; see clips.write_clips.
+def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceContents:
+    """Writes every usable mp4 of `folder` as a clip into `out`; see clips.write_clips.
 
-    Raises UserError if the folder, its videos or its captions are not there.
+    Raises UserError if the folder, its videos or its captions are missing.
     """
-    return clips.write_clips(find(folder), lambda item: folder.local(item.path), out, data, work)
+    return clips.write_clips(list_videos(folder), lambda video: folder.local_path(video.path), out, data, work)
 
 
-def find(folder: Folder) -> Found:
-    """The captioned videos of `folder`, by id, and what can be told to be unusable without decoding it."""
+def list_videos(folder: Folder) -> SourceContents:
+    """The captioned videos of `folder`, sorted by id; what is unusable without decoding it is quarantined."""
     names = [entry.name for entry in folder.list()]
     videos = [name for name in names if name.lower().endswith(".mp4")]
     captions = list(_captions(folder, names, videos))
     if not videos and not captions:
         raise UserError(f"data.path: {folder}: no mp4 in it")
-    there = set(names)
+    existing = set(names)
     named = {PurePosixPath(file).as_posix() for file, _ in captions}
-    items: dict[str, Item] = {}
-    found = Found()
+    by_id: dict[str, SourceVideo] = {}
+    found = SourceContents()
     for file, caption in [*captions, *((name, None) for name in videos if name not in named)]:
         name = PurePosixPath(file).as_posix()
         is_video = name.lower().endswith(".mp4")
@@ -55,41 +55,41 @@ def find(folder: Folder) -> Found:
         try:
             if not is_video:
                 raise BadClip("not an mp4")
-            if refusal := _refusal(folder, name):
-                raise BadClip(refusal)
-            if both := [str(above) for above in PurePosixPath(name).parents if str(above) in there]:
-                raise BadClip(f"{both[0]} is a file too")  # S3 knows no folders
-            item = Item(id_, name, caption_text(caption), f"{folder} {folder.version(name)}")
-            if id_ in items:
-                raise BadClip(f"duplicate: {items[id_].path} has the same name")
-            items[id_] = item
+            if problem := _why_unreadable(folder, name):
+                raise BadClip(problem)
+            if files := [str(parent) for parent in PurePosixPath(name).parents if str(parent) in existing]:
+                raise BadClip(f"{files[0]} is a file too")  # possible on S3, which has no folders
+            video = SourceVideo(id_, name, caption_text(caption), f"{folder} {folder.version(name)}")
+            if id_ in by_id:
+                raise BadClip(f"duplicate: {by_id[id_].path} has the same name")
+            by_id[id_] = video
         except BadClip as reason:
-            found.refuse(id_, file, reason)
-    found.items = [items[id_] for id_ in sorted(items)]
+            found.quarantine(id_, file, reason)
+    found.videos = [by_id[id_] for id_ in sorted(by_id)]
     return found
 
 
 def _captions(folder: Folder, names: list[str], videos: list[str]) -> Iterator[tuple[str, Any]]:
-    """(file, caption) as the folder states them, both unchecked; a BadClip says why there is no caption."""
-    there = set(names)
-    if CSV in there:
+    """Unchecked (file, caption) pairs of the folder; instead of a missing caption, a BadClip with the reason."""
+    existing = set(names)
+    if CSV in existing:
         yield from _csv_captions(folder)
-    elif JSONL in there:
+    elif JSONL in existing:
         yield from _jsonl_captions(folder)
     else:
-        beside = [str(PurePosixPath(name).with_suffix(".txt")) for name in videos]
-        if videos and there.isdisjoint(beside):
+        sidecars = [str(PurePosixPath(name).with_suffix(".txt")) for name in videos]
+        if videos and existing.isdisjoint(sidecars):
             raise UserError(
                 f"data.path: {folder}: no captions, expected {CSV} (file,caption), {JSONL}, or NAME.txt beside NAME.mp4"
             )
-        yield from zip(videos, ahead(partial(_beside, folder), beside, READERS), strict=True)
+        yield from zip(videos, prefetch(partial(_sidecar_caption, folder), sidecars, CAPTION_READERS), strict=True)
 
 
 def _csv_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(MAX_CELL)
     try:
         with io.TextIOWrapper(folder.open(CSV), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)  # else a quote left open takes the rows behind it for a caption
+            reader = csv.DictReader(file, strict=True)  # otherwise an unclosed quote swallows the following rows
             columns = reader.fieldnames or []
             if not {"file", "caption"} <= set(columns):
                 raise UserError(f"{folder}/{CSV}: columns {','.join(columns) or 'missing'}, expected file,caption")
@@ -101,7 +101,7 @@ def _csv_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise UserError(f"{folder}/{CSV}: not UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{folder}/{CSV} line {reader.reader.line_num}: {error}; {QUOTES}") from None
+        raise UserError(f"{folder}/{CSV} line {reader.reader.line_num}: {error}; {QUOTE_HINT}") from None
 
 
 def _jsonl_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
@@ -118,18 +118,18 @@ def _jsonl_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
                 yield row["file"], row.get("caption")
 
 
-def _beside(folder: Folder, name: str) -> Any:
-    """The text of the caption file `name`, or why there is none."""
-    if refusal := _refusal(folder, name):
-        return BadClip(f"no caption: {name}: {refusal}")
+def _sidecar_caption(folder: Folder, name: str) -> Any:
+    """The text of the caption file `name`, or a BadClip with the reason why there is none."""
+    if problem := _why_unreadable(folder, name):
+        return BadClip(f"no caption: {name}: {problem}")
     try:
         with folder.open(name) as file:
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         return BadClip("its caption is not UTF-8")
     except OSError as error:
-        return BadClip(f"no caption: {name}: {unreadable(error, name)}")
+        return BadClip(f"no caption: {name}: {read_failure(error, name)}")
 
 
-def _refusal(folder: Folder, name: str) -> str | None:
-    return "its name is not UTF-8" if printable(name) != name else folder.refusal(name)
+def _why_unreadable(folder: Folder, name: str) -> str | None:
+    return "its name is not UTF-8" if printable(name) != name else folder.why_unreadable(name)

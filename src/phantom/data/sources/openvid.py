@@ -1,7 +1,7 @@
-"""OpenVidHD as it is published, here or under s3://: captions and scores in `OpenVidHD.csv`, clips in zips.
+"""OpenVidHD in its published layout, local or under s3://: captions and scores in `OpenVidHD.csv`, clips in zips.
 
-The zips are `OpenVidHD_part_N.zip`, or pieces of one (`OpenVidHD_part_N_part_aa`, `_part_ab`, ...). Any number of them
-may be there, in any subfolders; clips are read where they lie, and never unpacked to disk.
+The zips are `OpenVidHD_part_N.zip`, or split files of one (`OpenVidHD_part_N_part_aa`, `_part_ab`, ...). Any subset may
+be present, in any subfolder; clips are read directly from the zips and never unpacked to disk.
 """
 
 from __future__ import annotations
@@ -23,64 +23,75 @@ from typing import Any, BinaryIO, cast
 
 from phantom.config import Data, OpenVid
 from phantom.data.sources import clips
-from phantom.data.sources.clips import Found, Item, Removed, caption_text
-from phantom.data.sources.folder import MAX_CELL, QUOTES
-from phantom.data.storage import Folder, Joined, leaves
+from phantom.data.sources.clips import FilteredOut, SourceContents, SourceVideo, caption_text
+from phantom.data.sources.folder import MAX_CELL, QUOTE_HINT
+from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
 from phantom.data.video import BadClip, probe
 from phantom.errors import UserError
 
 CSV = "OpenVidHD.csv"
-PART = re.compile(r"OpenVidHD_part_(\d+)(?:\.zip|(?:\.zip)?_part_?([a-z]{2}))")
+PART_NAME = re.compile(r"OpenVidHD_part_(\d+)(?:\.zip|(?:\.zip)?_part_?([a-z]{2}))")
 SCORES = {"aesthetic": "aesthetic score", "motion": "motion score", "consistency": "temporal consistency score"}
 RANGES = {**SCORES, "seconds": "seconds"}
-MAX_BYTES = 2**30  # of a clip, which is held in memory while it is decoded
-FAULTS = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
-# An English text of some length has some of these.
-ENGLISH = frozenset(["a", "the", "and", "of", "is", "are", "to", "with", "from", "at", "on", "that", "it"])
+MAX_BYTES = 2**30  # of a video, which is held in memory while it is decoded
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+)
+# English text of some length contains some of these.
+ENGLISH_WORDS = frozenset(["a", "the", "and", "of", "is", "are", "to", "with", "from", "at", "on", "that", "it"])
 
 
-def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> Found:
-    """Writes every usable clip of `folder` that the filters let pass into `out`; see clips.write_clips.
+def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceContents:
+    """Writes every usable video of `folder` that passes the filters as a clip into `out`; see clips.write_clips.
 
-    Raises UserError if the csv or the zips are not there or not whole.
+    Raises UserError if the csv or the zips are missing or incomplete.
     """
-    zips = Zips(folder)
-    found, members = find(folder, zips, data.openvid)
+    zips = ZipParts(folder)
+    found, members = list_videos(folder, zips, data.openvid)
     sizes = {"height": data.openvid.height, "width": data.openvid.width}
 
     @contextmanager
-    def read(item: Item) -> Iterator[bytes]:
-        contents = zips.read(*members[item.id])
-        if any(end is not None for ends in sizes.values() for end in ends):
+    def open_video(video: SourceVideo) -> Iterator[bytes]:
+        contents = zips.read(*members[video.id])
+        if any(bound is not None for bounds in sizes.values() for bound in bounds):
             info = probe(contents)
-            for name, ends in sizes.items():
-                if not _within(getattr(info, name), ends):
-                    raise Removed(name)
+            for name, bounds in sizes.items():
+                if not _in_range(getattr(info, name), bounds):
+                    raise FilteredOut(name)
         yield contents
 
-    return clips.write_clips(found, read, out, data, work)
+    return clips.write_clips(found, open_video, out, data, work)
 
 
-def find(folder: Folder, zips: Zips, settings: OpenVid) -> tuple[Found, dict[str, tuple[int, int]]]:
-    """The clips that pass the filters on the csv, in the order in which they lie, and where: part, number in it.
+def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[SourceContents, dict[str, tuple[int, int]]]:
+    """The videos that pass the filters on the csv, in storage order, and their location by id: (part, member index).
 
-    Clips of the csv that are in no part here are removed as `absent`, those of the parts that are not in the csv as
-    `unlisted`: a part of the data set, or a csv of chosen rows, is all right.
+    Rows of the csv without a video in these parts are removed as `absent`, videos without a row as `unlisted`: a subset
+    of the data set, or of the csv, is fine.
     """
-    found = Found()
-    places: dict[str, tuple[int, int]] = {}
+    found = SourceContents()
+    locations: dict[str, tuple[int, int]] = {}
     versions: dict[str, str] = {}
     for part, number, info in zips.members():
         name = info.filename
-        if leaves(name):
-            found.refuse(name, f"part {part}: {name}", "its path leaves the zip")
+        if escapes_folder(name):
+            found.quarantine(name, f"part {part}: {name}", "its path leaves the zip")
             continue
         name = PurePosixPath(name).name
-        if name in places:
-            found.refuse(name[:-4], f"part {part}: {name}", f"duplicate: part {places[name][0]} has the same name")
+        if name in locations:
+            found.quarantine(
+                name[:-4], f"part {part}: {name}", f"duplicate: part {locations[name][0]} has the same name"
+            )
         else:
-            places[name] = (part, number)
-            # The filters on the size look into the file, so that what passed others says nothing.
+            locations[name] = (part, number)
+            # Size filters open the file, so a clip made under other size filters is not reused.
             versions[name] = f"{info.CRC:08x} {info.file_size} {settings.height} {settings.width}"
     listed: set[str] = set()
     members: dict[str, tuple[int, int]] = {}
@@ -88,68 +99,70 @@ def find(folder: Folder, zips: Zips, settings: OpenVid) -> tuple[Found, dict[str
         name = row["video"] or ""
         id_ = name[:-4] if name.lower().endswith(".mp4") else name
         try:
-            if leaves(name) or "/" in name:
+            if escapes_folder(name) or "/" in name:
                 raise BadClip("its path leaves the zip")
             if id_ == name:
                 raise BadClip("not an mp4")
             if name in listed:
                 raise BadClip("duplicate: the csv has the same name before")
             listed.add(name)
-            if name not in places:
-                raise Removed("absent")
+            if name not in locations:
+                raise FilteredOut("absent")
             if None in row:
                 raise BadClip("more cells than columns: a caption that holds a comma stands in quotes")
-            item = Item(id_, f"part_{places[name][0]:03d}/{name}", caption_text(row["caption"]), versions[name])
+            video = SourceVideo(
+                id_, f"part_{locations[name][0]:03d}/{name}", caption_text(row["caption"]), versions[name]
+            )
             _filter(row, settings)
         except BadClip as reason:
-            found.refuse(id_, name, reason)
-        except Removed as reason:
+            found.quarantine(id_, name, reason)
+        except FilteredOut as reason:
             found.removed[str(reason)] += 1
         else:
-            members[id_] = places[name]
-            found.items.append(item)
-    if unlisted := len(places.keys() - listed):
+            members[id_] = locations[name]
+            found.videos.append(video)
+    if unlisted := len(locations.keys() - listed):
         found.removed["unlisted"] = unlisted
-    found.items.sort(key=lambda item: members[item.id])
+    found.videos.sort(key=lambda video: members[video.id])
     return found, members
 
 
-class Zips:
-    """The parts that a folder holds. Each thread keeps the part open from which it has read last."""
+class ZipParts:
+    """The zip parts in a folder. Each thread keeps the part open that it read from last."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        whole: dict[int, str] = {}
-        pieces: dict[int, dict[str, str]] = defaultdict(dict)
+        single: dict[int, str] = {}
+        split: dict[int, dict[str, str]] = defaultdict(dict)
         for entry in folder.list():
-            if match := PART.fullmatch(PurePosixPath(entry.name).name):
+            if match := PART_NAME.fullmatch(PurePosixPath(entry.name).name):
                 number, letters = int(match[1]), match[2]
                 if letters:
-                    pieces[number][letters] = entry.name
+                    split[number][letters] = entry.name
                 else:
-                    whole[number] = entry.name
+                    single[number] = entry.name
         order = [a + b for a in ascii_lowercase for b in ascii_lowercase]
-        for number, named in pieces.items():
+        for number, named in split.items():
             expected = order[: order.index(max(named)) + 1]
-            if number not in whole and (missing := [letters for letters in expected if letters not in named]):
+            if number not in single and (missing := [letters for letters in expected if letters not in named]):
                 raise UserError(f"{folder}: OpenVidHD_part_{number}: piece {missing[0]} is missing; fetch it")
-        self.parts = {n: [name for _, name in sorted(named.items())] for n, named in pieces.items()}
-        self.parts |= {n: [name] for n, name in whole.items()}
+        self.parts = {n: [name for _, name in sorted(named.items())] for n, named in split.items()}
+        self.parts |= {n: [name] for n, name in single.items()}
         if not self.parts:
             raise UserError(f"data.path: {folder}: no OpenVidHD_part_N.zip in it")
         self._opened = threading.local()
 
     def members(self) -> Iterator[tuple[int, int, zipfile.ZipInfo]]:
-        """(part, number in it, what is said of it) of every mp4, part by part. Raises UserError for a zip not whole."""
+        """(part, member index, info) of every mp4, part by part. Raises UserError for an incomplete zip."""
         for part in sorted(self.parts):
             for number, info in enumerate(self._open(part).infolist()):
                 pure = PurePosixPath(info.filename)
-                # Archives made on a Mac hold a "._NAME.mp4" beside each file.
+                # Archives made on macOS have a "._NAME.mp4" beside each file.
                 if info.filename.lower().endswith(".mp4") and not pure.name.startswith("."):
                     yield part, number, info
 
     def read(self, part: int, number: int) -> bytes:
-        """The contents of a member. Raises BadClip."""
+        """The contents of a zip member. Raises BadClip."""
         opened = self._open(part)
         info = opened.infolist()[number]
         if info.flag_bits & 1:
@@ -158,8 +171,8 @@ class Zips:
             raise BadClip(f"{info.file_size} bytes are too many, accepted: {MAX_BYTES}")
         try:
             return opened.read(info)
-        except FAULTS as error:
-            if isinstance(error, OSError) and error.errno is not None:  # not of the zip, but of what it lies on
+        except ZIP_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk or network, not of the zip
                 raise
             raise BadClip(f"damaged in its zip: {' '.join(str(error).split()) or type(error).__name__}") from None
 
@@ -170,16 +183,16 @@ class Zips:
             self._opened.zip.close()
         names = self.parts[part]
         files = [self.folder.open(name) for name in names]
-        file = files[0] if len(files) == 1 else cast(BinaryIO, io.BufferedReader(Joined(files), 2**16))
+        file = files[0] if len(files) == 1 else cast(BinaryIO, io.BufferedReader(ConcatenatedFile(files), 2**16))
         try:
             self._opened.zip, self._opened.part = zipfile.ZipFile(file), part
-        except FAULTS as error:
+        except ZIP_ERRORS as error:
             raise UserError(f"{self.folder}/{names[-1]}: not a whole zip ({error}); fetch it again") from None
         return self._opened.zip
 
 
 def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:
-    """The rows of the csv, by column. Raises UserError if columns are missing that are needed."""
+    """The rows of the csv as dictionaries. Raises UserError if required columns are missing."""
     path = next((e.name for e in folder.list() if PurePosixPath(e.name).name == CSV), None)
     if path is None:
         raise UserError(f"data.path: {folder}: no {CSV} in it")
@@ -198,14 +211,14 @@ def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:
     except UnicodeDecodeError:
         raise UserError(f"{folder}/{path}: not UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"{folder}/{path} line {reader.reader.line_num}: {error}; {QUOTES}") from None
+        raise UserError(f"{folder}/{path} line {reader.reader.line_num}: {error}; {QUOTE_HINT}") from None
 
 
 def _filter(row: dict[str, Any], settings: OpenVid) -> None:
-    """Raises Removed, naming the first filter that does not let the row pass, or BadClip for what is no number."""
+    """Raises FilteredOut with the first filter that the row fails, or BadClip for a score that is not a number."""
     for key, column in RANGES.items():
-        ends = getattr(settings, key)
-        if ends == (None, None):
+        bounds = getattr(settings, key)
+        if bounds == (None, None):
             continue
         try:
             value = float(row[column])
@@ -213,22 +226,22 @@ def _filter(row: dict[str, Any], settings: OpenVid) -> None:
             value = math.nan
         if math.isnan(value):
             raise BadClip(f"its {column} is no number: {row[column]!r}")
-        if not _within(value, ends):
-            raise Removed(key)
+        if not _in_range(value, bounds):
+            raise FilteredOut(key)
     if settings.camera_motion is not None and row["camera motion"] not in settings.camera_motion:
-        raise Removed("camera_motion")
+        raise FilteredOut("camera_motion")
     if settings.language == "en" and not is_english(row["caption"]):
-        raise Removed("language")
+        raise FilteredOut("language")
 
 
 def is_english(text: str) -> bool:
-    """Whether nine of ten letters are of the basic Latin alphabet, and one of ten words is a small English one."""
+    """Whether at least 90% of the letters are ASCII and at least 10% of the words are common English ones."""
     letters = [c for c in text if c.isalpha()]
     words = re.findall(r"[^\W\d_]+", text.lower())
-    small = sum(word in ENGLISH for word in words)
-    return bool(letters) and sum(c.isascii() for c in letters) >= 0.9 * len(letters) and small >= 0.1 * len(words)
+    common = sum(word in ENGLISH_WORDS for word in words)
+    return bool(letters) and sum(c.isascii() for c in letters) >= 0.9 * len(letters) and common >= 0.1 * len(words)
 
 
-def _within(value: float, ends: tuple[float | None, float | None]) -> bool:
-    least, most = ends
-    return (least is None or value >= least) and (most is None or value <= most)
+def _in_range(value: float, bounds: tuple[float | None, float | None]) -> bool:
+    low, high = bounds
+    return (low is None or value >= low) and (high is None or value <= high)

@@ -1,8 +1,8 @@
-"""Small physical worlds, simulated with pymunk: the mini preset's clips and its Physics-IQ-shaped benchmark.
+"""Simple simulated worlds (pymunk): the mini preset's clips and its benchmark in Physics-IQ's layout.
 
-Lengths are in pixels of a 64 x 64 picture (y points down), times in seconds. Everything rests until its release, so a
-single condition frame may show the start of a motion or its middle, as in Physics-IQ. What a clip shows is a pure
-function of its `WorldSpec`, and the spec a pure function of (seed, index): the same seed gives the same bytes.
+Lengths are in pixels of a 64 x 64 image (y points down), times in seconds. Bodies rest until their release, so a single
+condition frame may show the start of a motion or its middle, as in Physics-IQ. A clip is a pure function of its
+`WorldSpec`, and the spec a pure function of (seed, index): the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pymunk
 
 KINDS = ("fall", "projectile", "collision", "pendulum", "incline", "occluder")
-SIZE = 64.0  # side of the world, in its own units
+SIZE = 64.0  # side length of the world
 FPS = 4
 SCENE_FRAMES = 40  # 10 s are simulated; clips and benchmark videos are windows of them
 SUBSTEPS = 60  # simulation steps per frame: dt = 1/240 s
@@ -34,7 +34,7 @@ FLOOR = (120, 100, 84)
 OCCLUDER = (96, 120, 104)
 STRING = (70, 70, 76)
 
-# (low, high) in training; the held-out range lies outside of it, on both sides of what training sees.
+# (low, high) in training, and the held-out ranges on both sides of it.
 TRAINED = {
     "gravity": (10.0, 16.0),
     "restitution": (0.55, 0.85),
@@ -55,7 +55,7 @@ UNSEEN = {
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """One world before anything moves. `direction` is +1 to the right, -1 to the left; `jitter` perturbs a take."""
+    """The initial state of one world. `direction`: +1 right, -1 left; `jitter` perturbs a second take."""
 
     kind: str
     colour: str
@@ -73,13 +73,13 @@ class WorldSpec:
     direction: int
     release: float  # s
     unseen: bool  # some parameter lies outside the trained ranges
-    first_frame: int = 0  # where a training clip's window starts
+    first_frame: int = 0  # start of a training clip's window
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # dx, dy in px; relative change of the speed
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What happened: positions (T, N, 2) in px, angles (T, N) in rad, velocities (T, N, 2) in px/s, of N bodies."""
+    """Trajectories of N bodies: positions (T, N, 2) in px, angles (T, N) in rad, velocities (T, N, 2) in px/s."""
 
     spec: WorldSpec
     positions: np.ndarray
@@ -88,7 +88,7 @@ class Scene:
 
 
 def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None = None) -> WorldSpec:
-    """The world number `index` of `seed`. Kinds take turns; `unseen` draws one or two parameters outside training."""
+    """Draws world `index` of `seed`. Kinds alternate; `unseen` draws two parameters outside the training ranges."""
     rng = np.random.default_rng([seed, index, int(unseen)])
     chosen = kind or KINDS[index % len(KINDS)]
     names = list(TRAINED)
@@ -134,14 +134,14 @@ def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None =
 
 
 def second_take(spec: WorldSpec, seed: int, index: int) -> WorldSpec:
-    """The same world with a slightly different start, as a person repeating an experiment makes it."""
+    """The same world with a slightly perturbed start, like a repeated experiment."""
     rng = np.random.default_rng([seed, index, 2])
     dx, dy, dv = rng.uniform(-1, 1, size=3) * (0.8, 0.8, 0.04)
     return replace(spec, jitter=(float(dx), float(dy), float(dv)))
 
 
 def caption(spec: WorldSpec) -> str:
-    """What is seen, in one sentence."""
+    """The caption: one sentence that describes the clip."""
     way = "right" if spec.direction > 0 else "left"
     pace = "quickly" if spec.speed > 9.5 else "slowly"
     text = {
@@ -156,7 +156,7 @@ def caption(spec: WorldSpec) -> str:
 
 
 def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES) -> Scene:
-    """Runs the world for `frames` frames at 4 frames per second."""
+    """Simulates `frames` frames at 4 frames per second."""
     space = pymunk.Space()
     space.gravity = (0.0, spec.gravity)
     space.iterations = 30
@@ -179,7 +179,7 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES) -> Scene:
 
 
 def render(scene: Scene, first: int, count: int, size: int = 64) -> np.ndarray:
-    """Draws frames `first` to `first + count` of `scene`: uint8 RGB (count, size, size, 3), antialiased."""
+    """Renders frames `first` to `first + count` of `scene`: uint8 RGB (count, size, size, 3), antialiased."""
     canvas_size = max(256, size)
     background = _background(scene.spec, canvas_size)
     frames = []
@@ -202,7 +202,7 @@ def _segment(space: pymunk.Space, a: tuple[float, float], b: tuple[float, float]
 
 
 def _ball(space: pymunk.Space, spec: WorldSpec, x: float, y: float, radius: float, rolls: bool = False) -> pymunk.Body:
-    mass = radius**2 / 25  # one thickness, one density
+    mass = radius**2 / 25  # same thickness and density for all
     body = pymunk.Body(mass, pymunk.moment_for_circle(mass, 0, radius))
     body.position = (x + spec.jitter[0], y if rolls else y + spec.jitter[1])
     shape = pymunk.Circle(body, radius)
@@ -213,7 +213,10 @@ def _ball(space: pymunk.Space, spec: WorldSpec, x: float, y: float, radius: floa
 
 def _floor(space: pymunk.Space, spec: WorldSpec) -> None:
     wall = pymunk.Segment(space.static_body, (-200, spec.floor + 1), (SIZE + 200, spec.floor + 1), 1.0)
-    wall.elasticity, wall.friction = spec.restitution**0.5, spec.friction  # chipmunk multiplies the two
+    wall.elasticity, wall.friction = (
+        spec.restitution**0.5,
+        spec.friction,
+    )  # Chipmunk multiplies the elasticities of the two shapes
     space.add(wall)
 
 
@@ -356,7 +359,7 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
 
 
 def is_visible(scene: Scene, body: int = 0) -> np.ndarray:
-    """Whether the centre of `body` is inside the picture and not behind the wall: bool (T,)."""
+    """Whether the centre of `body` is inside the image and not behind the occluder: bool (T,)."""
     x, y = scene.positions[:, body, 0], scene.positions[:, body, 1]
     inside = (x >= 0) & (x <= SIZE) & (y >= 0) & (y <= SIZE)
     return inside & (np.abs(x - SIZE / 2) > 8.0) if scene.spec.kind == "occluder" else inside

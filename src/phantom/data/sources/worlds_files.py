@@ -1,4 +1,4 @@
-"""Writes simulated worlds to disk: captioned clips to train on, and a benchmark in Physics-IQ's published layout."""
+"""Writes simulated worlds to disk: captioned training clips, and a benchmark in Physics-IQ's published layout."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from phantom.data.video import write_mp4
 from phantom.errors import UserError
 from phantom.progress import track
 
-CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s that a model may see, then 5 s that it must continue
-TRUTH_SIZE = 256  # the scorer compares at a quarter of the truth's size: the 64 pixels of a generated video
+CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s of condition, then 5 s to predict
+TRUTH_SIZE = 256  # the scorer compares at a quarter of this size: the 64 pixels of a generated video
 VIEW = "perspective-center"
-BENCHMARK_SEED = 500_000  # added to the worlds' seed: scenarios are never clips of the training set
+BENCHMARK_SEED = 500_000  # added to the worlds' seed, so that no scenario is a training clip
 
 
 def write_clips(folder: Path, params: Params) -> list[Clip]:
-    """Writes the training and the held-out clips as mp4 into `folder`. Half of the held-out ones lie outside training.
+    """Writes the training and held-out clips as mp4 into `folder`. Half of the held-out ones use unseen parameters.
 
-    The same params give the same bytes. Raises UserError where the worlds cannot be drawn as `params.data` asks.
+    The same params give the same bytes. Raises UserError for sizes or rates that the worlds do not support.
     """
     data, settings = params.data, params.data.worlds
     if data.fps != worlds.FPS:
@@ -65,16 +65,16 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
 
 
 def write_benchmark(folder: Path, params: Params) -> None:
-    """Writes `scenarios` worlds, each in two takes, as videos, switch frames, masks and descriptions (Physics-IQ).
+    """Writes `scenarios` worlds, two takes each, as videos, switch frames, masks and descriptions (Physics-IQ).
 
-    `trajectories.json` holds what only a simulation knows: where each body of take 1 is in every test frame.
+    `trajectories.json` holds the ground truth: the position of each body of take 1 in every test frame.
     """
     settings = params.data.worlds
     seed = BENCHMARK_SEED + settings.seed
     rows, known = [], {}
     with track("prepare benchmark", settings.scenarios, "scenarios") as bar:
         for index in range(settings.scenarios):
-            # Each kind appears once within the trained ranges before it appears outside of them.
+            # Each kind appears first within the trained ranges, then outside of them.
             spec = worlds.draw_spec(seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
             for take, shown in ((1, spec), (2, worlds.second_take(spec, seed, index))):
                 name = layout.Name(
@@ -95,7 +95,7 @@ def write_benchmark(folder: Path, params: Params) -> None:
 
 
 def trajectory(scene: worlds.Scene) -> dict[str, Any]:
-    """The bodies of `scene` in the test frames, for metrics that need known physics. Lengths in 1/64 of the picture."""
+    """Ground truth of `scene` in the test frames, for metrics that need known physics. Lengths in 1/64 of the image."""
     spec = scene.spec
     test = slice(CONDITION_FRAMES, CONDITION_FRAMES + TEST_FRAMES)
     looks = [(spec.colour, spec.radius), (spec.second_colour, spec.second_radius)]
@@ -120,7 +120,7 @@ def trajectory(scene: worlds.Scene) -> dict[str, Any]:
 
 
 def _write_take(folder: Path, name: layout.Name, frames: np.ndarray) -> None:
-    """All files of one recording: `frames` uint8 RGB (32, H, W, 3)."""
+    """Writes all files of one recording: `frames` uint8 RGB (32, H, W, 3)."""
     fps = worlds.FPS
     test = frames[CONDITION_FRAMES:]
     for path, part in (

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from phantom.data.physics_iq.layout import SECONDS
-from phantom.data.physics_iq.masks import Codec, binary, motion_masks, read_masks, stored
+from phantom.data.physics_iq.masks import Codec, binary, codec_round_trip, motion_masks, read_masks
 from phantom.data.physics_iq.video import frames, probe, resampled, resampled_counts, resized
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq import recordings
@@ -145,7 +145,7 @@ def _read(
 ) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
     """A video and its masks, at `size` and the rate of the comparison; neither is opened before it is asked for."""
     fps, codec = job.fps, job.codec
-    moving = read_masks(ready) if ready else stored(motion_masks(at_rate(path, rate, fps)), fps, codec)
+    moving = read_masks(ready) if ready else codec_round_trip(motion_masks(at_rate(path, rate, fps)), fps, codec)
     video = resized(at_rate(path, rate, fps), size)
     return _five_seconds(video, path, fps), _five_seconds(binary(moving, size), ready or path, fps)
 

@@ -1,7 +1,7 @@
-"""Files from elsewhere on the local disk: a bounded folder, from which the least recently used ones go first.
+"""A bounded LRU cache of downloaded files on the local disk.
 
-Any number of threads and processes may share it. Who uses a file holds a lock on it, and so does who writes one: what
-can be locked by another is used by nobody, be it a file or what a killed process left behind.
+Any number of threads and processes may share it. Readers and writers hold a shared lock on their file, so a file that
+can be locked exclusively is unused and may be evicted, including what a killed process left behind.
 """
 
 from __future__ import annotations
@@ -17,76 +17,76 @@ from typing import BinaryIO
 from phantom.data.files import lock_file
 from phantom.errors import StageFailed, UserError
 
-POLL = 0.1  # s between looks for space, while every file is in use
+POLL_SECONDS = 0.1  # between attempts to make space while every file is in use
 
 
 class Cache:
-    """At most `limit` bytes in `folder`, what is being fetched included."""
+    """At most `limit` bytes in `folder`, including downloads in progress."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
 
     @contextmanager
-    def file(self, key: str, size: int, name: str, pieces: Iterable[bytes]) -> Iterator[Path]:
-        """The path of the file `key`, made of `pieces` unless it is there; it stays for as long as the context lasts.
+    def fetch(self, key: str, size: int, name: str, chunks: Iterable[bytes]) -> Iterator[Path]:
+        """Yields the path of the file `key`, writing it from `chunks` if absent; it is not evicted within the context.
 
-        Raises UserError, about `name`, if it is too large to be held; StageFailed if the disk is full.
+        Raises UserError, naming `name`, if the file exceeds the cache; StageFailed if the disk is full.
         """
         if size > self.limit:
             gigabytes = f"{size / 2**30:.3g} GiB"
             raise UserError(f"{name}: {gigabytes}, more than storage.cache_gb {self.limit / 2**30:.3g} can hold")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / key
-        held = self._hold(path) or self._fetch(path, size, name, pieces)
+        held = self._open_shared(path) or self._download(path, size, name, chunks)
         try:
-            os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's own idea of now is too coarse to order by
+            os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's timestamps are too coarse to order by
             yield path
         finally:
             held.close()
 
-    def forget(self, key: str) -> None:
-        """Removes the file `key`, and those whose keys begin so. Whoever has one open goes on with what it has."""
+    def invalidate(self, key: str) -> None:
+        """Removes every file whose key starts with `key`. Processes that have one open can keep reading it."""
         for path in self.folder.glob(f"{key}*"):
             path.unlink(missing_ok=True)
 
-    def _hold(self, path: Path) -> BinaryIO | None:
-        """A lock on the file at `path`; None if there is none."""
+    def _open_shared(self, path: Path) -> BinaryIO | None:
+        """Opens `path` with a shared lock; None if it does not exist."""
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return None
         lock_file(file, fcntl.LOCK_SH)
-        try:  # between opening and locking it may have been removed, or replaced
+        try:  # it may have been removed or replaced between open and lock
             same = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except FileNotFoundError:
             same = False
         if same:
             return file
         file.close()
-        return self._hold(path)
+        return self._open_shared(path)
 
-    def _fetch(self, path: Path, size: int, name: str, pieces: Iterable[bytes]) -> BinaryIO:
+    def _download(self, path: Path, size: int, name: str, chunks: Iterable[bytes]) -> BinaryIO:
         part = path.with_suffix(f".{os.urandom(4).hex()}.part")
         with self._reserve(part, size, name) as file:
             try:
-                for piece in pieces:
-                    file.write(piece)
+                for chunk in chunks:
+                    file.write(chunk)
                 file.flush()
-                with self._alone():  # who counts in between finds neither name, or both
+                with self._exclusive():  # other processes count neither name, or both
                     while True:
-                        with suppress(FileExistsError):  # another may have been faster, and be reading its file
+                        with suppress(FileExistsError):  # another process may have been faster, and be reading its file
                             path.hardlink_to(part)
-                        if held := self._hold(path):  # before the writer's own lock ends
+                        if held := self._open_shared(path):  # before the writer's own lock is released
                             part.unlink()
                             return held
             finally:
                 part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size: int, name: str) -> BinaryIO:
-        """A new file at `part`, locked, that takes up `size` bytes already: those who ask for space count it."""
+        """Creates `part`, locked and preallocated to `size` bytes, so that other processes count it."""
         while True:
-            with self._alone():
-                if self._make_space(size):
+            with self._exclusive():
+                if self._evict(size):
                     file = part.open("w+b")
                     lock_file(file, fcntl.LOCK_SH)
                     try:
@@ -100,26 +100,26 @@ class Cache:
                             "make some and run again to go on"
                         ) from None
                     return file
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Lets one at a time count what is there, or change it."""
+    def _exclusive(self) -> Iterator[None]:
+        """Serializes counting and changing the contents of the folder."""
         with (self.folder / "lock").open("w") as lock:
             lock_file(lock, fcntl.LOCK_EX)
             yield
 
-    def _make_space(self, size: int) -> bool:
-        """Removes what nobody uses, oldest first, until `size` more bytes fit."""
+    def _evict(self, size: int) -> bool:
+        """Evicts unused files, least recently used first. Whether `size` more bytes fit now."""
         found = []
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # what is damaged, or came to nothing, goes without asking
+            with suppress(FileNotFoundError):  # corrupt or failed files are removed by others without the lock
                 found.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in found)
         for stat, path in sorted(found, key=lambda one: one[0].st_mtime_ns):
             if total + size <= self.limit:
                 break
-            # PermissionError: another user's file, which is left alone.
+            # PermissionError: another user's file, left in place.
             with suppress(FileNotFoundError, BlockingIOError, PermissionError), path.open("r+b") as file:
                 lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -1,0 +1,45 @@
+"""Folders of files, on this machine or under s3://, behind one interface: list, open and seek, read a range, upload."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from phantom.config import Storage
+from phantom.data.storage.cache import Cache
+from phantom.data.storage.files import ConcatenatedFile, Entry, NotFound, escapes_folder
+from phantom.data.storage.local import LocalFolder
+from phantom.data.storage.s3 import S3, S3Folder
+from phantom.errors import UserError
+
+__all__ = [
+    "S3",
+    "ConcatenatedFile",
+    "Entry",
+    "Folder",
+    "LocalFolder",
+    "NotFound",
+    "S3Folder",
+    "escapes_folder",
+    "fingerprint",
+    "open_folder",
+]
+
+Folder = LocalFolder | S3Folder
+
+
+def open_folder(where: str, root: Path, settings: Storage) -> Folder:
+    """Opens the folder a setting names: a path relative to `root`, or s3://bucket/prefix, cached as `settings` say."""
+    if not where.startswith(S3):
+        return LocalFolder(root / where)
+    if not where.removeprefix(S3).partition("/")[0]:
+        raise UserError(f"{where}: no bucket named, expected s3://bucket or s3://bucket/folder")
+    return S3Folder(where, Cache(root / settings.cache, int(settings.cache_gb * 2**30)))
+
+
+def fingerprint(folder: Folder) -> str:
+    """SHA-256 over the folder's address and the name, size and version of every file in it."""
+    digest = hashlib.sha256(str(folder).encode())
+    for entry in folder.list():
+        digest.update(f"{entry.name}\0{entry.size}\0{entry.version}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

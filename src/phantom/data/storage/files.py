@@ -1,0 +1,79 @@
+"""What local and remote folders have in common: directory entries, path checks, and a file made of several parts."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from phantom.errors import UserError
+
+CHUNK_BYTES = 2**20
+
+
+class NotFound(UserError):
+    """The folder does not exist, or has no files."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a folder. `version` changes whenever its contents do."""
+
+    name: str  # relative to the folder, with slashes
+    size: int
+    version: str
+
+
+def escapes_folder(name: str) -> bool:
+    """Whether a relative path would lead out of its folder."""
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+
+
+def read_file_range(path: Path, start: int, stop: int) -> np.ndarray:
+    """Bytes `start` to `stop` of a local file as uint8; fewer if the file ends earlier."""
+    raw, at = np.empty(stop - start, np.uint8), 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        # In chunks, so that the disk reads the next one while this one is copied.
+        while at < len(raw) and (count := file.readinto(raw[at : at + CHUNK_BYTES].data)):
+            at += count
+    return raw[:at]
+
+
+class ConcatenatedFile(io.RawIOBase):
+    """Several files read as one, in the given order."""
+
+    def __init__(self, parts: list[BinaryIO]) -> None:
+        self._parts, self._position = parts, 0
+        sizes = [part.seek(0, io.SEEK_END) for part in parts]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + (0, self._position, self._starts[-1])[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        for part, start, stop in zip(self._parts, self._starts, self._starts[1:], strict=False):
+            if start <= self._position < stop:
+                part.seek(self._position - start)
+                count = part.readinto(memoryview(buffer)[: stop - self._position])  # type: ignore[attr-defined]
+                self._position += count
+                return count
+        return 0
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+        super().close()

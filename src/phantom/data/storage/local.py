@@ -1,0 +1,89 @@
+"""A folder on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from phantom.data.storage.files import Entry, NotFound, escapes_folder, read_file_range
+
+
+class LocalFolder:
+    """A folder on this machine, with the interface of `S3Folder`."""
+
+    is_remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def list(self) -> list[Entry]:
+        """All files, sorted by name, hidden ones excluded. Raises NotFound if the folder does not exist."""
+        if not self.path.is_dir():
+            raise NotFound(f"{self.path}: no such folder")
+        found = []
+        for path in self.path.rglob("*"):
+            name = path.relative_to(self.path)
+            if any(part.startswith(".") for part in name.parts) or (path.is_dir() and not path.is_symlink()):
+                continue
+            stat = path.stat() if path.exists() else path.lstat()
+            found.append(Entry(name.as_posix(), stat.st_size, str(stat.st_mtime_ns)))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why the file `name` is missing or off limits (it lies outside the folder); None if it can be read."""
+        if escapes_folder(name):
+            return "its path leaves the folder"
+        try:
+            real = (self.path / name).resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            return "no such file"
+        if not real.is_relative_to(self.path.resolve()):
+            return "a link that leaves the folder"
+        return None if real.is_file() else "not a file"
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens the file `name` for reading and seeking."""
+        return (self.path / name).open("rb")
+
+    def local_path(self, name: str) -> AbstractContextManager[Path]:
+        """A path on this machine where the file can be read within the context."""
+        return nullcontext(self.path / name)
+
+    def size(self, name: str) -> int | None:
+        """The size of the file `name` in bytes; None if it does not exist."""
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
+
+    def version(self, name: str) -> str | None:
+        """A string that changes whenever the file `name` does; None if it does not exist."""
+        try:
+            stat = (self.path / name).stat()
+        except FileNotFoundError:
+            return None
+        return f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
+
+    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Bytes `start` to `stop` of the file `name` as uint8; fewer if the file ends earlier."""
+        return read_file_range(self.path / name, start, stop)
+
+    def invalidate(self, name: str) -> None:
+        """Does nothing: local files are not cached."""
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copies the file `source` to `name`, atomically."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copies the file `name` to `target`."""
+        shutil.copyfile(self.path / name, target)
