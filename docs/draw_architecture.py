@@ -1,6 +1,6 @@
 """Draws docs/architecture.svg from the imports of src/phantom and flows: python docs/draw_architecture.py
 
-A box is a room: a folder of src/phantom, or the modules that all of them use. An arrow is an import. Arrows that follow
+A box is a package of src/phantom, or the modules that all packages use. An arrow is an import. Arrows that follow
 from others (a transitive reduction) are left out, so that the picture stays readable.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "phantom"
-BASE = ("config", "errors", "progress", "cores")  # one box: modules that any room may use
+BASE = ("config", "errors", "progress", "cores")  # one box: modules that any package may use
 
-# Rows of rooms, from the top; each with its left and right edge in twelfths of the width.
+# Rows of packages, from the top; each with its left and right edge in twelfths of the width.
 ROWS: tuple[dict[str, tuple[float, float]], ...] = (
     {"cli": (0, 8.6), "flows": (9, 12)},
     {"cluster": (7.3, 10.6)},
@@ -33,64 +33,64 @@ FILLS = {0: "#dbe4ff", 1: "#dbe4ff", 2: "#dbe4ff", 3: "#d3f9d8", 4: "#fff3bf", 5
 WIDTH, COLUMN, GAP, LINE, PORT = 960, 80, 26, 15, 0.2
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """phantom.training.trainer -> training."""
     name = module.split(".")[1]
     return "base" if name in BASE or name.startswith("__") else name
 
 
 def sources() -> dict[str, list[Path]]:
-    """The files of every room."""
-    rooms: dict[str, list[Path]] = {"flows": sorted((ROOT / "flows").rglob("*.py"))}
+    """The files of every package."""
+    packages: dict[str, list[Path]] = {"flows": sorted((ROOT / "flows").rglob("*.py"))}
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         if module != "phantom.__init__":  # which imports lazily what it exports
-            rooms.setdefault(room_of(module), []).append(path)
-    return rooms
+            packages.setdefault(package_of(module), []).append(path)
+    return packages
 
 
 def imports(path: Path) -> set[str]:
-    """The rooms that a file imports from, inside functions too."""
+    """The packages that a file imports from, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.ImportFrom(module="phantom", names=names, level=0):
-                found |= {room_of(f"phantom.{alias.name}") for alias in names}
+                found |= {package_of(f"phantom.{alias.name}") for alias in names}
             case ast.ImportFrom(module=str(module), level=0) if module.startswith("phantom."):
-                found.add(room_of(module))
+                found.add(package_of(module))
             case ast.Import(names=names):
-                found |= {room_of(alias.name) for alias in names if alias.name.startswith("phantom.")}
+                found |= {package_of(alias.name) for alias in names if alias.name.startswith("phantom.")}
     return found
 
 
 def arrows() -> dict[str, set[str]]:
-    """Room -> the other rooms that it imports from."""
-    return {room: set().union(*map(imports, paths)) - {room} for room, paths in sources().items()}
+    """Package -> the other packages that it imports from."""
+    return {package: set().union(*map(imports, paths)) - {package} for package, paths in sources().items()}
 
 
 def upward(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
     """Arrows that lead neither down nor, within a row, to the right."""
-    place = {room: i for i, room in enumerate(room for row in ROWS for room in row)}
+    place = {package: i for i, package in enumerate(package for row in ROWS for package in row)}
     return sorted((a, b) for a, targets in graph.items() for b in targets if place[a] >= place[b])
 
 
 def reduced(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
     """The arrows that do not follow from others, top to bottom."""
-    order = [room for row in reversed(ROWS) for room in row]
+    order = [package for row in reversed(ROWS) for package in row]
     reach: dict[str, set[str]] = {}
-    for room in order:  # from the bottom: what a room leads to is known when its turn comes
-        reach[room] = graph[room].union(*(reach[target] for target in graph[room]))
+    for package in order:  # from the bottom: what a package leads to is known when its turn comes
+        reach[package] = graph[package].union(*(reach[target] for target in graph[package]))
     return [
-        (room, target)
-        for room in reversed(order)
+        (package, target)
+        for package in reversed(order)
         for target in order
-        if target in graph[room] and not any(target in reach[other] for other in graph[room])
+        if target in graph[package] and not any(target in reach[other] for other in graph[package])
     ]
 
 
 @dataclass
 class Box:
-    """A room as it is drawn; x in columns, y in pixels."""
+    """A package as it is drawn; x in columns, y in pixels."""
 
     row: int
     left: float
@@ -108,20 +108,20 @@ def summary(path: Path) -> str:
 
 
 def boxes() -> dict[str, Box]:
-    """Every room with its name and the summary of its docstring."""
+    """Every package with its name and the summary of its docstring."""
     files, made, top = sources(), {}, 4.0
     for i, row in enumerate(ROWS):
-        for room, (left, right) in row.items():
-            if room == "base":
+        for package, (left, right) in row.items():
+            if package == "base":
                 name, text = ", ".join(BASE), "Typed settings, errors and exit codes, progress bars, usable cores"
             else:
-                home = files[room][0] if room == "flows" else PACKAGE / room / "__init__.py"
-                name, text = room, summary(home)
+                home = files[package][0] if package == "flows" else PACKAGE / package / "__init__.py"
+                name, text = package, summary(home)
             wrapped = textwrap.wrap(text, int((right - left) * COLUMN / 6.9), max_lines=5, placeholder=" …")
-            made[room] = Box(i, left, right, top, 0, name, wrapped)
-        height = 34 + LINE * max(len(made[room].caption) for room in row)
-        for room in row:
-            made[room].height = height
+            made[package] = Box(i, left, right, top, 0, name, wrapped)
+        height = 34 + LINE * max(len(made[package].caption) for package in row)
+        for package in row:
+            made[package].height = height
         top += height + GAP
     return made
 
@@ -167,7 +167,7 @@ def draw() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 0 {WIDTH + 4} {height:g}" role="img"'
         ' font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" text-anchor="middle">',
-        "<title>Rooms of src/phantom and the imports between them</title>",
+        "<title>Packages of src/phantom and the imports between them</title>",
         '<marker id="tip" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="5" markerHeight="5" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#748094"/></marker>',
         '<g fill="none" stroke="#748094" stroke-width="1.6" marker-end="url(#tip)">',

@@ -80,9 +80,12 @@ def api_link(match: re.Match[str], src_uri: str) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """TeX between dollar signs -> MathML, which browsers draw without a script."""
+    """TeX to MathML, which browsers render without a script; source code stays out of the search index."""
 
     def mathml(match: re.Match[str]) -> str:
         return convert(html.unescape(match["tex"]).strip(), display="block" if match["tag"] == "div" else "inline")
 
+    content = content.replace(
+        '<details class="mkdocstrings-source"', '<details data-search-exclude class="mkdocstrings-source"'
+    )
     return MATH.sub(mathml, content)

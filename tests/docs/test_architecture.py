@@ -9,8 +9,8 @@ import pytest
 from docs import draw_architecture as architecture
 
 
-def test_every_room_has_a_place_and_no_arrow_leads_up():
-    placed = {room for row in architecture.ROWS for room in row}
+def test_every_package_has_a_place_and_no_arrow_leads_up():
+    placed = {package for row in architecture.ROWS for package in row}
     assert set(architecture.sources()) == placed
     assert architecture.upward(architecture.arrows()) == []
 
@@ -23,13 +23,13 @@ def test_it_draws_the_same_svg_twice():
 
 
 def test_arrows_that_follow_from_others_are_left_out():
-    graph = {room: set[str]() for row in architecture.ROWS for room in row}
+    graph = {package: set[str]() for row in architecture.ROWS for package in row}
     graph |= {"cli": {"data", "encoders", "model"}, "data": {"encoders"}}
     assert sorted(architecture.reduced(graph)) == [("cli", "data"), ("cli", "model"), ("data", "encoders")]
 
 
 @pytest.mark.parametrize(
-    ("source", "rooms"),
+    ("source", "packages"),
     [
         ("from phantom.data.video import write_mp4", {"data"}),
         ("import phantom.model.branch", {"model"}),
@@ -38,7 +38,7 @@ def test_arrows_that_follow_from_others_are_left_out():
         ("import torch", set()),
     ],
 )
-def test_imports_are_read_without_running_them(tmp_path, source, rooms):
+def test_imports_are_read_without_running_them(tmp_path, source, packages):
     path = tmp_path / "module.py"
     path.write_text(source)
-    assert architecture.imports(path) == rooms
+    assert architecture.imports(path) == packages
