@@ -1,10 +1,10 @@
-"""AdaLN with one timestep for each latent frame, beside one for each token as diffusers' Wan takes it.
+"""AdaLN with one timestep per latent frame, compared with one per token as in diffusers' Wan.
 
     python benchmarks/adaln.py
 
-Prints two ratios, frame-wise over per-token: the bytes of both branches' AdaLN tensors for 121 frames at 480x832 (on
-the meta device, at the paper's size), and the CPU time of a forward pass of a mid-size model (medians, the two in
-turn). The forward pass is that of the whole model, and both forms give the same: tests/model/test_transformer.py.
+Prints two ratios, per-frame over per-token: the bytes of the AdaLN tensors of both branches for 121 frames at 480x832
+(on the meta device, at the paper's size), and the CPU time of a forward pass of a mid-size model (medians of
+alternating runs). Both forms give the same velocities: tests/model/test_transformer.py.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.branch import Block, Ends
+from phantom.model.branch import BranchBlock, EmbeddingsAndHead
 
 PAPER = {"num_attention_heads": 24, "attention_head_dim": 128, "ffn_dim": 14336, "text_dim": 4096, "num_layers": 1}
 MID = {"num_attention_heads": 6, "attention_head_dim": 64, "ffn_dim": 1536, "text_dim": 512, "num_layers": 6}
 FRAMES, TUBELETS = 31, 61  # of 121 frames
-TOKENS_V, TOKENS_Z = 31 * 15 * 26, 61 * 8 * 8  # at 480x832, and of V-JEPA 2's 16x16 grid; patches of 2x2 in both
+TOKENS_V, TOKENS_Z = 31 * 15 * 26, 61 * 8 * 8  # of 480x832, and of the 16x16 grid of V-JEPA 2; patches of 2x2
 
 
 def phantom(config: dict[str, int], physics_channels: int) -> PhantomTransformer3DModel:
-    """Phantom on a Wan 2.2 of this size."""
+    """An untrained Phantom on a Wan 2.2 of this size."""
     wan = WanTransformer3DModel(patch_size=(1, 2, 2), in_channels=48, out_channels=48, **config)
     return PhantomTransformer3DModel.from_video_transformer(wan, PhysicsConfig(in_channels=physics_channels)).eval()
 
 
-def adaln_bytes(ends: Ends, block: Block, tokens: int, groups: int) -> int:
-    """Of what one forward pass holds at a time: the embedded timesteps, the modulation, and one block's share of it."""
-    width = ends.scale_shift_table.shape[-1]
+def adaln_bytes(embeddings: EmbeddingsAndHead, block: BranchBlock, tokens: int, groups: int) -> int:
+    """Bytes held at a time in a forward pass: time embeddings, modulation, and the modulation of one block."""
+    width = embeddings.scale_shift_table.shape[-1]
     with torch.no_grad(), torch.device("meta"):
-        embedding, modulation = ends.embed_time(torch.empty(1, groups), torch.bfloat16)
+        embedding, modulation = embeddings.embed_time(torch.empty(1, groups), torch.bfloat16)
         table = torch.empty(1, tokens, 1, width // PAPER["num_attention_heads"])
         _, own = block(torch.empty(1, tokens, width), modulation, (table, table))
     return embedding.nbytes + modulation.nbytes + own[0].untyped_storage().nbytes()
 
 
 def paper_bytes() -> tuple[int, int]:
-    """Frame-wise and per-token, both branches."""
+    """Per frame and per token, both branches together."""
     with torch.device("meta"):
         model = phantom(PAPER, 1024)
     video = model.video_ends, model.blocks[0].video, TOKENS_V
@@ -52,7 +52,7 @@ def paper_bytes() -> tuple[int, int]:
 
 
 def forward_times(runs: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of a forward pass of the mid-size model, frame-wise and per-token."""
+    """CPU seconds of forward passes of the mid-size model, per frame and per token."""
     torch.manual_seed(0)
     model = phantom(MID, 128)
     frames, rows, columns = 9, 24, 32
@@ -67,7 +67,7 @@ def forward_times(runs: int) -> tuple[list[float], list[float]]:
 
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
-        for run in range(-1, runs):  # the first is not counted
+        for run in range(-1, runs):  # the first is a warm-up
             for found, timestep, embed in zip(times, (by_frame, by_token), (embed_z, spread), strict=True):
                 model.physics_ends.embed_time = embed
                 start = time.process_time()
@@ -78,7 +78,7 @@ def forward_times(runs: int) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="AdaLN: one timestep for each latent frame over one for each token.")
+    parser = argparse.ArgumentParser(description="AdaLN: one timestep per latent frame over one per token.")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

@@ -498,7 +498,7 @@ def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):
 
 
 def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
-    counts = dict.fromkeys(("text encoder", "projection", "keys", "values", "rotation", "model"), 0)
+    counts = dict.fromkeys(("text encoder", "projection", "keys", "values", "rotary_emb", "model"), 0)
 
     def count(owner, name, what):
         original = getattr(owner, name)
@@ -517,14 +517,14 @@ def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
         for branch in (block.video, block.physics):
             count(branch.attn2.to_k, "forward", "keys")
             count(branch.attn2.to_v, "forward", "values")
-    count(transformer_module, "rotation", "rotation")
+    count(transformer_module, "rotary_emb", "rotary_emb")
     count(transformer, "forward", "model")
     call = {"guidance_scale": 2.0, "modality_guidance_scale": 1.5, "num_inference_steps": 4, **SIZE, "width": 80}
     pipe("a", **call)
-    # Both texts, each for both branches of every block; four rotations; a call for the text, and one for each step with
+    # Both texts, each for both branches of every block; four rotary embeddings; a call for the text, and one for each step with
     # all passes in one batch.
     attentions = 2 * len(transformer.blocks)
-    once = {"text encoder": 2, "projection": 2, "keys": attentions, "values": attentions, "rotation": 4}
+    once = {"text encoder": 2, "projection": 2, "keys": attentions, "values": attentions, "rotary_emb": 4}
     assert counts == {**once, "model": 1 + 4}
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.physics import depths
+from phantom.model.physics import paired_blocks
 
 VIDEO = {
     "patch_size": [1, 2, 2],
@@ -32,10 +32,10 @@ def test_what_is_left_open_is_as_in_the_video_branch():
 
 
 def test_layers_of_a_shallower_twin_are_spread_evenly_and_end_together():
-    assert depths(6, 6) == [0, 1, 2, 3, 4, 5]
-    assert depths(3, 6) == [1, 3, 5]
-    assert depths(1, 6) == [5]
-    assert depths(4, 6) == [0, 2, 3, 5]
+    assert paired_blocks(6, 6) == [0, 1, 2, 3, 4, 5]
+    assert paired_blocks(3, 6) == [1, 3, 5]
+    assert paired_blocks(1, 6) == [5]
+    assert paired_blocks(4, 6) == [0, 2, 3, 5]
 
 
 @pytest.mark.parametrize(

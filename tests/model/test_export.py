@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import base_path, fingerprint, is_video, read_export_config
+from phantom.model.export import base_path, fingerprint, is_video_branch, read_export_config
 from tests import tiny
 from tests.model.build import inputs, phantom
 
@@ -51,7 +51,7 @@ def test_an_export_comes_back_the_same_on_its_base(exported, wan, tmp_path):
     loaded = PhantomTransformer3DModel.from_export(folder, wan)
     assert same(model, loaded) and not loaded.training
     assert loaded.config.metadata == {"fps": 4} and loaded.config.base_id == "mini"
-    assert not any(p.requires_grad for name, p in loaded.named_parameters() if is_video(name))
+    assert not any(p.requires_grad for name, p in loaded.named_parameters() if is_video_branch(name))
     assert all(p.requires_grad for _, p in loaded.trainable_parameters())
     # Its own config suffices to write it again.
     loaded.save_export(tmp_path / "again")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.export import is_video
+from phantom.model.export import is_video_branch
 from phantom.model.flops import Costs, Shape, costs
 
 WAN_5B = {
@@ -72,7 +72,7 @@ def counted(model: PhantomTransformer3DModel, shape: Shape, batch: int, backward
 def parameters(model: PhantomTransformer3DModel) -> tuple[int, int, int]:
     sizes = {"video": 0, "physics": 0, "coupling": 0}
     for name, parameter in model.named_parameters():
-        part = "video" if is_video(name) else "coupling" if ".coupling." in name else "physics"
+        part = "video" if is_video_branch(name) else "coupling" if ".coupling." in name else "physics"
         sizes[part] += parameter.numel()
     return tuple(sizes.values())
 

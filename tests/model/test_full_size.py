@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from phantom.config import load_params, preset_path
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.export import is_video
+from phantom.model.export import is_video_branch
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_video_branch_is_wan_parameter_by_parameter(models):
     wan, model = models
     ours, theirs = model.video_state_dict(), wan.state_dict()
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
-    assert sum(p.numel() for name, p in model.named_parameters() if is_video(name)) == 4_999_787_712
+    assert sum(p.numel() for name, p in model.named_parameters() if is_video_branch(name)) == 4_999_787_712
 
 
 def test_the_physics_branch_mirrors_it(models):

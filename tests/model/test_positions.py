@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from phantom.model.positions import latent_of_tubelet, physics_positions, rotation, tubelets, video_positions
+from phantom.model.positions import latent_of_tubelet, physics_positions, rotary_emb, tubelets, video_positions
 from tests.model.build import phantom
 
 
@@ -14,7 +14,7 @@ from tests.model.build import phantom
 def test_at_whole_positions_the_rotation_is_wans_to_the_last_bit(head_dim):
     rope = WanRotaryPosEmbed(head_dim, (1, 2, 2), 64)
     cos, sin = rope(torch.zeros(1, 16, 5, 12, 14))
-    ours = rotation(video_positions((5, 6, 7)), head_dim)
+    ours = rotary_emb(video_positions((5, 6, 7)), head_dim)
     assert torch.equal(ours[0], cos) and torch.equal(ours[1], sin)
 
 
@@ -46,12 +46,12 @@ def rows_of(cos_sin, token: int) -> torch.Tensor:
 def test_the_same_place_and_time_is_the_same_rotation_in_both_branches(head_dim):
     grid = (1, 6, 8)
     video, physics = video_positions(grid), physics_positions(grid, grid)
-    assert torch.equal(rotation(video, head_dim)[0], rotation(physics, head_dim)[0])  # grids alike, first frame
+    assert torch.equal(rotary_emb(video, head_dim)[0], rotary_emb(physics, head_dim)[0])  # grids alike, first frame
 
     # A grid three times as coarse: its tokens' centres are every third one's, from the second on.
     at_video, at_physics = (
-        rotation(video_positions((3, 6, 9)), head_dim),
-        rotation(physics_positions((5, 2, 3), (3, 6, 9)), head_dim),
+        rotary_emb(video_positions((3, 6, 9)), head_dim),
+        rotary_emb(physics_positions((5, 2, 3), (3, 6, 9)), head_dim),
     )
     for row in range(2):
         for column in range(3):
@@ -73,8 +73,8 @@ def test_attention_falls_with_distance_across_the_branches():
 
         return (turn(q, cos_sin_q, i) * turn(q, cos_sin_k, j).conj()).real.sum()
 
-    video = rotation(video_positions((4, 4, 4)), 48)
-    physics = rotation(physics_positions((7, 4, 4), (4, 4, 4)), 48)
+    video = rotary_emb(video_positions((4, 4, 4)), 48)
+    physics = rotary_emb(physics_positions((7, 4, 4), (4, 4, 4)), 48)
 
     def at(grid, frame, row, column):
         return (frame * grid[1] + row) * grid[2] + column
@@ -89,7 +89,7 @@ def test_attention_falls_with_distance_across_the_branches():
 
 def test_the_model_uses_these_positions_everywhere():
     model = phantom(num_attention_heads=3, attention_head_dim=36)
-    found = model.rotations((4, 3, 4), (7, 4, 4), torch.device("cpu"))
+    found = model.rotary_embs((4, 3, 4), (7, 4, 4), torch.device("cpu"))
     at_v, at_z = video_positions((4, 3, 4)), physics_positions((7, 4, 4), (4, 3, 4))
     for ours, positions, head_dim in (
         (found.video, at_v, 24),
@@ -97,5 +97,5 @@ def test_the_model_uses_these_positions_everywhere():
         (found.coupling_video, at_v, 24),
         (found.coupling_physics, at_z, 24),
     ):
-        assert torch.equal(ours[0], rotation(positions, head_dim)[0])
-        assert torch.equal(ours[1], rotation(positions, head_dim)[1])
+        assert torch.equal(ours[0], rotary_emb(positions, head_dim)[0])
+        assert torch.equal(ours[1], rotary_emb(positions, head_dim)[1])

@@ -10,7 +10,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import attention_backend
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel
-from phantom.model.export import diffusers_name, is_video
+from phantom.model.export import diffusers_name, is_video_branch
 from tests import tiny
 from tests.model.build import FRAMES, SIDE, TUBELETS, inputs, per_frame, per_token, phantom
 
@@ -175,7 +175,7 @@ def test_vis_attention_is_the_papers_equation():
     model, given = phantom(coupled=True), inputs(batch=1)
     vis = model.blocks[0].coupling.vis
     seen = {}
-    vis.register_forward_hook(lambda m, args, out: seen.update(h_v=args[0], h_z=args[1], rotations=args[3], out=out))
+    vis.register_forward_hook(lambda m, args, out: seen.update(h_v=args[0], h_z=args[1], rotary_embs=args[3], out=out))
     model(**given)
 
     def rotate(x, rotation):
@@ -185,8 +185,8 @@ def test_vis_attention_is_the_papers_equation():
         turned = pairs * torch.complex(cos[:, ::2], sin[:, ::2])
         return torch.view_as_real(turned).flatten(-2)
 
-    q = rotate(vis.norm_q(vis.to_q(seen["h_v"])), seen["rotations"][0])
-    k = rotate(vis.norm_k(vis.to_k(seen["h_z"])), seen["rotations"][1])
+    q = rotate(vis.norm_q(vis.to_q(seen["h_v"])), seen["rotary_embs"][0])
+    k = rotate(vis.norm_k(vis.to_k(seen["h_z"])), seen["rotary_embs"][1])
     v = vis.to_v(seen["h_z"]).unflatten(-1, (vis.heads, -1)).transpose(1, 2)
     h = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1) @ v
     assert torch.allclose(vis.to_out[0](h.transpose(1, 2).flatten(2)), seen["out"], atol=1e-5)
@@ -212,13 +212,13 @@ def test_no_parameter_of_the_video_branch_ever_gets_a_gradient():
     wan = tiny.tiny_wan().requires_grad_(True).train()
     model = phantom(wan).train()
     optimizer = torch.optim.SGD([p for _, p in model.trainable_parameters()], lr=0.1)
-    before = {name: p.clone() for name, p in model.named_parameters() if is_video(name)}
+    before = {name: p.clone() for name, p in model.named_parameters() if is_video_branch(name)}
     assert len(before) == len(list(wan.parameters()))
     for alpha in (0.0, 1.0, 1.0):
         train_step(model, alpha)
         optimizer.step()
     for name, parameter in model.named_parameters():
-        if is_video(name):
+        if is_video_branch(name):
             assert not parameter.requires_grad and parameter.grad is None
             assert torch.equal(parameter, before[name])
 
@@ -303,7 +303,7 @@ def test_weights_stored_in_eight_bits_are_those_that_wan_stores_so():
     for one in (wan, model):
         one.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     theirs = {name: p.dtype for name, p in wan.named_parameters()}
-    assert theirs == {diffusers_name(n): p.dtype for n, p in model.named_parameters() if is_video(n)}
+    assert theirs == {diffusers_name(n): p.dtype for n, p in model.named_parameters() if is_video_branch(n)}
     assert torch.equal(model(**given).sample, wan_velocity(wan, given))
     twin = {name for name, p in model.blocks[0].physics.named_parameters() if p.dtype == torch.float8_e4m3fn}
     assert twin == {name for name, p in wan.blocks[0].named_parameters() if p.dtype == torch.float8_e4m3fn} != set()

@@ -32,7 +32,7 @@ from phantom.generation.schedulers import make_scheduler
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import base_path, read_export_config
 from phantom.model.positions import tubelets
-from phantom.model.transformer import BlockText
+from phantom.model.transformer import BlockTextKV
 from phantom.progress import quiet_loading
 
 logger = logging.get_logger(__name__)
@@ -340,8 +340,8 @@ class PhantomPipeline(DiffusionPipeline):
             logger.warning("memory does not suffice for all passes of a step at once: they run one after the other")
 
         def part(given: Any, i: int) -> Any:
-            if isinstance(given, BlockText):
-                return BlockText(*(part(one, i) for one in given))
+            if isinstance(given, BlockTextKV):
+                return BlockTextKV(*(part(one, i) for one in given))
             if isinstance(given, tuple):
                 return tuple(part(one, i) for one in given)
             return given.chunk(passes)[i] if isinstance(given, torch.Tensor) else given

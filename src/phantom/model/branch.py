@@ -1,8 +1,9 @@
-"""What the coupling needs opened of diffusers' Wan: the two ends of a branch, and a block in two halves.
+"""One branch: diffusers' Wan transformer, with its blocks split after self-attention so that the coupling fits between.
 
-Every layer is diffusers' own and keeps its name; the arithmetic below follows `WanTransformer3DModel.forward` and
-`WanTransformerBlock.forward` operation by operation, so that a branch left alone gives the same bits. What differs is
-the time modulation: it is held once per group of tokens with one timestep (a latent frame) instead of once per token.
+All layers are diffusers' own and keep their names. The arithmetic follows `WanTransformer3DModel.forward` and
+`WanTransformerBlock.forward` operation by operation, so that an uncoupled branch is bit-identical to Wan. The one
+difference is the AdaLN modulation: it is stored once per group of tokens that share a timestep (a latent frame) instead
+of once per token.
 
 Legend: B batch, L tokens, S text tokens, H heads of d channels, D = H d width, n groups of tokens that share a timestep
 (1, the latent frames, or L).
@@ -19,24 +20,24 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTimeTextImageEmbedding, WanTransformerBlock
 from torch import nn
 
-from phantom.model.positions import Rotation
+from phantom.model.positions import RotaryEmb
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]  # of a block's text attention: each (B, S, H, d)
+KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values of a block's text cross-attention, each (B, S, H, d)
 
 
 def width(config: dict[str, Any]) -> int:
-    """Channels of a branch's tokens."""
+    """Token width (hidden size) of a branch."""
     return config["num_attention_heads"] * config["attention_head_dim"]
 
 
 def token_grid(config: dict[str, Any], latents: torch.Tensor) -> tuple[int, int, int]:
-    """(frames, rows, columns) of the tokens of `latents` (B, C, F, H, W)."""
+    """Token grid (frames, rows, columns) of `latents` (B, C, F, H, W)."""
     frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], config["patch_size"], strict=True))
     return frames, rows, columns
 
 
-class Ends(nn.Module):
-    """Everything of a Wan transformer but its blocks: embeddings before them, norm and projection after them."""
+class EmbeddingsAndHead(nn.Module):
+    """A Wan transformer without its blocks: patch, text and time embeddings, and the output head (norm, projection)."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -59,14 +60,14 @@ class Ends(nn.Module):
         return self.condition_embedder.text_embedder(text)
 
     def embed_time(self, timestep_Bn: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n) in [0, 1000] -> the embedding (B, n, D), and the modulation of every block (B, n, 6, D)."""
+        """Timesteps (B, n) in [0, 1000] -> time embedding (B, n, D) and the modulation for all blocks (B, n, 6, D)."""
         embedder = self.condition_embedder
         time = embedder.timesteps_proj(timestep_Bn.flatten()).unflatten(0, timestep_Bn.shape)
         time = embedder.time_embedder(time.to(embedder.time_embedder.linear_1.weight.dtype)).to(dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(2, (6, -1))
 
     def forward(self, x_BLD: torch.Tensor, time_BnD: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        """Tokens -> velocity (B, C, F, H, W)."""
+        """Output head: tokens (B, L, D) -> velocity (B, C, F, H, W)."""
         shift, scale = (self.scale_shift_table.unsqueeze(0) + time_BnD.unsqueeze(2)).unbind(2)
         x = modulate(self.norm_out(x_BLD.float()), scale.unsqueeze(2), shift.unsqueeze(2)).type_as(x_BLD)
         x = self.proj_out(x).unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)
@@ -74,18 +75,18 @@ class Ends(nn.Module):
 
 
 def modulate(x_BLD: torch.Tensor, scale_Bn1D: torch.Tensor, shift_Bn1D: torch.Tensor) -> torch.Tensor:
-    """x * (1 + scale) + shift, each group of tokens with its own scale and shift."""
+    """AdaLN: x * (1 + scale) + shift, with a scale and shift per group of tokens."""
     x = x_BLD.unflatten(1, (scale_Bn1D.shape[1], -1))
     return (x * (1 + scale_Bn1D) + shift_Bn1D).flatten(1, 2)
 
 
-def gated(x_BLD: torch.Tensor, gate_Bn1D: torch.Tensor) -> torch.Tensor:
-    """x * gate, each group of tokens with its own gate."""
+def apply_gate(x_BLD: torch.Tensor, gate_Bn1D: torch.Tensor) -> torch.Tensor:
+    """x * gate, with a gate per group of tokens."""
     return (x_BLD.unflatten(1, (gate_Bn1D.shape[1], -1)) * gate_Bn1D).flatten(1, 2)
 
 
 class TextAttnProcessor:
-    """Text cross-attention as `WanAttnProcessor` computes it, from keys and values that do not change with t."""
+    """Text cross-attention as in `WanAttnProcessor`, but from cached keys and values: they do not depend on t."""
 
     _attention_backend = None
     _parallel_config = None
@@ -94,7 +95,7 @@ class TextAttnProcessor:
         self,
         attn: WanAttention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: KeysValues,
+        encoder_hidden_states: KeyValue,
         attention_mask: None = None,
         rotary_emb: None = None,
     ) -> torch.Tensor:
@@ -103,8 +104,8 @@ class TextAttnProcessor:
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
-class Block(WanTransformerBlock):
-    """A Wan block in two halves: calling it runs the first, `finish` the second; the coupling comes between them."""
+class BranchBlock(WanTransformerBlock):
+    """A Wan block split in two: `forward` is the self-attention half, `finish` the rest; the coupling runs between."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(
@@ -117,27 +118,27 @@ class Block(WanTransformerBlock):
         )
         self.attn2.set_processor(TextAttnProcessor())
 
-    def encode_text(self, text_BSD: torch.Tensor) -> KeysValues:
-        """Projected text -> keys and values of the text attention."""
+    def encode_text(self, text_BSD: torch.Tensor) -> KeyValue:
+        """Projected text (B, S, D) -> keys and values of the text cross-attention."""
         attn = self.attn2
         key, value = attn.norm_k(attn.to_k(text_BSD)), attn.to_v(text_BSD)
         return key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
 
     def forward(
-        self, x_BLD: torch.Tensor, time_Bn6D: torch.Tensor, rotation: Rotation
+        self, x_BLD: torch.Tensor, time_Bn6D: torch.Tensor, rotary_emb: RotaryEmb
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Norm, scale and shift, self-attention: its output (B, L, D), and the modulation that `finish` takes."""
+        """AdaLN and self-attention: its output (B, L, D), not yet added to `x`, and the modulation for `finish`."""
         modulation = (self.scale_shift_table.unsqueeze(0) + time_Bn6D.float()).chunk(6, dim=2)  # each (B, n, 1, D)
         shift, scale = modulation[:2]
-        y_BLD = self.attn1(modulate(self.norm1(x_BLD.float()), scale, shift).type_as(x_BLD), None, None, rotation)
+        y_BLD = self.attn1(modulate(self.norm1(x_BLD.float()), scale, shift).type_as(x_BLD), None, None, rotary_emb)
         return y_BLD, modulation[2:]
 
     def finish(
-        self, x_BLD: torch.Tensor, y_BLD: torch.Tensor, text: KeysValues, modulation: tuple[torch.Tensor, ...]
+        self, x_BLD: torch.Tensor, y_BLD: torch.Tensor, text: KeyValue, modulation: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """The gated attention output `y` joins the stream `x`, then text cross-attention and feed-forward."""
+        """Adds the gated attention output `y` to the residual stream `x`; text cross-attention and feed-forward."""
         gate, shift_ffn, scale_ffn, gate_ffn = modulation
-        x = (x_BLD.float() + gated(y_BLD, gate)).type_as(x_BLD)
+        x = (x_BLD.float() + apply_gate(y_BLD, gate)).type_as(x_BLD)
         x = x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
         y = self.ffn(modulate(self.norm3(x.float()), scale_ffn, shift_ffn).type_as(x))
-        return (x.float() + gated(y.float(), gate_ffn)).type_as(x)
+        return (x.float() + apply_gate(y.float(), gate_ffn)).type_as(x)

@@ -1,10 +1,10 @@
 """Vis-Attention and Phy-Attention: in every coupled block each branch reads the other's self-attention output.
 
-    h'_v = softmax((W_v^Q h_v)(W_v^K h_z)^T / sqrt(d)) W_v^V h_z      (Vis-Attention; Phy-Attention is its mirror image)
+    h'_v = softmax((W_v^Q h_v)(W_v^K h_z)^T / sqrt(d)) W_v^V h_z      (Vis-Attention; Phy-Attention swaps v and z)
 
-Both directions read the outputs as they were before either was changed, so their order cannot matter. The result is
-added to the self-attention output through W_o, which is zero on the video side at first: an untrained coupling leaves
-the frozen prior bit-identical (docs/method.md, section 2).
+Both directions read a snapshot of the self-attention outputs, so their order does not matter. The result is projected
+by W_o and added to the self-attention output. W_o is initialised to zero on the video side, so that an untrained
+coupling leaves the frozen prior bit-identical (docs/method.md, section 2).
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from phantom.model.branch import width
-from phantom.model.physics import depths, init_linears
-from phantom.model.positions import Rotation
+from phantom.model.physics import init_linears, paired_blocks
+from phantom.model.positions import RotaryEmb
 
 
 @dataclass(frozen=True, kw_only=True)
 class CouplingConfig:
-    """Which blocks are coupled, and how wide. None: as the video branch. None of it is public: docs/method.md."""
+    """Which blocks are coupled, and the attention size. None: same as the video branch.
 
-    blocks: str | int | tuple[int, ...] = "all"  # all, every n-th, or a list of video block indices
+    The paper publishes none of these (docs/method.md).
+    """
+
+    blocks: str | int | tuple[int, ...] = "all"  # "all", every n-th, or a list of video block indices
     num_attention_heads: int | None = None
     attention_head_dim: int | None = None
 
     def resolve(self, video: dict[str, Any], physics: dict[str, Any]) -> dict[str, Any]:
-        """The full config, given both branches': `blocks` as a list of indices."""
-        beside = depths(physics["num_layers"], video["num_layers"])
+        """The full config, given those of both branches, with `blocks` as a list of indices. Raises ValueError."""
+        paired = paired_blocks(physics["num_layers"], video["num_layers"])
         match self.blocks:
             case "all":
-                blocks = beside
+                blocks = paired
             case int(step) if step >= 1:
-                blocks = beside[step - 1 :: step]
-            case [*indices] if set(indices) <= set(beside):
+                blocks = paired[step - 1 :: step]
+            case [*indices] if set(indices) <= set(paired):
                 blocks = sorted(set(indices))
             case other:
                 raise ValueError(
-                    f"coupling.blocks: found {other!r}; accepted: 'all', a number n >= 1, or indices out of {beside}"
+                    f"coupling.blocks: found {other!r}; accepted: 'all', a number n >= 1, or indices out of {paired}"
                 )
         return {
             "blocks": blocks,
@@ -53,7 +56,7 @@ class CouplingConfig:
 
 
 class CouplingAttnProcessor:
-    """Cross-attention in which queries and keys each have their own rotation; any backend of diffusers' dispatcher."""
+    """Cross-attention with separate rotary embeddings for queries and keys; runs on any diffusers attention backend."""
 
     _attention_backend = None
     _parallel_config = None
@@ -64,7 +67,7 @@ class CouplingAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        rotary_emb: tuple[Rotation, Rotation],
+        rotary_emb: tuple[RotaryEmb, RotaryEmb],
     ) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1))
@@ -78,7 +81,7 @@ class CouplingAttnProcessor:
 
 
 class CouplingAttention(WanAttention):
-    """One direction: queries of width `dim`, keys and values of `source_dim`. RMS norm of q and k across heads."""
+    """One direction: queries of width `dim`, keys and values of `source_dim`, RMS norm of q and k across heads."""
 
     _default_processor_cls = CouplingAttnProcessor
     _available_processors = [CouplingAttnProcessor]
@@ -93,7 +96,7 @@ class CouplingAttention(WanAttention):
 
 
 class Coupling(nn.Module):
-    """Both directions of one block. W_o starts at zero on the video side, normal on the physics side."""
+    """Both directions for one block. W_o is initialised to zero on the video side, to a normal on the physics side."""
 
     def __init__(self, coupling: dict[str, Any], video: dict[str, Any], physics: dict[str, Any]) -> None:
         super().__init__()
@@ -106,9 +109,9 @@ class Coupling(nn.Module):
         nn.init.normal_(self.phy.to_out[0].weight, std=0.02)
 
     def forward(
-        self, video_BLD: torch.Tensor, physics_BME: torch.Tensor, rotation_v: Rotation, rotation_z: Rotation
+        self, video_BLD: torch.Tensor, physics_BME: torch.Tensor, rotary_v: RotaryEmb, rotary_z: RotaryEmb
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Self-attention outputs of both branches -> what each adds to its own, in its shape."""
-        to_video = self.vis(video_BLD, physics_BME, None, (rotation_v, rotation_z))
-        to_physics = self.phy(physics_BME, video_BLD, None, (rotation_z, rotation_v))
+        """Self-attention outputs of both branches -> the update of each, (B, L, D) and (B, M, E)."""
+        to_video = self.vis(video_BLD, physics_BME, None, (rotary_v, rotary_z))
+        to_physics = self.phy(physics_BME, video_BLD, None, (rotary_z, rotary_v))
         return to_video, to_physics

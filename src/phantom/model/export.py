@@ -1,7 +1,7 @@
-"""The export: physics branch and coupling alone, with the identity of the frozen base they were trained beside.
+"""The export: physics branch and coupling only, with the identity of the frozen base they were trained on.
 
-A folder of `config.json` and safetensors, sharded by diffusers' rule. The base is known by its id and revision, and
-recognised by a fingerprint of its weights, so that a moved copy of the same base is welcome and another one is refused.
+A folder of `config.json` and safetensors, sharded as diffusers does. The base is named by id and revision, and verified
+by a fingerprint of its weights: a copy of the base in another place is accepted, a different base is rejected.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ WEIGHTS_PATTERN = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.saf
 _VIDEO = re.compile(r"(?:video_ends|(blocks\.\d+)\.video)\.(.*)")
 
 
-def is_video(name: str) -> bool:
-    """Whether a parameter of the model, by its name, belongs to the frozen video branch."""
+def is_video_branch(name: str) -> bool:
+    """Whether the parameter called `name` belongs to the frozen video branch."""
     return _VIDEO.match(name) is not None
 
 
 def diffusers_name(name: str) -> str | None:
-    """The name diffusers' Wan gives to a parameter of the video branch; None for the others."""
+    """The name of a video branch parameter in diffusers' Wan; None for all other parameters."""
     found = _VIDEO.match(name)
     return found and ".".join(part for part in found.groups() if part)
 
 
 def video_config(wan: WanTransformer3DModel) -> dict[str, Any]:
-    """The arguments `wan` was built with. Raises ValueError for Wans that this model has no use for."""
+    """The constructor arguments of `wan`. Raises ValueError for variants of Wan that are not supported."""
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in wan.config.items() if not k.startswith("_")}
     if config["image_dim"] is not None or config["added_kv_proj_dim"] is not None:
         raise ValueError("video transformer: has an image encoder's cross-attention; accepted: a text-and-latents Wan")
@@ -45,9 +45,9 @@ def video_config(wan: WanTransformer3DModel) -> dict[str, Any]:
 
 @torch.no_grad()
 def fingerprint(wan: WanTransformer3DModel) -> str | None:
-    """SHA-256 of the modulation tables and q/k norms, in bfloat16: the same however the weights were cast or quantised.
+    """SHA-256 of the modulation tables and q/k norms in bfloat16, which casting and quantisation leave unchanged.
 
-    None for a model without weights (meta device).
+    None for a model on the meta device.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(wan.state_dict().items()):
@@ -60,7 +60,7 @@ def fingerprint(wan: WanTransformer3DModel) -> str | None:
 
 
 def read_export_config(folder: str | Path) -> dict[str, Any] | None:
-    """The config of the export in `folder`; None if there is none."""
+    """The config of the export in `folder`; None if `folder` is not an export."""
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         return None
@@ -69,10 +69,10 @@ def read_export_config(folder: str | Path) -> dict[str, Any] | None:
 
 
 def base_path(folder: str | Path, base_id: str) -> str:
-    """Where an export's base lies: a folder, relative to here or to a folder above the export; else a hub id."""
-    for above in (Path(), *Path(folder).resolve().parents):
-        if (above / base_id).is_dir():
-            return str(above / base_id)
+    """Resolves an export's base: a folder relative to the working directory or a parent of `folder`, or a hub id."""
+    for parent in (Path(), *Path(folder).resolve().parents):
+        if (parent / base_id).is_dir():
+            return str(parent / base_id)
     return base_id
 
 
@@ -80,11 +80,11 @@ class ExportMixin:
     """Saving and loading exports, for `PhantomTransformer3DModel`."""
 
     def video_state_dict(self: Any) -> dict[str, torch.Tensor]:
-        """The video branch under diffusers' names: loads into a `WanTransformer3DModel`."""
+        """Weights of the video branch under diffusers' names, for a `WanTransformer3DModel`."""
         return {new: tensor for name, tensor in self.state_dict().items() if (new := diffusers_name(name))}
 
-    def assign_video(self: Any, wan: WanTransformer3DModel) -> None:
-        """Takes over the weights of `wan`, sharing their memory."""
+    def assign_video_weights(self: Any, wan: WanTransformer3DModel) -> None:
+        """Uses the weights of `wan` in the video branch, without copying them."""
         weights = wan.state_dict()
         state = {name: weights.pop(old) for name in self.state_dict() if (old := diffusers_name(name))}
         self.load_state_dict(state, strict=False, assign=True)
@@ -103,25 +103,26 @@ class ExportMixin:
     ) -> None:
         """Writes config and weights of the physics branch and the coupling to `folder`.
 
-        What is not given is taken from the model's own config. `state_dict` replaces the model's weights: those
-        gathered from shards, or their moving average. `metadata` is free JSON; `frames`, `height`, `width`, `fps` and
-        `max_prefix_frames` in it become the defaults of `PhantomPipeline`.
+        Ids, revisions and metadata that are None are taken from the model's config. `state_dict` replaces the model's
+        weights, for instance with those gathered from shards or their moving average. `metadata` is free-form JSON;
+        `frames`, `height`, `width`, `fps`, `max_prefix_frames`, `text_tokens` and `sampling` in it become the defaults
+        of `PhantomPipeline`.
         """
-        given = {
+        overrides = {
             "base_id": base_id,
             "base_revision": base_revision,
             "physics_encoder_id": physics_encoder_id,
             "physics_encoder_revision": physics_encoder_revision,
             "metadata": metadata,
         }
-        config = json.loads(self.to_json_string()) | {k: v for k, v in given.items() if v is not None}
+        config = json.loads(self.to_json_string()) | {k: v for k, v in overrides.items() if v is not None}
         config["export"] = ["physics", "coupling"]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video(k)}
+        state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video_branch(k)}
         save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
         for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes for its owner alone; whoever generates may be another
+            file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -132,35 +133,36 @@ class ExportMixin:
         torch_dtype: torch.dtype | None = None,
         base_revision: str | None = None,
     ) -> Self:
-        """The whole model: the export in `folder` on its base.
+        """Loads the export in `folder` on its base.
 
-        `base` is a loaded Wan (its memory is shared), or a folder or hub id; None takes the one the export names. The
-        weights have `torch_dtype`, or else the base's. Raises ValueError, naming both, if it is another base.
+        `base` is a loaded Wan, whose memory is shared, or a folder or hub id; None loads the base named by the export.
+        The weights have `torch_dtype`, by default that of the base. Raises ValueError, naming both bases, if `base` is
+        not the one the export was trained on, and for an export that is incomplete.
         """
         config = read_export_config(folder)
         if config is None:
             raise ValueError(
                 f"{folder}: no export here; accepted: a folder written by save_export, such as models/phantom"
             )
-        named = _name(config["base_id"], config["base_revision"])
+        named = _base_label(config["base_id"], config["base_revision"])
         if base is None:
             if config["base_id"] is None:
                 raise ValueError(f"{folder}: config.json names no base; pass one")
             base, base_revision = base_path(folder, config["base_id"]), config["base_revision"]
         if isinstance(base, WanTransformer3DModel):
-            wan, found = base, _name(base.config.get("_name_or_path"), base_revision)
+            wan, found = base, _base_label(base.config.get("_name_or_path"), base_revision)
         else:
             subfolder = None if (Path(base) / CONFIG_NAME).is_file() else "transformer"
             wan = WanTransformer3DModel.from_pretrained(
                 base, subfolder=subfolder, revision=base_revision, torch_dtype=torch_dtype
             )
-            found = _name(base, base_revision)
+            found = _base_label(base, base_revision)
         if video_config(wan) != config["video"] or fingerprint(wan) != config["base_fingerprint"]:
             raise ValueError(f"{folder} was trained on the base {named} and cannot run on another, found {found}")
 
         with torch.device("meta"):
             model = cls.from_config({k: v for k, v in config.items() if k != "export"})  # type: ignore[attr-defined]
-        model.assign_video(wan)
+        model.assign_video_weights(wan)
         dtype = torch_dtype or wan.patch_embedding.weight.dtype
         device = wan.patch_embedding.weight.device
         state: dict[str, torch.Tensor] = {}
@@ -180,14 +182,14 @@ class ExportMixin:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any
     ) -> Self:
-        """A saved model (diffusers' arguments), an export, or a base (folder or hub id) with an `export` on it.
+        """Loads a saved model (arguments as in diffusers), an export, or a base (folder or hub id) with an `export`.
 
-        The last two take `dtype`, or `torch_dtype`, and the base's `revision`. Raises ValueError for other arguments.
+        The last two accept `dtype` or `torch_dtype`, and the base's `revision`. Raises ValueError for other arguments.
         """
         if export is None and read_export_config(pretrained_model_name_or_path) is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         dtype, revision = kwargs.pop("torch_dtype", None), kwargs.pop("revision", None)
-        dtype = kwargs.pop("dtype", dtype)  # diffusers' present name
+        dtype = kwargs.pop("dtype", dtype)  # the current name in diffusers
         if kwargs:
             raise ValueError(f"{export or pretrained_model_name_or_path}: an export takes no {', '.join(kwargs)}")
         if export is None:
@@ -195,5 +197,5 @@ class ExportMixin:
         return cls.from_export(export, str(pretrained_model_name_or_path), dtype, revision)
 
 
-def _name(base_id: str | None, revision: str | None) -> str:
+def _base_label(base_id: str | None, revision: str | None) -> str:
     return (base_id or "an unnamed base") + (f"@{revision}" if revision else "")

@@ -1,7 +1,8 @@
-"""Where a token sits in space and time, in units of the video branch's token grid, and its 3D rotation.
+"""Positions of tokens in space and time, in units of the video token grid, and their 3D rotary embeddings (RoPE).
 
-A video token's place is its index. A physics token's place is where its centre falls between those indices, so the same
-place and time has the same position, and therefore the same rotation, in both branches (docs/method.md, "positions").
+A video token's position is its index. A physics token's position is where its centre falls on the video grid, so that
+the same place and time has the same position, and the same rotary embedding, in both branches (docs/method.md,
+"positions").
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from __future__ import annotations
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
-Positions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of frames, rows and columns; each 1-D, float64
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (1, tokens, 1, head_dim), float32
+Positions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # along frames, rows and columns; each 1-D, float64
+RotaryEmb = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (1, tokens, 1, head_dim), float32
 
 
 def tubelets(latent_frames: int) -> int:
-    """V-JEPA tubelets of a clip of F video latents: T = 2F - 1, since the first frame fills tubelet 0 alone."""
+    """Number of V-JEPA tubelets T = 2F - 1 of a clip of F latent frames: the first frame alone fills tubelet 0."""
     return 2 * latent_frames - 1
 
 
 def latent_of_tubelet(latent_frames: int, device: torch.device | None = None) -> torch.Tensor:
-    """(T,) the video latent each tubelet belongs to: tubelet 0 to latent 0, tubelets 2k-1 and 2k to latent k."""
+    """Index (T,) of the latent frame of each tubelet: tubelet 0 -> latent 0, tubelets 2k-1 and 2k -> latent k."""
     return (torch.arange(tubelets(latent_frames), device=device) + 1) // 2
 
 
 def video_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Positions:
-    """Positions of a (frames, rows, columns) grid of video tokens: their indices."""
+    """Positions of video tokens on a grid (frames, rows, columns): their indices."""
     frames, rows, columns = (torch.arange(n, device=device, dtype=torch.float64) for n in grid)
     return frames, rows, columns
 
@@ -32,7 +33,7 @@ def video_positions(grid: tuple[int, int, int], device: torch.device | None = No
 def physics_positions(
     grid: tuple[int, int, int], video_grid: tuple[int, int, int], device: torch.device | None = None
 ) -> Positions:
-    """Positions of physics tokens on the video grid: time 0, then j/2 + 1/4; space (i + 1/2) * H_v/H_p - 1/2."""
+    """Positions of physics tokens on the video grid. Time: 0, then j/2 + 1/4. Space: (i + 1/2) * H_v/H_p - 1/2."""
     frames = torch.arange(grid[0], device=device, dtype=torch.float64) / 2 + 0.25
     frames[0] = 0
     rows, columns = (
@@ -42,10 +43,10 @@ def physics_positions(
     return frames, rows, columns
 
 
-def rotation(positions: Positions, head_dim: int) -> Rotation:
-    """3D RoPE at `positions`, with Wan's split of the head (128: 44/42/42) and its frequencies.
+def rotary_emb(positions: Positions, head_dim: int) -> RotaryEmb:
+    """3D RoPE at `positions`, with Wan's split of the head dimension (128: 44/42/42) and Wan's frequencies.
 
-    At integer positions it equals `WanRotaryPosEmbed` bit for bit.
+    Bit-identical to `WanRotaryPosEmbed` at integer positions.
     """
     space = 2 * (head_dim // 6)
     axes = zip(positions, (head_dim - 2 * space, space, space), strict=True)

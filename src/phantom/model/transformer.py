@@ -1,7 +1,7 @@
 """PhantomTransformer3DModel: two flow-matching branches, coupled in every block (paper, figure 2; docs/method.md).
 
-Legend: B batch, F video latent frames, T = 2F - 1 tubelets, L video tokens of width D, M physics tokens of width E,
-S text tokens, n groups of tokens that share a timestep.
+Legend: B batch, F latent frames of the video, T = 2F - 1 tubelets, L video tokens of width D, M physics tokens of width
+E, S text tokens, n groups of tokens that share a timestep.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from phantom.model.branch import Block, Ends, KeysValues, token_grid
+from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.coupling import Coupling, CouplingConfig
-from phantom.model.export import ExportMixin, fingerprint, is_video, video_config
-from phantom.model.physics import PhysicsConfig, depths, physics_block, physics_ends
+from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
+from phantom.model.physics import PhysicsConfig, paired_blocks, physics_block, physics_embeddings_and_head
 from phantom.model.positions import (
-    Rotation,
+    RotaryEmb,
     latent_of_tubelet,
     physics_positions,
-    rotation,
+    rotary_emb,
     tubelets,
     video_positions,
 )
@@ -34,7 +34,7 @@ from phantom.model.positions import (
 
 @dataclass
 class PhantomTransformerOutput(BaseOutput):
-    """Velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w), None without physics."""
+    """Predicted velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w) or None."""
 
     sample: torch.Tensor
     physics: torch.Tensor | None = None
@@ -47,63 +47,66 @@ class ProjectedText(NamedTuple):
     physics: torch.Tensor | None  # (B, S, E)
 
 
-class BlockText(NamedTuple):
-    """What the two text attentions of a block read: the same at all steps of a sampler."""
+class BlockTextKV(NamedTuple):
+    """Keys and values of the two text cross-attentions of a block: constant over the steps of a sampler."""
 
-    video: KeysValues
-    physics: KeysValues | None
-
-
-EncodedText = tuple[BlockText, ...]  # of every block
+    video: KeyValue
+    physics: KeyValue | None
 
 
-class Rotations(NamedTuple):
-    """RoPE of the two self-attentions, and of each branch's tokens within the coupling."""
+TextKVCache = tuple[BlockTextKV, ...]  # one entry per block
 
-    video: Rotation
-    physics: Rotation | None = None
-    coupling_video: Rotation | None = None
-    coupling_physics: Rotation | None = None
+
+class RotaryEmbs(NamedTuple):
+    """RoPE of both self-attentions, and of the tokens of each branch in the coupling attention."""
+
+    video: RotaryEmb
+    physics: RotaryEmb | None = None
+    coupling_video: RotaryEmb | None = None
+    coupling_physics: RotaryEmb | None = None
 
 
 class PhantomBlock(nn.Module):
-    """One depth: a frozen Wan block, the physics block beside it (if any), and the coupling between them (if any)."""
+    """A frozen Wan block, the physics block beside it (if any), and the coupling between them (if any)."""
 
     def __init__(self, video: dict[str, Any], physics: dict[str, Any] | None, coupling: dict[str, Any] | None) -> None:
         super().__init__()
-        self.video = Block(video)
+        self.video = BranchBlock(video)
         self.physics = physics_block(physics) if physics else None
         self.coupling = Coupling(coupling, video, physics) if physics and coupling else None
 
-    def forward(self, text: ProjectedText | BlockText, *streams: Any) -> Any:
-        """One depth of both streams, as `step` takes and gives them; given nothing but `text`, the BlockText of it."""
+    def forward(self, text: ProjectedText | BlockTextKV, *streams: Any) -> Any:
+        """Runs both branches through the block (`run_branches`); with `text` alone, returns its keys and values.
+
+        Both go through `forward`, so that hooks that load offloaded weights fire.
+        """
         if isinstance(text, ProjectedText):
             physics = None
             if self.physics is not None and text.physics is not None:
                 physics = self.physics.encode_text(text.physics)
-            text = BlockText(self.video.encode_text(text.video), physics)
-        return self.step(text, *streams) if streams else text
+            text = BlockTextKV(self.video.encode_text(text.video), physics)
+        return self.run_branches(text, *streams) if streams else text
 
-    def step(
+    def run_branches(
         self,
-        text: BlockText,
+        text: BlockTextKV,
         video_BLD: torch.Tensor,
         physics_BME: torch.Tensor | None,
         time_v_Bn6D: torch.Tensor,
         time_z_Bn6E: torch.Tensor | None,
-        rotations: Rotations,
+        rotary_embs: RotaryEmbs,
         coupling: bool | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`coupling`: on, off, or (B,) on per sample."""
-        y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotations.video)
+        """Both token streams through the block. `coupling`: on, off, or a bool tensor (B,) per sample."""
+        y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotary_embs.video)
         if self.physics is None or physics_BME is None:
             return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
         assert text.physics is not None
 
-        y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotations.physics)
+        y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotary_embs.physics)
         if self.coupling is not None and coupling is not False:
-            # Both directions read y_v and y_z as they are here: the order of the two cannot matter.
-            to_v, to_z = self.coupling(y_v, y_z, rotations.coupling_video, rotations.coupling_physics)
+            # Both directions read this snapshot of y_v and y_z, so their order does not matter.
+            to_v, to_z = self.coupling(y_v, y_z, rotary_embs.coupling_video, rotary_embs.coupling_physics)
             if isinstance(coupling, torch.Tensor):
                 to_v, to_z = to_v * coupling.view(-1, 1, 1), to_z * coupling.view(-1, 1, 1)
             y_v, y_z = y_v + to_v, y_z + to_z
@@ -112,22 +115,23 @@ class PhantomBlock(nn.Module):
 
 
 class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
-    """Wan's video branch, frozen, beside a physics branch over V-JEPA 2 features, coupled in both directions.
+    """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in both directions.
 
-    Build it with `from_video_transformer` (a loaded Wan), `from_export` (`models/phantom`) or `from_pretrained`. All
-    weights have one dtype (norms, time embedding and modulation tables stay float32, as Wan's), or run under autocast.
+    Build it with `from_video_transformer` (a loaded Wan), `from_export` (`models/phantom`) or `from_pretrained`. Either
+    all weights have one dtype (except norms, time embedding and modulation tables, which stay float32 as in Wan), or
+    the model runs under autocast.
 
     Args:
         video: config of the `WanTransformer3DModel` that is the video branch.
         physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`).
         coupling: `blocks` (indices), `num_attention_heads`, `attention_head_dim` (`CouplingConfig.resolve`).
-        base_id, base_revision: where the video branch came from. base_fingerprint: what identifies its weights.
-        physics_encoder_id, physics_encoder_revision: the V-JEPA 2 whose features the physics branch models.
-        metadata: what else an export says of itself (`save_export`).
+        base_id, base_revision: source of the video branch. base_fingerprint: hash that identifies its weights.
+        physics_encoder_id, physics_encoder_revision: the V-JEPA 2 model whose features the physics branch predicts.
+        metadata: further entries of an export's config (`save_export`).
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "proj_out"]  # as Wan's
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "proj_out"]  # as in Wan
     _no_split_modules = ["PhantomBlock"]
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     _repeated_blocks = ["PhantomBlock"]
@@ -146,15 +150,16 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        beside = set(depths(physics["num_layers"], video["num_layers"]))
-        self.video_ends = Ends(video)
-        self.physics_ends = physics_ends(physics)
+        paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
+        # Embeddings and head of each branch. These attribute names are part of the keys of exports and checkpoints.
+        self.video_ends = EmbeddingsAndHead(video)
+        self.physics_ends = physics_embeddings_and_head(physics)
         self.blocks = nn.ModuleList(
-            PhantomBlock(video, physics if i in beside else None, coupling if i in set(coupling["blocks"]) else None)
+            PhantomBlock(video, physics if i in paired else None, coupling if i in set(coupling["blocks"]) else None)
             for i in range(video["num_layers"])
         )
         self.gradient_checkpointing = False
-        self._rotations: tuple[Any, Rotations] | None = None
+        self._rotary_embs: tuple[Any, RotaryEmbs] | None = None
         self.freeze_video()
 
     @classmethod
@@ -166,14 +171,14 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         base_id: str | None = None,
         base_revision: str | None = None,
     ) -> PhantomTransformer3DModel:
-        """A fresh Phantom around `wan`, whose weights it shares; the rest is drawn from torch's global generator.
+        """An untrained Phantom around `wan`, sharing its weights; the others are drawn from torch's global generator.
 
-        The new weights are float32, on the device of `wan`. The video velocity is bit-identical to `wan`'s.
+        The new weights are float32, on the device of `wan`. The video velocity is bit-identical to that of `wan`.
         """
         video = video_config(wan)
         physics_dict = (physics or PhysicsConfig()).resolve(video)
         coupling_dict = (coupling or CouplingConfig()).resolve(video, physics_dict)
-        with torch.device("meta"):  # the video branch is never allocated a second time
+        with torch.device("meta"):  # do not allocate the video branch twice
             model = cls(
                 video,
                 physics_dict,
@@ -182,9 +187,9 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 base_revision=base_revision,
                 base_fingerprint=fingerprint(wan),
             )
-        model.assign_video(wan)
+        model.assign_video_weights(wan)
         with wan.patch_embedding.weight.device:
-            model.physics_ends = physics_ends(physics_dict)
+            model.physics_ends = physics_embeddings_and_head(physics_dict)
             for block in model.blocks:
                 if block.physics is not None:
                     block.physics = physics_block(physics_dict)
@@ -193,42 +198,45 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         return model
 
     def freeze_video(self) -> None:
-        """No parameter of the video branch takes a gradient. Done at construction; call it again after unfreezing."""
+        """Sets `requires_grad=False` on the video branch. Called at construction; call it again after unfreezing."""
         for name, parameter in self.named_parameters():
-            if is_video(name):
+            if is_video_branch(name):
                 parameter.requires_grad_(False)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of the physics branch and the coupling."""
-        return ((name, parameter) for name, parameter in self.named_parameters() if not is_video(name))
+        return ((name, parameter) for name, parameter in self.named_parameters() if not is_video_branch(name))
 
-    def encode_text(self, encoder_hidden_states: torch.Tensor) -> EncodedText:
-        """What all blocks read of text embeddings (B, S, text_dim): once per sampling, since t plays no part."""
-        return self(None, None, None, encoder_hidden_states)  # a call, so that offloaded weights come for it
+    def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKVCache:
+        """Text embeddings (B, S, text_dim) -> keys and values of all blocks, which do not depend on t."""
+        return self(None, None, None, encoder_hidden_states)  # through __call__, so that offloading hooks fire
 
-    def rotations(
+    def rotary_embs(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
-    ) -> Rotations:
-        """RoPE of grids of video and physics tokens (frames, rows, columns); without `grid_z`, of the video alone.
+    ) -> RotaryEmbs:
+        """RoPE for token grids (frames, rows, columns) of video and physics; without `grid_z`, for the video alone.
 
-        Those of the last call are kept: they are the same for all steps of a sampler.
+        The result of the last call is cached, since it is the same for all steps of a sampler.
         """
         key = grid_v, grid_z, device
-        if self._rotations is None or self._rotations[0] != key:
-            with torch.inference_mode(False):  # else a training step could not use them
-                self._rotations = key, self._make_rotations(*key)
-        return self._rotations[1]
+        if self._rotary_embs is None or self._rotary_embs[0] != key:
+            with torch.inference_mode(False):  # inference tensors could not be used in a training step
+                self._rotary_embs = key, self._make_rotary_embs(*key)
+        return self._rotary_embs[1]
 
-    def _make_rotations(
+    def _make_rotary_embs(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
-    ) -> Rotations:
+    ) -> RotaryEmbs:
         heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
         at_v = video_positions(grid_v, device)
         if grid_z is None:
-            return Rotations(rotation(at_v, heads[0]))
+            return RotaryEmbs(rotary_emb(at_v, heads[0]))
         at_z = physics_positions(grid_z, grid_v, device)
-        return Rotations(
-            rotation(at_v, heads[0]), rotation(at_z, heads[1]), rotation(at_v, heads[2]), rotation(at_z, heads[2])
+        return RotaryEmbs(
+            rotary_emb(at_v, heads[0]),
+            rotary_emb(at_z, heads[1]),
+            rotary_emb(at_v, heads[2]),
+            rotary_emb(at_z, heads[2]),
         )
 
     def forward(
@@ -236,25 +244,27 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         hidden_states: torch.Tensor | None,
         physics_states: torch.Tensor | None,
         timestep: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | EncodedText,
+        encoder_hidden_states: torch.Tensor | TextKVCache,
         coupling: bool | torch.Tensor = True,
         return_dict: bool = True,
-    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None] | EncodedText:
-        """Velocities of both modalities at one t.
+    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None] | TextKVCache:
+        """Velocities of both modalities at one timestep.
 
         Args:
-            hidden_states: video latents (B, C_v, F, H, W); None only encodes the text.
+            hidden_states: video latents (B, C_v, F, H, W); None returns `encode_text` of the text instead.
             physics_states: physics latents (B, C_z, T, h, w), T = 2F - 1; None runs the video branch alone.
-            timestep: in [0, 1000]; (B,), or (B, F) per latent frame, 0 marking a condition frame in both branches, or
-                per video token as diffusers' Wan takes it (one value per latent frame is read by the physics branch).
+            timestep: in [0, 1000]; (B,), or (B, F) per latent frame, where 0 marks a condition frame in both branches,
+                or per video token as in diffusers' Wan (the physics branch reads one value per latent frame).
             encoder_hidden_states: text embeddings (B, S, text_dim), or `encode_text` of them.
-            coupling: False switches both directions off; a bool tensor (B,) does so per sample.
+            coupling: False switches both directions off; a bool tensor (B,) switches them per sample.
+
+        Raises ValueError for shapes that do not fit.
         """
-        text: Sequence[ProjectedText | BlockText]
+        text: Sequence[ProjectedText | BlockTextKV]
         if isinstance(encoder_hidden_states, torch.Tensor):
-            alone = hidden_states is not None and physics_states is None
-            of_z = None if alone else self.physics_ends.embed_text(encoder_hidden_states)
-            text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), of_z)] * len(self.blocks)
+            video_only = hidden_states is not None and physics_states is None
+            text_z = None if video_only else self.physics_ends.embed_text(encoder_hidden_states)
+            text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), text_z)] * len(self.blocks)
         else:
             text = encoder_hidden_states
         if hidden_states is None:
@@ -283,10 +293,10 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, time_Bn.device), 0]
             x_z = self.physics_ends.embed(physics_states)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
-        rotations = self.rotations(grid_v, grid_z, hidden_states.device)
+        rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
 
-        for block, of_block in zip(self.blocks, text, strict=True):
-            inputs = (of_block, x_v, x_z, time_v_Bn6D, time_z_Bn6E, rotations, coupling)
+        for block, block_text in zip(self.blocks, text, strict=True):
+            inputs = (block_text, x_v, x_z, time_v_Bn6D, time_z_Bn6E, rotary_embs, coupling)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x_v, x_z = self._gradient_checkpointing_func(block, *inputs)
             else:
