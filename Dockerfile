@@ -6,11 +6,11 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 # The dependencies before the code, so that a change of code does not install them again.
-COPY pyproject.toml constraints.txt README.md ./
-RUN mkdir -p src/phantom && touch src/phantom/__init__.py && \
-    pip install --constraint constraints.txt '.[orchestrate,prepare,kubernetes,postgres]'
+COPY requirements/orchestrator.txt ./
+RUN pip install --no-deps --require-hashes --requirement orchestrator.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm
 RUN groupadd --gid 1000 phantom && useradd --uid 1000 --gid 1000 --create-home phantom
