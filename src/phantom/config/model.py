@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from phantom.config.base import Count, Positive, Section
+from phantom.errors import UserError
+
+LOCAL = ("models/", "./", "../", "/")  # a path that starts so is no hub id
 
 
 class Models(Section):
@@ -17,6 +21,14 @@ class Models(Section):
     physics_encoder: str  # a V-JEPA 2 folder or hub id
     physics_encoder_revision: str | None
     dtype: Literal["float32", "bfloat16"]  # of the frozen weights
+
+    def check_folders(self, root: Path = Path()) -> None:
+        """Raises UserError for a path that does not exist below `root`, so that the hub is not asked for it."""
+        for name in ("base", "physics_encoder"):
+            id_: str = getattr(self, name)
+            if id_.startswith(LOCAL) and not (root / id_).is_dir():
+                hint = "a checkout of this project has models/mini, `phantom pretrain` makes it"
+                raise UserError(f"models.{name}: {id_!r}: no such folder in {root.resolve()}; {hint}")
 
 
 class Physics(Section):

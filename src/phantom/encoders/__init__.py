@@ -35,6 +35,7 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
     The VAE stays float32, as in Wan; the others use `models.dtype`.
     """
     models = params.models
+    models.check_folders()
     base = {"pretrained_model_name_or_path": models.base, "revision": models.base_revision}
     dtype = getattr(torch, models.dtype)
     try:

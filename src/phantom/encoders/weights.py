@@ -22,6 +22,8 @@ def weight_fingerprints(models: Models, fetch: bool = True) -> dict[str, str | N
     Fingerprints read at most 4 MB per file, which is enough: training changes weights everywhere. None for a hub id
     that is not in the local cache, unless `fetch` allows downloading a config file; raises UserError if that fails.
     """
+    if fetch:
+        models.check_folders()
     parts = ("vae", "text_encoder", "tokenizer")
     found = {part: _identify("models.base", models.base, models.base_revision, part, fetch) for part in parts}
     encoder, revision = models.physics_encoder, models.physics_encoder_revision

@@ -132,7 +132,10 @@ def _frozen_parts(name: str, params: Params, root: Path) -> Check:
     elif all("/" in source and not source.startswith(("models/", "/", ".")) for source in wanted):
         fix = "; ".join(f"hf download {source}" for source in wanted)
     else:
-        fix = "`phantom pretrain` makes models/mini; models.base and models.physics_encoder name folders or hub ids"
+        fix = (
+            "a checkout of this project has models/mini, and `phantom pretrain` makes it; models.base and "
+            "models.physics_encoder name folders or hub ids"
+        )
     return Check(name, False, "missing: " + ", ".join(f"{source}/{file}".rstrip("/") for source, file in missing), fix)
 
 
@@ -251,7 +254,8 @@ def _git_and_dvc(name: str, root: Path) -> Check:
     if version("dvc") is None:
         return Check(name, False, "dvc is missing", INSTALL)
     if not (root / "dvc.yaml").is_file():
-        return Check(name, False, f"no dvc.yaml in {root.resolve()}", "run it in a checkout of this project")
+        fix = "`phantom run`, `phantom up` and DVC need a checkout of this project: run it there"
+        return Check(name, False, f"no dvc.yaml in {root.resolve()}", fix)
     return Check(name, True, f"git, dvc {version('dvc')}, and a checkout")
 
 

@@ -93,6 +93,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     from phantom.model import CouplingConfig, PhysicsConfig
 
     data, models = params.data, params.models
+    models.check_folders(root)
     video = _base_config(models.base, "transformer", root)
     stride = _base_config(models.base, "vae", root)["scale_factor_spatial"]
     encoder = _physics_encoder_config(models.physics_encoder, root)

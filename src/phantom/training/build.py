@@ -26,6 +26,7 @@ from phantom.progress import quiet_loading
 def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DModel:
     """The base named in `params` with fresh trainable parts, float32, drawn from `train.seed`. Raises UserError."""
     models = params.models
+    models.check_folders()
     try:
         wan = WanTransformer3DModel.from_pretrained(
             models.base,
