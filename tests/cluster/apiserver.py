@@ -1,7 +1,7 @@
-"""A small Kubernetes API server: real sockets, objects in memory, enough of the protocol for the real clients.
+"""A fake Kubernetes API server over HTTP, with objects in memory and enough of the protocol for the real clients.
 
-It stores what it is given, answers discovery, filters lists by label and field selectors, serves logs, and fails on
-demand. It validates what clients ask it to (`fieldValidation=Strict`), and admits everything else.
+It serves discovery, filters lists by label and field selectors, serves watches and logs, and fails on demand. It
+validates fields where a request asks for it (`fieldValidation=Strict`); there is no other admission control.
 """
 
 from __future__ import annotations
@@ -23,51 +23,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-Object = dict[str, Any]
-
-# group/version -> (plural, kind, namespaced)
-RESOURCES: dict[str, list[tuple[str, str, bool]]] = {
-    "v1": [
-        ("namespaces", "Namespace", False),
-        ("nodes", "Node", False),
-        ("pods", "Pod", True),
-        ("events", "Event", True),
-        ("services", "Service", True),
-        ("secrets", "Secret", True),
-        ("configmaps", "ConfigMap", True),
-        ("serviceaccounts", "ServiceAccount", True),
-        ("persistentvolumes", "PersistentVolume", False),
-        ("persistentvolumeclaims", "PersistentVolumeClaim", True),
-        ("resourcequotas", "ResourceQuota", True),
-        ("limitranges", "LimitRange", True),
-    ],
-    "apps/v1": [("deployments", "Deployment", True), ("statefulsets", "StatefulSet", True)],
-    "batch/v1": [("jobs", "Job", True)],
-    "policy/v1": [("poddisruptionbudgets", "PodDisruptionBudget", True)],
-    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy", True)],
-    "rbac.authorization.k8s.io/v1": [("roles", "Role", True), ("rolebindings", "RoleBinding", True)],
-    "scheduling.k8s.io/v1": [("priorityclasses", "PriorityClass", False)],
-    "storage.k8s.io/v1": [("storageclasses", "StorageClass", False)],
-    "authorization.k8s.io/v1": [("selfsubjectaccessreviews", "SelfSubjectAccessReview", False)],
-    "apiextensions.k8s.io/v1": [("customresourcedefinitions", "CustomResourceDefinition", False)],
-    "kubeflow.org/v1": [("pytorchjobs", "PyTorchJob", True)],
-    "trainer.kubeflow.org/v1alpha1": [("trainjobs", "TrainJob", True), ("trainingruntimes", "TrainingRuntime", True)],
-    "kueue.x-k8s.io/v1beta2": [
-        ("localqueues", "LocalQueue", True),
-        ("clusterqueues", "ClusterQueue", False),
-        ("resourceflavors", "ResourceFlavor", False),
-    ],
-}
+from tests.cluster.discovery import RESOURCES, Object, api_groups, api_resources, openapi, openapi_index
 
 
 @dataclass
 class Fault:
-    """Befalls the next `count` requests whose "METHOD path" matches: a status, or None: the connection breaks."""
+    """Fails the next `count` requests whose "METHOD path" matches: with a status or, if None, by disconnecting."""
 
     pattern: str
     status: int | None
     count: int
-    after: bool = False  # the request is carried out first
+    after: bool = False  # the request is carried out, only the response is lost
 
 
 @dataclass
@@ -78,12 +44,12 @@ class ApiServer:
     logs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # "uid/attempt" -> (time, line)
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    absent: set[str] = field(default_factory=set)  # plurals that this server does not know
-    expired: int = 0  # watches to come that are told, after the first changes, that they are too old
+    absent: set[str] = field(default_factory=set)  # plurals that are not served
+    expired: int = 0  # watches that get 410 Gone after their first events
     lock: threading.RLock = field(default_factory=threading.RLock)
     closed: bool = False
-    refusals: Callable[[Object], list[str]] = lambda _: []  # what the schema of an object's kind says against it
-    on_delete: Callable[[Object], bool] = lambda _: True  # whether the object goes at once
+    schema_errors: Callable[[Object], list[str]] = lambda _: []  # of an object, by the schema of its kind
+    on_delete: Callable[[Object], bool] = lambda _: True  # whether the object is deleted at once
 
     def __enter__(self) -> ApiServer:
         handler = type("Handler", (_Handler,), {"api": self})
@@ -103,7 +69,7 @@ class ApiServer:
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def kubeconfig(self, path: Path) -> Path:
-        """Writes the file that the clients read."""
+        """Writes a kubeconfig for this server."""
         tree = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -116,11 +82,11 @@ class ApiServer:
         return path
 
     def fail(self, pattern: str, status: int | None, count: int = 1, after: bool = False) -> None:
-        """Lets requests fail, from now on."""
+        """Makes the next requests fail; see Fault."""
         self.faults.append(Fault(pattern, status, count, after))
 
     def add(self, group: str, plural: str, body: Object, namespace: str = "") -> Object:
-        """Stores a new object, as the server would."""
+        """Stores a new object with uid and creation timestamp."""
         meta = body.setdefault("metadata", {})
         meta.setdefault("uid", str(uuid.uuid4()))
         meta.setdefault("creationTimestamp", now())
@@ -132,18 +98,18 @@ class ApiServer:
         return body
 
     def find(self, plural: str) -> list[Object]:
-        """All objects of a plural."""
+        """All objects of a resource, by its plural."""
         with self.lock:
             return [body for key, body in self.objects.items() if key[1] == plural]
 
     def remove(self, plural: str, name: str) -> None:
-        """Takes an object away."""
+        """Deletes an object without its controller's consent."""
         with self.lock:
             for key in [k for k in self.objects if k[1] == plural and k[3] == name]:
                 del self.objects[key]
 
     def event(self, about: Object, reason: str, message: str) -> None:
-        """Records a warning about an object."""
+        """Records a Warning event about an object."""
         meta = about["metadata"]
         involved = {"kind": about["kind"], "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
         body = {"kind": "Event", "type": "Warning", "reason": reason, "message": message, "involvedObject": involved}
@@ -155,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # clients that were killed
+        with contextlib.suppress(ConnectionError):  # of clients that were killed
             super().handle()
 
     def log_message(self, *_: Any) -> None:
@@ -191,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, answer)
 
     def _watch(self, path: str, query: dict[str, str]) -> None:
-        """Sends what there is, and then every change, until the client goes."""
+        """Sends the existing objects and then every change, until the client disconnects."""
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -251,16 +217,16 @@ class _Handler(BaseHTTPRequestHandler):
         if parts == ["version"]:
             return 200, {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
         if parts == ["openapi", "v3"]:
-            return 200, _openapi_index()
+            return 200, openapi_index()
         if parts[:2] == ["openapi", "v3"]:
-            return 200, _openapi("/".join(parts[3:]))
+            return 200, openapi("/".join(parts[3:]))
         if parts[0] == "api":
             if len(parts) == 1:
                 return 200, {"kind": "APIVersions", "versions": ["v1"]}
             group, rest = "v1", parts[2:]
         elif parts[0] == "apis":
             if len(parts) == 1:
-                return 200, self._groups()
+                return 200, api_groups()
             group, rest = "/".join(parts[1:3]), parts[3:]
         else:
             return self._refuse(404, path)
@@ -268,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not known:
             return 404, "404 page not found\n"
         if not rest:
-            return 200, _discovery(group, known)
+            return 200, api_resources(group, known)
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2:
             namespace, rest = rest[1], rest[2:]
@@ -331,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, copy.deepcopy(found)
 
     def _validate(self, query: dict[str, str], body: Object) -> tuple[int, Object] | None:
-        errors = self.api.refusals(body) if query.get("fieldValidation") == "Strict" else []
+        errors = self.api.schema_errors(body) if query.get("fieldValidation") == "Strict" else []
         return self._refuse(400, f"strict decoding error: {'; '.join(errors)}") if errors else None
 
     def _log(self, pod: Object, query: dict[str, str]) -> tuple[int, Any]:
@@ -347,51 +313,10 @@ class _Handler(BaseHTTPRequestHandler):
             lines = lines[-int(query["tailLines"]) :]
         return 200, "".join(f"{time} {line}\n" for time, line in lines)
 
-    def _groups(self) -> Object:
-        groups: dict[str, list[str]] = {}
-        for name in RESOURCES:
-            if "/" in name:
-                groups.setdefault(name.split("/")[0], []).append(name)
-        listed = []
-        for group, names in groups.items():
-            versions = [{"groupVersion": n, "version": n.split("/")[1]} for n in names]
-            listed.append({"name": group, "versions": versions, "preferredVersion": versions[0]})
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
-
 
 def now() -> str:
-    """The time as Kubernetes writes it."""
+    """The current time in the format of Kubernetes' logs and metadata."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
-
-
-def _openapi_index() -> Object:
-    names = [f"apis/{group}" if "/" in group else f"api/{group}" for group in RESOURCES]
-    return {"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}"} for name in names}}
-
-
-def _openapi(group_version: str) -> Object:
-    """Says of each kind only that this server validates its fields; kubectl asks no more than that."""
-    group, _, version = group_version.rpartition("/")
-    base = f"/apis/{group_version}" if group else "/api/v1"
-    parameters = [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}]
-    paths = {}
-    for plural, kind, namespaced in RESOURCES[group_version]:
-        patch = {
-            "parameters": parameters,
-            "responses": {},
-            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
-        }
-        paths[f"{base}{'/namespaces/{namespace}' if namespaced else ''}/{plural}/{{name}}"] = {"patch": patch}
-    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths}
-
-
-def _discovery(group: str, known: list[tuple[str, str, bool]]) -> Object:
-    verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
-    resources = [
-        {"name": plural, "singularName": kind.lower(), "namespaced": namespaced, "kind": kind, "verbs": verbs}
-        for plural, kind, namespaced in known
-    ]
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group, "resources": resources}
 
 
 def _selected(body: Object, query: dict[str, str]) -> bool:

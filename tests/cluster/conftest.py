@@ -1,4 +1,4 @@
-"""A cluster in this process: an API server, controllers, and a checkout that is also the jobs' volume."""
+"""A fake cluster in this process: an API server, controllers, and a checkout that is also the jobs' volume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Cluster:
-    """`image` says what the commands of the jobs' image do: shell scripts by name, each run in the volume."""
+    """The fake cluster, its volume `root`, and the folder `bin` of commands that the jobs' image has."""
 
     api: ApiServer
     controllers: Controllers
@@ -29,7 +29,7 @@ class Cluster:
     bin: Path
 
     def image(self, **commands: str) -> None:
-        """Puts commands into the image, before all others."""
+        """Adds commands to the jobs' image: name to shell script, run in the volume. They hide installed ones."""
         for name, script in commands.items():
             file = self.bin / name
             file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
@@ -41,7 +41,7 @@ class Cluster:
         return validate(apply_overrides(tree, ["train.steps=3", *overrides]))
 
     def write_params(self, *overrides: str) -> Path:
-        """The same as the checkout's file, for the command line."""
+        """Writes them to the checkout's params.yaml, for the command line."""
         text = yaml.safe_dump(self.params(*overrides).model_dump(mode="json", by_alias=True))
         (self.root / "params.yaml").write_text(text, encoding="utf-8")
         return self.root / "params.yaml"
@@ -49,7 +49,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Running, and quick to ask and to ask again."""
+    """A running cluster; clients poll and retry it without long pauses."""
     root, scratch, bin_ = tmp_path / "checkout", tmp_path / "pods", tmp_path / "bin"
     for folder in (root, scratch, bin_):
         folder.mkdir()

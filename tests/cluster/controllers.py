@@ -1,7 +1,7 @@
-"""Plays the operator, the Job controller and the kubelet: pods of jobs are local processes with the same command.
+"""Emulates the operators, the Job controller and the kubelet: pods are local processes that run the same command.
 
-The environment is what the operator would set (training operator v1: `PET_*` of a worker-only job), but for the
-address of the rendezvous, which is on this machine. A pod's paths (volume, /tmp, termination log) lie in folders.
+Their environment is what the operator sets (training operator v1: `PET_*` of a worker-only job), except that the
+rendezvous is on this machine. The pods' paths (volume, /tmp, termination log) are mapped to local folders.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class Running:
     pod: Object
     policy: str
     process: subprocess.Popen[str] | None = None
-    since: float = 0.0  # when it ended, to begin again
+    since: float = 0.0  # when it ended, to be restarted after a back-off
     stopped: bool = False
 
 
 @dataclass
 class Controllers:
-    """Reconciles jobs in a thread. `volume` is the folder that every claim means. Use as a context manager."""
+    """Reconciles jobs in a thread. `volume` is mounted for every claim. Use as a context manager."""
 
     api: ApiServer
     volume: Path
     scratch: Path
-    pending: str | None = None  # why pods stay pending, if they do
-    no_image: str | None = None  # why their images cannot be had, if they cannot
-    idle: bool = False  # nobody looks at jobs
-    env: dict[str, str] = field(default_factory=dict)  # further variables of every pod
+    pending: str | None = None  # if set, pods stay pending for this reason
+    no_image: str | None = None  # if set, their images cannot be pulled for this reason
+    idle: bool = False  # jobs are not reconciled
+    env: dict[str, str] = field(default_factory=dict)  # additional variables of every pod
 
     def __enter__(self) -> Controllers:
         self._pods: dict[str, Running] = {}
@@ -65,16 +65,16 @@ class Controllers:
         for running in self._pods.values():
             _signal(running, signal.SIGKILL)
 
-    # --- what may happen to a pod -------------------------------------------------------------------------------------
+    # --- faults of pods -----------------------------------------------------------------------------------------------
 
     def running(self) -> list[str]:
-        """The names of the pods whose process is alive."""
+        """Names of the pods whose process is alive."""
         with self.api.lock:
             alive = [r for r in self._pods.values() if r.process and r.process.poll() is None]
             return sorted(r.pod["metadata"]["name"] for r in alive)
 
     def kill(self, name: str) -> None:
-        """Its container is killed, as for want of memory."""
+        """Kills the pod's container, as if out of memory."""
         with self.api.lock:
             for running in self._pods.values():
                 if running.pod["metadata"]["name"] == name:
@@ -82,7 +82,7 @@ class Controllers:
                     _signal(running, signal.SIGKILL)
 
     def evict(self, name: str, message: str) -> None:
-        """The pod is put out, and with it its container."""
+        """Evicts the pod, and kills its container."""
         with self.api.lock:
             for running in self._pods.values():
                 if running.pod["metadata"]["name"] == name:
@@ -141,7 +141,7 @@ class Controllers:
             _condition(job, "Running")
 
     def _trainjob(self, job: Object) -> None:
-        """Trainer v2 with the runtime of k8s/jobs/trainer-v2/: one try, which is enough here."""
+        """Trainer v2 with the runtime of k8s/jobs/trainer-v2/, but without restarts."""
         name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
         status, pods = job.setdefault("status", {"conditions": []}), self._of(job)
         if _holds(job, "Complete") or _holds(job, "Failed") or job["metadata"].get("deletionTimestamp"):
@@ -194,7 +194,7 @@ class Controllers:
         return None
 
     def _pet(self, job: Object) -> dict[str, str]:
-        """What the training operator sets in the workers of a job without a Master."""
+        """The variables that the training operator sets in the workers of a job without a Master."""
         name, spec = job["metadata"]["name"], job["spec"]
         elastic = spec["elasticPolicy"]
         return {
@@ -208,7 +208,7 @@ class Controllers:
         }
 
     def _port(self, job: str) -> int:
-        """Where a job's pods meet."""
+        """The port of the job's rendezvous."""
         if job not in self._ports:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -216,7 +216,7 @@ class Controllers:
         return self._ports[job]
 
     def _deleted(self, body: Object) -> bool:
-        """A job goes when its pods have gone."""
+        """Deletes the job's pods; the job itself goes with the last of them."""
         pods = self._of(body) if body.get("kind") in PLURALS else []
         for running in pods:
             self._stop(running)
@@ -324,7 +324,7 @@ class Controllers:
             status["phase"] = "Failed" if code else "Succeeded"
 
     def _stop(self, running: Running) -> None:
-        """Deletes the pod: its process may save until the grace period is over."""
+        """Deletes the pod: SIGTERM to its process, which may save a checkpoint."""
         with self.api.lock:
             if not running.stopped or running.pod["status"].get("reason") == "Evicted":
                 running.pod["metadata"]["deletionTimestamp"] = now()
@@ -334,12 +334,12 @@ class Controllers:
     def _read(self, process: subprocess.Popen[str], log: list[tuple[str, str]]) -> None:
         assert process.stdout
         for line in process.stdout:
-            time.sleep(0.000002)  # two lines never have the same time
+            time.sleep(0.000002)  # no two lines have the same timestamp
             log.append((now(), line.rstrip("\n")))
 
 
 def _signal(running: Running, number: int) -> None:
-    """To the container's first process as a kubelet does; SIGKILL to all, in whatever session they are."""
+    """Signals the container's first process, as the kubelet does; SIGKILL goes to all its descendants."""
     process = running.process
     if process and process.poll() is None:
         others = descendants(process.pid) if number == signal.SIGKILL else ()

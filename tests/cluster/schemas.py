@@ -1,4 +1,4 @@
-"""Strict schemas: of Kubernetes' own kinds from kubernetes-validate, of custom ones from their CRDs where these are."""
+"""Strict validation: built-in kinds by kubernetes-validate, custom resources by their CRDs, where available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CRDS = {
 
 
 def crd_folder() -> Path:
-    """Where the CRDs are; tests that need them are skipped where they are not."""
+    """The folder of CRDs. Skips the test where there is none."""
     folder = Path(os.environ.get("PHANTOM_CRDS", ROOT.parent / "shared" / "crds"))
     if not (folder / "kubeflow.org_pytorchjobs.yaml").is_file():
         pytest.skip(f"no CRDs at {folder}; set PHANTOM_CRDS")
@@ -32,7 +32,7 @@ def crd_folder() -> Path:
 
 
 def schema_errors(manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with a manifest. Raises for a kind that has no schema."""
+    """The schema errors of a manifest. Raises for a kind that has no schema."""
     group, _, version = manifest["apiVersion"].rpartition("/")
     file = CRDS.get((group, manifest["kind"]))
     if file is None:
@@ -55,7 +55,7 @@ def _validator(path: Path, version: str) -> Draft202012Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """A CRD's structural schema as the API server reads it: unknown fields are errors."""
+    """A CRD's structural schema as JSON schema, in which unknown fields are errors."""
     if not isinstance(schema, dict):
         return schema
     made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-")}

@@ -1,4 +1,4 @@
-"""The Dockerfiles: pinned, in stages, not root, and with all that they copy."""
+"""The Dockerfiles: pinned, multi-stage, not root; whatever they copy exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_image_is_pinned_in_stages_and_not_root(name: str):
+def test_an_image_is_pinned_multi_stage_and_not_root(name: str):
     found = instructions(name)
     bases = [rest.split()[0] for word, rest in found if word == "FROM"]
     assert len(bases) == 2 and all(re.search(r":\d+\.\d+\.\d+", base) for base in bases)
@@ -38,7 +38,7 @@ def test_an_image_is_pinned_in_stages_and_not_root(name: str):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_copied_is_there_and_reaches_the_builder(name: str):
+def test_what_is_copied_exists_and_is_not_ignored(name: str):
     let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"]
     for word, rest in instructions(name):
         if word == "COPY" and "--from" not in rest:
@@ -48,7 +48,7 @@ def test_what_is_copied_is_there_and_reaches_the_builder(name: str):
                     assert (ROOT / source).exists(), source
 
 
-def test_the_linter_is_content():
+def test_hadolint_passes():
     if not shutil.which("hadolint"):
         pytest.skip("no hadolint")
     done = subprocess.run(["hadolint", *FILES], cwd=ROOT, capture_output=True, text=True)

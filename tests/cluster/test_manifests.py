@@ -1,16 +1,12 @@
-"""k8s/: every file and overlay against strict schemas, PodSecurity, and what the parts say of one another."""
+"""k8s/: every file and overlay against strict schemas and Pod Security; the references between them; job templates."""
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -23,42 +19,23 @@ from phantom.cluster.render import render
 from phantom.cluster.spec import OF_ONE_CALL, make_spec
 from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
-from phantom.config import apply_overrides, load_params, preset_path, validate
+from phantom.config import load_params, preset_path
 from phantom.errors import UserError
-from tests.cluster.apiserver import ApiServer
 from tests.cluster.conftest import Cluster
-from tests.cluster.schemas import crd_folder, schema_errors
-
-ROOT = Path(__file__).resolve().parents[2]
-K8S = ROOT / "k8s"
-OVERLAYS = ("dev", "eks", "gke", "kueue", "rdma")
-SECRETS = {"phantom-postgres", "phantom-s3"}  # made by k8s/secrets.sh
-OURS = ("phantom-orchestrator", "phantom-train")
-
-Manifest = dict[str, Any]
-
-needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
-
-
-def load(text: str) -> list[Manifest]:
-    return [document for document in yaml.safe_load_all(text) if document]
-
-
-def applied() -> list[Manifest]:
-    """What `kubectl apply -f k8s/` takes."""
-    return [m for file in sorted(K8S.glob("*.yaml")) for m in load(file.read_text(encoding="utf-8"))]
-
-
-def overlay(name: str) -> list[Manifest]:
-    """What `kubectl apply -k k8s/overlays/<name>` takes."""
-    done = subprocess.run(["kubectl", "kustomize", K8S / "overlays" / name], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return load(done.stdout)
-
-
-def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
-    return found
+from tests.cluster.manifests import (
+    K8S,
+    OURS,
+    OVERLAYS,
+    SECRETS,
+    Manifest,
+    applied,
+    load,
+    needs_kubectl,
+    one,
+    overlay,
+    settings_of,
+)
+from tests.cluster.schemas import schema_errors
 
 
 def check_all(manifests: list[Manifest]) -> None:
@@ -119,7 +96,7 @@ def test_what_is_applied_is_valid_and_complete():
     assert all(m["metadata"].get("namespace", "phantom") == "phantom" for m in manifests)
 
 
-def test_the_namespace_comes_first_and_nothing_needs_another_folder():
+def test_the_namespace_comes_first_and_no_other_folder_is_needed():
     files = sorted(K8S.glob("*.yaml"))
     assert load(files[0].read_text(encoding="utf-8"))[0]["kind"] == "Namespace"
     base = yaml.safe_load((K8S / "base/kustomization.yaml").read_text(encoding="utf-8"))["resources"]
@@ -128,16 +105,16 @@ def test_the_namespace_comes_first_and_nothing_needs_another_folder():
     assert not [m for m in applied() if "kubeflow" in m["apiVersion"] or "kueue" in m["apiVersion"]]
 
 
-def test_nothing_asks_for_a_gpu_by_itself():
+def test_the_services_request_no_gpu():
     assert "gpu" not in yaml.safe_dump([m for m in applied() if list(pod_templates(m))])
 
 
-def test_an_unknown_kind_is_not_let_through():
+def test_a_kind_without_a_schema_is_an_error():
     with pytest.raises(kubernetes_validate.SchemaNotFoundError):
         schema_errors({"apiVersion": "v1", "kind": "Podd", "metadata": {"name": "x"}})
 
 
-def test_nothing_may_talk_but_as_stated():
+def test_network_policies_allow_only_the_stated_connections():
     policies = {m["metadata"]["name"]: m["spec"] for m in applied() if m["kind"] == "NetworkPolicy"}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert "ports" not in policies["among-jobs"]["ingress"][0]  # NCCL chooses
@@ -159,7 +136,7 @@ def test_nothing_may_talk_but_as_stated():
             assert any(component in _components(to.get("podSelector", {})) for r in out for to in r["to"]), caller
 
 
-def test_the_metadata_of_the_cloud_is_out_of_reach_and_the_api_server_is_the_workers():
+def test_cloud_metadata_is_unreachable_and_only_the_worker_reaches_the_api_server():
     open_to: dict[int, set[str]] = {}
     for policy in (m["spec"] for m in applied() if m["kind"] == "NetworkPolicy"):
         for rule in policy.get("egress") or []:
@@ -177,7 +154,7 @@ def _components(selector: Manifest) -> set[str]:
     return found
 
 
-def test_the_worker_may_do_what_it_does_and_no_more(cluster: Cluster):
+def test_the_workers_role_has_only_the_permissions_it_uses(cluster: Cluster):
     cluster.image(torchrun="test -e again || { touch again; exit 1; }", python="true")
     run_job("train", cluster.params(), cluster.root)
     run_job("train", cluster.params("cluster.operator=trainjob"), cluster.root)
@@ -214,13 +191,13 @@ def _right(request: str) -> tuple[str, str, str]:
     return group or "", plural + (log or ""), verb
 
 
-def test_mlflow_answers_to_its_service_and_to_a_forwarded_port():
+def test_mlflow_accepts_its_service_name_and_a_forwarded_port():
     mlflow = one(applied(), "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
     hosts = next(e["value"] for e in mlflow["env"] if e["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS").split(",")
     assert {"mlflow:*", "mlflow.phantom.svc:*", "localhost:*", "127.0.0.1:*"} <= set(hosts)
 
 
-def test_jobs_find_what_their_settings_name():
+def test_what_the_jobs_settings_name_exists():
     manifests = applied()
     for preset in ("mini", "wan2.2-ti2v-5b"):
         settings = load_params(preset_path(preset)).cluster
@@ -232,21 +209,14 @@ def test_jobs_find_what_their_settings_name():
         assert set(settings.secrets) <= SECRETS
 
 
-def settings_of(manifests: list[Manifest]) -> Any:
-    data = one(manifests, "ConfigMap", "phantom-settings")["data"]
-    tree = yaml.safe_load(preset_path(data["preset"]).read_text(encoding="utf-8"))
-    lines = [line for line in data["settings"].splitlines() if line and not line.startswith("#")]
-    return validate(apply_overrides(tree, lines))
-
-
-def test_the_settings_of_the_first_start_are_valid():
+def test_the_initial_settings_are_valid():
     params = settings_of(applied())
     assert params.tracking.uri == "http://mlflow:5000" and params.compute.train == "kubernetes"
     for stage in ("encode", "train", "evaluate"):
         assert validate_manifest(render(make_spec(stage, params))) == []
 
 
-def test_the_first_start_makes_the_checkout_and_the_next_one_keeps_it(tmp_path: Path):
+def test_the_first_start_creates_the_checkout_and_the_next_one_keeps_it(tmp_path: Path):
     worker = one(applied(), "Deployment", "worker")["spec"]["template"]["spec"]
     settings = one(applied(), "ConfigMap", "phantom-settings")["data"]
     image, mounted, checkout = (tmp_path / name for name in ("image", "etc", "workspace"))
@@ -312,7 +282,7 @@ def test_what_each_overlay_is_for():
 
 
 @pytest.mark.parametrize("file", ["train.yaml", "encode.yaml", "evaluate.yaml", "trainer-v2/train.yaml"])
-def test_a_template_is_what_is_submitted_but_suspended(file: str):
+def test_a_job_template_equals_the_submitted_job_but_is_suspended(file: str):
     (template,) = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
     assert schema_errors(template) == [] and validate_manifest(template) == []
     stage = Path(file).stem
@@ -337,7 +307,7 @@ def _bare(manifest: Manifest) -> str:
     return container.pop("command")[-1]
 
 
-def test_the_runtime_of_trainjobs_makes_restricted_pods():
+def test_the_training_runtime_makes_restricted_pods():
     (runtime,) = load((K8S / "jobs/trainer-v2/runtime.yaml").read_text(encoding="utf-8"))
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
@@ -347,79 +317,3 @@ def test_the_runtime_of_trainjobs_makes_restricted_pods():
     preset = load_params(preset_path("wan2.2-ti2v-5b"))
     assert pod["terminationGracePeriodSeconds"] == preset.cluster.grace_seconds
     assert (job["name"], pod["containers"][0]["name"]) == ("node", "node")
-
-
-# --- real kubectl -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """A cluster that nothing has been put into, and validates what is; kubectl talks to it."""
-    with ApiServer(refusals=schema_errors) as server:
-        server.remove("namespaces", "phantom")
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-        monkeypatch.setenv("HOME", str(tmp_path))
-        yield server
-
-
-def call(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], env={**os.environ, **env}, capture_output=True, text=True)
-
-
-@needs_kubectl
-def test_kubectl_takes_the_folder_whole(server: ApiServer):
-    for word in ("created", "configured|unchanged"):
-        done = call("kubectl", "apply", "-f", f"{K8S}/")
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
-        assert len(lines) == len(applied()) and all(re.search(f" ({word})$", line) for line in lines)
-    assert {o["kind"] for o in server.objects.values()} == {m["kind"] for m in applied()}
-
-
-@needs_kubectl
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_kubectl_takes_every_overlay(server: ApiServer, name: str):
-    if name == "kueue":
-        crd_folder()
-    done = call("kubectl", "apply", "-k", K8S / "overlays" / name)
-    assert done.returncode == 0, done.stderr
-    assert len(server.objects) == len(overlay(name))
-
-
-@needs_kubectl
-def test_kubectl_has_fields_validated_that_do_not_exist(server: ApiServer, tmp_path: Path):
-    server.add("v1", "namespaces", {"kind": "Namespace", "metadata": {"name": "phantom"}})
-    service = next(m for m in applied() if m["kind"] == "Service")
-    service["spec"]["prots"] = service["spec"].pop("ports")
-    (tmp_path / "service.yaml").write_text(yaml.safe_dump(service), encoding="utf-8")
-    done = call("kubectl", "apply", "-f", tmp_path / "service.yaml")
-    assert done.returncode and "prots" in done.stderr and not server.find("services")
-
-
-@needs_kubectl
-def test_the_script_makes_the_secrets_that_are_named(server: ApiServer):
-    refused = call(K8S / "secrets.sh")
-    assert refused.returncode and "PHANTOM_ARTIFACTS" in refused.stderr
-    assert call("kubectl", "apply", "-f", K8S / "00-namespace.yaml").returncode == 0
-
-    def made(**env: str) -> dict[str, dict[str, str]]:
-        done = call(K8S / "secrets.sh", **env)
-        assert done.returncode == 0, done.stderr
-        secrets = {s["metadata"]["name"]: s["data"] for s in server.find("secrets")}
-        return {
-            name: {key: base64.b64decode(value).decode() for key, value in data.items()}
-            for name, data in secrets.items()
-        }
-
-    first = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a b='$c'", AWS_SECRET_ACCESS_KEY="old")
-    assert set(first) == SECRETS
-    assert first["phantom-s3"] == {
-        "MLFLOW_ARTIFACTS_DESTINATION": "s3://bucket/p",
-        "AWS_ACCESS_KEY_ID": "a b='$c'",
-        "AWS_SECRET_ACCESS_KEY": "old",
-    }
-    passwords = first["phantom-postgres"]
-    assert set(passwords) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD"}
-    assert len(set(passwords.values())) == 3 and all(re.fullmatch("[0-9a-f]{48}", p) for p in passwords.values())
-    again = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="new")
-    assert again["phantom-postgres"] == passwords and again["phantom-s3"]["AWS_SECRET_ACCESS_KEY"] == "new"

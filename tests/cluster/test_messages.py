@@ -1,4 +1,4 @@
-"""What becomes words, from objects as the real cluster writes them and as the one in these tests does not."""
+"""Job states, pod warnings and terminations, from statuses as a real cluster writes them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def job(*conditions: tuple[str, str], spec: dict[str, Any] | None = None, **stat
         (job(("Running", "False"), ("Restarting", "True")), "restarting"),
         (job(("Running", "False"), ("Succeeded", "True")), "succeeded"),
         (job(("Running", "False"), ("Failed", "True")), "failed"),
-        # Suspended by its own word; the condition alone may be an old one.
+        # spec.suspend decides; the condition may be stale.
         (job(("Suspended", "True"), spec={"runPolicy": {"suspend": True}}), "suspended"),
         (job(("Suspended", "False"), ("Running", "True"), spec={"runPolicy": {"suspend": False}}), "running"),
         (job(spec={"suspend": True}), "suspended"),
-        # A resumed TrainJob has no condition but that it is not suspended.
+        # A resumed TrainJob has no other condition than Suspended=False.
         (job(("Suspended", "False"), jobsStatus=[{"name": "node", "active": 2}]), "running"),
         (job(("Complete", "True")), "succeeded"),
         (job(active=1), "running"),
@@ -39,7 +39,7 @@ def test_the_state_of_a_job(found: dict[str, Any], phase: str):
     assert job_state(found).phase == phase
 
 
-def test_a_suspended_job_says_what_it_waits_for():
+def test_a_suspended_job_names_its_queue():
     waiting = job(spec={"suspend": True})
     assert "is suspended" in job_state(waiting).text
     waiting["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
@@ -58,7 +58,7 @@ def waiting(reason: str, message: str | None = None) -> list[dict[str, Any]]:
     ("found", "said"),
     [
         (pod(containerStatuses=waiting("ContainerCreating")), []),
-        (pod(containerStatuses=waiting("CrashLoopBackOff", "back-off 10s")), []),  # its end is told instead
+        (pod(containerStatuses=waiting("CrashLoopBackOff", "back-off 10s")), []),  # its termination is reported instead
         (
             pod(containerStatuses=waiting("CreateContainerConfigError", 'secret "s" not found')),
             ['cannot start: CreateContainerConfigError: secret "s" not found'],
@@ -78,7 +78,7 @@ def waiting(reason: str, message: str | None = None) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_what_keeps_a_pod_from_running(found: dict[str, Any], said: list[str]):
+def test_why_a_pod_is_not_running(found: dict[str, Any], said: list[str]):
     assert list(pod_warnings(found)) == said
 
 
@@ -134,7 +134,7 @@ def test_how_a_container_ended(found: dict[str, Any], said: list[tuple[int, int,
     assert [(t.attempt, t.exit_code, t.reason) for t in terminations(found)] == said
 
 
-def test_the_stages_own_word_is_kept_apart_from_the_last_lines_of_its_log():
+def test_the_stages_error_is_told_from_the_last_lines_of_its_log():
     (own,) = terminations(pod(containerStatuses=container(0, ended(1, message='{"code": 75, "error": "saved"}'))))
     assert (own.stage_exit_code, own.stage_error, own.log_tail) == (75, "saved", "")
     (log,) = terminations(pod(containerStatuses=container(0, ended(1, message="line 1\nline 2"))))

@@ -1,7 +1,7 @@
-"""What k8s/ runs, as processes of this machine: Postgres, and MLflow and Prefect on it.
+"""The services of k8s/ as local processes: Postgres, and MLflow and Prefect on it.
 
-Commands, variables, probes and the script that makes the roles are read from the manifests; only places and ports are
-changed. Skipped where there is no Postgres.
+Commands, variables, probes and the script that creates the roles are read from the manifests; only addresses, paths and
+ports are changed. Skipped where there is no Postgres.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PASSWORDS = {f"{name}_PASSWORD": f"{name.lower()}-secret" for name in ("POSTGRES
 
 @dataclass
 class Postgres:
-    """Listens on `port` of this machine, with passwords asked for there."""
+    """A server on `port` of this machine, with password authentication."""
 
     port: int
 
@@ -66,7 +66,7 @@ def manifests(file: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    """A server with the roles that `roles.sh` makes."""
+    """A server with the roles that `roles.sh` creates."""
     folder, port = Path(tempfile.mkdtemp(prefix="phantom-postgres-")), free_port()
     binaries, user = Path(str(FOUND)).parent, None
     if os.geteuid() == 0:  # Postgres does not run as root
@@ -179,7 +179,7 @@ def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, 
 
 
 def status(url: str, host: str) -> int:
-    """What the server answers to a request for another host's name."""
+    """The status of a request with this Host header."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
     return connection.getresponse().status

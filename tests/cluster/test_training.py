@@ -1,4 +1,4 @@
-"""The whole path for real, on CPUs: flow, DVC, `phantom train`, a PyTorchJob of two pods, torchrun and gloo in them."""
+"""End to end on CPUs: the flow, DVC, `phantom train`, a PyTorchJob of two pods, and in them torchrun with gloo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from phantom.errors import UserError
 from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
-from tests.cluster.test_jobs import meanwhile, until
+from tests.cluster.jobs import meanwhile, until
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
 from tests.training.worlds import write_latents
 
@@ -51,7 +51,7 @@ def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
 
 @pytest.fixture
 def flow(prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module of the flow, at work in the cluster's checkout."""
+    """The flow's module, with the cluster's checkout as its root."""
     spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -62,44 +62,44 @@ def flow(prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 
 
 def first_checkpoint(cluster: Cluster) -> None:
-    """Waits for it; two processes import torch before."""
+    """Waits for the first checkpoint, which takes a while: two processes import torch before."""
     until(lambda: list(cluster.root.glob("checkpoints/phantom-*/step-*")), 900)
 
 
-def the_model_is_made(cluster: Cluster) -> None:
+def check_model(cluster: Cluster) -> None:
     result = json.loads((cluster.root / "models/phantom/result.json").read_text(encoding="utf-8"))
     assert result["steps"] == 40
     (job,) = cluster.api.find("pytorchjobs")
     assert job["status"]["conditions"][-1]["type"] == "Succeeded"
 
 
-def went_on(cluster: Cluster) -> bool:
-    """Whether a pod says so. Its last lines may never arrive here: the operator deletes what still runs at the end."""
+def resumed(cluster: Cluster) -> bool:
+    """Whether a pod logged that it resumed. Read on the server: the watcher may miss the last lines of a pod."""
     return any("train phantom: continues after step" in line for log in cluster.api.logs.values() for _, line in log)
 
 
 def run(flow: ModuleType, caplog: pytest.LogCaptureFixture) -> str:
-    """Runs the flow, in which every stage has to run; what was said."""
+    """Runs the flow, in which every stage has to run; its log."""
     ran = flow.full_pipeline()
     assert ran == dict.fromkeys(STAGES, True), caplog.text
     return caplog.text
 
 
-def test_a_pod_is_killed_and_training_goes_on(
+def test_training_resumes_after_a_pod_is_killed(
     cluster: Cluster, flow: ModuleType, make_params: Any, caplog: pytest.LogCaptureFixture
 ):
     root = two_pods(cluster, make_params)
     meanwhile(lambda: first_checkpoint(cluster), lambda: cluster.controllers.kill(cluster.controllers.running()[1]))
     said = run(flow, caplog)
-    assert "-worker-1 ran out of memory" in said and went_on(cluster), said
-    the_model_is_made(cluster)
-    # The same again costs nothing: DVC has it.
+    assert "-worker-1 ran out of memory" in said and resumed(cluster), said
+    check_model(cluster)
+    # A second run changes nothing, so DVC skips every stage.
     calls(root)
     assert flow.full_pipeline() == dict.fromkeys(STAGES, False)
     assert calls(root) == []
 
 
-def test_a_pod_is_put_out_and_training_goes_on(
+def test_training_resumes_after_a_pod_is_evicted(
     cluster: Cluster, flow: ModuleType, make_params: Any, caplog: pytest.LogCaptureFixture
 ):
     two_pods(cluster, make_params)
@@ -109,11 +109,11 @@ def test_a_pod_is_put_out_and_training_goes_on(
     )
     said = run(flow, caplog)
     assert f"was evicted (Evicted): {low}" in said or "-worker-0 is gone" in said, said
-    assert went_on(cluster), said
-    the_model_is_made(cluster)
+    assert resumed(cluster), said
+    check_model(cluster)
 
 
-def test_pods_without_a_node_and_an_api_with_faults_are_outlived(
+def test_training_survives_pending_pods_and_api_faults(
     cluster: Cluster, flow: ModuleType, make_params: Any, caplog: pytest.LogCaptureFixture
 ):
     two_pods(cluster, make_params)
@@ -133,10 +133,10 @@ def test_pods_without_a_node_and_an_api_with_faults_are_outlived(
     said = run(flow, caplog)
     assert f"cannot be scheduled: {full}" in said
     assert "could not create PyTorchJob" in said and "the cluster answers again" in said
-    the_model_is_made(cluster)
+    check_model(cluster)
 
 
-def test_wrong_input_in_the_pods_ends_the_flow_with_its_line(
+def test_wrong_input_in_the_pods_fails_the_flow_with_its_error(
     cluster: Cluster, flow: ModuleType, make_params: Any, caplog: pytest.LogCaptureFixture
 ):
     root = two_pods(cluster, make_params)

@@ -1,6 +1,6 @@
 """The deployment on a work pool, as the cluster's worker runs it: `prefect deploy --all`, a real server, a real worker.
 
-Jobs go to the played cluster. The flow's own process dies, is cancelled, and is started again.
+Jobs go to the fake cluster. The flow's process is killed, cancelled, and started again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import yaml
 
 from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
-from tests.cluster.test_jobs import WAITS
-from tests.cluster.test_training import first_checkpoint, the_model_is_made, two_pods
+from tests.cluster.jobs import WAITS
+from tests.cluster.test_training import check_model, first_checkpoint, two_pods
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
 from tests.tracking.served import Prefect, alive, descendants, free_port, wait
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 @pytest.fixture
 def pool(cluster: Cluster) -> Iterator[Prefect]:
-    """A server and a worker, to which the checkout has been deployed by `deploy`."""
+    """A Prefect server for the checkout; `deploy` adds the deployment and a worker."""
     made = Prefect(cluster.root, free_port())
     server = made.start("server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(made.port))
     try:
@@ -42,7 +42,7 @@ def pool(cluster: Cluster) -> Iterator[Prefect]:
 
 
 def deploy(pool: Prefect) -> None:
-    """As the worker's pod does in its command."""
+    """Deploys the flow and starts a worker, as the command of the worker's pod does."""
     (pool.checkout / "flows").mkdir()
     shutil.copy(ROOT / "flows/full_pipeline.py", pool.checkout / "flows")
     for name in ("prefect.yaml", "prefect.toml"):
@@ -53,7 +53,7 @@ def deploy(pool: Prefect) -> None:
     pool.worker = pool.start("worker.log", "prefect", *arguments)
 
 
-def test_a_flow_that_dies_and_is_started_again_takes_up_the_running_job(pool: Prefect, cluster: Cluster, make_params):
+def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Prefect, cluster: Cluster, make_params):
     root = two_pods(cluster, make_params, "train.steps=40")
     deploy(pool)
     (deployed,) = pool.ask("/deployments/filter", {})
@@ -69,7 +69,7 @@ def test_a_flow_that_dies_and_is_started_again_takes_up_the_running_job(pool: Pr
     for pid in of_the_flow:
         os.kill(pid, signal.SIGKILL)
     assert pool.finished(first) in ("Crashed", "Failed")
-    assert cluster.api.find("pytorchjobs")  # the job knows nothing of it
+    assert cluster.api.find("pytorchjobs")  # the job is not affected
     assert calls(root) == ["prepare", "encode"]
 
     second = pool.run("-p", 'params={"evaluate": {"seed": 7}}')
@@ -77,7 +77,7 @@ def test_a_flow_that_dies_and_is_started_again_takes_up_the_running_job(pool: Pr
     assert "already exists: adopting it" in pool.log(second) or "adopting its outputs" in pool.log(second)
     (same,) = cluster.api.find("pytorchjobs")
     assert same["metadata"]["uid"] == job["metadata"]["uid"]
-    the_model_is_made(cluster)
+    check_model(cluster)
     assert calls(root) == ["evaluate", "register"]
     made = {artifact["key"] for artifact in pool.ask("/artifacts/filter", {}) if artifact["key"]}
     assert {f"{stage}-progress" for stage in STAGES} | {"evaluation"} <= made

@@ -1,0 +1,52 @@
+"""The manifests of k8s/, as kubectl applies them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from phantom.config import apply_overrides, preset_path, validate
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = ("dev", "eks", "gke", "kueue", "rdma")
+SECRETS = {"phantom-postgres", "phantom-s3"}  # made by k8s/secrets.sh
+OURS = ("phantom-orchestrator", "phantom-train")
+
+Manifest = dict[str, Any]
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
+
+
+def load(text: str) -> list[Manifest]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def applied() -> list[Manifest]:
+    """What `kubectl apply -f k8s/` takes."""
+    return [m for file in sorted(K8S.glob("*.yaml")) for m in load(file.read_text(encoding="utf-8"))]
+
+
+def overlay(name: str) -> list[Manifest]:
+    """What `kubectl apply -k k8s/overlays/<name>` takes."""
+    done = subprocess.run(["kubectl", "kustomize", K8S / "overlays" / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load(done.stdout)
+
+
+def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    return found
+
+
+def settings_of(manifests: list[Manifest]) -> Any:
+    """The settings that the ConfigMap `phantom-settings` writes on an empty volume."""
+    data = one(manifests, "ConfigMap", "phantom-settings")["data"]
+    tree = yaml.safe_load(preset_path(data["preset"]).read_text(encoding="utf-8"))
+    lines = [line for line in data["settings"].splitlines() if line and not line.startswith("#")]
+    return validate(apply_overrides(tree, lines))

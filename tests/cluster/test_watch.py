@@ -1,0 +1,164 @@
+"""A watched job: pods that cannot start, are killed or evicted; failures, and whose error is raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from phantom.cluster import watch
+from phantom.cluster.submit import run_job
+from phantom.errors import StageFailed, UserError
+from tests.cluster.conftest import Cluster
+from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, polled, the_job, until
+
+
+def test_a_killed_pod_is_restarted_and_the_reason_is_reported(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"echo step 7; {WAITS}")
+    started = cluster.root / "started"
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: polled(cluster),
+        lambda: cluster.controllers.kill(cluster.controllers.running()[0]),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.restarts == 1 and result.pods == 1
+    said = capfd.readouterr().err
+    assert f"train: pod {result.job}-worker-0 ran out of memory; raise cluster.memory_gib" in said
+    (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
+    assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
+def test_a_pod_that_changes_is_polled_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch, "POLL_SECONDS", 600)
+    cluster.image(torchrun=f"test -e again || {{ touch again; echo step 7; exit 1; }}\n{DONE}")
+    cluster.api.expired = 2  # and such a watch is begun anew
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.restarts == 1 and result.seconds < 300
+    assert f"pod {result.job}-worker-0 ended with exit code 1\n    step 7\n" in capfd.readouterr().err
+    assert cluster.api.expired == 0
+
+
+def test_an_evicted_pod_is_replaced_and_its_last_lines_are_kept(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=f"echo step 7; {WAITS}")
+    started = cluster.root / "started"
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: polled(cluster),
+        lambda: cluster.controllers.evict(cluster.controllers.running()[0], "The node was low on resource: memory."),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params(), cluster.root)
+    assert result.pods == 2
+    said = capfd.readouterr().err
+    evicted = "was evicted (Evicted): The node was low on resource: memory."
+    assert f"train: pod {result.job}-worker-0 {evicted}" in said or "is gone" in said
+    (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
+    assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
+def test_a_pod_that_waits_for_a_node_or_an_image_is_reported_once_and_is_no_failure(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=DONE)
+    control = cluster.controllers
+    full = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    control.pending, control.no_image = full, "not found"
+    meanwhile(
+        lambda: polled(cluster),
+        lambda: setattr(control, "pending", None),
+        lambda: polled(cluster),
+        lambda: setattr(control, "no_image", None),
+    )
+    pod = f"{run_job('train', cluster.params(), cluster.root).job}-worker-0"
+    said = capfd.readouterr().err.splitlines()
+    assert (
+        said.count(f"train: pod {pod} cannot be scheduled: {'0/3 nodes are available: 3 Insufficient nvidia.com/gpu.'}")
+        == 1
+    )
+    assert said.count(f"train: pod {pod} cannot get its image phantom-train:0.2.0: not found") == 1
+
+
+def test_a_rejected_pod_is_reported_by_its_event(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=DONE)
+    cluster.controllers.idle = True
+    refused = 'pods "x" is forbidden: exceeded quota: phantom, requested: requests.nvidia.com/gpu=8'
+    meanwhile(
+        lambda: until(lambda: cluster.api.find("pytorchjobs")),
+        lambda: cluster.api.event(the_job(cluster), "FailedCreatePod", refused),
+        lambda: polled(cluster),
+        lambda: setattr(cluster.controllers, "idle", False),
+    )
+    run_job("train", cluster.params(), cluster.root)
+    assert f"FailedCreatePod: {refused}" in capfd.readouterr().err
+
+
+def test_a_job_that_no_controller_reconciles_is_reported(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
+    cluster.image(torchrun=DONE)
+    cluster.controllers.idle = True
+    monkeypatch.setattr(watch, "OPERATOR_TIMEOUT_SECONDS", 0.2)
+    meanwhile(lambda: polled(cluster), lambda: setattr(cluster.controllers, "idle", False))
+    run_job("train", cluster.params(), cluster.root)
+    assert capfd.readouterr().err.count("no controller has reconciled the job yet") == 1
+
+
+def test_a_suspended_job_is_reported_and_resumes(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun=WAITS)
+    started = cluster.root / "started"
+
+    def suspend(value: bool) -> None:
+        with cluster.api.lock:
+            the_job(cluster)["spec"]["runPolicy"]["suspend"] = value
+
+    meanwhile(
+        lambda: until(started.exists),
+        lambda: polled(cluster),
+        lambda: suspend(True),
+        lambda: until((cluster.root / "saved").exists),
+        lambda: polled(cluster),
+        lambda: suspend(False),
+        lambda: until(lambda: len(started.read_text().split()) == 2),
+        (cluster.root / "go").touch,
+    )
+    result = run_job("train", cluster.params("cluster.queue=gpus"), cluster.root)
+    said = capfd.readouterr().err
+    assert f"train: PyTorchJob {result.job} waits in the queue gpus" in said
+    assert "is gone" not in said
+
+
+def test_a_job_that_fails_fails_with_the_last_lines_of_its_log(cluster: Cluster, capfd: Any):
+    cluster.image(torchrun="echo step 7; echo 'CUDA error: unspecified launch failure'; exit 1")
+    with pytest.raises(StageFailed, match=r"pod .*-worker-0 ended with exit code 1; last lines of its log in"):
+        run_job("train", cluster.params("cluster.restarts=2"), cluster.root)
+    said = capfd.readouterr().err
+    assert "    CUDA error: unspecified launch failure" in said
+    kept = list((cluster.root / "checkpoints/jobs").rglob("*.log"))
+    assert kept and all("launch failure" in file.read_text(encoding="utf-8") for file in kept)
+
+
+def test_wrong_input_in_a_pod_is_raised_here_and_not_retried(cluster: Cluster):
+    cluster.image(torchrun=leaves(2, "data/latents: made with data.fps 4") + " || exit 1")
+    with pytest.raises(UserError, match=r"^data/latents: made with data\.fps 4$"):
+        run_job("train", cluster.params("cluster.restarts=1000"), cluster.root)
+    until(lambda: not cluster.api.find("pytorchjobs"))
+    cluster.image(python=leaves(2, "data/clips: empty"))
+    with pytest.raises(UserError, match=r"^data/clips: empty$"):
+        run_job("encode", cluster.params(), cluster.root)
+
+
+def test_the_stages_own_error_is_raised(cluster: Cluster):
+    cluster.image(torchrun=leaves(1, "train: 10 steps in a row without a finite gradient"))
+    with pytest.raises(StageFailed, match=r"^train: 10 steps in a row without a finite gradient$"):
+        run_job("train", cluster.params("cluster.restarts=1"), cluster.root)
+
+
+def test_a_job_deleted_by_someone_else_is_reported(cluster: Cluster):
+    cluster.image(torchrun=WAITS)
+    meanwhile(
+        lambda: until((cluster.root / "started").exists),
+        lambda: polled(cluster),
+        lambda: cluster.api.remove("pytorchjobs", the_job(cluster)["metadata"]["name"]),
+    )
+    with pytest.raises(StageFailed, match="was deleted by someone else"):
+        run_job("train", cluster.params(), cluster.root)
