@@ -27,7 +27,7 @@ from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, REGISTERED, REPORT, STAGES
 from phantom.progress import say
-from phantom.tracking.lineage import PIPELINE, new_pipeline
+from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 
 WORK = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
 # How long a stage may take to save after Ctrl-C, then after SIGTERM, before it is killed.
@@ -52,7 +52,7 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
     """
     params = params or load_params(root / "params.yaml")
     done: list[StageRun] = []
-    pipeline = new_pipeline()
+    pipeline = new_pipeline_name()
     with checkout_lock(root) as lock:
         for number, stage in enumerate(STAGES, 1):
             say(f"[{number}/{len(STAGES)}] {stage}")
@@ -139,7 +139,7 @@ def run_stage(
         process = subprocess.Popen(
             command,
             cwd=root,
-            env=_environment(outcome) | ({PIPELINE: pipeline} if pipeline else {}),
+            env=_environment(outcome) | ({PIPELINE_ENV: pipeline} if pipeline else {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
