@@ -31,8 +31,8 @@ from phantom.training.build import build_model, checkpointing_func, compile_bloc
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
 from phantom.training.data_loader import read_batches
 from phantom.training.learner import Learner
-from phantom.training.objective import losses
-from phantom.training.sampler import ShareOfBatches
+from phantom.training.objective import Losses, losses
+from phantom.training.sampler import DistributedBatchSampler
 
 WIDTH, BLOCKS = 256, 6
 BATCH, FRAMES, SIDE, CHANNELS = 6, 5, 24, 64  # samples; video latents of SIDE x SIDE; channels of the physics states
@@ -40,7 +40,7 @@ FEWER = 12  # a SIDE at which attention is a twelfth of a block's forward operat
 WIDER = 3 * WIDTH  # with FEWER attention is a thirtieth of them, and what is done for each element weighs less, too
 K, KS = 16, (1, 16, 64)
 KINDS = ("none", "full", "selective")
-TRAIN = load_params(preset_path("mini")).train
+TRAIN = load_params(preset_path("mini")).train.model_copy(update={"batch_size": BATCH})
 
 
 def build(per_token: bool = False, width: int = WIDTH, blocks: int = BLOCKS) -> PhantomTransformer3DModel:
@@ -98,8 +98,9 @@ class Step:
             selective = self.checkpointing == "selective" and not measured
             self.learner.model.enable_gradient_checkpointing(checkpointing_func(selective))
         if measured:
-            self.learner.measure(self._passes())
-        self.learner.backward(self._passes(), 0.5)
+            self.learner.measured_backward(self._forward, lambda norms: 0.5)
+        else:
+            self.learner.backward(self._forward, 0.5)
         self.learner.update(1e-4)
 
     def peak(self) -> int:
@@ -108,9 +109,8 @@ class Step:
         before = [*self.learner.model.parameters(), *moments, *vars(self.batch).values()]
         return sum(tensor.nbytes for tensor in before) + max(most(lambda: self(True)), most(lambda: self(False)))
 
-    def _passes(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        each = losses(self.learner.model, self.batch)
-        yield each.video.mean(), each.physics.mean()
+    def _forward(self) -> Iterator[Losses]:
+        yield losses(self.learner.model, self.batch)
 
 
 def most(run: Callable[[], object]) -> int:
@@ -152,7 +152,7 @@ def reading(params: Params, root: Path) -> dict[str, Callable[[], float]]:
     latents = LatentSet(root / "data/latents", "train")
     model = build_model(params, latents[0].physics.shape[0]).train()
     learner, size = Learner(model, params.train, torch.device("cpu"), None), params.train.batch_size
-    steps = ShareOfBatches(latents.shapes, size, 0, range(10**6))
+    steps = DistributedBatchSampler(latents.shapes, size, 0, range(10**6))
     batches = read_batches(TrainingSet(latents, params), steps, 0)
 
     def passes() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -11,7 +11,7 @@ from phantom.data.shards import Latents
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
 from phantom.training.flow import noised, shifted, velocity
 from phantom.training.objective import losses
-from phantom.training.sampler import ShareOfBatches, epoch_batches
+from phantom.training.sampler import DistributedBatchSampler, epoch_batches
 
 
 class OneClip:
@@ -106,12 +106,14 @@ def test_the_order_of_one_bucket_stays_what_it_is():
 @pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 1), (2, 2), (4, 2)])
 def test_processes_and_micro_batches_share_the_same_samples(accumulation, processes):
     shapes = [(1, 2, 3, 4)] * 21
-    whole = list(ShareOfBatches(shapes, 8, 3, range(2, 9)))
-    parts = [list(ShareOfBatches(shapes, 8, 3, range(2, 9), accumulation, p, processes)) for p in range(processes)]
+    whole = list(DistributedBatchSampler(shapes, 8, 3, range(2, 9)))
+    parts = [
+        list(DistributedBatchSampler(shapes, 8, 3, range(2, 9), accumulation, p, processes)) for p in range(processes)
+    ]
     for number, batch in enumerate(whole):
         shares = [part[number * accumulation + m] for m in range(accumulation) for part in parts]
         assert [key for share in shares for key in share] == batch
-    assert whole == list(ShareOfBatches(shapes, 8, 3, range(0, 9)))[2:]
+    assert whole == list(DistributedBatchSampler(shapes, 8, 3, range(0, 9)))[2:]
     assert len({n for batch in whole for _, n in batch}) == 7 * 8
 
 

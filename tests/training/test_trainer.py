@@ -23,12 +23,12 @@ from phantom.data.shards import LatentSet
 from phantom.data.video import read_frames
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
-from phantom.training import checkpoint, parallel
+from phantom.training import checkpoint, process_group
 from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses
-from phantom.training.sampler import ShareOfBatches
+from phantom.training.sampler import DistributedBatchSampler
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import QUICK, history, same, weights
 from tests.training.worlds import write_latents
@@ -144,7 +144,7 @@ def truth(params, alpha=0.0):
     """Norms of both losses' gradients over the first global batch, and their weighted sum, by plain autograd."""
     latents = LatentSet(Path("data/latents"), "train")
     model = build_model(params, latents[0].physics.shape[0])
-    (keys,) = list(ShareOfBatches(latents.shapes, params.train.batch_size, params.train.seed, range(1)))
+    (keys,) = list(DistributedBatchSampler(latents.shapes, params.train.batch_size, params.train.seed, range(1)))
     each = losses(model, Batch.of([TrainingSet(latents, params)[key] for key in keys]))
     named = dict(model.trainable_parameters())
     apart = [
@@ -355,7 +355,7 @@ def test_a_request_to_stop_saves_first(place, monkeypatch):
 
 def test_bad_gradients_are_skipped_and_too_many_of_them_stop_the_run(place, monkeypatch, capsys):
     params = place("train.max_bad_steps=2", "train.checkpoint_every=1")
-    original = parallel.sum_over_processes
+    original = process_group.sum_over_processes
     poisoned: set[int] = {2}
 
     def poison(tensors):
@@ -363,7 +363,7 @@ def test_bad_gradients_are_skipped_and_too_many_of_them_stop_the_run(place, monk
             next(t for t in tensors if t is not None).fill_(float("nan"))
         original(tensors)
 
-    monkeypatch.setattr("phantom.training.parallel.sum_over_processes", poison)
+    monkeypatch.setattr("phantom.training.process_group.sum_over_processes", poison)
     trainer = Trainer(params, Path(), "phantom", held=False)
     trainer.run()
     assert "step 3: the gradient is not finite, the step is skipped" in capsys.readouterr().err
@@ -390,9 +390,9 @@ def test_changed_settings_or_data_begin_a_new_run(place):
 
 def test_wrong_input_is_one_line(place, monkeypatch, tmp_path):
     params = place()
-    monkeypatch.setattr("phantom.training.parallel.find_spec", lambda name: None)
+    monkeypatch.setattr("phantom.training.process_group.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.strategy: found 'zero2', but DeepSpeed is not installed"):
-        parallel.join(place("train.strategy=zero2").train)
+        process_group.join(place("train.strategy=zero2").train)
     with pytest.raises(UserError, match="several processes"):
         train(place("train.strategy=fsdp2"))
     with pytest.raises(UserError, match=r"data\.fps"):

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
-from phantom.training import parallel
+from phantom.training import layout, process_group
 from phantom.training.build import checkpointing_func, compile_blocks
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
@@ -87,10 +87,10 @@ def skips(own) -> bool:
     optimizer = make_optimizer(trainable(own), load_params(preset_path("mini")).train.optimizer, fused=True)
     changed = []
     for left_out in (1.0, 0.0):
-        before = [parallel.whole(p.detach()).clone() for p in trainable(own)]
+        before = [layout.gather(p.detach()).clone() for p in trainable(own)]
         optimizer.found_inf = torch.tensor(left_out)
         optimizer.step()
-        after = [parallel.whole(p.detach()) for p in trainable(own)]
+        after = [layout.gather(p.detach()) for p in trainable(own)]
         changed.append(any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)))
     return changed == [False, True]
 
@@ -104,11 +104,11 @@ def measure(rank: int, folder: str) -> None:
 
     for strategy in ("ddp", "fsdp2"):
         own = model()
-        parallel.lay_out(own, strategy)
+        layout.distribute_model(own, strategy)
         split = SplitGradients(trainable(own))
         each = losses(own, half)
         split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)
-        split.reduce(parallel.sum_over_processes)
+        split.reduce(process_group.sum_over_processes)
         found[strategy] = float(split.norms()[1])
         split.combine(0.5)
         found[f"{strategy} leaves out a step"] = skips(own)
@@ -268,7 +268,7 @@ def test_the_heads_gradient_is_that_of_autograd(parts):
             part = Batch(**{name: value[numbers.start : numbers.stop] for name, value in vars(whole).items()})
             losses(own, part)
             seen.add(part, size)
-    assert seen.norm(parallel.sum_over_processes) == pytest.approx(expected, rel=1e-5)
+    assert seen.norm(process_group.sum_over_processes) == pytest.approx(expected, rel=1e-5)
     assert not head._forward_pre_hooks and not own.physics_ends._forward_hooks
 
 
@@ -278,4 +278,4 @@ def test_it_is_not_the_norm(truth):
     with seen.watching(), torch.no_grad():
         losses(own, whole)
         seen.add(whole, SIZE)
-    assert 0 < seen.norm(parallel.sum_over_processes) < 0.99 * truth and math.isfinite(truth)
+    assert 0 < seen.norm(process_group.sum_over_processes) < 0.99 * truth and math.isfinite(truth)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 
-from phantom.training import checkpoint, parallel
+from phantom.training import checkpoint, process_group
 from phantom.training.objective import losses
 from phantom.training.trainer import Trainer
 from phantom.training.zero import ZeroLearner
@@ -107,7 +107,7 @@ def tried(params, folder, ways: tuple[str, ...]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     torch.set_num_threads(1)
     own, whole = model(), batch(range(SIZE))
-    learner = ZeroLearner(own, params.train, parallel.join(params.train), None)
+    learner = ZeroLearner(own, params.train, process_group.join(params.train), None)
     engine, found = learner.model, {}
     for way in ways:
         each = losses(engine, whole)

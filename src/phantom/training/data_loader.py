@@ -10,12 +10,12 @@ import torch
 
 from phantom.config import Params
 from phantom.data.online import OnlineLatents
-from phantom.data.prefetch import ahead
-from phantom.data.shards import LATENTS, LatentSet, refuse_other_recipe
+from phantom.data.prefetch import prefetch
+from phantom.data.shards import LATENTS, LatentSet, check_recipe
 from phantom.data.storage import open_folder
-from phantom.encoders.weights import weights_of
+from phantom.encoders.weights import weight_fingerprints
 from phantom.training.conditioning import Batch, TrainingSet
-from phantom.training.sampler import ShareOfBatches
+from phantom.training.sampler import DistributedBatchSampler
 
 
 def open_latents(params: Params, root: Path, split: str, device: torch.device) -> LatentSet:
@@ -23,12 +23,12 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
     storage = params.storage
     store = open_folder(storage.latents, root, storage) if storage.latents else None
     stored = LatentSet(root / LATENTS, split, store)
-    refuse_other_recipe(stored.recipe, params, weights_of(params.models, fetch=False))
+    check_recipe(stored.recipe, params, weight_fingerprints(params.models, fetch=False))
     return stored if params.train.physics_latents == "stored" else OnlineLatents(root, split, params, device, store)
 
 
-def read_batches(clips: TrainingSet, sampler: ShareOfBatches, prefetch: int) -> Iterator[Batch]:
-    """The batches that `sampler` names, with `prefetch` samples being read beyond the one that is used."""
-    samples = ahead(clips.__getitem__, chain.from_iterable(sampler), prefetch)
+def read_batches(clips: TrainingSet, sampler: DistributedBatchSampler, samples_ahead: int) -> Iterator[Batch]:
+    """The batches that `sampler` names, with `samples_ahead` samples being read beyond the one in use."""
+    samples = prefetch(clips.__getitem__, chain.from_iterable(sampler), samples_ahead)
     while batch := list(islice(samples, sampler.share)):
         yield Batch.of(batch)

@@ -1,11 +1,11 @@
-"""The gradients of the two losses, kept apart, so that the norm of L_z's alone is known exactly.
+"""The gradients of the two losses, kept separate, so that the norm of L_z's gradient is known exactly.
 
-Each loss has its own backward through the one graph, into its own set of buffers; the training gradient is their
-weighted sum. Nothing is measured by `autograd.grad` or between synchronised backwards of a wrapper: under data
-parallelism those give the norms of local gradients, miss parameters, or lose the other term without an error. Here the
-buffers themselves are summed over processes before any norm is taken.
+Each loss has its own backward pass through the one graph, into its own set of buffers; the training gradient is their
+weighted sum. The norm is not taken from `autograd.grad`, nor between synchronised backward passes of a wrapper: under
+data parallelism those give norms of local gradients, miss parameters, or silently lose the other term. Here the buffers
+themselves are summed over the processes before any norm is computed.
 
-Beside it a cheap signal: the gradient of the physics branch's output head alone, in closed form.
+`HeadGradient` is a cheap proxy: the gradient of the physics branch's output head alone, in closed form.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import nn
 
 from phantom.training.conditioning import Batch
 from phantom.training.flow import velocity
-from phantom.training.parallel import whole
+from phantom.training.layout import gather
 
 Gradients = list[torch.Tensor | None]
 
 
 class SplitGradients:
-    """Accumulates dL_v/dtheta and dL_z/dtheta of a step apart. The losses are shares of global means."""
+    """Accumulates dL_v/dtheta and dL_z/dtheta separately. Losses are shares of means over the global batch."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -44,7 +44,7 @@ class SplitGradients:
         return [parameter.grad for parameter in self.parameters]
 
     def reduce(self, reduce: Callable[[Gradients], None]) -> None:
-        """Sums both over the processes."""
+        """Sums both over the processes, with the function given."""
         reduce(self.physics)
         reduce(self.video)
 
@@ -79,7 +79,7 @@ class HeadGradient:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Starts a sum at zero; within it every forward pass of the model is seen."""
+        """A context that starts the sum at zero and records what the head reads and predicts in each forward pass."""
         self.weight = self.bias = torch.zeros((), device=self.ends.proj_out.bias.device)
         hooks = (
             self.ends.proj_out.register_forward_pre_hook(lambda _, given: setattr(self, "_inputs", given[0].detach())),
@@ -93,7 +93,7 @@ class HeadGradient:
 
     @torch.no_grad()
     def add(self, batch: Batch, size: int) -> None:
-        """Adds the share of the micro-batch that has just gone forward, of `size` samples in the global batch."""
+        """Adds the micro-batch of the last forward pass, as its share of a global batch of `size` samples."""
         predicted, inputs = self._predicted.float(), self._inputs.float()
         free = (batch.sigma_physics > 0).float()
         share = free / free.sum(dim=1, keepdim=True) / (predicted[0, :, 0].numel() * size)  # (B, T)
@@ -113,4 +113,4 @@ class HeadGradient:
 
 def total_norm(gradients: Gradients) -> torch.Tensor:
     """The 2-norm of all of them as one vector, float32."""
-    return whole(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))
+    return gather(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))

@@ -1,12 +1,12 @@
-"""What is trained, over the processes: the parameters, their gradients, AdamW's state and the moving average.
+"""What is trained, over all processes: the parameters, their gradients, AdamW's state and the moving average.
 
-`Learner` is torch's own: replicated (ddp) or in shards of FSDP2. `zero.ZeroLearner` is the same under DeepSpeed. Both
-keep their state under the parameters' names, whole, in the same files: any of them continues what another has saved.
+`Learner` uses torch alone: replicated (ddp) or sharded by FSDP2. `zero.ZeroLearner` is its counterpart under DeepSpeed.
+Both save full tensors under the parameters' names in the same files, so that either resumes what the other has saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,53 +14,57 @@ from torch import nn
 
 from phantom.config import Optimizer, Train
 from phantom.model import PhantomTransformer3DModel
-from phantom.training import parallel
+from phantom.training import process_group
 from phantom.training.checkpoint import Checkpoint
 from phantom.training.gradient_norm import SplitGradients, total_norm
+from phantom.training.layout import distribute, distribute_model, gather
+from phantom.training.objective import Losses
 
-Passes = Iterable[tuple[torch.Tensor, torch.Tensor]]  # each a forward pass of a micro-batch when asked for: (L_v, L_z)
-Tensors = dict[str, dict[str, torch.Tensor]]  # of a checkpoint: group -> name -> whole, on the CPU
+Forward = Callable[[], Iterator[Losses]]  # runs the micro-batches of a step, one forward pass for each item taken
+Weight = Callable[[dict[str, float]], float]  # alpha_z, from the gradient norms just measured
+Tensors = dict[str, dict[str, torch.Tensor]]  # of a checkpoint: group -> name -> full tensor on the CPU
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Learner:
-    """Parameters replicated in every process or sharded by torch (`parallel.lay_out`)."""
+    """Parameters replicated in every process or sharded by FSDP2 (`layout`)."""
 
-    backwards = 2  # through the graph of one forward pass, where norms are measured
+    backwards = 2  # passes through the graph of one forward pass, where norms are measured
 
     def __init__(
         self, model: PhantomTransformer3DModel, settings: Train, device: torch.device, found: Checkpoint | None
     ) -> None:
-        parallel.lay_out(model, settings.strategy)
+        distribute_model(model, settings.strategy)
         self.model: nn.Module = model
         named = dict(model.trainable_parameters())
         self.names, self.parameters = list(named), list(named.values())
-        self.clip_norm, self.decay = settings.optimizer.clip_norm, settings.ema_decay
-        # On a GPU the kernel itself leaves out a step that is not finite: nothing waits to know.
+        self.size, self.clip_norm, self.decay = settings.batch_size, settings.optimizer.clip_norm, settings.ema_decay
+        # On a GPU the fused kernel itself skips a step that is not finite, without a host sync.
         self.optimizer = make_optimizer(self.parameters, settings.optimizer, fused=device.type == "cuda")
         self.average = [p.detach().clone() for p in self.parameters] if self.decay else None
-        self._split: SplitGradients | None = None
         if found:
             self._load(found)
 
-    def measure(self, passes: Passes) -> dict[str, float]:
-        """Norms of both losses' gradients over the global batch."""
-        self._split = SplitGradients(self.parameters)
-        for loss_v, loss_z in passes:
-            self._split.backward(loss_v, loss_z)
-        self._split.reduce(parallel.sum_over_processes)
-        norm_v, norm_z = (float(n) for n in self._split.norms())
-        return {"grad_norm_video": norm_v, "grad_norm_physics": norm_z}
-
-    def backward(self, passes: Passes, alpha: float) -> None:
-        """The gradient of L_v + alpha L_z. After `measure` it is at hand, and no pass is made."""
-        if self._split:
-            self._split.combine(alpha)
-            self._split = None
-            return
-        for loss_v, loss_z in passes:
+    def backward(self, forward: Forward, alpha: float) -> list[Losses]:
+        """Sets the gradient of L_v + alpha L_z. Returns the losses of each micro-batch."""
+        seen = []
+        for losses in forward():
+            loss_v, loss_z = losses.share(self.size)
             (loss_v + alpha * loss_z).backward()
-        parallel.sum_over_processes([p.grad for p in self.parameters])
+            seen.append(losses.detach())
+        process_group.sum_over_processes([p.grad for p in self.parameters])
+        return seen
+
+    def measured_backward(self, forward: Forward, weight: Weight) -> list[Losses]:
+        """The same with both gradients' norms over the global batch, from which `weight` makes alpha."""
+        split, seen = SplitGradients(self.parameters), []
+        for losses in forward():
+            split.backward(*losses.share(self.size))
+            seen.append(losses.detach())
+        split.reduce(process_group.sum_over_processes)
+        norm_v, norm_z = (float(n) for n in split.norms())
+        split.combine(weight({"grad_norm_video": norm_v, "grad_norm_physics": norm_z}))
+        return seen
 
     def update(self, rate: float) -> torch.Tensor:
         """Clips and applies the gradient, unless it is not finite. Returns its norm."""
@@ -79,7 +83,10 @@ class Learner:
         return norm
 
     def tensors(self, keep: bool) -> Tensors:
-        """`model`, `optimizer` and perhaps `average`. Every process must ask; only one that is to `keep` gets them."""
+        """`model`, `optimizer` and, if there is one, `average`: full tensors, in processes that are to `keep` them.
+
+        A collective: every process must call it.
+        """
         moments = self.optimizer.state_dict()["state"]
         groups: dict[str, Iterator[tuple[str, torch.Tensor]]] = {
             "model": zip(self.names, self.parameters, strict=True),
@@ -87,25 +94,25 @@ class Learner:
         }
         if self.average is not None:
             groups["average"] = zip(self.names, self.average, strict=True)
-        return {group: _whole(named, keep) for group, named in groups.items()}
+        return {group: _gather_all(named, keep) for group, named in groups.items()}
 
     def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """What is exported: the moving average, if there is one. Every process must ask, as of `tensors`."""
-        return _whole(zip(self.names, self.average or self.parameters, strict=True), keep)
+        """The weights to export: the moving average, if there is one. A collective, as `tensors` is."""
+        return _gather_all(zip(self.names, self.average or self.parameters, strict=True), keep)
 
     def _load(self, found: Checkpoint) -> None:
-        put(found, "model", dict(zip(self.names, self.parameters, strict=True)))
+        load_into(found, "model", dict(zip(self.names, self.parameters, strict=True)))
         if self.average is not None:
-            put(found, "average", dict(zip(self.names, self.average, strict=True)))
+            load_into(found, "average", dict(zip(self.names, self.average, strict=True)))
         state = self.optimizer.state_dict()
         with found.open("optimizer") as moments:
             known = set(moments.keys())
 
-            def like(i: int, key: str) -> torch.Tensor:
-                return parallel.like(moments.get_tensor(f"{self.names[i]}/{key}"), self.parameters[i])
+            def moment(i: int, key: str) -> torch.Tensor:
+                return distribute(moments.get_tensor(f"{self.names[i]}/{key}"), self.parameters[i])
 
             state["state"] = {
-                i: {"step": moments.get_tensor(f"{name}/step"), **{key: like(i, key) for key in MOMENTS}}
+                i: {"step": moments.get_tensor(f"{name}/step"), **{key: moment(i, key) for key in MOMENTS}}
                 for i, name in enumerate(self.names)
                 if f"{name}/step" in known
             }
@@ -124,17 +131,17 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Optimizer, fused: b
 
 
 @torch.no_grad()
-def put(found: Checkpoint, group: str, tensors: dict[str, Any]) -> None:
-    """Copies a checkpoint's `group` into `tensors`, one after the other."""
+def load_into(found: Checkpoint, group: str, tensors: dict[str, Any]) -> None:
+    """Copies a checkpoint's `group` into `tensors`, one tensor at a time."""
     with found.open(group) as file:
         for name, tensor in tensors.items():
-            tensor.copy_(parallel.like(file.get_tensor(name), tensor))
+            tensor.copy_(distribute(file.get_tensor(name), tensor))
 
 
-def _whole(named: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
+def _gather_all(named: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
     kept = {}
     for name, tensor in named:
-        whole = parallel.whole(tensor.detach())
+        full = gather(tensor.detach())
         if keep:
-            kept[name] = whole.cpu()
+            kept[name] = full.cpu()
     return kept

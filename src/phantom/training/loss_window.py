@@ -1,4 +1,4 @@
-"""Losses since the last log line: means over samples and processes, whole and by bucket of sigma."""
+"""Running means of the losses since the last log line, overall and by bucket of sigma."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from phantom.training.objective import Losses
 SIGMA_BUCKETS = 4
 
 
-class Window:
-    """Sums on the device; nothing is read from it before a log line or a checkpoint."""
+class LossWindow:
+    """Sums kept on the device: no host sync before a log line or a checkpoint."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and the count

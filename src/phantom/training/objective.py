@@ -1,4 +1,4 @@
-"""The two losses of L = L_v + alpha_z L_z: flow matching on the velocity of each branch, outside what is given."""
+"""The two terms of L = L_v + alpha_z L_z: flow matching on each branch's velocity, without the condition frames."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from phantom.training.flow import TIMESTEPS, noised, velocity
 
 
 class Losses(NamedTuple):
-    """Per sample, (B,) float32, unreduced: weights, means and buckets of sigma are the caller's."""
+    """Per sample, (B,) float32, unreduced: weighting, averaging and buckets of sigma are left to the caller."""
 
     video: torch.Tensor  # L_v
     physics: torch.Tensor  # L_z; zero without physics
 
+    def share(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """These samples' share of the means L_v and L_z over a global batch of `size` samples."""
+        return self.video.sum() / size, self.physics.sum() / size
+
+    def detach(self) -> Losses:
+        """The values without their graph."""
+        return Losses(self.video.detach(), self.physics.detach())
+
 
 def losses(model: nn.Module, batch: Batch, physics: bool = True) -> Losses:
-    """Runs `model` once. `physics=False` leaves the physics branch out: the loss of the frozen base."""
+    """One forward pass of `model`. `physics=False` leaves the physics branch out: the loss of the frozen base."""
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
     out = model(
         noised(batch.video, batch.noise_video, sigma_v),
@@ -28,14 +36,14 @@ def losses(model: nn.Module, batch: Batch, physics: bool = True) -> Losses:
         batch.text,
         coupling=batch.coupled,
     )
-    loss_v = _mean_outside(out.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
+    loss_v = _mean_over_free(out.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
     if not physics:
         return Losses(loss_v, torch.zeros_like(loss_v))
     target_z = velocity(batch.physics, batch.noise_physics)
-    return Losses(loss_v, _mean_outside(out.physics, target_z, batch.sigma_physics > 0))
+    return Losses(loss_v, _mean_over_free(out.physics, target_z, batch.sigma_physics > 0))
 
 
-def _mean_outside(predicted: torch.Tensor, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of (B, C, F, h, w) over the frames that are `free` (B, F): (B,)."""
+def _mean_over_free(predicted: torch.Tensor, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of (B, C, F, h, w) over the frames to be predicted, `free` (B, F): (B,)."""
     error = (predicted.float() - target).square().mean(dim=(1, 3, 4))
     return (error * free).sum(dim=1) / free.sum(dim=1)

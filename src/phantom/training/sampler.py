@@ -1,4 +1,4 @@
-"""Which clips make which batch: a function of (seed, epoch), whatever the number of processes and workers."""
+"""Which clips form which batch: a function of (seed, epoch), independent of the number of processes and workers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def epoch_batches(shapes: Sequence[Shape], batch_size: int, seed: int, epoch: in
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-class ShareOfBatches:
-    """A batch sampler: from step `first` on, one process's part of every micro-batch, as keys (clip, sample number).
+class DistributedBatchSampler:
+    """One process's share of every micro-batch of `steps`, as lists of keys (clip, number of the sample in the run).
 
-    A step's global batch is cut into `accumulation` micro-batches, each of them into `processes` parts.
+    A step's global batch is split into `accumulation` micro-batches, each of them over `processes` processes.
     """
 
     def __init__(

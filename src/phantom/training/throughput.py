@@ -1,7 +1,7 @@
-"""How fast it goes since the last log line: samples and operations a second, waiting for data, memory.
+"""Throughput since the last log line: samples and FLOPs per second, MFU, share of time spent waiting for data, memory.
 
-Only clocks of this machine are read, and only at a log line is anything made of them: it has waited for the device
-already, for the losses it shows.
+Only host clocks are read. They are evaluated at log lines alone, which synchronise with the device anyway, for the
+losses they show.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GIB = 2**30
 FIGURES = ("samples_per_second", "tflops_per_second", "mfu", "data_wait", "memory_gib")
 
 
-class Pace:
+class Throughput:
     """Counts the steps of all processes. `model`: the configs of its parts, as `PhantomTransformer3DModel.config`."""
 
     def __init__(self, model: Any, device: torch.device, processes: int) -> None:
@@ -32,11 +32,11 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """Counts from here."""
+        """Starts counting anew."""
         self._began, self._waited, self._samples, self._operations = time.monotonic(), 0.0, 0, 0
 
     def count(self, batch: Batch, samples: int) -> None:
-        """A step over `samples` of the shape of `batch`."""
+        """Counts a step over `samples` samples shaped like those of `batch`."""
         video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
@@ -45,23 +45,23 @@ class Pace:
         self._operations += samples * self._costs[shape]
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time for data."""
+    def waiting_for_data(self) -> Iterator[None]:
+        """A context for time spent waiting for data."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Time that is not training's: validation, samples, checkpoints."""
+    def excluded(self) -> Iterator[None]:
+        """A context for time that does not count: validation, samples, checkpoints."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what is still being computed is training's
+            torch.cuda.synchronize(self.device)  # work still queued belongs to training
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
     def figures(self) -> dict[str, float]:
-        """`FIGURES`, of training alone; `mfu`, the share of the GPUs' bfloat16 peak, only of GPUs that are known."""
+        """The figures named in `FIGURES`; `mfu`, a share of the bfloat16 peak, only for GPUs that `planning` knows."""
         seconds = max(time.monotonic() - self._began, 1e-9)
         operations = self._operations / seconds
         if self.device.type == "cuda":

@@ -1,8 +1,8 @@
-"""The train stage: the physics branch and the coupling learn beside the frozen video branch.
+"""The train stage: the physics branch and the coupling are trained beside the frozen video branch.
 
 Read `Trainer.train_step` first. Randomness is a function of the sample's number in the run (`conditioning`), the order
-of the data one of (seed, epoch) (`order`), the learning rate one of the step: a checkpoint needs no generator states,
-and a resumed run repeats the unbroken one bit for bit on CPU.
+of the data a function of (seed, epoch) (`sampler`), the learning rate a function of the step: a checkpoint holds no
+generator states, and on the CPU a resumed run repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,22 @@ from phantom.config import Params
 from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
-from phantom.tracking.uploads import bring_back
-from phantom.training import checkpoint, parallel
+from phantom.tracking.uploads import download_newest
+from phantom.training import checkpoint, process_group
 from phantom.training.build import build_model, checkpointing_func, compile_blocks, run_identity
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
 from phantom.training.export import write_export
 from phantom.training.gradient_norm import HeadGradient
+from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
-from phantom.training.loss_window import Window, rounded
+from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.objective import Losses, losses
 from phantom.training.recursive_weight import RecursiveWeight
-from phantom.training.sampler import ShareOfBatches
+from phantom.training.sampler import DistributedBatchSampler
 from phantom.training.samples import Samples
 from phantom.training.signals import stop_requests
-from phantom.training.throughput import Pace
+from phantom.training.throughput import Throughput
 from phantom.training.validation import Validation
 from phantom.training.zero import ZeroLearner
 
@@ -44,7 +46,7 @@ CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "va
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What the run of the physics branch came to; losses are those of the last log line."""
+    """The result of a run; losses are those of the last log line."""
 
     steps: int
     loss: float
@@ -58,12 +60,13 @@ class TrainResult:
 def train(params: Params, root: Path = Path()) -> TrainResult:
     """Trains `models/phantom` and, with `train.control`, `models/control`: the same with alpha_z held at 0.
 
-    Continues from the newest whole checkpoint of the same settings and data. Raises UserError; StageFailed after
-    `train.max_bad_steps` bad losses in a row; Interrupted after SIGINT or SIGTERM, when everything is saved.
+    Resumes from the newest intact checkpoint of the same settings and data. Raises UserError; StageFailed after
+    `train.max_bad_steps` steps in a row without a finite gradient; Interrupted after SIGINT or SIGTERM, once a
+    checkpoint is written.
     """
     is_zero = params.train.strategy.startswith("zero")
-    if (params.train.processes > 1 or is_zero) and not parallel.in_torchrun():
-        parallel.launch(params, ["train"])
+    if (params.train.processes > 1 or is_zero) and not in_torchrun():
+        launch(params, ["train"])
         return TrainResult(**json.loads((root / "models/phantom/result.json").read_text(encoding="utf-8")))
     result = Trainer(params, root, "phantom", held=False).run()
     if params.train.control:
@@ -76,24 +79,24 @@ class Trainer:
 
     def __init__(self, params: Params, root: Path, name: str, held: bool) -> None:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
-        self.accelerator = parallel.join(self.settings)
+        self.accelerator = process_group.join(self.settings)
         self.device = self.accelerator.device
         self.latents = latents = open_latents(params, root, "train", self.device)
         self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
         if self.settings.compile:
             compile_blocks(self.model)
-        if self.settings.precision == "bfloat16":
-            self.model.forward = torch.autocast(self.device.type, torch.bfloat16)(self.model.forward)
+        half = self.settings.precision == "bfloat16"
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.head = HeadGradient(self.model.physics_ends)
         self.weight = RecursiveWeight(self.settings.recursive_weight, held)
-        self.window = Window(self.device)
-        self.pace = Pace(self.model.config, self.device, self.accelerator.num_processes)
+        self.window = LossWindow(self.device)
+        self.throughput = Throughput(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.history = 0, list[dict[str, Any]]()
-        self.may_read = self.device.type == "cpu"  # from tensors at any time: on a GPU that would wait for it
+        self.reads_are_free = self.device.type == "cpu"  # on a GPU, reading a tensor is a host sync
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
         self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
-        found = self._found()
+        found = self._find_checkpoint()
         self.learner: Learner | ZeroLearner
         if self.settings.strategy.startswith("zero"):
             self.learner = ZeroLearner(self.model, self.settings, self.accelerator, found)
@@ -114,7 +117,7 @@ class Trainer:
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
-        """Takes the steps that are left, and exports."""
+        """Takes the remaining steps, and exports."""
         settings = self.settings
         start, status = self.step, "FAILED"
         share = settings.batch_size // settings.accumulation // settings.processes
@@ -126,23 +129,23 @@ class Trainer:
         batches = self._batches()
         try:
             with stop_requests() as stop, self._bar(start) as bar:
-                self.pace.start()
+                self.throughput.start()
                 while self.step < settings.steps:
-                    with self.pace.waiting():
+                    with self.throughput.waiting_for_data():
                         micro_batches = [next(batches) for _ in range(settings.accumulation)]
                     figures = self.train_step(micro_batches)
                     last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
-                        with self.pace.apart():
+                        with self.throughput.excluded(), self.autocast():
                             figures |= validation(self.learner.model, self.device)
                     if self.step % settings.log_every == 0 or last:
                         note = self._log(figures)
                     if samples and self.step % settings.sample_every == 0:
-                        with self.pace.apart():
-                            self._show(samples)
-                    interrupted = parallel.any_process(stop.is_set)
+                        with self.throughput.excluded():
+                            self._write_samples(samples)
+                    interrupted = process_group.any_process(stop.is_set)
                     if self.step % settings.checkpoint_every == 0 or last or interrupted:
-                        with self.pace.apart():
+                        with self.throughput.excluded():
                             self._save()
                     if bar:
                         bar.advance(note=note)
@@ -160,61 +163,66 @@ class Trainer:
         return self._result()
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Any]:
-        """One step of L = L_v + alpha_z L_z over a global batch, this process's part of it. Returns its figures.
+        """One optimiser step of L = L_v + alpha_z L_z, on this process's share of a global batch. Returns its figures.
 
-        Those that are tensors are still being computed. Nothing here waits for the device, but what measures a norm.
+        Figures that are tensors may still be computing: without a measured norm, nothing here waits for the device.
         """
         weight, learner, size = self.weight, self.learner, self.settings.batch_size
         measured, alpha = weight.due(self.step), weight.alpha
         self._checkpoint_activations(learner.backwards if measured else 1)
         batches = [batch.to(self.device) for batch in micro_batches]
-        seen: list[Losses] = []
-
-        def passes() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            """A pass forward for each micro-batch, once it is asked for: this process's share of L_v and of L_z."""
-            seen.clear()
-            with self.head.watching() if weight.watches_head else nullcontext():
-                for batch in batches:
-                    each = losses(learner.model, batch)
-                    if weight.watches_head:
-                        self.head.add(batch, size)
-                    seen.append(Losses(*(loss.detach() for loss in each)))
-                    yield each.video.sum() / size, each.physics.sum() / size
-
+        forward = partial(self._forward, batches)
         if measured:
-            self.norms = learner.measure(passes())
-            weight.observe(self.norms["grad_norm_physics"], self._head_norm())
-        learner.backward(passes(), weight.alpha)
-        if not measured:
+            seen = learner.measured_backward(forward, self._observe_norms)
+        else:
+            seen = learner.backward(forward, alpha)
             weight.watch(self._head_norm())
 
         total = torch.zeros((), device=self.device)
         for batch, each in zip(batches, seen, strict=True):
             self.window.add(batch.sigma.amax(dim=1), each)
-            total += each.video.sum() / size + alpha * (each.physics.sum() / size)
-        parallel.sum_over_processes([total])
+            loss_v, loss_z = each.share(size)
+            total += loss_v + alpha * loss_z
+        process_group.sum_over_processes([total])
         rate = self._learning_rate()
         figures = {"loss": total, "alpha": weight.alpha, "resets": weight.resets, **self.norms, "learning_rate": rate}
         figures["grad_norm"] = norm = learner.update(rate)
         self.bad = torch.where(torch.isfinite(norm), 0, self.bad + 1)
-        self.pace.count(batches[0], size)
+        self.throughput.count(batches[0], size)
         weight.advance()
         self.step += 1
-        if measured or self.may_read:
+        if measured or self.reads_are_free:
             self._stop_if_bad()
         return figures
 
+    def _forward(self, batches: list[Batch]) -> Iterator[Losses]:
+        """The losses of each micro-batch, computed when it is taken. The head's gradient is summed along the way."""
+        watches = self.weight.watches_head
+        with self.head.watching() if watches else nullcontext():
+            for batch in batches:
+                with self.autocast():
+                    each = losses(self.learner.model, batch)
+                if watches:
+                    self.head.add(batch, self.settings.batch_size)
+                yield each
+
+    def _observe_norms(self, norms: dict[str, float]) -> float:
+        """Updates the schedule of alpha_z with measured norms. Returns alpha_z, 0 if they led to a reset."""
+        self.norms = norms
+        self.weight.observe(norms["grad_norm_physics"], self._head_norm())
+        return self.weight.alpha
+
     def _head_norm(self) -> float:
-        """Of dL_z by the physics branch's output head; 0 where nobody asks."""
-        return self.head.norm(parallel.sum_over_processes) if self.weight.watches_head else 0.0
+        """|dL_z/d(head)| of the physics branch's output head; 0 if the schedule does not watch it."""
+        return self.head.norm(process_group.sum_over_processes) if self.weight.watches_head else 0.0
 
     def _checkpoint_activations(self, backwards: int) -> None:
-        """What selective checkpoints keep is gone after one backward: where there are two, full ones."""
+        """Selective checkpoints support a single backward pass; steps with two use full ones."""
         if (kind := self.settings.activation_checkpointing) != "none":
             self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and backwards == 1))
 
     def _stop_if_bad(self) -> None:
-        """Reads from the device how many steps in a row were skipped. Raises StageFailed if they are too many."""
+        """Reads how many steps in a row were skipped. Raises StageFailed if there are too many."""
         bad = int(self.bad)
         if bad:
             say(f"train: step {self.step}: the gradient is not finite, the step is skipped")
@@ -225,7 +233,7 @@ class Trainer:
             )
 
     def _learning_rate(self) -> float:
-        """Warm-up, then constant or a cosine to zero: a function of the step alone."""
+        """Linear warm-up, then constant or cosine decay to zero: a function of the step alone."""
         settings, total = self.settings.optimizer, self.settings.steps
         rate = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
         if settings.decay == "cosine":
@@ -237,7 +245,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         settings = self.settings
-        sampler = ShareOfBatches(
+        sampler = DistributedBatchSampler(
             self.latents.shapes,
             settings.batch_size,
             settings.seed,
@@ -259,36 +267,37 @@ class Trainer:
             yield bar
 
     def _log(self, figures: dict[str, Any]) -> str:
-        """A record of the history and of MLflow: this step's figures, and the losses' means since the last record.
+        """Logs this step's figures and the losses' means since the last log line, to history.json and MLflow.
 
-        Returns the words beside the progress bar.
+        Returns the text beside the progress bar.
         """
-        parallel.sum_over_processes([self.window.sums])
-        learnt = {name: float(value) for name, value in figures.items()} | self.window.means()
+        process_group.sum_over_processes([self.window.sums])
+        logged = {name: float(value) for name, value in figures.items()} | self.window.means()
         self.window.clear()
         self._stop_if_bad()
-        speed = self.pace.figures()
-        self.pace.start()
+        speed = self.throughput.figures()
+        self.throughput.start()
         if self.tracker:
-            self.history.append({"step": self.step, **rounded(learnt)})
-            self.tracker.log(self.step, learnt | speed)
-        shown = {"loss": learnt["loss"], "alpha": learnt["alpha"], "TFLOP/s": speed["tflops_per_second"]}
+            self.history.append({"step": self.step, **rounded(logged)})
+            self.tracker.log_metrics(self.step, logged | speed)
+        shown = {"loss": logged["loss"], "alpha": logged["alpha"], "TFLOP/s": speed["tflops_per_second"]}
         shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
         return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
-    def _show(self, samples: Samples) -> None:
-        """Sample videos, beside the checkpoints and in MLflow."""
-        made = samples(self.learner.model)
+    def _write_samples(self, samples: Samples) -> None:
+        """Writes sample videos beside the checkpoints and to MLflow."""
+        with self.autocast():
+            made = samples(self.learner.model)
         if self.tracker:
             folder = f"samples/step-{self.step:07d}"
             for path in samples.write(made, self.checkpoints / folder):
-                self.tracker.artifact(path, folder)
+                self.tracker.log_artifact(path, folder)
 
     def _save(self) -> None:
         """A checkpoint, written by the first process."""
-        parallel.sum_over_processes([self.window.sums])
+        process_group.sum_over_processes([self.window.sums])
         if not self.is_first:
-            self.window.clear()  # what it had seen is now the first one's
+            self.window.clear()  # its sums are part of the first process's now
         tensors = self.learner.tensors(keep=self.is_first)
         if self.tracker:
             state = {
@@ -301,26 +310,26 @@ class Trainer:
             kept, heldout = self.settings.keep_checkpoints, self._heldout_loss()
             path = checkpoint.save(self.checkpoints, self.step, tensors, state, kept, heldout)
             newest = self.history[-1] if self.history else {}
-            self.tracker.checkpoint(self.step, path, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)})
+            self.tracker.log_checkpoint(self.step, path, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)})
         self.accelerator.wait_for_everyone()
 
     def _heldout_loss(self) -> float:
-        """L_v + L_z on held-out clips, as last measured; NaN before."""
+        """L_v + L_z on held-out clips, as last measured; NaN before the first time."""
         names = ("val_loss_video", "val_loss_physics")
         found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {})
         return sum(math.nan if found.get(name) is None else found[name] for name in names)
 
-    def _found(self) -> checkpoint.Checkpoint | None:
-        """The newest whole checkpoint, if there is one, here or among the copies: the first process has found it."""
+    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """The newest intact checkpoint, local or else among the remote copies, as the first process finds it."""
         found = None
         if self.is_first:
             found = checkpoint.newest(self.checkpoints)
-            found = found or bring_back(self.checkpoints, self.params.storage, self.root, checkpoint.newest)
-        path = parallel.from_first(str(found.path) if found else None)
+            found = found or download_newest(self.checkpoints, self.params.storage, self.root, checkpoint.newest)
+        path = process_group.broadcast_from_first(str(found.path) if found else None)
         return checkpoint.at(Path(path)) if path else None
 
     def _resume(self, found: checkpoint.Checkpoint) -> str | None:
-        """Takes up the plain state of a checkpoint. Returns its MLflow run."""
+        """Restores everything of a checkpoint that is not a tensor. Returns the id of its MLflow run."""
         self.weight.load(found.state["weight"])
         self.norms = found.state["norms"]
         if self.is_first:
@@ -331,13 +340,13 @@ class Trainer:
         return found.state["mlflow_run"]
 
     def _export(self) -> None:
-        """Writes `models/<name>`, the moving average if there is one."""
+        """Writes `models/<name>`: the moving average of the weights, if there is one."""
         weights = self.learner.weights(keep=self.is_first)
         if self.tracker:
             out, result = self.root / "models" / self.name, asdict(self._result())
             recipe, held = self.latents.recipe, self.weight.held
             write_export(out, self.model, weights, self.params, recipe, self.history, result, held)
-            self.tracker.artifact(out / "history.json")
+            self.tracker.log_artifact(out / "history.json")
 
     def _result(self) -> TrainResult:
         last: dict[str, Any] = next((r for r in reversed(self.history) if "loss" in r), {})

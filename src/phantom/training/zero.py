@@ -1,15 +1,15 @@
 """The learner under DeepSpeed: ZeRO-1, 2 and 3, prepared by accelerate.
 
-Two things are done otherwise than DeepSpeed's documentation shows:
+Two things differ from what DeepSpeed's documentation shows:
 
-- The norm of L_z's gradient has a pass of its own. Two backwards before one step lose the first (ZeRO-1, 2) or fail
-  (ZeRO-3), and `autograd.grad` raises. So: forward, backward of L_z, norm, gradients dropped; then the step. Taking and
-  dropping them reaches into DeepSpeed 0.19's optimisers, for which it has no functions of its own; the tests hold the
-  norm and the training gradient against plain autograd.
-- DeepSpeed sees the trained parameters only. The frozen ones stay whole in every process, and nothing of them is sent.
+- The norm of L_z's gradient takes a forward and backward pass of its own. Two backward passes before one step lose the
+  first (ZeRO-1, 2) or fail (ZeRO-3), and `autograd.grad` raises. So: forward, backward of L_z, norm, gradients
+  discarded; then the step. Reading and discarding them uses private parts of DeepSpeed 0.19's optimisers, which have no
+  public functions for it; the tests compare the norm and the training gradient with plain autograd.
+- DeepSpeed sees the trained parameters only. Every process holds the frozen ones in full; they are never communicated.
 
-The weights are float32, as elsewhere; bfloat16 is autocast's. Checkpoints are the learner's own, not DeepSpeed's, which
-are pickles and belong to one number of processes.
+The weights are float32, as elsewhere; bfloat16 comes from autocast. Checkpoints are the learner's own, not DeepSpeed's,
+which are pickles and can be loaded by the same number of processes only.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from phantom.config import Train
 from phantom.model import PhantomTransformer3DModel
-from phantom.training import parallel
+from phantom.training import process_group
 from phantom.training.checkpoint import Checkpoint
-from phantom.training.learner import MOMENTS, Passes, Tensors, make_optimizer, put
+from phantom.training.learner import MOMENTS, Forward, Tensors, Weight, load_into, make_optimizer
+from phantom.training.objective import Losses
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -41,10 +42,11 @@ class ZeroLearner:
         self, model: PhantomTransformer3DModel, settings: Train, accelerator: Accelerator, found: Checkpoint | None
     ) -> None:
         self.named = dict(model.trainable_parameters())
-        self.stage, self.passes, self.decay = int(settings.strategy[-1]), settings.accumulation, settings.ema_decay
+        self.stage, self.size, self.decay = int(settings.strategy[-1]), settings.batch_size, settings.ema_decay
+        self.micro_batches = settings.accumulation
         self.processes, self.process = accelerator.num_processes, accelerator.process_index
         if found:
-            put(found, "model", self.named)
+            load_into(found, "model", self.named)
         _hide_frozen(model)
         if self.stage == 3:
             from deepspeed.utils import set_z3_leaf_modules
@@ -63,22 +65,22 @@ class ZeroLearner:
         if found:
             self._load(found)
 
-    def measure(self, passes: Passes) -> dict[str, float]:
-        """Norm of L_z's gradient over the global batch."""
-        self._backward(passes, lambda _, loss_z: loss_z)
-        norm = float(self._norm())
-        self._drop()
-        return {"grad_norm_physics": norm}
+    def backward(self, forward: Forward, alpha: float) -> list[Losses]:
+        """Sets the gradient of L_v + alpha L_z. Returns the losses of each micro-batch."""
+        return self._backward(forward, lambda loss_v, loss_z: loss_v + alpha * loss_z)
 
-    def backward(self, passes: Passes, alpha: float) -> None:
-        """The gradient of L_v + alpha L_z."""
-        self._backward(passes, lambda loss_v, loss_z: loss_v + alpha * loss_z)
+    def measured_backward(self, forward: Forward, weight: Weight) -> list[Losses]:
+        """The same after a pass that measures the norm of L_z's gradient, from which `weight` makes alpha."""
+        self._backward(forward, lambda _, loss_z: loss_z)
+        norm = float(self._norm())
+        self._discard_gradient()
+        return self.backward(forward, weight({"grad_norm_physics": norm}))
 
     def update(self, rate: float) -> torch.Tensor:
         """Clips and applies the gradient, unless it is not finite. Returns its norm."""
         norm = self._norm()
         if not math.isfinite(norm):
-            self._drop()
+            self._discard_gradient()
             return norm
         for group in self.zero.param_groups:
             group["lr"] = rate
@@ -89,38 +91,41 @@ class ZeroLearner:
         return norm
 
     def tensors(self, keep: bool) -> Tensors:
-        """`model`, `optimizer` and perhaps `average`. Every process must ask; only one that is to `keep` gets them."""
+        """As `Learner.tensors`. A collective: every process must call it."""
         step = next(iter(self.zero.optimizer.state.values()))["step"]
-        found: Tensors = {"model": self._whole(None, keep), "optimizer": {}}
+        found: Tensors = {"model": self._gather(None, keep), "optimizer": {}}
         for key in MOMENTS:
-            found["optimizer"] |= {f"{name}/{key}": value for name, value in self._whole(key, keep).items()}
+            found["optimizer"] |= {f"{name}/{key}": value for name, value in self._gather(key, keep).items()}
         found["optimizer"] |= {f"{name}/step": step.clone() for name in self.named} if keep else {}
-        return found | ({"average": self._whole("average", keep)} if self.decay else {})
+        return found | ({"average": self._gather("average", keep)} if self.decay else {})
 
     def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """What is exported: the moving average, if there is one. Every process must ask, as of `tensors`."""
-        return self._whole("average" if self.decay else None, keep)
+        """The weights to export: the moving average, if there is one. A collective, as `tensors` is."""
+        return self._gather("average" if self.decay else None, keep)
 
     # --- DeepSpeed ----------------------------------------------------------------------------------------------------
 
-    def _backward(self, passes: Passes, term: Term) -> None:
+    def _backward(self, forward: Forward, term: Term) -> list[Losses]:
+        seen = []
         if self.stage == 3:  # a parameter without a gradient would keep that of the last step, and count in the norm
             for gradient in self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
                 gradient.zero_()
-        self.model.set_gradient_accumulation_boundary(self.passes == 1)
-        for number, losses in enumerate(passes, 2):
-            self.model.backward(term(*losses) * self.processes)  # it takes the mean over processes
-            self.model.set_gradient_accumulation_boundary(number >= self.passes)
+        self.model.set_gradient_accumulation_boundary(self.micro_batches == 1)
+        for number, losses in enumerate(forward(), 2):
+            self.model.backward(term(*losses.share(self.size)) * self.processes)  # DeepSpeed averages over processes
+            self.model.set_gradient_accumulation_boundary(number >= self.micro_batches)
+            seen.append(losses.detach())
+        return seen
 
     def _norm(self) -> torch.Tensor:
         """Of the gradient that `model.step` would take: its shards are apart, one in each process."""
         shards = [gradient.float() for of in self.zero.averaged_gradients.values() for gradient in of]
         square = torch.nn.utils.get_total_norm(shards).square()
-        parallel.sum_over_processes([square])
+        process_group.sum_over_processes([square])
         return square.sqrt()
 
-    def _drop(self) -> None:
-        """Forgets the gradient, as DeepSpeed does with one that has overflowed."""
+    def _discard_gradient(self) -> None:
+        """Clears the gradient, as DeepSpeed does after an overflow."""
         self.zero.zero_grad()
         if self.stage == 3:
             self.zero.averaged_gradients = {}
@@ -135,7 +140,7 @@ class ZeroLearner:
         """This process's float32 parameters, flat."""
         return self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
 
-    def _whole(self, key: str | None, keep: bool) -> dict[str, torch.Tensor]:
+    def _gather(self, key: str | None, keep: bool) -> dict[str, torch.Tensor]:
         """The parameters, or what AdamW holds of each as `key`."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 

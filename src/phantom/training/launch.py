@@ -1,0 +1,63 @@
+"""Starts `phantom <command>` as torchrun does: `train.processes` processes on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import yaml
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from phantom.config import Params
+from phantom.cores import cores
+from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
+
+SHUTDOWN_TIMEOUT_SECONDS = 90  # between a request to stop, which processes answer by saving, and SIGKILL
+
+
+def in_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(params: Params, command: list[str]) -> None:
+    """Runs `phantom <command>` in `train.processes` processes. Raises what the first of them to fail raised."""
+    with TemporaryDirectory() as folder:
+        file, outcome = Path(folder) / "params.yaml", Path(folder) / "outcome.json"
+        file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=params.train.processes,
+            run_id=uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_SECONDS,
+            logs_specs=DefaultLogsSpecs(folder, redirects=Std.OUT),  # the result is printed by this process
+        )
+        threads = max(1, cores() // params.train.processes)
+        added = {OUTCOME: str(outcome), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        before = dict(os.environ)
+        os.environ.update(added)
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failure is reported below
+        failed = ""
+        try:
+            elastic_launch(config, sys.executable)("-m", "phantom.cli", *command, "--params", str(file))
+        except (ChildFailedError, SignalException, KeyboardInterrupt) as error:
+            failed = type(error).__name__
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        left = json.loads(outcome.read_text(encoding="utf-8")) if outcome.is_file() else None
+    if left and left["code"]:
+        raise {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)(left["error"])
+    if failed:
+        raise StageFailed("train: a process was killed (out of memory?); run again to go on from the last checkpoint")

@@ -1,0 +1,103 @@
+"""The process group of a run, joined through accelerate, and the few collectives that training needs beside FSDP's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.tensor import DTensor
+
+from phantom.config import Train
+from phantom.errors import UserError
+
+BUCKET_ELEMENTS = 2**26  # of one all-reduce
+# Processes wait while the first one writes or downloads a checkpoint; NCCL's own limit is 10 minutes.
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+
+
+def join(settings: Train) -> Accelerator:
+    """Joins the process group, if torchrun started this process. Raises UserError where DeepSpeed is not installed."""
+    has_gpu = torch.cuda.is_available()
+    # accelerate chooses no backend for DeepSpeed on a CPU: it must be named.
+    group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    if not settings.strategy.startswith("zero"):
+        single = int(os.environ.get("WORLD_SIZE", 1)) == 1  # accelerate fails there if a backend is named
+        return Accelerator(cpu=not has_gpu, kwargs_handlers=[] if single else [group])
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            f"train.strategy: found {settings.strategy!r}, but DeepSpeed is not installed; accepted without it: ddp, "
+            "fsdp2; pip install '.[deepspeed]' adds it"
+        )
+    if not has_gpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # building it would need a compiler at the first start
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    config = {
+        "train_micro_batch_size_per_gpu": settings.batch_size // settings.accumulation // settings.processes,
+        "gradient_accumulation_steps": 1,  # the learner marks the last backward pass of a step
+        "gradient_clipping": settings.optimizer.clip_norm,
+        "zero_optimization": {"stage": int(settings.strategy[-1]), "overlap_comm": has_gpu},
+        "steps_per_print": sys.maxsize,
+    }
+    # A second run in this process, the control's, uses the state that accelerate keeps of the first.
+    plugin = None if dist.is_initialized() else DeepSpeedPlugin(hf_ds_config=config)
+    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
+
+
+def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
+    """All-reduces each tensor in place, in buckets. DTensors are left as they are: FSDP has reduced them already.
+
+    The same entries must be None in every process.
+    """
+    if not dist.is_initialized():
+        return
+    for bucket in _buckets([t for t in tensors if t is not None and not isinstance(t, DTensor)]):
+        flat = _flatten_dense_tensors(bucket)
+        dist.all_reduce(flat)
+        for tensor, summed in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
+            tensor.copy_(summed)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process; every process gets the same answer. Runs on the CPU, without the GPUs."""
+    if not dist.is_initialized():
+        return flag
+    found = torch.tensor(float(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_cpu_group())
+    return bool(found)
+
+
+def broadcast_from_first(value: str | None) -> str | None:
+    """The first process's `value`, in every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_cpu_group())
+    return values[0]
+
+
+@cache
+def _cpu_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
