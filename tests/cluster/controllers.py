@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.apiserver import ApiServer, Object, now
-from tests.tracking.served import descendants
+from tests.orchestration.prefect_server import descendants
 
 TICK = 0.05
 PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}

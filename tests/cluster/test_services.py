@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 
 from phantom.cluster.pods import pod_templates
 from tests.data.s3 import Server
-from tests.tracking.served import free_port, wait
+from tests.orchestration.prefect_server import free_port, wait
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 FOUND = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)

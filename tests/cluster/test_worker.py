@@ -18,7 +18,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import WAITS
 from tests.cluster.test_training import check_model, first_checkpoint, two_pods
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
-from tests.tracking.served import Prefect, alive, descendants, free_port, wait
+from tests.orchestration.prefect_server import Prefect, alive, descendants, free_port, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

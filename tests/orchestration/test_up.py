@@ -16,11 +16,11 @@ from phantom.errors import UserError
 from phantom.orchestration.run import STAGES
 from phantom.orchestration.up import up
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
-from tests.tracking.served import SECONDS, Prefect, alive, descendants, free_port, wait
+from tests.orchestration.prefect_server import TIMEOUT_SECONDS, Prefect, alive, descendants, free_port, wait
 
 
 class Up(Prefect):
-    """A running `phantom up`, and commands of the environment asked against its Prefect."""
+    """A running `phantom up`, as a client of its Prefect server."""
 
     def __init__(self, checkout: Path) -> None:
         super().__init__(checkout, free_port())
@@ -49,7 +49,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield started
     finally:
         started.process.send_signal(signal.SIGINT)
-        started.process.wait(SECONDS)
+        started.process.wait(TIMEOUT_SECONDS)
 
 
 @pytest.mark.slow
@@ -129,14 +129,14 @@ def test_cancelling_a_run_lets_its_stage_save_and_frees_the_checkout(running: Up
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_ctrl_c_lets_the_running_stage_save_and_leaves_nothing(running: Up):
-    """The last test of this file: the servers are gone after it."""
+    """Must be the last test of this file that uses the servers: it stops them."""
     (running.checkout / "slow").write_text("train", encoding="utf-8")
     running.run("-p", 'params={"train": {"steps": 52}}')
     wait((running.checkout / "started").exists)
     ours = descendants(running.process.pid)
     assert len(ours) >= 4
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(SECONDS) == 0
+    assert running.process.wait(TIMEOUT_SECONDS) == 0
     assert running.said().splitlines()[-1] == "stopping"
     outcome = json.loads((running.checkout / ".dvc/tmp/phantom/train.json").read_text(encoding="utf-8"))
     assert outcome == {"code": 75, "error": "train: interrupted after saving"}

@@ -1,4 +1,4 @@
-"""`phantom approve`: answers a pipeline run that waits before registering."""
+"""`phantom approve`: approves or rejects the model of a pipeline run that is suspended before `register`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from phantom.errors import UserError
 
 
 def approve(run: str | None = None, reject: bool = False) -> str:
-    """Resumes the run named by `run` (its name or id; by default the only one that waits) with the answer.
+    """Resumes a run that waits for approval, and returns its name.
 
-    Returns the run's name. Raises UserError if no such run waits, or several do and none was named, or if no server is
-    there to ask.
+    run: name of the flow run, or its id from the first 8 characters on; by default the only one that waits.
+    reject: resume without registering the model.
+    Raises UserError if no such run waits, if several wait and none is named, or if no Prefect server answers.
     """
     from httpx import TransportError
     from prefect.client.orchestration import get_client

@@ -1,4 +1,4 @@
-"""Nothing leaves this machine unasked: the telemetry of the tools is off, and the hub is not called for local parts."""
+"""No unrequested network traffic: third-party telemetry is off, and the hub is not contacted for local models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from phantom.config import Params, VBench2, VideoPhy
 
 NO_TELEMETRY = {
-    "DO_NOT_TRACK": "1",  # Prefect's client, and others that honour it
+    "DO_NOT_TRACK": "1",  # Prefect's client and others that honour it
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
@@ -18,24 +18,24 @@ NO_TELEMETRY = {
 
 
 def no_telemetry() -> None:
-    """Switches it off for this process and its children. What the user has set already stays."""
+    """Disables telemetry for this process and its children. Variables that are already set are kept."""
     for name, value in NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
 
 
 def stay_offline(params: Params, benchmark: str | None = None, captions: str | None = None) -> None:
-    """Keeps the hub client from calling out where nothing of the hub is asked for, and loading quiet.
+    """Sets huggingface_hub to offline mode, without progress bars, if everything needed is local (`needs_hub`).
 
-    benchmark: what is scored or sampled, if it is not one of `evaluate.benchmarks`; captions: of it, if others than in
-    the settings.
+    benchmark: scored or sampled in addition to `evaluate.benchmarks`. captions: path or hub id of its captions,
+    instead of those in the settings.
     """
     if not needs_hub(params, benchmark, captions):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download's is worth seeing, a second's is not
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading local files takes a second
 
 
 def needs_hub(params: Params, benchmark: str | None = None, captions: str | None = None) -> bool:
-    """Whether a frozen part, or the captions or judge of a benchmark that is asked for, is no file of this machine."""
+    """Whether a frozen part, or the captions or the judge of a benchmark, is not a local path. See `stay_offline`."""
     places = [params.models.base, params.models.physics_encoder, captions]
     evaluate = params.evaluate
     sections: dict[str, VideoPhy | VBench2] = {

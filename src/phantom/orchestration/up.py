@@ -1,4 +1,4 @@
-"""`phantom up`: Prefect's server, MLflow and the served deployment on this machine, until Ctrl-C."""
+"""`phantom up`: a Prefect server, MLflow and the served deployment on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from phantom.progress import say
 HOST = "127.0.0.1"
 DEPLOYMENT = "full-pipeline"
 FLOW = Path("flows/full_pipeline.py")
-START_SECONDS = 300.0  # each of them, on a busy machine
-STOP_SECONDS = 15.0
+START_TIMEOUT_SECONDS = 300.0  # of each process, on a busy machine
+STOP_TIMEOUT_SECONDS = 15.0
+SAVE_TIMEOUT_SECONDS = 120.0  # of the deployment, whose running stage saves first
 
 
 def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
-    """Starts all three, says where they are, and returns after Ctrl-C with none of them left running.
+    """Starts the three processes, prints their addresses, and stops them all on Ctrl-C or SIGTERM.
 
-    A port not given is the usual one (4200, 5000) or, if that is taken, a free one. Raises UserError for a given port
-    that is taken or where there is no checkout, StageFailed if one of the three does not come up or ends.
+    A port that is not given is the default (4200, 5000) or, if that is taken, a free one. MLflow is not started where
+    `tracking.uri` is an http address. Raises UserError if a given port is taken or the working directory is no
+    checkout, StageFailed if a process exits or does not answer in time.
     """
     if not FLOW.is_file():
         raise UserError(f"{Path.cwd()}: no {FLOW} there; `phantom up` runs in a checkout of this project")
     ports = {
-        "prefect": _port(prefect_port, 4200, "--prefect-port"),
-        "mlflow": _port(mlflow_port, 5000, "--mlflow-port"),
+        "prefect": _choose_port(prefect_port, 4200, "--prefect-port"),
+        "mlflow": _choose_port(mlflow_port, 5000, "--mlflow-port"),
     }
-    api, pages = f"http://{HOST}:{ports['prefect']}/api", f"http://{HOST}:{ports['mlflow']}"
+    api, mlflow_url = f"http://{HOST}:{ports['prefect']}/api", f"http://{HOST}:{ports['mlflow']}"
     env = {
         **NO_TELEMETRY,
         **os.environ,
@@ -46,7 +48,7 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
         "PREFECT_HOME": str(Path(".prefect").resolve()),
         "PREFECT_API_URL": api,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PHANTOM_MLFLOW_PAGES": pages,
+        "PHANTOM_MLFLOW_PAGES": mlflow_url,
     }
     python = [sys.executable, "-m"]
     server = [*python, "prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])]
@@ -55,16 +57,16 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
     flow = [sys.executable, str(FLOW)]
 
     children: dict[str, subprocess.Popen[bytes]] = {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         children["prefect"] = _start("prefect", server, env)
         if not params.tracking.uri.startswith("http"):
             children["mlflow"] = _start("mlflow", mlflow, env)
-            _wait(f"{pages}/health", "mlflow", children)
+            _wait(f"{mlflow_url}/health", "mlflow", children)
         _wait(f"{api}/health", "prefect", children)
         children["deployment"] = _start("deployment", flow, env)
         _wait(f"{api}/deployments/name/phantom/{DEPLOYMENT}", "deployment", children)
-        _announce(api, pages if "mlflow" in children else params.tracking.uri)
+        _announce(api, mlflow_url if "mlflow" in children else params.tracking.uri)
         while True:
             _check(children)
             time.sleep(1)
@@ -72,19 +74,19 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
         say("stopping")
     finally:
         _stop(children)
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _announce(api: str, pages: str) -> None:
-    elsewhere = "" if api == f"http://{HOST}:4200/api" else f"PREFECT_API_URL={api} "
+def _announce(api: str, mlflow_url: str) -> None:
+    variable = "" if api == f"http://{HOST}:4200/api" else f"PREFECT_API_URL={api} "
     say(f"Prefect  {api.removesuffix('/api')}")
-    say(f"MLflow   {pages}")
-    say(f"Run      {elsewhere}{installed('prefect')} deployment run phantom/{DEPLOYMENT} --watch")
+    say(f"MLflow   {mlflow_url}")
+    say(f"Run      {variable}{installed('prefect')} deployment run phantom/{DEPLOYMENT} --watch")
     say("""         ... -p params='{"train": {"steps": 50}}' changes settings; Ctrl-C here stops all of it""")
 
 
 def _start(name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A child in a group of its own, so that Ctrl-C reaches this process alone and the order of stopping is ours."""
+    """Starts a child in its own process group: Ctrl-C reaches only this process, which stops the children in order."""
     log = WORK / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -95,13 +97,13 @@ def _start(name: str, command: list[str], env: dict[str, str]) -> subprocess.Pop
 
 def _wait(url: str, name: str, children: dict[str, subprocess.Popen[bytes]]) -> None:
     say(f"starting {name}")
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         _check(children)
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.5)
-    raise StageFailed(f"up: {name} did not answer within {START_SECONDS:.0f} s; see {WORK / f'{name}.log'}")
+    raise StageFailed(f"up: {name} did not answer within {START_TIMEOUT_SECONDS:.0f} s; see {WORK / f'{name}.log'}")
 
 
 def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -111,24 +113,25 @@ def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    """The deployment first: the stage of a running flow saves, while the server still takes the flow's last word."""
+    """Stops the deployment first: a running stage saves, and its flow reports the final state to the server."""
     for name, child in reversed(children.items()):
-        patience = 120.0 if name == "deployment" else STOP_SECONDS
-        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+        timeout = SAVE_TIMEOUT_SECONDS if name == "deployment" else STOP_TIMEOUT_SECONDS
+        signals = ((signal.SIGINT, timeout), (signal.SIGTERM, STOP_TIMEOUT_SECONDS), (signal.SIGKILL, 5.0))
+        for signal_number, seconds in signals:
             with suppress(ProcessLookupError, KeyboardInterrupt):
-                os.killpg(child.pid, number)
+                os.killpg(child.pid, signal_number)
             with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 child.wait(seconds)
                 break
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # helpers that a server left behind in its group
+            os.killpg(child.pid, signal.SIGKILL)  # workers that the server left in its process group
 
 
-def _port(given: int | None, usual: int, option: str) -> int:
+def _choose_port(given: int | None, default: int, option: str) -> int:
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((HOST, given or usual))
+            trial.bind((HOST, given or default))
         except OSError:
             if given:
                 raise UserError(f"{option}: port {given} is taken; accepted: a free port") from None

@@ -1,4 +1,4 @@
-"""A Prefect server and what it serves, as processes of their own: asked by its command line and its API."""
+"""A Prefect server in processes of its own, used through its command line and its API; waiting, ports, processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
-SECONDS = 900.0  # that things may take on a busy machine
+TIMEOUT_SECONDS = 900.0  # on a busy machine
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
 class Prefect:
-    """Whoever starts the server states its `port`. Commands run in `checkout`, whose .prefect is their home."""
+    """Client of a server on `port`, started by the caller. Commands run in `checkout`; PREFECT_HOME is its .prefect."""
 
     def __init__(self, checkout: Path, port: int) -> None:
         self.checkout, self.port = checkout, port
@@ -36,7 +36,7 @@ class Prefect:
         return {**os.environ, **ours, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
     def start(self, log: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
-        """A command of the environment, as a process that goes on."""
+        """Starts a command of the environment in the background, with its output in the file `log`."""
         with (self.checkout / log).open("wb") as output:
             return subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
@@ -44,12 +44,12 @@ class Prefect:
                 env=self.env | env,
                 stdout=output,
                 stderr=output,
-                # Prefect ends by SIGINT, which a shell may have these tests ignore: in the background, say.
+                # Prefect stops on SIGINT, which these tests may have inherited as ignored: from a background job.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def command(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """A command of the environment, to its end, which has to be good."""
+        """Runs a command of the environment, which must succeed."""
         done = subprocess.run(
             [str(BIN / args[0]), *args[1:]], cwd=self.checkout, env=self.env, capture_output=True, text=True
         )
@@ -57,7 +57,7 @@ class Prefect:
         return done
 
     def run(self, *arguments: str) -> str:
-        """Asks for a run of the deployment; its name."""
+        """Schedules a run of the deployment and returns its name."""
         before = set(self.states())
         self.command("prefect", "deployment", "run", "phantom/full-pipeline", *arguments)
         (name,) = set(self.states()) - before
@@ -78,24 +78,24 @@ class Prefect:
             return json.loads(answer.read())
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Every run of the flow, by its name."""
+        """Every run of the flow, by name."""
         return {run["name"]: run for run in self.ask("/flow_runs/filter", {})}
 
     def states(self) -> dict[str, str]:
-        """The state of every run of the flow, by its name."""
+        """The state of every run of the flow, by name."""
         return {name: run["state_name"] for name, run in self.runs().items()}
 
     def reaches(self, name: str, *states: str) -> str:
-        """Waits until the run is in one of the states, or has ended; its state."""
+        """Waits until the run is in one of `states` or has ended, and returns its state."""
         wait(lambda: self.states()[name] in (*states, *ENDED), lambda: f"{name} is {self.states()[name]}")
         return self.states()[name]
 
     def finished(self, name: str) -> str:
-        """Waits until the run has ended; how."""
+        """Waits until the run has ended, and returns its state."""
         return self.reaches(name)
 
     def log(self, name: str) -> str:
-        """What the run has said."""
+        """The run's log."""
         wanted = {"logs": {"flow_run_id": {"any_": [self.runs()[name]["id"]]}}, "sort": "TIMESTAMP_ASC"}
         lines: list[str] = []
         while page := self.ask("/logs/filter", {**wanted, "limit": 200, "offset": len(lines)}):
@@ -103,8 +103,8 @@ class Prefect:
         return "\n".join(lines)
 
 
-def wait(done: Callable[[], Any], found: Callable[[], str] = lambda: "", seconds: float = SECONDS) -> None:
-    """Waits until `done`, and says what was `found` instead if it does not come to that."""
+def wait(done: Callable[[], Any], found: Callable[[], str] = lambda: "", seconds: float = TIMEOUT_SECONDS) -> None:
+    """Waits until `done()` is true. On timeout the failure shows `found()`."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"it did not happen within {seconds:.0f} s: {found()}"
@@ -118,12 +118,12 @@ def free_port() -> int:
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that `pid` has started, and those that these have started."""
+    """All descendants of the process `pid`."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended in between
+        except OSError:  # it has just ended
             continue
     found = {pid}
     while more := {child for child, parent in parents.items() if parent in found} - found:
