@@ -1,10 +1,10 @@
-"""Frames into clips: ours beside a plain PyAV loop that decodes every frame, in CPU time of one core.
+"""Decoding clips, compared with a plain PyAV loop that decodes every frame, in CPU time on one core.
 
     python benchmarks/decode.py [--width 1280 --height 720 --frames 480 --repeats 5]
 
-The plain loop decodes the file, has swscale make RGB of the clip's size of each frame, and keeps those that are wanted;
-it knows nothing of rates, pixel shapes, rotation or damage. Both fit a video made here to 480 x 832. Ratios are of
-medians, of runs that take turns.
+The plain loop decodes the file, converts each frame to RGB at the clip's size with swscale, and keeps those wanted; it
+ignores frame rates, pixel aspect ratios, rotation and corruption. Both fit a video made here to 480 x 832. Ratios are
+of medians over interleaved runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEIGHT, WIDTH, FPS = 480, 832, 24
 
 
 def plain(path: Path, wanted: range) -> np.ndarray:
-    """The frames `wanted`, every frame decoded and resized."""
+    """The frames `wanted`; every frame is decoded and resized."""
     kept = []
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -37,7 +37,7 @@ def plain(path: Path, wanted: range) -> np.ndarray:
 
 
 def video(path: Path, count: int, height: int, width: int) -> None:
-    """A square that crosses a noisy picture, 24 frames per second."""
+    """Writes a square moving over a noisy background at 24 frames per second."""
     rng = np.random.default_rng(0)
     picture = rng.integers(60, 180, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
 

@@ -1,12 +1,12 @@
-"""Encoding with one process and with two, and memory over many clips.
+"""Throughput of encoding with one and with two processes, and memory over many clips.
 
     python benchmarks/encode.py [--clips 96 --repeats 5 --many 10000]
 
-Simulated clips as in the mini preset, encoded by its models on one thread a process: what `phantom encode --worker i
---of n` does. Loading the models is counted, imports are not. Clips per second of the clock say how fast this machine is
-now, clips per CPU second of the busiest process how fast one is whose processes have a core each. Memory: the most that
-is resident in each tenth of the time while `--many` clips of 5 frames go through `prepare`, from a folder, and
-`encode`. Ratios are of medians, of runs that take turns.
+Simulated clips of the mini preset, encoded by its models with one thread per process, as `phantom encode --worker i
+--of n` does. Timings include loading the models but not imports. Clips per wall-clock second measure this machine in
+its present state; clips per CPU second of the busiest process predict one with a free core per process. Memory: the
+peak resident size in each tenth of the time while `--many` clips of 5 frames go through `prepare`, from a folder, and
+`encode`. Ratios are of medians over interleaved runs.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from phantom.data.video import write_mp4
 from phantom.data.workers import Partition
 
 
-def work(params: Params, root: Path, share: Partition) -> float:
-    """Does the part of one worker; returns its CPU seconds."""
+def run_worker(params: Params, root: Path, share: Partition) -> float:
+    """Runs one worker; returns its CPU seconds."""
     torch.set_num_threads(1)
     encode(params, root, share)
     return time.process_time()
 
 
 def seconds(params: Params, root: Path, processes: int) -> tuple[float, float]:
-    """What all clips take: seconds, and CPU seconds of the busiest process."""
+    """Time to encode all clips: wall-clock seconds, and CPU seconds of the busiest process."""
     began = time.perf_counter()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         shares = [Partition(i, processes) for i in range(processes)]
-        busiest = max(pool.map(work, [params] * processes, [root] * processes, shares))
+        busiest = max(pool.map(run_worker, [params] * processes, [root] * processes, shares))
     took = time.perf_counter() - began
     encode(params, root, merge=True)
-    shutil.rmtree(root / LATENTS)  # else the next workers find nothing to do
+    shutil.rmtree(root / LATENTS)  # otherwise the next workers find nothing to do
     return took, busiest
 
 
@@ -70,7 +70,7 @@ def throughput(clips: int, repeats: int) -> None:
 
 
 def write_folder(folder: Path, count: int) -> None:
-    """`count` videos of 5 frames, each of other colours, and their captions."""
+    """Writes `count` videos of 5 frames in distinct colours, and their captions."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -83,8 +83,8 @@ def write_folder(folder: Path, count: int) -> None:
 
 
 @contextmanager
-def watched(name: str) -> Iterator[None]:
-    """Prints how much of this process was resident within the context."""
+def report_memory(name: str) -> Iterator[None]:
+    """Prints the peak resident memory of this process in each tenth of the context's duration."""
     seen: list[float] = []
     ended = threading.Event()
 
@@ -110,7 +110,7 @@ def memory(clips: int) -> None:
         settings = ["data.source=folder", f"data.path={root / 'source'}", "evaluate.physics_iq.benchmark=elsewhere"]
         params = load_params(preset_path("mini"), settings)
         for stage in (prepare, encode):
-            with watched(f"{stage.__name__}, {clips} clips"):
+            with report_memory(f"{stage.__name__}, {clips} clips"):
                 stage(params, root)
 
 

@@ -1,4 +1,4 @@
-"""The most bytes that tensors hold at a time, counted exactly: every storage from its first use to its end."""
+"""The peak memory of tensors, counted exactly: every storage from its first use until it is freed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """Counts within its context, forward and backward; `already` are tensors that were there before."""
+    """Counts bytes within its context, forward and backward; `already`: existing tensors to count from the start."""
 
     def __init__(self, already: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()

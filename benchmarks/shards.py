@@ -1,14 +1,13 @@
-"""Reading latents: beside a plain read of the same bytes, and memory over many clips.
+"""Reading latents, compared with a plain read of the same bytes, and memory over many clips.
 
     python benchmarks/shards.py [--clips 64 --many 10000 --repeats 15 --folder DIR]
 
-Clips of 10 MB, bfloat16 as at full size, in shards of 256 MB made here. In order: every clip through `LatentSet`, one
-ahead (as float32 two), against a plain read of the files. At random: single clips in a drawn order, against reading as
-many bytes from the places where they are. Each thrice: as stored, when a process reads a clip for the first time and
-compares its checksum; as stored, from the second time on; and as float32, which is what training computes with. From
-the disk: the kernel is asked to forget the files before each run. Memory: what is resident while `--many` small clips
-are read. Ratios are of medians, of runs that take turns; CPU seconds of all threads tell how much of a difference is
-waiting.
+Clips of 10 MB, bfloat16 as at full size, in shards of 256 MB made here. In order: every clip through `LatentSet`,
+prefetching one (two as float32), against a plain read of the files. At random: single clips in random order, against
+reading as many bytes at the same offsets. Three cases each: stored tensors, first read with its checksum comparison;
+stored tensors, later reads; and float32 as in training. From the disk: the page cache of the files is dropped before
+each run. Memory: resident size while `--many` small clips are read. Ratios are of medians over interleaved runs; CPU
+seconds of all threads show how much of a difference is waiting.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CHUNK = 2**24
 
 
 def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
-    """`count` clips of 17 tubelets of 16 x 16 places, as many of them as `channels` ask for."""
+    """Writes `count` clips with physics latents of `channels` channels, 17 tubelets and 16 x 16 patches."""
     generator = torch.Generator().manual_seed(0)
     writer = ShardWriter(folder, megabytes, torch.bfloat16)
     for number in range(count):
@@ -52,7 +51,7 @@ def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Has the kernel drop what it holds of the files."""
+    """Drops the files from the page cache."""
     for path in folder.glob("shard-*.safetensors"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -67,7 +66,7 @@ def read_files(folder: Path) -> None:
 
 
 def read_ranges(folder: Path, latents: LatentSet, order: list[int], size: int) -> None:
-    """As many bytes as a clip has, from the place in its shard where it is."""
+    """Reads `size` bytes per clip, at about the clip's offset in its shard."""
     places: dict[str, list[str]] = {}
     for clip in latents._clips:
         places.setdefault(clip["shard"], []).append(clip["id"])
@@ -80,20 +79,20 @@ def read_ranges(folder: Path, latents: LatentSet, order: list[int], size: int) -
 
 
 def resident() -> float:
-    """MB now."""
+    """Resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and CPU seconds."""
+    """Wall-clock seconds and CPU seconds of a call."""
     began, used = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - began, time.process_time() - used
 
 
 def compare(name: str, folder: Path, plain: Callable[[], Any], ours: dict[str, Any], repeats: int, cold: bool) -> None:
-    """Prints how each of `ours` does beside `plain`."""
+    """Prints the times of each of `ours` relative to `plain`."""
     runs = {"plain": plain, **ours}
     found: dict[str, list[tuple[float, float]]] = {each: [] for each in runs}
     for _ in range(repeats):
@@ -125,15 +124,15 @@ def main() -> None:
         known = LatentSet(large, "train")
         order = torch.randperm(options.clips, generator=torch.Generator().manual_seed(1))[: options.clips // 2].tolist()
 
-        def ways(read: Callable[[Callable[[int], Any], int], Any]) -> dict[str, Callable[[], Any]]:
+        def cases(read: Callable[[Callable[[int], Any], int], Any]) -> dict[str, Callable[[], Any]]:
             return {
                 "stored, the first time": lambda: read(LatentSet(large, "train").stored_tensors, 1),
                 "stored, again": lambda: read(known.stored_tensors, 1),
                 "float32, again": lambda: read(known.__getitem__, 2),
             }
 
-        in_order = ways(lambda get, workers: deque(prefetch(get, range(options.clips), workers), 0))
-        at_random = ways(lambda get, _: deque(map(get, order), 0))
+        in_order = cases(lambda get, workers: deque(prefetch(get, range(options.clips), workers), 0))
+        at_random = cases(lambda get, _: deque(map(get, order), 0))
         deque(map(known.stored_tensors, range(options.clips)), 0)
         for cold in (True, False):
             compare("all in order", large, lambda: read_files(large), in_order, options.repeats, cold)

@@ -1,4 +1,4 @@
-"""An S3 server for the tests of data, started once, when the first test asks for it; and locks as strict as NFS's."""
+"""Fixtures: an S3 server per session, started on first use; file locks as strict as NFS's; a folder of videos."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from uuid import uuid4
 import boto3
 import pytest
 
+from phantom.data.shards import ShardWriter
 from phantom.data.storage import s3 as s3_storage
+from phantom.encoders import VideoEncoder
+from tests.data.latents import SETTINGS
 from tests.data.s3 import Proxy, Server
+from tests.data.videos import every, moving, write_video
 
 
 @pytest.fixture(autouse=True)
 def locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There an exclusive lock asks for a file that may be written, a shared one for one that may be read."""
+    """Requires, as NFS does, a writable file for an exclusive lock and a readable one for a shared lock."""
     flock = fcntl.flock
 
     def strict(file, kind):
@@ -38,7 +42,7 @@ def s3_server() -> Iterator[Server]:
 
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Proxy]:
-    """A proxy before the server, which the environment names as the AWS tools expect it. Waiting costs nothing."""
+    """A fault-injecting proxy in front of the server, set as the endpoint in the environment. Retries do not wait."""
     proxy = Proxy(s3_server.port)
     for name, value in {
         "AWS_ENDPOINT_URL": proxy.url,
@@ -62,3 +66,62 @@ def bucket(s3: Proxy) -> str:
     name = f"clips-{uuid4().hex[:12]}"
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Four videos without captions: two of 9 frames, one of 12, and one of 17 at 8 per second in a subfolder."""
+    source = tmp_path / "videos"
+    (source / "more").mkdir(parents=True)
+    for name, count, seconds in [("a", 9, 0.25), ("b", 9, 0.25), ("c", 12, 0.25), ("more/d", 17, 0.125)]:
+        frames = moving(count, seed=len(name) + ord(name[-1]), height=48, width=64)
+        write_video(source / f"{name}.mp4", frames, every(seconds, count))
+    return source
+
+
+@pytest.fixture
+def folder_params(make_params, videos):
+    """Settings for that folder, without a benchmark."""
+
+    def make(*overrides):
+        return make_params(
+            "data.source=folder",
+            f"data.path={videos}",
+            "data.heldout=0.25",
+            "data.max_quarantine=0.9",
+            "evaluate.physics_iq.benchmark=elsewhere",
+            *overrides,
+        )
+
+    return make
+
+
+@pytest.fixture
+def encode_params(make_params, monkeypatch):
+    """Settings with two clips per batch and two batches per shard (a shard limit below a megabyte)."""
+    init = ShardWriter.__init__
+
+    def smaller(self, *arguments):
+        init(self, *arguments)
+        self.limit = 600_000
+
+    monkeypatch.setattr(ShardWriter, "__init__", smaller)
+
+    def make(*overrides):
+        return make_params(*SETTINGS, "encode.batch_size=2", "encode.prefixes_per_clip=2", *overrides)
+
+    return make
+
+
+@pytest.fixture
+def encoded_clips(monkeypatch):
+    """A list that grows by one item per clip encoded by the VAE."""
+    seen = []
+    original = VideoEncoder.encode
+
+    def count(self, frames):
+        seen.extend(range(len(frames)))
+        return original(self, frames)
+
+    monkeypatch.setattr(VideoEncoder, "encode", count)
+    return seen

@@ -1,7 +1,7 @@
-"""Bad and strange files of every sort, and what must become of each: `python -m tests.data.corpus FOLDER` writes them.
+"""Corrupt and unusual files of many kinds, and the expected outcome: `python -m tests.data.corpus FOLDER` writes them.
 
-`KEPT` names the files that must become clips, with how many frames; `REFUSED` the others, with how the reason begins.
-Settings they are meant for: 4 frames per second, 64x64, 5 to 29 frames.
+`KEPT` maps files that must become clips to their frame count, `REFUSED` the others to the start of the reason.
+Expected settings: 4 frames per second, 64x64, 5 to 29 frames.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ KEPT = {
     "av1.mp4": 9,
     "prores.mp4": 9,
     "fragmented.mp4": 9,
-    # time
+    # timing
     "variable-rate.mp4": 9,
     "ntsc.mp4": 9,
     "starts-late.mp4": 9,
-    "starts-before-zero.mp4": 5,  # an edit list leaves out the four frames before
+    "starts-before-zero.mp4": 5,  # an edit list skips the first four frames
     "no-stated-length.mp4": 9,
     "long.mp4": 29,
     "twelve-frames.mp4": 9,
-    # picture
+    # picture formats
     "turned.mp4": 9,
     "upside-down.mp4": 9,
     "mirrored.mp4": 9,
@@ -76,7 +76,7 @@ KEPT = {
 }
 
 REFUSED = {
-    # cut off, damaged
+    # truncated, corrupt
     "cut-in-header.mp4": "not a video",
     "cut-in-index.mp4": "not a video",
     "cut-at-a-quarter.mp4": "does not decode at",
@@ -90,7 +90,7 @@ REFUSED = {
     "no-key-frame.mp4": "does not decode at",
     "empty.mp4": "empty file",
     "zeros.mp4": "not a video",
-    # something else
+    # not a video
     "text.mp4": "not a video",
     "page.mp4": "not a video",
     "picture.mp4": "not a video",
@@ -103,7 +103,7 @@ REFUSED = {
     "pipe.mp4": "not a file",
     "folder.mp4": "not a file",
     "notes.txt": "not an mp4",
-    # nothing to learn from
+    # unusable content
     "one-frame.mp4": "1 frame(s) at 4 per second, at least 5 are needed",
     "four-frames.mp4": "4 frame(s) at 4 per second, at least 5 are needed",
     "slides.mp4": "too few frames",
@@ -123,7 +123,7 @@ REFUSED = {
     "blank-caption.mp4": "its caption is empty",
     "huge-caption.mp4": "its caption has 100000 characters, accepted: 10000",
     "nul-in-caption.mp4": "its caption is not text",
-    # places
+    # paths
     "absent.mp4": "no such file",
     "../outside.mp4": "its path leaves the folder",
     "sub/../../outside.mp4": "its path leaves the folder",
@@ -132,7 +132,7 @@ REFUSED = {
     "link-to-nothing.mp4": "no such file",
     "link-to-itself.mp4": "no such file",
     "link-folder/outside.mp4": "a link that leaves the folder",
-    # twice
+    # duplicates
     "link-inside.mp4": "duplicate: the same video as",
     "zz-copy.mp4": "duplicate: the same video as",
     "./plain.mp4": "duplicate: plain.mp4 has the same name",
@@ -152,7 +152,7 @@ ZIPPED = {
 
 
 def write_corpus(folder: Path) -> None:
-    """Writes what `KEPT` and `REFUSED` name into `folder`, with captions.csv; `outside.mp4` lies beside it."""
+    """Writes the files of `KEPT` and `REFUSED` and captions.csv into `folder`, and `outside.mp4` beside it."""
     folder.mkdir(parents=True)
     _write_kept(folder)
     _write_damaged(folder)
@@ -175,7 +175,7 @@ def write_corpus(folder: Path) -> None:
 
 
 def write_zip(path: Path, work: Path) -> None:
-    """Writes the members that `ZIPPED` names into a zip, and damages them there."""
+    """Writes the members of `ZIPPED` into a zip and corrupts them there."""
     contents = {}
     for i, name in enumerate(ZIPPED):
         write_mp4(work / "one.mp4", moving(9, seed=100 + i), fps=4)
@@ -270,7 +270,7 @@ def _write_kept(folder: Path) -> None:
 
 
 def _write_sound(path: Path, cover: bool, picture: bool) -> None:
-    """Silence, with a still for a cover, a video, both or neither."""
+    """Writes a silent audio track, with a cover image, a video, both or neither."""
     with av.open(str(path), "w") as container:
         pictures = [("mjpeg", "yuvj420p", moving(1))] if cover else []
         pictures += [("libx264", "yuv420p", moving(9, seed=80 + len(path.name)))] if picture else []
@@ -315,7 +315,7 @@ def _write_damaged(folder: Path) -> None:
     broken, flipped = bytearray(front), bytearray(front)
     offsets = broken.index(b"stco") + 12
     struct.pack_into(">I", broken, offsets, len(front) - 100)
-    # The length of every frame; the first box behind each name is version and flags.
+    # Overwrites a duration; each box name is followed by version and flags.
     for name, seed, box, at, value in (
         ("no-time-passes.mp4", 90, b"stts", 16, 0),
         ("years-a-frame.mp4", 91, b"stts", 16, 2**31 - 1),
@@ -346,7 +346,7 @@ def _write_damaged(folder: Path) -> None:
 
 
 def _join(path: Path, films: list[Path]) -> None:
-    """One film behind the other, as one stream in which time goes on."""
+    """Concatenates the videos into one stream with continuous timestamps."""
     with av.open(str(path), "w", format="mpegts") as out:
         for number, film in enumerate(films):
             with av.open(str(film)) as source:
@@ -367,7 +367,7 @@ def _write_other(folder: Path) -> None:
     with zipfile.ZipFile(folder / "archive.mp4", "w") as archive:
         archive.writestr("plain.mp4", (folder / "plain.mp4").read_bytes())
     write_video(folder / "picture.png", moving(1), [0.0], codec="png", pixels="rgb24").rename(folder / "picture.mp4")
-    # A picture of 4 gigapixels: a header alone makes a decoder ask for the memory.
+    # A 4 gigapixel picture: its header alone makes a decoder allocate the memory.
     size = struct.pack("<HH", 65500, 65500)
     frame = b"\x21\xf9\x04\x00\x19\x00\x00\x00,\x00\x00\x00\x00" + size + b"\x00\x02\x02D\x01\x00"
     (folder / "bomb.mp4").write_bytes(b"GIF89a" + size + b"\x80\x00\x00" + bytes(6) + frame * 9 + b";")

@@ -1,4 +1,4 @@
-"""data/clips of a few short and small clips, and the settings that fit them."""
+"""A small data/clips, and settings that match it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = (f"data.height={SIZE}", f"data.width={SIZE}")
 
 
 def write_clips(root: Path, lengths: Sequence[int]) -> list[Clip]:
-    """Writes clips of `lengths` frames and their manifest as `phantom prepare` does; every fourth is held out."""
+    """Writes clips of `lengths` frames and a manifest, as `phantom prepare` does; every fourth clip is held out."""
     folder = root / CLIPS
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
@@ -30,5 +30,5 @@ def write_clips(root: Path, lengths: Sequence[int]) -> list[Clip]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, by its relative path."""
+    """The bytes of every file under `folder`, by relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,4 +1,4 @@
-"""An S3 server as a process of its own (moto's), and a proxy before it that injects faults."""
+"""An S3 server in a separate process (moto), and a proxy in front of it that injects faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 class Server:
-    """Moto's S3 server. Use `port`; `stop` ends the process."""
+    """Moto's S3 server, on `port`; `stop` ends the process."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -45,7 +45,7 @@ class Server:
 
 
 class Proxy:
-    """Hands requests on to `port`, except that the next ones to read an object meet the `faults`, in order.
+    """Forwards requests to `port`, injecting `faults`, in order, into the next requests that read an object.
 
     A fault is "500", "503", "reset", "truncate", "slow", "expired", or "" for none. `reads` counts such requests.
     """

@@ -1,4 +1,4 @@
-"""Clips of several sizes and lengths, from the file to the batch."""
+"""Clips of several sizes and lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = "data.buckets=[[64, 32], [48, 48]]"
 
 @pytest.fixture
 def source(tmp_path):
-    """A wide, a tall, a square and a turned video of 9, 13, 9 and 17 frames at 4 per second."""
+    """A wide, a tall, a square and a rotated video of 9, 13, 9 and 17 frames at 4 per second."""
     folder = tmp_path / "source"
     folder.mkdir()
     for name, count, height, width in (("a", 9, 48, 96), ("b", 13, 96, 48), ("c", 9, 64, 64), ("d", 17, 48, 96)):
@@ -45,7 +45,7 @@ def test_each_clip_takes_the_size_that_keeps_most_of_it(settings, tmp_path):
     clips = {clip.id: clip for clip in read_manifest(tmp_path / "data/clips/manifest.jsonl")}
     shapes = {id_: read_frames(tmp_path / "data/clips" / clip.path)[0].shape[:3] for id_, clip in clips.items()}
     assert shapes == {"a": (9, 32, 64), "b": (13, 64, 32), "c": (9, 48, 48), "d": (13, 64, 32)}
-    # Clips of the main size do not state it: without buckets the manifest is what it was.
+    # Clips of the main size omit it from the manifest.
     assert [(c.height, c.width) for c in clips.values()] == [(None, None), (64, 32), (48, 48), (64, 32)]
     assert result.buckets == {"9x32x64": 1, "9x48x48": 1, "13x64x32": 2}
     size, lengths = 48 * 96, (9, 13, 17)

@@ -1,4 +1,4 @@
-"""Every bad or strange file of the corpus: made into a clip, or left out with its reason. Nothing else happens."""
+"""Every file of the corpus becomes a clip or is quarantined with its reason, without side effects."""
 
 from __future__ import annotations
 

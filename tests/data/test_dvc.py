@@ -1,4 +1,4 @@
-"""`dvc push` and `dvc pull` move shards to a remote in S3 and back, with the stage as dvc.yaml has it."""
+"""`dvc push` and `dvc pull` of shards with an S3 remote, with the outs of the stage in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from phantom.data.encode import encode
 from phantom.data.shards import INDEX, LATENTS, LatentSet
 from tests.conftest import ROOT
 from tests.data.latents import SETTINGS, contents, write_clips
-from tests.data.test_encode import small  # noqa: F401
 
 LENGTHS = (9, 5, 9, 9, 5, 9, 9, 9)
 
@@ -29,9 +28,9 @@ def dvc(root, *arguments):
 
 
 @pytest.mark.slow
-def test_push_and_pull_move_shards_not_clips(make_params, small, s3, bucket, tmp_path):  # noqa: F811
+def test_push_and_pull_move_shards_not_clips(make_params, encode_params, s3, bucket, tmp_path):
     write_clips(tmp_path, LENGTHS)
-    encode(small(*SETTINGS), tmp_path)
+    encode(encode_params(*SETTINGS), tmp_path)
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]
     assert stage["outs"] == [str(LATENTS)]
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"encode": {"cmd": "true", "outs": stage["outs"]}}}))
@@ -43,7 +42,7 @@ def test_push_and_pull_move_shards_not_clips(make_params, small, s3, bucket, tmp
     before = contents(tmp_path / LATENTS)
     shards = json.loads(before[INDEX])["shards"]
     pushed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix="dvc/")["Contents"]
-    assert len(pushed) == len(before) + 1 < len(LENGTHS)  # shards, index, empty caption; and the list of these
+    assert len(pushed) == len(before) + 1 < len(LENGTHS)  # shards, index, empty caption, and DVC's directory listing
     assert sorted(found["Size"] for found in pushed)[-len(shards) :] == sorted(shard["bytes"] for shard in shards)
     shutil.rmtree(tmp_path / LATENTS)
     shutil.rmtree(tmp_path / ".dvc/cache")

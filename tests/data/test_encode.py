@@ -12,49 +12,18 @@ from phantom.data import shards
 from phantom.data.encode import encode, prefix_lengths
 from phantom.data.files import sha256
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
-from phantom.data.shards import LATENTS, LatentSet, ShardWriter
+from phantom.data.shards import LATENTS, LatentSet
 from phantom.data.video import read_frames
-from phantom.encoders import VideoEncoder, load_encoders
+from phantom.encoders import load_encoders
 from phantom.errors import UserError
 from phantom.training.data_loader import open_latents
-from tests.data.latents import SETTINGS, contents, write_clips
+from tests.data.latents import contents, write_clips
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13)
 
 
-@pytest.fixture
-def small(make_params, monkeypatch):
-    """Settings whose shards hold two batches of two clips each (a shard limit below a megabyte)."""
-    init = ShardWriter.__init__
-
-    def smaller(self, *arguments):
-        init(self, *arguments)
-        self.limit = 600_000
-
-    monkeypatch.setattr(ShardWriter, "__init__", smaller)
-
-    def make(*overrides):
-        return make_params(*SETTINGS, "encode.batch_size=2", "encode.prefixes_per_clip=2", *overrides)
-
-    return make
-
-
-@pytest.fixture
-def encoded_clips(monkeypatch):
-    """A list that grows by every clip whose video is encoded."""
-    seen = []
-    original = VideoEncoder.encode
-
-    def count(self, frames):
-        seen.extend(range(len(frames)))
-        return original(self, frames)
-
-    monkeypatch.setattr(VideoEncoder, "encode", count)
-    return seen
-
-
 def killed(point, params, root):
-    """Encodes in another process that kills itself when it reaches `point`: (object, name, number of the call)."""
+    """Encodes in another process that kills itself at `point`: (object, attribute, number of the call)."""
     owner, name, number = point
     original = getattr(owner, name)
     calls = []
@@ -75,8 +44,8 @@ def killed(point, params, root):
     return process.exitcode == -signal.SIGKILL
 
 
-def test_latents_are_those_of_the_encoders_and_prefixes_those_of_the_prefix_alone(small, tmp_path):
-    params = small()
+def test_latents_are_those_of_the_encoders_and_prefixes_those_of_the_prefix_alone(encode_params, tmp_path):
+    params = encode_params()
     clips = {clip.id: clip for clip in write_clips(tmp_path, LENGTHS)}
     result = encode(params, tmp_path)
     assert (result.clips, result.kept) == (len(LENGTHS), 0) and result.shards > 2
@@ -98,15 +67,15 @@ def test_latents_are_those_of_the_encoders_and_prefixes_those_of_the_prefix_alon
             assert len(one.prefixes) == min(2, count - 1)
             for k, z in one.prefixes.items():
                 assert (z - encoders.physics.encode(frames[:, :k])[0]).abs().max() < 1e-5
-                # What the encoder says of the same frames when it sees what follows is something else.
+                # The features of the same frames within the whole clip differ: the encoder sees the future.
                 assert (z - whole[:, : z.shape[1]]).abs().max() > 1e-4
             found += 1
     assert found == len(LENGTHS)
     assert torch.allclose(latents.empty_text, encoders.text.encode([""])[0], atol=1e-5)
 
 
-def test_the_index_says_what_is_there(small, tmp_path):
-    params = small()
+def test_the_index_says_what_is_there(encode_params, tmp_path):
+    params = encode_params()
     clips = write_clips(tmp_path, LENGTHS)
     result = encode(params, tmp_path)
     folder = tmp_path / LATENTS
@@ -125,51 +94,53 @@ def test_the_index_says_what_is_there(small, tmp_path):
     assert set(index["recipe"]["weights"]) == {"vae", "text_encoder", "tokenizer", "physics_encoder"}
 
 
-def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(small, encoded_clips, tmp_path):
+def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(encode_params, encoded_clips, tmp_path):
     points = [
         ((stage, "_encode_batch", 4), 5),
-        ((shards, "fsync", 4), 5),  # the second shard is written, and not yet in its place
-        ((shards, "fsync", 5), 5),  # the note beside it is not
+        ((shards, "fsync", 4), 5),  # the second shard is written but not yet renamed
+        ((shards, "fsync", 5), 5),  # its metadata is not
         ((stage, "replace_folder", 1), 0),
-        ((stage.shutil, "rmtree", 4), 0),  # data/latents is in its place
+        ((stage.shutil, "rmtree", 4), 0),  # data/latents is already replaced
     ]
     write_clips(tmp_path / "unbroken", LENGTHS)
-    encode(small(), tmp_path / "unbroken")
+    encode(encode_params(), tmp_path / "unbroken")
     for point, left in points:
         root = tmp_path / f"{point[1]}-{point[2]}"
         write_clips(root, LENGTHS)
-        assert killed(point, small(), root), point
-        shutil.rmtree(root / LATENTS, ignore_errors=True)  # as DVC does before it runs a stage
+        assert killed(point, encode_params(), root), point
+        shutil.rmtree(root / LATENTS, ignore_errors=True)  # as DVC does before running a stage
         encoded_clips.clear()
-        result = encode(small(), root)
+        result = encode(encode_params(), root)
         assert len(encoded_clips) == left == result.clips - result.kept, point
         assert contents(root / LATENTS) == contents(tmp_path / "unbroken" / LATENTS), point
         assert not contents(root / "checkpoints"), point
         assert {path.name for path in (root / "data").iterdir()} == {"clips", "latents"}, point
 
 
-def test_progress_made_otherwise_is_not_taken_up(small, encoded_clips, tmp_path):
+def test_progress_made_otherwise_is_not_taken_up(encode_params, encoded_clips, tmp_path):
     clips = write_clips(tmp_path, LENGTHS)
-    assert killed((stage, "_encode_batch", 4), small(), tmp_path)
-    encode(small("encode.seed=1"), tmp_path)
+    assert killed((stage, "_encode_batch", 4), encode_params(), tmp_path)
+    encode(encode_params("encode.seed=1"), tmp_path)
     assert len(encoded_clips) == len(LENGTHS)
     encoded_clips.clear()
     write_manifest(tmp_path / CLIPS / MANIFEST, clips[:4])
-    encode(small(), tmp_path)
+    encode(encode_params(), tmp_path)
     assert len(encoded_clips) == 4
     encoded_clips.clear()
     write_manifest(tmp_path / CLIPS / MANIFEST, clips)
-    encode(small("encode.batch_size=1"), tmp_path)  # less memory, say: that is no reason to begin again
+    encode(encode_params("encode.batch_size=1"), tmp_path)  # the batch size is not part of the recipe
     assert len(encoded_clips) == 5
     assert len(LatentSet(tmp_path / LATENTS, "train")) == 8
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "physics_encoder"])
-def test_latents_of_other_weights_in_the_same_folder_are_refused(small, tiny_base, tmp_path, encoded_clips, part):
+def test_latents_of_other_weights_in_the_same_folder_are_refused(
+    encode_params, tiny_base, tmp_path, encoded_clips, part
+):
     write_clips(tmp_path, (5, 5))
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
-    params = small(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
+    params = encode_params(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
     encode(params, tmp_path)
     recipe = open_latents(params, tmp_path, "train", torch.device("cpu")).recipe
     (path,) = (base / part).glob("*.safetensors")
@@ -188,9 +159,9 @@ def test_latents_of_other_weights_in_the_same_folder_are_refused(small, tiny_bas
 
 
 @pytest.mark.parametrize("spoil", ["flip", "remove", "name"])
-def test_one_shard_is_made_again_alone_and_its_bytes_are_the_same(small, encoded_clips, tmp_path, spoil):
+def test_one_shard_is_made_again_alone_and_its_bytes_are_the_same(encode_params, encoded_clips, tmp_path, spoil):
     write_clips(tmp_path, LENGTHS)
-    encode(small(), tmp_path)
+    encode(encode_params(), tmp_path)
     folder = tmp_path / LATENTS
     before = contents(folder)
     index = json.loads(before["index.json"])
@@ -202,15 +173,15 @@ def test_one_shard_is_made_again_alone_and_its_bytes_are_the_same(small, encoded
     else:
         (folder / name).write_bytes(raw)
     encoded_clips.clear()
-    result = encode(small(), tmp_path, shard=name if spoil == "name" else None)
+    result = encode(encode_params(), tmp_path, shard=name if spoil == "name" else None)
     assert len(encoded_clips) == sum(clip["shard"] == name for clip in index["clips"]) == result.clips - result.kept
     assert 0 < len(encoded_clips) < len(LENGTHS) and contents(folder) == before
     encoded_clips.clear()
-    assert encode(small(), tmp_path).kept == len(LENGTHS) and not encoded_clips and contents(folder) == before
+    assert encode(encode_params(), tmp_path).kept == len(LENGTHS) and not encoded_clips and contents(folder) == before
     with pytest.raises(UserError, match=r"^--shard: found 'other', accepted: shard-00000\.safetensors, [^\n]*$"):
-        encode(small(), tmp_path, shard="other")
+        encode(encode_params(), tmp_path, shard="other")
     with pytest.raises(UserError, match=rf"^--shard: found '{name}', accepted: none: [^\n]*$"):
-        encode(small("encode.seed=1"), tmp_path, shard=name)
+        encode(encode_params("encode.seed=1"), tmp_path, shard=name)
 
 
 def test_prefixes_depend_on_the_seed_and_the_clip_alone():
@@ -228,11 +199,11 @@ def test_prefixes_depend_on_the_seed_and_the_clip_alone():
     assert lengths("a", frames=1) == []
 
 
-def test_bfloat16_is_stored_as_such_and_read_as_float32(small, tmp_path):
+def test_bfloat16_is_stored_as_such_and_read_as_float32(encode_params, tmp_path):
     write_clips(tmp_path, (5, 9))
-    whole = encode(small(), tmp_path).megabytes
+    whole = encode(encode_params(), tmp_path).megabytes
     exact = LatentSet(tmp_path / LATENTS, "train")[1]
-    half = encode(small("models.dtype=bfloat16"), tmp_path).megabytes
+    half = encode(encode_params("models.dtype=bfloat16"), tmp_path).megabytes
     rounded = LatentSet(tmp_path / LATENTS, "train")[1]
     assert half < 0.6 * whole
     for name in ("video", "physics", "text"):
@@ -241,26 +212,26 @@ def test_bfloat16_is_stored_as_such_and_read_as_float32(small, tmp_path):
         assert torch.allclose(a, b, atol=0.1)
 
 
-def test_reading_ahead_changes_nothing(small, tmp_path):
+def test_reading_ahead_changes_nothing(encode_params, tmp_path):
     for name, workers in (("one", 0), ("two", 3)):
         write_clips(tmp_path / name, LENGTHS[:6])
-        encode(small(f"encode.workers={workers}"), tmp_path / name)
+        encode(encode_params(f"encode.workers={workers}"), tmp_path / name)
     assert contents(tmp_path / "one" / LATENTS) == contents(tmp_path / "two" / LATENTS)
 
 
-def test_clips_that_are_not_those_of_the_manifest(small, tmp_path):
+def test_clips_that_are_not_those_of_the_manifest(encode_params, tmp_path):
     with pytest.raises(UserError, match=r"manifest\.jsonl: no such file; `phantom prepare`"):
-        encode(small(), tmp_path)
+        encode(encode_params(), tmp_path)
     clips = write_clips(tmp_path, (5, 5, 5))
-    encode(small(), tmp_path)
+    encode(encode_params(), tmp_path)
     before = contents(tmp_path / LATENTS)
     changed = tmp_path / CLIPS / clips[1].path
     shutil.copy(tmp_path / CLIPS / clips[2].path, changed)
     with pytest.raises(UserError, match=rf"^{changed}: not the file that manifest\.jsonl names[^\n]*$"):
-        encode(small("encode.seed=1"), tmp_path)
+        encode(encode_params("encode.seed=1"), tmp_path)
     changed.unlink()
     with pytest.raises(UserError, match=rf"^{changed}: no such file[^\n]*$"):
-        encode(small("encode.seed=1"), tmp_path)
+        encode(encode_params("encode.seed=1"), tmp_path)
     assert contents(tmp_path / LATENTS) == before
 
 
@@ -274,8 +245,8 @@ def test_clips_that_are_not_those_of_the_manifest(small, tmp_path):
         ("models.base=absent", "models.base: 'absent'"),
     ],
 )
-def test_clips_made_with_other_settings_are_refused(small, tmp_path, change, said):
+def test_clips_made_with_other_settings_are_refused(encode_params, tmp_path, change, said):
     write_clips(tmp_path, (9,))
     with pytest.raises(UserError, match=said):
-        encode(small(change), tmp_path)
+        encode(encode_params(change), tmp_path)
     assert not (tmp_path / LATENTS).exists()

@@ -1,4 +1,4 @@
-"""The first channel of a video is that of OpenCV's colours, bit for bit, whichever way it is read."""
+"""The fast path for grey frames gives the first channel of OpenCV's frames, bit for bit."""
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ def blobs(width, height, frames, noise=0):
 def test_masks_are_those_of_opencv(width, height, noise, tmp_path, monkeypatch):
     write_masks(tmp_path / "masks.mp4", blobs(width, height, 6, noise), 8)
     wanted = [frame[:, :, 0] for frame in video.frames(tmp_path / "masks.mp4")]
-    if (width, noise) == (96, 0):  # grey to the last bit, so that no colour is made of it
+    if (width, noise) == (96, 0):  # exactly grey, so the colour path must not run
         monkeypatch.setattr(video, "frames", lambda path: pytest.fail("read in colour"))
     np.testing.assert_array_equal(list(video.first_channel(tmp_path / "masks.mp4")), wanted)
 

@@ -1,4 +1,4 @@
-"""OpenVidHD as it is published, with tiny clips: read from zips, filtered, here and in S3."""
+"""OpenVidHD in its published layout, with tiny clips: read from zips, filtered, locally and in S3."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def video(tmp_path: Path, seed: int, height: int = 48, width: int = 64, count: i
 
 
 def row(name: str, caption: str = "The ball is in the box.", **scores) -> dict[str, object]:
-    """A row of the csv: aesthetic, motion, consistency, camera, seconds."""
+    """A row of the csv; `scores`: aesthetic, motion, consistency, camera, seconds."""
     values = {"aesthetic": 5.0, "motion": 2.0, "consistency": 0.99, "camera": "static", "seconds": 2.25, **scores}
     return dict(zip(COLUMNS, [name, caption, *[*values.values()][:4], 9, 4.0, values["seconds"]], strict=True))
 
@@ -64,7 +64,7 @@ def pack(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
 
 @pytest.fixture
 def source(tmp_path):
-    """Three parts: one whole and compressed, one with a folder in it, one in three pieces; two clips in each."""
+    """Three parts of two clips each: a compressed zip, one with a subfolder, one split into three files."""
     source = tmp_path / "OpenVidHD-0.4M"
     (source / "OpenVidHD").mkdir(parents=True)
     videos = [video(tmp_path, i) for i in range(6)]
@@ -149,7 +149,7 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
 
     def write(path, *arguments):
         made.append(path)
-        s3.faults = ["503"] * 2 if len(made) == 2 else s3.faults  # the third clip, in another part, fails for good
+        s3.faults = ["503"] * 2 if len(made) == 2 else s3.faults  # the third clip, in another part, fails permanently
         write_mp4(path, *arguments)
 
     monkeypatch.setattr(clips, "write_mp4", write)
@@ -165,7 +165,7 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
 
 def test_a_zip_that_has_lost_its_front_keeps_the_clips_behind_it(openvid_params, source, tmp_path):
     (part,) = source.rglob("OpenVidHD_part_1.zip")
-    part.write_bytes(part.read_bytes()[10:])  # the first member now lies before the file
+    part.write_bytes(part.read_bytes()[10:])  # the first member now starts before the file
     prepare(openvid_params("data.max_quarantine=0.2"), tmp_path / "run")
     clips, bad, _ = read(tmp_path / "run")
     assert list(clips) == [*"bcdef"]
@@ -173,7 +173,7 @@ def test_a_zip_that_has_lost_its_front_keeps_the_clips_behind_it(openvid_params,
 
 
 def test_what_a_failing_disk_does_not_give_is_no_fault_of_the_clip(openvid_params, source, tmp_path, monkeypatch):
-    """The disk is a stand-in: none can be made to fail here."""
+    """The disk error is simulated."""
     whole = zipfile.ZipFile.read
 
     def fail(self, info, *arguments):
@@ -196,7 +196,7 @@ def test_a_restart_reads_nothing_twice_but_knows_new_filters(openvid_params, sou
     whole = zipfile.ZipFile.read
     monkeypatch.setattr(clips, "cores", lambda: 1)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, info, *a: counted.append(info) or whole(self, info, *a))
-    monkeypatch.setattr(clips, "link", lambda *_: 1 / 0)  # fails when all are made
+    monkeypatch.setattr(clips, "link", lambda *_: 1 / 0)  # fails after all clips are made
     with pytest.raises(ZeroDivisionError):
         prepare(openvid_params(), tmp_path)
     assert len(counted) == 3

@@ -1,133 +1,29 @@
+"""`phantom prepare` from a folder of captioned videos, local or in S3."""
+
 import csv
-import errno
-import hashlib
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantom.data.files import sha256
-from phantom.data.manifest import read_manifest, read_quarantine
+from phantom.data.manifest import read_quarantine
 from phantom.data.prepare import prepare
-from phantom.data.sources import clips, folder, worlds_files
-from phantom.data.sources.clips import choose_heldout
+from phantom.data.sources import folder
 from phantom.data.storage import LocalFolder, open_folder
 from phantom.data.video import read_frames, write_mp4
-from phantom.errors import StageFailed, UserError
+from phantom.errors import UserError
+from tests.data.latents import contents
+from tests.data.prepared import CAPTIONS, read_result, write_captions
 from tests.data.videos import every, moving, write_video
-
-WORLDS = ("data.worlds.train_clips=6", "data.worlds.heldout_clips=2", "data.worlds.scenarios=1", "data.frames=9")
-
-
-@pytest.fixture
-def videos(tmp_path):
-    """A folder of four videos without captions: two of 9 frames, one of 12, and one in a subfolder, at 8 per second."""
-    source = tmp_path / "videos"
-    (source / "more").mkdir(parents=True)
-    for name, count, seconds in [("a", 9, 0.25), ("b", 9, 0.25), ("c", 12, 0.25), ("more/d", 17, 0.125)]:
-        frames = moving(count, seed=len(name) + ord(name[-1]), height=48, width=64)
-        write_video(source / f"{name}.mp4", frames, every(seconds, count))
-    return source
-
-
-@pytest.fixture
-def folder_params(make_params, videos):
-    """Settings for that folder; no benchmark is drawn."""
-
-    def make(*overrides):
-        return make_params(
-            "data.source=folder",
-            f"data.path={videos}",
-            "data.heldout=0.25",
-            "data.max_quarantine=0.9",
-            "evaluate.physics_iq.benchmark=elsewhere",
-            *overrides,
-        )
-
-    return make
-
-
-def caption_csv(source: Path, rows: dict[str, str]) -> None:
-    with (source / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("file", "caption"), *rows.items()])
-
-
-def read(root: Path):
-    clips = read_manifest(root / "data/clips/manifest.jsonl")
-    return {c.id: c for c in clips}, {q.path: q.reason for q in read_quarantine(root / "data/clips/quarantine.jsonl")}
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-CAPTIONS = {"a.mp4": "A ball, red.", "b.mp4": "A “box”\nslides.", "c.mp4": " A wheel. ", "more/d.mp4": "Ein Würfel."}
-
-
-# --- worlds ---------------------------------------------------------------------------------------------------------
-
-
-def test_worlds_give_the_same_bytes_twice(make_params, tmp_path):
-    params = make_params(*WORLDS)
-    results = [prepare(params, tmp_path / name) for name in ("one", "two")]
-    assert (results[0].train, results[0].heldout, results[0].quarantined) == (6, 2, 0)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    clips, left_out = read(tmp_path / "one")
-    assert left_out == {} and [c.split for c in clips.values()] == ["train"] * 6 + ["heldout"] * 2
-    for clip in clips.values():
-        path = tmp_path / "one/data/clips" / clip.path
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == clip.sha256
-        frames, fps = read_frames(path)
-        assert frames.shape == (clip.frames, 64, 64, 3) and clip.frames == 9 and fps == clip.fps == 4
-    assert (tmp_path / "one/data/benchmark/descriptions.csv").is_file()
-    prepare(make_params(*WORLDS, "data.worlds.seed=1"), tmp_path / "two")
-    assert contents(tmp_path / "one") != contents(tmp_path / "two")
-
-
-def test_long_worlds_have_4m_plus_1_frames(make_params, tmp_path):
-    prepare(make_params(*WORLDS, "data.frames=37"), tmp_path)
-    lengths = {clip.frames for clip in read(tmp_path)[0].values()}
-    assert len(lengths) > 1 and all(n % 4 == 1 and 29 <= n <= 37 for n in lengths)
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ("data.fps=8", "data.fps: found 8"),
-        ("data.width=96", "data.width: found 96"),
-        ("data.height=63", "data.height: found 63"),
-        ("data.min_frames=33", "data.min_frames: found 33"),
-    ],
-)
-def test_what_worlds_cannot_be_is_refused_and_earlier_clips_stay(make_params, tmp_path, change, field):
-    prepare(make_params(*WORLDS), tmp_path)
-    before = contents(tmp_path)
-    with pytest.raises(UserError, match=f"^{field}[^\n]*$"):
-        prepare(make_params(*WORLDS, "data.frames=37", "data.path=videos", change), tmp_path)
-    assert contents(tmp_path) == before
-
-
-def test_a_failure_at_the_last_step_leaves_the_earlier_clips(make_params, tmp_path, monkeypatch):
-    prepare(make_params(*WORLDS), tmp_path)
-    before = contents(tmp_path)
-    monkeypatch.setattr(worlds_files, "write_benchmark", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prepare(make_params(*WORLDS, "data.worlds.seed=1"), tmp_path)
-    assert contents(tmp_path) == before
-
-
-# --- a folder -------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_with_captions_in_any_of_the_three_ways_gives_the_same(folder_params, videos, tmp_path):
-    caption_csv(videos, CAPTIONS)
+    write_captions(videos, CAPTIONS)
     result = prepare(folder_params(), tmp_path)
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert {id_: c.caption for id_, c in clips.items()} == {k[:-4]: v.strip() for k, v in CAPTIONS.items()}
     assert {id_: c.frames for id_, c in clips.items()} == {"a": 9, "b": 9, "c": 9, "more/d": 9}
     assert left_out == {} and result.train + result.heldout == 4 and result.heldout >= 1
@@ -152,7 +48,7 @@ def test_a_folder_with_captions_in_any_of_the_three_ways_gives_the_same(folder_p
 @pytest.mark.parametrize("captions", ["csv", "beside"])
 def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, captions):
     if captions == "csv":
-        caption_csv(videos, CAPTIONS)
+        write_captions(videos, CAPTIONS)
     else:
         for name, caption in CAPTIONS.items():
             (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
@@ -162,7 +58,7 @@ def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, 
     prepare(folder_params(), tmp_path / "here")
     prepare(folder_params(f"data.path=s3://{bucket}/some/videos/"), tmp_path / "there")
     assert contents(tmp_path / "there/data") == contents(tmp_path / "here/data")
-    assert len(read(tmp_path / "there")[0]) == 4
+    assert len(read_result(tmp_path / "there")[0]) == 4
 
 
 def test_keys_that_no_file_can_have_are_quarantined(folder_params, videos, bucket, tmp_path):
@@ -173,11 +69,11 @@ def test_keys_that_no_file_can_have_are_quarantined(folder_params, videos, bucke
         "x" * 300 + ".mp4": "c.mp4",
         "two//slashes.mp4": "more/d.mp4",
     }
-    caption_csv(videos, dict.fromkeys(keys, "A ball."))
+    write_captions(videos, dict.fromkeys(keys, "A ball."))
     for key, name in {**keys, "captions.csv": "captions.csv"}.items():
         there.upload(videos / name, key)
     prepare(folder_params(f"data.path=s3://{bucket}/videos"), tmp_path)
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert list(clips) == ["a"]
     assert left_out == {
         "a.mp4/inside.mp4": "a.mp4 is a file too",
@@ -206,12 +102,12 @@ def test_what_cannot_be_a_clip_is_quarantined_with_its_reason_and_the_rest_goes_
     others = ("link", "inside", "copy", "text", "empty", "cut", "short", "folder", "out/secret", "../secret", "absent")
     rows = {**CAPTIONS, **{f"{name}.mp4": "A caption." for name in others}, "silent.mp4": " ", "notes.md": "Notes."}
     rows[str(secret)] = "A caption."
-    caption_csv(videos, rows)
+    write_captions(videos, rows)
     with (videos / "captions.csv").open("a") as file:
         file.write("./a.mp4,Named twice.\nmore/d.mp4\nunquoted.mp4,A ball, red.\n,Nothing.\n")
 
     result = prepare(folder_params(), tmp_path)
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert {id_: c.caption for id_, c in clips.items()} == {k[:-4]: v.strip() for k, v in CAPTIONS.items()}
     assert result.quarantined == sum(1 for _ in (tmp_path / "data/clips/quarantine.jsonl").open())
     said = {
@@ -242,11 +138,11 @@ def test_what_cannot_be_a_clip_is_quarantined_with_its_reason_and_the_rest_goes_
 
 
 def test_an_unquoted_comma_does_not_cut_a_caption(folder_params, videos, tmp_path):
-    caption_csv(videos, {"a.mp4": "A ball."})
+    write_captions(videos, {"a.mp4": "A ball."})
     with (videos / "captions.csv").open("a") as file:
         file.write("b.mp4,A ball, red.\n")
     prepare(folder_params(), tmp_path)
-    assert "a comma stands in quotes" in read(tmp_path)[1]["b.mp4"]
+    assert "a comma stands in quotes" in read_result(tmp_path)[1]["b.mp4"]
 
 
 def test_caption_files_beside_the_videos_are_quarantined_one_by_one(folder_params, videos, tmp_path):
@@ -255,7 +151,7 @@ def test_caption_files_beside_the_videos_are_quarantined_one_by_one(folder_param
     (videos / "b.txt").write_bytes(b"\xff\xfe caption")
     (videos / "c.txt").symlink_to(tmp_path / "secret.txt")
     prepare(folder_params(), tmp_path)
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert list(clips) == ["a"]
     assert left_out == {
         "b.mp4": "its caption is not UTF-8",
@@ -269,7 +165,7 @@ def test_a_caption_that_no_file_can_hold_is_quarantined(folder_params, videos, t
     rows += [{"file": "more/d.mp4", "caption": 5}, {"file": "nul\0.mp4", "caption": "x"}]
     (videos / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     prepare(folder_params(), tmp_path)
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert list(clips) == ["b"]
     assert left_out == {
         "a.mp4": "its caption is not text",
@@ -280,12 +176,12 @@ def test_a_caption_that_no_file_can_hold_is_quarantined(folder_params, videos, t
 
 
 def test_too_many_bad_clips_fail_the_stage_with_the_commonest_reasons(folder_params, videos, tmp_path):
-    caption_csv(videos, CAPTIONS)
+    write_captions(videos, CAPTIONS)
     prepare(folder_params(), tmp_path)
     before = contents(tmp_path / "data")
     for i in range(3):
         (videos / f"text{i}.mp4").write_text("no video")
-    caption_csv(videos, {**CAPTIONS, **{f"text{i}.mp4": "A caption." for i in range(3)}, "b.mp4": ""})
+    write_captions(videos, {**CAPTIONS, **{f"text{i}.mp4": "A caption." for i in range(3)}, "b.mp4": ""})
     with pytest.raises(UserError) as error:
         prepare(folder_params("data.max_quarantine=0.5"), tmp_path)
     said = str(error.value)
@@ -300,7 +196,7 @@ def test_too_many_bad_clips_fail_the_stage_with_the_commonest_reasons(folder_par
 def test_folders_and_captions_that_are_not_there(folder_params, videos, tmp_path):
     with pytest.raises(UserError, match=r"no captions, expected captions\.csv"):
         prepare(folder_params(), tmp_path)
-    caption_csv(videos, {"absent.mp4": "A ball."})
+    write_captions(videos, {"absent.mp4": "A ball."})
     with pytest.raises(UserError, match=r"at least one good clip.*no such file"):
         prepare(folder_params("data.max_quarantine=1"), tmp_path)
     (videos / "captions.csv").write_text("path,text\na.mp4,A ball.\n")
@@ -333,96 +229,17 @@ def test_folders_and_captions_that_are_not_there(folder_params, videos, tmp_path
     assert not contents(tmp_path / "data")
 
 
-def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos, tmp_path, monkeypatch):
-    caption_csv(videos, CAPTIONS)
-    made = []
-
-    def write_or_stop(path, *arguments):
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(path)
-        write_mp4(path, *arguments)
-
-    monkeypatch.setattr(clips, "cores", lambda: 1)
-    monkeypatch.setattr(clips, "write_mp4", write_or_stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(folder_params(), tmp_path)
-    assert not (tmp_path / "data/clips").exists()
-    made.clear()
-    read_again = []
-    monkeypatch.setattr(clips, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
-    monkeypatch.setattr(clips, "sha256", lambda path: read_again.append(path) or sha256(path))
-    prepare(folder_params(), tmp_path)
-    assert len(made) == 2
-    assert [path for path in read_again if path.is_relative_to(videos)] == [videos / "c.mp4", videos / "more/d.mp4"]
-    prepare(folder_params(), tmp_path / "unbroken")
-    assert contents(tmp_path / "data") == contents(tmp_path / "unbroken/data")
-
-
-def test_a_source_that_changed_meanwhile_is_read_again(folder_params, videos, tmp_path):
-    (videos / "text.mp4").write_text("no video")
-    caption_csv(videos, {**CAPTIONS, "text.mp4": "A caption."})
-    with pytest.raises(UserError, match="1 of 5 clips cannot be used"):
-        prepare(folder_params("data.max_quarantine=0"), tmp_path)
-    (videos / "text.mp4").unlink()
-    shutil.copyfile(videos / "b.mp4", videos / "new.mp4")
-    (videos / "new.mp4").replace(videos / "a.mp4")
-    caption_csv(videos, CAPTIONS)
-    prepare(folder_params("data.max_quarantine=0.5"), tmp_path)
-    assert read(tmp_path)[1] == {"b.mp4": "duplicate: the same video as a.mp4"}
-    prepare(folder_params("data.max_quarantine=0.5"), tmp_path / "unbroken")
-    assert contents(tmp_path / "data") == contents(tmp_path / "unbroken/data")
-
-
-def test_what_a_failing_disk_does_not_give_is_no_fault_of_the_clip(folder_params, videos, tmp_path, monkeypatch):
-    """The disk is a stand-in: none can be made to fail here."""
-    caption_csv(videos, CAPTIONS)
-    made = []
-    monkeypatch.setattr(clips, "cores", lambda: 1)
-    monkeypatch.setattr(clips, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
-
-    def fail(path: Path) -> str:
-        if path == videos / "c.mp4":
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return sha256(path)
-
-    monkeypatch.setattr(clips, "sha256", fail)
-    with pytest.raises(StageFailed, match=r"^c\.mp4: Input/output error; run again to go on[^\n]*$"):
-        prepare(folder_params(), tmp_path)
-    monkeypatch.setattr(clips, "sha256", sha256)
-    result = prepare(folder_params(), tmp_path)
-    assert result.train + result.heldout == 4 and result.quarantined == 0 and len(made) == 4
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_any_caption_comes_through_a_csv(tmp_path_factory, caption):
     source = tmp_path_factory.mktemp("videos")
     write_mp4(source / "a.mp4", moving(1), fps=4)
-    caption_csv(source, {"a.mp4": caption})
+    write_captions(source, {"a.mp4": caption})
     found = folder.list_videos(LocalFolder(source))
     if caption.strip():
         assert [item.caption for item in found.videos] == [caption.strip()] and not found.quarantined
     else:
         assert [q.reason for q in found.quarantined] == ["its caption is empty"] and not found.videos
-
-
-@given(st.sets(st.binary(min_size=1), max_size=60), st.floats(0, 1))
-def test_the_held_out_share_is_stable_and_leaves_no_side_empty(contents, share):
-    digests = [hashlib.sha256(c).hexdigest() for c in contents]
-    heldout = choose_heldout(digests, share)
-    assert heldout == choose_heldout(reversed(digests), share) and heldout <= set(digests)
-    if len(digests) >= 2:
-        assert (len(heldout) > 0) == (share > 0)
-        assert (len(heldout) < len(digests)) == (share < 1)
-    if 1 < len(heldout) < len(digests) - 1:  # away from these edges no clip changes sides because another leaves
-        gone = digests.pop()
-        assert choose_heldout(digests, share) >= heldout - {gone}
-
-
-def test_the_held_out_share_is_met_in_the_long_run():
-    digests = [hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(4000)]
-    assert abs(len(choose_heldout(digests, 0.1)) / 4000 - 0.1) < 0.015
 
 
 def test_real_videos_of_several_sizes_and_rates(sample_videos, make_params, tmp_path):
@@ -435,7 +252,7 @@ def test_real_videos_of_several_sizes_and_rates(sample_videos, make_params, tmp_
     result = prepare(params, tmp_path)
     with (sample_videos / "captions.csv").open(encoding="utf-8") as file:
         stated = {row["file"][:-4]: row["caption"] for row in csv.DictReader(file)}
-    clips, left_out = read(tmp_path)
+    clips, left_out = read_result(tmp_path)
     assert {id_: c.caption for id_, c in clips.items()} == stated and left_out == {}
     assert result.heldout >= 1
     for clip in clips.values():

@@ -1,4 +1,4 @@
-"""Physics latents stored in less, or made from frames while training."""
+"""Physics latents stored compressed, or encoded online during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def encoded(make_params, tmp_path):
-    """`encoded("encode.physics_storage=int8")`: the settings, the folder and the result of encoding three clips."""
+    """`encoded("encode.physics_storage=int8")`: encodes three clips; returns params, folder and result."""
 
     def make(*overrides):
         root = tmp_path / "-".join(overrides).replace("=", "-")
@@ -115,4 +115,4 @@ def test_the_plan_counts_what_is_stored(make_params):
     assert planned("encode.physics_storage=pooled") - none == (whole - none) // 4
     assert (
         planned("encode.physics_storage=int8") - none == (whole - none) // 4 + 4 * 48 * 4
-    )  # scales, of 3 prefixes too
+    )  # scales, also of 3 prefixes

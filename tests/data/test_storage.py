@@ -1,4 +1,4 @@
-"""A folder here or under s3://, against a real S3 server process and a proxy that injects faults."""
+"""Local and S3 folders, against a real S3 server process and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(folder, name: str) -> bytes:
         return path.read_bytes()
 
 
-# --- the same, here and there ---------------------------------------------------------------------------------------
+# --- the same interface, local and remote ---------------------------------------------------------------------------
 
 
 def test_a_folder_in_s3_is_a_folder_like_any_other(local, bucket, tmp_path):
@@ -99,7 +99,7 @@ def test_a_zip_in_pieces_is_read_in_place_and_only_as_far_as_needed(s3, bucket, 
     folder = remote(bucket, tmp_path)
     joined = io.BufferedReader(ConcatenatedFile([folder.open(f"part_{name}") for name in ("aa", "ab", "ac")]), 2**20)
     with zipfile.ZipFile(joined) as archive:
-        assert archive.read("4.mp4") == CONTENTS[4:3_000_004]  # lies across two pieces
+        assert archive.read("4.mp4") == CONTENTS[4:3_000_004]  # spans two parts
         assert archive.read("7.mp4") == CONTENTS[7:3_000_007]
     assert not (tmp_path / "checkpoints").exists()
     assert 3 <= len(s3.reads) < 16

@@ -1,4 +1,4 @@
-"""Several workers encode side by side: no clip twice, none lost, whatever is killed or damaged on the way."""
+"""Parallel workers encode each clip exactly once, even if workers are killed or shards corrupted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from phantom.data.files import sha256
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, LatentSet, ShardWriter
 from phantom.data.workers import Partition
-from phantom.encoders import VideoEncoder
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, contents, write_clips
 
@@ -31,7 +30,7 @@ OF = 3
 
 @pytest.fixture
 def params(make_params, monkeypatch):
-    """Settings whose shards hold one batch, of two clips at most, each."""
+    """Settings with one batch, of at most two clips, per shard."""
     init = ShardWriter.__init__
 
     def smaller(self, *arguments):
@@ -42,22 +41,8 @@ def params(make_params, monkeypatch):
     return make_params(*SETTINGS, "encode.batch_size=2", "encode.prefixes_per_clip=1")
 
 
-@pytest.fixture
-def encoded_clips(monkeypatch):
-    """A list that grows by every clip whose video is encoded."""
-    seen = []
-    original = VideoEncoder.encode
-
-    def count(self, frames):
-        seen.extend(range(len(frames)))
-        return original(self, frames)
-
-    monkeypatch.setattr(VideoEncoder, "encode", count)
-    return seen
-
-
 def start(params, root, worker, kill_at=0, merge=False):
-    """A worker in a process of its own, which kills itself at its `kill_at`-th batch."""
+    """Starts a worker process, which kills itself at its `kill_at`-th batch."""
     original = stage._encode_batch
     calls = []
 
@@ -86,7 +71,7 @@ def shards_of(root):
 
 
 def assert_whole(root):
-    """Every clip once, every file as the index says, nothing left aside."""
+    """Asserts that every clip is there once, files match the index, and no intermediate files are left."""
     index = json.loads((root / LATENTS / "index.json").read_text(encoding="utf-8"))
     assert [clip["id"] for clip in index["clips"]] == [f"clip/{i:02d}" for i in range(len(LENGTHS))]
     for stated in (*index["shards"], index["empty_text"]):
@@ -139,10 +124,10 @@ def test_a_killed_worker_goes_on_and_the_last_to_end_merges(params, encoded_clip
         encode(params, tmp_path, Partition(i, OF), merge=True)
         assert (tmp_path / LATENTS).exists() == (i == OF - 1)
     assert_whole(tmp_path)
-    assert len(encoded_clips) < len(LENGTHS)  # the killed one's first batch was not encoded again
+    assert len(encoded_clips) < len(LENGTHS)  # the killed worker's first batch was not encoded again
     before = (tmp_path / LATENTS / "index.json").stat().st_mtime_ns
     encoded_clips.clear()
-    assert encode(params, tmp_path, Partition(0, OF), merge=True).kept == sizes[0]  # its pod was started once more
+    assert encode(params, tmp_path, Partition(0, OF), merge=True).kept == sizes[0]  # its pod was restarted
     assert not encoded_clips and (tmp_path / LATENTS / "index.json").stat().st_mtime_ns > before
     assert_whole(tmp_path)
 
@@ -164,7 +149,7 @@ def test_a_merger_that_is_killed_merges_when_it_is_started_again(params, tmp_pat
         patch.setattr(stage, "replace_folder", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             encode(params, tmp_path, Partition(2, OF), merge=True)
-    encode(params, tmp_path, Partition(1, OF), merge=True)  # does not fall to it
+    encode(params, tmp_path, Partition(1, OF), merge=True)  # another worker claimed the merge
     assert not (tmp_path / LATENTS).exists()
     encode(params, tmp_path, Partition(2, OF), merge=True)
     assert_whole(tmp_path)
@@ -205,7 +190,7 @@ def test_a_volume_without_locks_is_named(params, tmp_path, monkeypatch, share):
 
 
 def hold(params, root):
-    """Works as worker 1 and stays at its first batch."""
+    """Runs as worker 1 and hangs at its first batch."""
 
     def stay(*arguments):
         (root / "ready").touch()

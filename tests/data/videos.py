@@ -1,4 +1,4 @@
-"""Small video files of every sort, made with PyAV."""
+"""Small test videos in many formats, written with PyAV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RIGHT_ANGLES = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0
 
 
 def grey(levels: Sequence[int], height: int = 32, width: int = 32) -> np.ndarray:
-    """Frames of one grey each: uint8 RGB (F, H, W, 3). Their level tells which one was decoded."""
+    """Uniform grey frames: uint8 RGB (F, H, W, 3). The level identifies the frame."""
     return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
 
 
 def moving(count: int, seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
-    """A bright square that crosses a coloured picture: uint8 RGB (F, H, W, 3)."""
+    """A bright square moving over a coloured background: uint8 RGB (F, H, W, 3)."""
     rng = np.random.default_rng(seed)
     background = rng.integers(20, 120, 3)
     frames = np.broadcast_to(background, (count, height, width, 3)).astype(np.uint8)
@@ -42,9 +42,9 @@ def write_video(
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
 ) -> Path:
-    """Writes `frames`, each shown from its time (in s) on; the last as long as the one before.
+    """Writes `frames`, each displayed from its time in seconds; the last for as long as the one before.
 
-    rate: what the codec is told; options, container: of the codec and of the container, as FFmpeg names them.
+    rate: the codec's nominal rate; options, container: FFmpeg options of the codec and of the container.
     """
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=rate)
@@ -67,9 +67,9 @@ def write_video(
 
 
 def turn(path: Path, matrix: tuple[float, float, float, float]) -> None:
-    """Writes a display matrix (a, b, c, d) into an mp4, as phones do to say how they were held."""
+    """Writes a display matrix (a, b, c, d) into an mp4, as phones do to record their orientation."""
     raw = bytearray(path.read_bytes())
-    start = raw.index(b"tkhd") + 4 + 24 + 16  # behind version, flags, times, id and length; layer, group and volume
+    start = raw.index(b"tkhd") + 4 + 24 + 16  # after version, flags, times, id and length; layer, group and volume
     a, b, c, d = (round(value * 65536) for value in matrix)
     raw[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(raw)

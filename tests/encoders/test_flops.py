@@ -1,4 +1,4 @@
-"""Operations from the configs against torch's own counter over the models as `phantom encode` calls them."""
+"""FLOPs computed from configs against torch's counter on the models as `phantom encode` calls them."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests import tiny
 
 
 def counted(function, *arguments) -> int:
-    # The counter does not know the fused attention of CPUs.
+    # The counter does not support fused CPU attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         function(*arguments)
     return counter.get_total_flops()

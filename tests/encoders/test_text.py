@@ -13,7 +13,7 @@ CAPTIONS = ["A red ball falls.", "", "  Ein &amp; Würfel\n rutscht – „schne
 
 @pytest.fixture(scope="module")
 def parts():
-    """The text encoder, and diffusers' pipeline on the same parts."""
+    """The text encoder and tokenizer, and a diffusers pipeline of the same parts."""
     model, tokenizer = tiny.tiny_text_encoder(), tiny.tiny_tokenizer()
     pipeline = WanPipeline(
         tokenizer=tokenizer,
@@ -35,7 +35,7 @@ def test_padded_embeddings_are_those_of_the_pipeline(parts, tokens):
     model, tokenizer, pipeline = parts
     found = TextEncoder(tokenizer, model, tokens).encode(CAPTIONS)
     assert torch.allclose(pad(found, tokens), theirs(pipeline, CAPTIONS, tokens), atol=1e-6)
-    assert len(found[1]) == 1 and len(found[3]) == min(tokens, 160)  # bytes of the cleaned caption, and its end
+    assert len(found[1]) == 1 and len(found[3]) == min(tokens, 160)  # bytes of the cleaned caption, plus the end token
     assert all(embedding.shape[1] == tiny.TEXT_CHANNELS for embedding in found)
 
 

@@ -22,7 +22,7 @@ def test_4m_plus_1_frames_are_m_plus_1_latents_and_back(tiny_vae, count):
 
 
 def test_latents_are_normalised_as_in_diffusers(tiny_base, frames):
-    """Its image-to-video pipeline encodes one frame: that latent has to be ours."""
+    """The latent of the one frame that its image-to-video pipeline encodes equals ours."""
     pipeline = WanImageToVideoPipeline.from_pretrained(tiny_base, image_processor=None, image_encoder=None)
     assert pipeline.config.expand_timesteps
     tiny_vae = pipeline.vae
@@ -41,7 +41,7 @@ def test_decoding_undoes_the_normalisation(tiny_vae, frames):
     mu = tiny_vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode()
     config = tiny_vae.config
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
-    # As WanPipeline does it before it decodes.
+    # As WanPipeline does before decoding.
     assert torch.allclose(latents / (1 / std) + mean, mu, atol=1e-6)
     pixels = (tiny_vae.decode(mu).sample.clamp(-1, 1) + 1) * 127.5
     assert (encoder.decode(latents).permute(0, 4, 1, 2, 3).float() - pixels).abs().max() <= 0.51
@@ -54,7 +54,7 @@ def test_the_first_latents_do_not_know_what_follows(tiny_vae, frames):
 
 @pytest.fixture
 def local_vae(tiny_vae):
-    """A VAE that sees each place alone: without attention, and of every kernel the middle alone."""
+    """A VAE without spatial context: no attention, and kernels zero except at their centre."""
     for part in (tiny_vae.encoder, tiny_vae.decoder):
         part.mid_block.attentions[0].forward = lambda x: x * 1
         for module in part.modules():
@@ -67,7 +67,7 @@ def local_vae(tiny_vae):
 
 @pytest.fixture
 def sizes(local_vae):
-    """(batch, rows, columns) of all that goes through encoder and decoder."""
+    """(batch, rows, columns) of all inputs of the encoder and the decoder."""
     seen = {"encoder": set(), "decoder": set()}
     for name, found in seen.items():
         getattr(local_vae, name).register_forward_pre_hook(
@@ -83,7 +83,7 @@ def set_sizes(monkeypatch, whole: int, tile: int, overlap: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(136, 192), (64, 200), (200, 40)])
 def test_large_frames_go_through_in_tiles_and_come_out_the_same(local_vae, sizes, monkeypatch, height, width):
-    """Where each place is seen alone, tiles must give what the whole frame gives."""
+    """Without spatial context, tiling must not change the result."""
     draw = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (2, 9, height, width, 3), dtype=torch.uint8, generator=draw)
     encoder = VideoEncoder(local_vae)
@@ -96,7 +96,7 @@ def test_large_frames_go_through_in_tiles_and_come_out_the_same(local_vae, sizes
         seen.clear()
     for whole, tiled in ((latents, encoder.encode(frames)), (pixels, encoder.pixels(latents))):
         assert tiled.shape == whole.shape and (tiled - whole).abs().max() < 1e-5
-    for name, tile in (("encoder", 64 // 2), ("decoder", 64 // 8)):  # patches of 2 x 2 pixels, and latents
+    for name, tile in (("encoder", 64 // 2), ("decoder", 64 // 8)):  # in patches of 2 x 2 pixels, and in latents
         assert {size[0] for size in sizes[name]} == {1}  # clip by clip
         assert max(max(size[1:]) for size in sizes[name]) == tile
     assert not local_vae.use_tiling and not local_vae.use_slicing
@@ -123,4 +123,4 @@ def test_tiling_that_the_user_enabled_stays_as_it_is(local_vae, sizes, monkeypat
 
 def test_the_papers_clips_go_through_whole():
     assert 480 * 832 < 704 * 1280 <= vae.MAX_PIXELS_AT_ONCE < 1080 * 1920
-    assert vae.TILE % 32 == vae.OVERLAP % 32 == 0  # whole latents of a stride of 16, counted in patches of 2
+    assert vae.TILE % 32 == vae.OVERLAP % 32 == 0  # whole latents at stride 16 and patch size 2

@@ -13,7 +13,7 @@ from tests.tiny import PHYSICS_CHANNELS, tiny_vjepa
 
 VITG = {"hidden_size": 1408, "num_attention_heads": 22, "mlp_ratio": 48 / 11, "crop_size": 384}
 MINI = {"hidden_size": 96, "num_attention_heads": 4, "mlp_ratio": 2.0, "crop_size": 64, "patch_size": 8}
-LEVEL = 1 / 255 / min(IMAGENET_STD)  # what one grey level is after normalisation, at most
+LEVEL = 1 / 255 / min(IMAGENET_STD)  # one grey level after normalisation, at most
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -42,8 +42,8 @@ def test_the_whole_frame_is_resized_to_the_square():
 
 
 def test_numbers_are_those_of_the_processor_of_transformers():
-    """Made with VJEPA2VideoProcessor (transformers 5.23, torchvision 0.28), size 32x32 without a crop. It resizes
-    integers, so that single pixels differ by one grey level."""
+    """Reference values from VJEPA2VideoProcessor (transformers 5.23, torchvision 0.28), size 32x32 without a crop. It
+    resizes integers, so single pixels may differ by one grey level."""
     ramp = torch.arange(48 * 80 * 3).reshape(1, 48, 80, 3)
     frames = torch.cat([(ramp * 7 + ramp // 240 * 13) % 256, (ramp * 3 + 50) % 256]).to(torch.uint8)[None]
     pixels = preprocess(frames, 32)[0, 1:]
@@ -87,7 +87,7 @@ def test_other_crop_sizes_have_other_grids():
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that live at once in what is computed under it, of storages that are not `known`."""
+    """The peak bytes of live storages allocated within the context, excluding `known` ones."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
@@ -115,13 +115,13 @@ class Peak(TorchDispatchMode):
         ((1, 121, 480, 832), torch.float32, {}, 0.95),
         ((1, 121, 480, 832), torch.bfloat16, VITG, 0.95),
         ((3, 45, 480, 832), torch.float32, {}, 0.95),
-        ((1, 5, 720, 1280), torch.float32, {}, 0.3),  # short: the formula leaves room for what resizing takes inside
+        ((1, 5, 720, 1280), torch.float32, {}, 0.3),  # short: the bound includes temporaries of the resize
         ((8, 29, 64, 64), torch.float32, MINI, 0.7),
     ],
     ids=["ViT-L, bfloat16", "ViT-L", "ViT-g at 384, bfloat16", "batch", "short", "mini"],
 )
 def test_memory_stays_below_what_is_stated(shape, dtype, change, least):
-    """At the real sizes: on tensors without data, whose storages are counted."""
+    """At full size, on fake tensors whose storages are counted."""
     with torch.device("meta"):
         config = VJEPA2Config(num_hidden_layers=2, pred_num_hidden_layers=1, **change)
         model = VJEPA2Model(config).to(dtype).eval()

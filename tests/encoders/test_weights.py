@@ -9,7 +9,7 @@ COMMIT, OTHER = "a" * 40, "b" * 40
 
 
 def hold(cache: Path, id_: str, commit: str, *files: str) -> None:
-    """Has the hub's cache hold `files` of a repository, whose main branch stands for `commit`."""
+    """Puts `files` of a repository into the hub cache, with its main branch at `commit`."""
     folder = cache / f"models--{id_.replace('/', '--')}"
     for file in files:
         path = folder / "snapshots" / commit / file

@@ -10,7 +10,7 @@ from phantom.pretraining import clips, physics_encoder, stage, vae, video_model
 
 @pytest.fixture
 def small(monkeypatch):
-    """The same path with a few clips and steps, and an encoder whose probe has few features."""
+    """The full path with few clips and steps, and an encoder whose probe has few features."""
     for name, value in {
         "CLIPS": 6,
         "HELDOUT_CLIPS": 6,
@@ -39,7 +39,7 @@ def test_pretraining_writes_parts_that_load_and_says_how_they_were_made(small, t
     assert set(provenance["heldout"]) >= {"vae_psnr_db", "physics_encoder_probe_r2", "untrained_encoder_probe_r2"}
     assert not list(out.rglob("*.bin")) and len(list(out.rglob("*.safetensors"))) == len(provenance["sha256"])
 
-    # Again: the finished parts are kept, and only what is missing is trained.
+    # A second run keeps finished parts and trains only what is missing.
     trained = []
     monkeypatch.setattr(stage.vae, "train_vae", lambda *a: trained.append("vae"))
     (tmp_path / "work" / "video_model.json").unlink()

@@ -1,4 +1,4 @@
-"""Shards in a bucket: put there by encode, read from there by training, through faults and a bounded cache."""
+"""Shards in a bucket: uploaded by encode, read by training through a bounded cache, with injected faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LENGTHS = (9, 5, 9, 9, 5, 9)
 
 @pytest.fixture
 def params(make_params, bucket):
-    """Settings under which shards are in the bucket."""
+    """Settings that store shards in the bucket."""
 
     def make(*overrides):
         return make_params(*SETTINGS, "encode.batch_size=2", f"storage.latents=s3://{bucket}/latents", *overrides)
@@ -37,7 +37,7 @@ def params(make_params, bucket):
 
 @pytest.fixture
 def root(params, tmp_path, monkeypatch):
-    """A checkout whose clips are encoded into the bucket, in shards of a batch each."""
+    """A checkout whose clips are encoded into the bucket, one batch per shard."""
     init = shards.ShardWriter.__init__
 
     def smaller(self, *arguments):
@@ -86,11 +86,11 @@ def test_shards_go_to_the_bucket_and_are_read_there_as_from_the_disk(params, roo
         there = read(params(), root, split)
         assert all(same(there[i], local[i]) for i in range(len(local))) and len(there) == len(local) > 0
     s3.reads.clear()
-    assert read(params(), root) and not s3.reads  # what the cache holds is not fetched again
+    assert read(params(), root) and not s3.reads  # cached ranges are not fetched again
 
 
 def bytes_in(folder):
-    """Of a folder that others write to: a file may have two names for a moment, or be gone when it is looked at."""
+    """The size of a folder in use: a file may briefly have two names, or vanish before it is measured."""
     sizes = {}
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
@@ -100,7 +100,7 @@ def bytes_in(folder):
 
 
 def test_the_cache_stays_within_its_bound_and_the_order_is_that_of_one_reader(params, root, s3):
-    bound = 400_000  # a few clips; all of them are more
+    bound = 400_000  # fits a few clips, not all
     tight = params(f"storage.cache_gb={bound / 2**30}", "train.batch_size=2")
     runs = []
     for prefetch in (0, 6):
@@ -141,7 +141,7 @@ def test_faults_that_stay_are_one_line_and_the_next_call_goes_on(params, root, s
 def test_a_clip_that_arrives_damaged_is_named_and_fetched_again(params, root, s3, capsys):
     before = read(params(), root)
     for path in (root / "checkpoints/cache").iterdir():
-        if path.stat().st_size > 10_000:  # as a bad disk does, or a bad line
+        if path.stat().st_size > 10_000:  # as a bad disk or network would
             raw = bytearray(path.read_bytes())
             raw[-100] ^= 1
             path.write_bytes(raw)

@@ -1,0 +1,63 @@
+"""`phantom prepare` from simulated worlds."""
+
+import hashlib
+
+import pytest
+
+from phantom.data.prepare import prepare
+from phantom.data.sources import worlds_files
+from phantom.data.video import read_frames
+from phantom.errors import UserError
+from tests.data.latents import contents
+from tests.data.prepared import read_result
+
+WORLDS = ("data.worlds.train_clips=6", "data.worlds.heldout_clips=2", "data.worlds.scenarios=1", "data.frames=9")
+
+
+def test_worlds_give_the_same_bytes_twice(make_params, tmp_path):
+    params = make_params(*WORLDS)
+    results = [prepare(params, tmp_path / name) for name in ("one", "two")]
+    assert (results[0].train, results[0].heldout, results[0].quarantined) == (6, 2, 0)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    clips, left_out = read_result(tmp_path / "one")
+    assert left_out == {} and [c.split for c in clips.values()] == ["train"] * 6 + ["heldout"] * 2
+    for clip in clips.values():
+        path = tmp_path / "one/data/clips" / clip.path
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == clip.sha256
+        frames, fps = read_frames(path)
+        assert frames.shape == (clip.frames, 64, 64, 3) and clip.frames == 9 and fps == clip.fps == 4
+    assert (tmp_path / "one/data/benchmark/descriptions.csv").is_file()
+    prepare(make_params(*WORLDS, "data.worlds.seed=1"), tmp_path / "two")
+    assert contents(tmp_path / "one") != contents(tmp_path / "two")
+
+
+def test_long_worlds_have_4m_plus_1_frames(make_params, tmp_path):
+    prepare(make_params(*WORLDS, "data.frames=37"), tmp_path)
+    lengths = {clip.frames for clip in read_result(tmp_path)[0].values()}
+    assert len(lengths) > 1 and all(n % 4 == 1 and 29 <= n <= 37 for n in lengths)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ("data.fps=8", "data.fps: found 8"),
+        ("data.width=96", "data.width: found 96"),
+        ("data.height=63", "data.height: found 63"),
+        ("data.min_frames=33", "data.min_frames: found 33"),
+    ],
+)
+def test_what_worlds_cannot_be_is_refused_and_earlier_clips_stay(make_params, tmp_path, change, field):
+    prepare(make_params(*WORLDS), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"^{field}[^\n]*$"):
+        prepare(make_params(*WORLDS, "data.frames=37", "data.path=videos", change), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_failure_at_the_last_step_leaves_the_earlier_clips(make_params, tmp_path, monkeypatch):
+    prepare(make_params(*WORLDS), tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setattr(worlds_files, "write_benchmark", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(make_params(*WORLDS, "data.worlds.seed=1"), tmp_path)
+    assert contents(tmp_path) == before
