@@ -1,4 +1,4 @@
-"""What is given of a video, in every form in which it comes."""
+"""Image and video conditions in every accepted type, size and colour mode."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from phantom.generation.conditions import BadArgument, clips, pictures, prefix
+from phantom.generation.conditions import BadArgument, condition_frames, image_conditions, video_conditions
 
 RAMP = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
 
 
 def only(image, height=64, width=64):
     """The one frame that a picture becomes."""
-    (clip,) = pictures(image, 1)
-    (frame,) = prefix(clip, height, width, 9)
+    (clip,) = image_conditions(image, 1)
+    (frame,) = condition_frames(clip, height, width, 9)
     assert frame.shape == (height, width, 3) and frame.dtype == torch.uint8
     return frame.numpy()
 
@@ -80,8 +80,8 @@ def test_a_photo_is_turned_upright():
 )
 def test_the_end_of_a_clip_is_taken(frames, longest, kept):
     clip = np.arange(frames, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
-    (given,) = clips(clip, 1)
-    found = prefix(given, 8, 8, longest)
+    (given,) = video_conditions(clip, 1)
+    found = condition_frames(given, 8, 8, longest)
     assert found[:, 0, 0, 0].tolist() == list(range(frames))[-kept:]
 
 
@@ -89,26 +89,26 @@ def test_one_clip_serves_all_prompts_or_each_has_its_own():
     clip = np.zeros((5, 8, 8, 3), np.uint8)
     in_pil = [Image.fromarray(frame) for frame in clip]
     for one in (clip, torch.from_numpy(clip), in_pil, list(clip)):
-        assert len(clips(one, 3)) == 1
+        assert len(video_conditions(one, 3)) == 1
     for three in ([clip, clip[:1], clip], [in_pil] * 3, np.stack([clip] * 3)):
-        assert len(clips(three, 3)) == 3
-    assert len(pictures(clip[0], 3)) == 1 and len(pictures(list(clip[:3]), 3)) == 3
-    assert pictures(None, 3) == clips(None, 3) == []
+        assert len(video_conditions(three, 3)) == 3
+    assert len(image_conditions(clip[0], 3)) == 1 and len(image_conditions(list(clip[:3]), 3)) == 3
+    assert image_conditions(None, 3) == video_conditions(None, 3) == []
 
 
 @pytest.mark.parametrize(
     ("make", "found"),
     [
-        (lambda: pictures("photo.png", 1), "image: found str"),
-        (lambda: pictures(7, 1), "image: found int"),
-        (lambda: pictures([RAMP, RAMP], 3), "image: found 2 for 3 prompt"),
-        (lambda: clips("clip.mp4", 1), "video: found str"),
-        (lambda: clips([RAMP[None]] * 2, 1), "video: found 2 for 1 prompt"),
-        (lambda: clips([], 1), "video: found 0 for 1 prompt"),
-        (lambda: prefix([], 8, 8, 9), "video: found no frames"),
+        (lambda: image_conditions("photo.png", 1), "image: found str"),
+        (lambda: image_conditions(7, 1), "image: found int"),
+        (lambda: image_conditions([RAMP, RAMP], 3), "image: found 2 for 3 prompt"),
+        (lambda: video_conditions("clip.mp4", 1), "video: found str"),
+        (lambda: video_conditions([RAMP[None]] * 2, 1), "video: found 2 for 1 prompt"),
+        (lambda: video_conditions([], 1), "video: found 0 for 1 prompt"),
+        (lambda: condition_frames([], 8, 8, 9), "video: found no frames"),
         (lambda: only(RAMP.astype(np.int32)), "found torch.int32"),
         (lambda: only(np.zeros((3, 64, 64), np.uint8)), r"shape \(3, 64, 64\)"),
-        (lambda: prefix(["frame.png"], 8, 8, 9), "found str"),
+        (lambda: condition_frames(["frame.png"], 8, 8, 9), "found str"),
     ],
 )
 def test_other_things_are_refused_by_name(make, found):

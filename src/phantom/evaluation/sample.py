@@ -38,6 +38,7 @@ Mode = Literal["single", "multi"]
 # The code, relative to the package, that decides what a video shows: a video made by other code is made again.
 CODE = (
     "generation/conditions.py",
+    "generation/guidance.py",
     "generation/pipeline.py",
     "generation/schedulers.py",
     "model",

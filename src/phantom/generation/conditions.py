@@ -1,6 +1,6 @@
-"""What is given of a video: pictures and clips of any kind, size and colours -> clean latents of both modalities.
+"""Image and video conditions: images and clips of any type, size and colour mode -> clean latents of both modalities.
 
-Legend: B videos, F video latents, T = 2F - 1 tubelets.
+Legend: B videos, F latent frames of the video, T = 2F - 1 tubelets.
 """
 
 from __future__ import annotations
@@ -21,118 +21,118 @@ from phantom.model.positions import latent_of_tubelet
 
 logger = logging.get_logger(__name__)
 
-# One picture, or the frames of one clip. Arrays and uint8 tensors end in (H, W, 3) or (H, W); tensors of floats in
-# (3, H, W), as `output_type="pt"` gives them. Floats are in [0, 1].
-Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor
-Clip: TypeAlias = Sequence[Picture] | np.ndarray | torch.Tensor
+# An image, or the frames of a clip. Arrays and uint8 tensors end in (H, W, 3) or (H, W), float tensors in (3, H, W), as
+# returned with `output_type="pt"`. Floats are in [0, 1].
+ImageInput: TypeAlias = Image.Image | np.ndarray | torch.Tensor
+VideoInput: TypeAlias = Sequence[ImageInput] | np.ndarray | torch.Tensor
 
 
 class BadArgument(UserError, ValueError):
-    """An argument of the pipeline is wrong: a ValueError, as diffusers raises; one line on the command line."""
+    """An argument of the pipeline is invalid: a ValueError as in diffusers, and one line on the command line."""
 
 
-def pictures(image: Picture | Sequence[Picture] | None, count: int) -> list[Clip]:
-    """`image` as clips of one frame: one for all prompts, or one for each of `count`. Raises BadArgument."""
+def image_conditions(image: ImageInput | Sequence[ImageInput] | None, count: int) -> list[VideoInput]:
+    """`image` as clips of one frame: one for all prompts, or one for each of `count` prompts. Raises BadArgument."""
     if image is None:
         return []
     if isinstance(image, Image.Image) or _dimensions(image) in (2, 3):
-        return [[cast(Picture, image)]]
-    return [[picture] for picture in _one_each("image", _sequence("image", image), count)]
+        return [[cast(ImageInput, image)]]
+    return [[one] for one in _one_each("image", _sequence("image", image), count)]
 
 
-def clips(video: Clip | Sequence[Clip] | None, count: int) -> list[Clip]:
-    """`video` as clips: one for all prompts, or one for each of `count`. Raises BadArgument."""
+def video_conditions(video: VideoInput | Sequence[VideoInput] | None, count: int) -> list[VideoInput]:
+    """`video` as clips: one for all prompts, or one for each of `count` prompts. Raises BadArgument."""
     if video is None:
         return []
-    given = _sequence("video", video)
-    if len(given) and (isinstance(given[0], Image.Image) or _dimensions(given[0]) in (2, 3)):
-        return [given]
-    return _one_each("video", given, count)
+    items = _sequence("video", video)
+    if len(items) and (isinstance(items[0], Image.Image) or _dimensions(items[0]) in (2, 3)):
+        return [items]
+    return _one_each("video", items, count)
 
 
-def prefix(clip: Clip, height: int, width: int, longest: int) -> torch.Tensor:
-    """The last 4m + 1 frames of `clip`, as many as there are up to `longest`: uint8 RGB (4m + 1, height, width, 3).
+def condition_frames(clip: VideoInput, height: int, width: int, max_frames: int) -> torch.Tensor:
+    """The last 4m + 1 frames of `clip`, at most `max_frames`, as uint8 RGB (4m + 1, height, width, 3).
 
-    The end is taken, so that what is generated goes on from it. A picture is turned upright, cropped at the centre to
-    the video's shape, and resized with antialiasing. Raises BadArgument.
+    The last frames are used because the generated video continues from them. Images are rotated according to their EXIF
+    orientation, centre-cropped to the aspect ratio of the video, and resized with antialiasing. Raises BadArgument.
     """
     if not len(clip):
         raise BadArgument("video: found no frames; accepted: at least one")
-    kept = (min(len(clip), longest) - 1) // 4 * 4 + 1
+    kept = (min(len(clip), max_frames) - 1) // 4 * 4 + 1
     if kept < len(clip):
         logger.warning(
-            f"video: the last {kept} of {len(clip)} frames are the condition (4m + 1 of them, at most {longest})"
+            f"video: the last {kept} of {len(clip)} frames are the condition (4m + 1 of them, at most {max_frames})"
         )
     return torch.stack([_fit(_rgb(frame), height, width) for frame in clip[len(clip) - kept :]])
 
 
 @dataclass(frozen=True)
-class Known:
-    """Which latent frames of each video are given, and the clean latents there."""
+class Conditioning:
+    """Which latent frames of each video are condition frames, and their clean latents."""
 
-    given: torch.Tensor  # (B, F) bool
-    video: torch.Tensor  # (B, C_v, F, h, w)
-    physics: torch.Tensor | None  # (B, C_z, T, h, w)
+    is_condition: torch.Tensor  # (B, F) bool
+    video: torch.Tensor  # (B, C_v, F, h, w), zero outside the condition frames
+    physics: torch.Tensor | None  # (B, C_z, T, h, w), likewise
 
-    def impose(
+    def apply(
         self, latents: torch.Tensor, physics_latents: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Both modalities, clean where they are given."""
-        latents = torch.where(self.given[:, None, :, None, None], self.video, latents)
+        """Replaces the condition frames of both modalities by their clean latents."""
+        latents = torch.where(self.is_condition[:, None, :, None, None], self.video, latents)
         if physics_latents is not None and self.physics is not None:
-            given = self.given[:, latent_of_tubelet(self.given.shape[1], latents.device)]
-            physics_latents = torch.where(given[:, None, :, None, None], self.physics, physics_latents)
+            is_condition = self.is_condition[:, latent_of_tubelet(self.is_condition.shape[1], latents.device)]
+            physics_latents = torch.where(is_condition[:, None, :, None, None], self.physics, physics_latents)
         return latents, physics_latents
 
 
-def encode(
+def encode_conditions(
     prefixes: list[torch.Tensor],
     video_encoder: VideoEncoder,
     physics_encoder: PhysicsEncoder,
     latents: torch.Tensor,
     physics_latents: torch.Tensor | None,
-) -> Known:
-    """What the prefixes, one for all videos or as many for each, make known of latents like these.
+) -> Conditioning:
+    """Encodes condition prefixes, each used for an equal share of the batch, into latents shaped as those passed in.
 
-    z is encoded from the prefix alone: the physics encoder looks both ways in time.
+    z is encoded from the prefix alone, since the physics encoder attends to both past and future.
     """
-    each = len(latents) // len(prefixes)
-    given = torch.zeros(len(latents), latents.shape[2], dtype=torch.bool, device=latents.device)
+    videos_each = len(latents) // len(prefixes)
+    is_condition = torch.zeros(len(latents), latents.shape[2], dtype=torch.bool, device=latents.device)
     video = torch.zeros_like(latents)
     physics = None if physics_latents is None else torch.zeros_like(physics_latents)
     for i, frames in enumerate(prefixes):
-        at = slice(i * each, (i + 1) * each)
+        rows = slice(i * videos_each, (i + 1) * videos_each)
         x = video_encoder.encode(frames[None])
-        given[at, : x.shape[2]] = True
-        video[at, :, : x.shape[2]] = x
+        is_condition[rows, : x.shape[2]] = True
+        video[rows, :, : x.shape[2]] = x
         if physics is not None:
             z = physics_encoder.encode(frames[None])
-            physics[at, :, : z.shape[2]] = z
-    return Known(given, video, physics)
+            physics[rows, :, : z.shape[2]] = z
+    return Conditioning(is_condition, video, physics)
 
 
-def _sequence(name: str, given: Any) -> Any:
-    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray | torch.Tensor):
+def _sequence(name: str, value: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | torch.Tensor):
         raise BadArgument(
-            f"{name}: found {type(given).__name__}; accepted: PIL images, arrays, tensors, or a list of them"
+            f"{name}: found {type(value).__name__}; accepted: PIL images, arrays, tensors, or a list of them"
         )
-    return given
+    return value
 
 
-def _one_each(name: str, given: Any, count: int) -> list[Any]:
-    if len(given) != count:
-        raise BadArgument(f"{name}: found {len(given)} for {count} prompt(s); accepted: one for all, or one for each")
-    return list(given)
+def _one_each(name: str, items: Any, count: int) -> list[Any]:
+    if len(items) != count:
+        raise BadArgument(f"{name}: found {len(items)} for {count} prompt(s); accepted: one for all, or one for each")
+    return list(items)
 
 
-def _dimensions(given: Any) -> int:
-    return given.ndim if isinstance(given, np.ndarray | torch.Tensor) else 0
+def _dimensions(value: Any) -> int:
+    return value.ndim if isinstance(value, np.ndarray | torch.Tensor) else 0
 
 
-def _rgb(picture: Picture) -> torch.Tensor:
-    """uint8 (H, W, 3). What is transparent is shown over black, as players show it."""
-    if isinstance(picture, Image.Image):
-        upright = ImageOps.exif_transpose(picture)
+def _rgb(image: ImageInput) -> torch.Tensor:
+    """uint8 (H, W, 3). Transparency is composited over black, as video players do."""
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             pixels = np.asarray(upright) >> 8
         elif upright.has_transparency_data:
@@ -141,15 +141,15 @@ def _rgb(picture: Picture) -> torch.Tensor:
         else:
             pixels = np.asarray(upright.convert("RGB"))
         tensor = torch.from_numpy(pixels.astype(np.uint8))
-    elif isinstance(picture, np.ndarray | torch.Tensor) and picture.ndim in (2, 3):
-        tensor = torch.as_tensor(picture).detach().cpu()
-        if isinstance(picture, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 3:
+    elif isinstance(image, np.ndarray | torch.Tensor) and image.ndim in (2, 3):
+        tensor = torch.as_tensor(image).detach().cpu()
+        if isinstance(image, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 3:
             tensor = tensor.permute(1, 2, 0)
         if tensor.is_floating_point():
             tensor = (tensor.float().clamp(0, 1) * 255).round().to(torch.uint8)
     else:
         raise BadArgument(
-            f"image or video frame: found {type(picture).__name__}; accepted: a PIL image, an array or a tensor"
+            f"image or video frame: found {type(image).__name__}; accepted: a PIL image, an array or a tensor"
         )
     if tensor.ndim == 2:
         tensor = tensor.unsqueeze(-1)
@@ -164,7 +164,7 @@ def _rgb(picture: Picture) -> torch.Tensor:
 
 
 def _fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """uint8 (H, W, 3) -> (height, width, 3)."""
+    """Centre-crops to the target aspect ratio and resizes: uint8 (H, W, 3) -> (height, width, 3)."""
     h, w = pixels.shape[:2]
     rows, columns = max(1, min(h, round(w * height / width))), max(1, min(w, round(h * width / height)))
     top, left = (h - rows) // 2, (w - columns) // 2

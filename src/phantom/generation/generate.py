@@ -1,4 +1,4 @@
-"""`phantom generate`: a prompt, and a picture or a video to go on from, in; an mp4 that says how it was made, out."""
+"""`phantom generate`: from a prompt, and an image or a video to continue, to an mp4 tagged with how it was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated:
-    """A video that was written, and everything that made it what it is."""
+    """A generated video, and everything it was made from."""
 
     out: str
     prompt: str
@@ -37,7 +37,7 @@ class Generated:
     flow_shift: float
     physics: bool
     model: str
-    fingerprint: str  # of the model's weights and config
+    fingerprint: str  # SHA-256 of the model's weights and config
 
 
 def generate(
@@ -53,12 +53,12 @@ def generate(
     fps: float | None = None,
     physics: bool = True,
 ) -> Generated:
-    """Writes the video of `prompt` to `out`, an mp4. What is None is as in the model's `PhantomPipeline.defaults`.
+    """Generates a video of `prompt` and writes it to `out`, an mp4. None takes the model's `PhantomPipeline.defaults`.
 
     Args:
         model: an export, or a folder written by `PhantomPipeline.save_pretrained`.
-        image, video: files: the first frame, or what the result begins with and goes on from.
-        fps: at which frames are taken from `video` and shown in `out`.
+        image, video: file of the first frame, or of the video to continue.
+        fps: frame rate at which `video` is sampled and `out` is played.
         physics: False runs the base model alone, from the same noise.
 
     Raises UserError.
@@ -71,9 +71,9 @@ def generate(
 def generate_all(
     model: str | Path, prompts: str | Path, out: str | Path, seed: int = 0, **options: Any
 ) -> list[Generated]:
-    """As `generate`, for every line of the file `prompts`: line i, from 0, with `seed` + i, into `out`/000i.mp4.
+    """`generate` for each line of the file `prompts`: line i, from 0, with `seed` + i, into `out`/000i.mp4.
 
-    `options` are those of `generate`. Raises UserError.
+    `options` are further arguments of `generate`. Raises UserError.
     """
     try:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()
@@ -109,15 +109,15 @@ def _generate(
         raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
     fingerprint = _fingerprint(Path(model))
     pipe = _load(Path(model).resolve(), fingerprint)
-    stated = pipe.defaults
+    defaults = pipe.defaults
     settings: dict[str, Any] = {
-        "num_frames": stated["frames"] if frames is None else frames,
-        "num_inference_steps": stated["steps"] if steps is None else steps,
-        "guidance_scale": stated["guidance_scale"] if guidance is None else guidance,
+        "num_frames": defaults["frames"] if frames is None else frames,
+        "num_inference_steps": defaults["steps"] if steps is None else steps,
+        "guidance_scale": defaults["guidance_scale"] if guidance is None else guidance,
         "physics": physics,
     }
-    rate, schedule = stated["fps"] if fps is None else fps, pipe.scheduler.config
-    condition = _condition(image, video, rate, stated)
+    rate, schedule = defaults["fps"] if fps is None else fps, pipe.scheduler.config
+    condition = _read_condition(image, video, rate, defaults)
 
     import torch
 
@@ -151,8 +151,8 @@ def _generate(
                 fps=rate,
                 steps=settings["num_inference_steps"],
                 guidance_scale=settings["guidance_scale"],
-                physics_guidance_scale=stated["physics_guidance_scale"],
-                negative_prompt=stated["negative_prompt"],
+                physics_guidance_scale=defaults["physics_guidance_scale"],
+                negative_prompt=defaults["negative_prompt"],
                 scheduler=type(pipe.scheduler).__name__,
                 flow_shift=schedule.get("flow_shift", schedule.get("shift")),
                 physics=physics,
@@ -161,9 +161,9 @@ def _generate(
             )
             tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
             out.parent.mkdir(parents=True, exist_ok=True)
-            aside = out.with_name(f".{out.name}.new")
-            write_mp4(aside, made, rate, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
-            aside.replace(out)
+            temporary = out.with_name(f".{out.name}.new")
+            write_mp4(temporary, made, rate, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
+            temporary.replace(out)
             results.append(result)
     return results
 
@@ -185,7 +185,7 @@ def _fingerprint(model: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _load(model: Path, fingerprint: str) -> PhantomPipeline:
-    """The pipeline, kept for the next call: a served model is loaded once."""
+    """The pipeline, cached for the next call, so that a served model is loaded once."""
     import torch
     from safetensors import SafetensorError
 
@@ -201,15 +201,15 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: {model}: {first_line(error)}") from None
     if on_gpu:
-        pipe.enable_model_cpu_offload()  # one part at a time on the GPU; loading them costs little beside the steps
+        pipe.enable_model_cpu_offload()  # one component at a time on the GPU; moving them costs little beside the steps
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _condition(
-    image: str | Path | None, video: str | Path | None, fps: float, stated: dict[str, Any]
+def _read_condition(
+    image: str | Path | None, video: str | Path | None, fps: float, defaults: dict[str, Any]
 ) -> dict[str, Any]:
-    """The pipeline's argument made of the file, if there is one."""
+    """The `image` or `video` argument of the pipeline, read from its file."""
     if image is not None:
         from PIL import Image
 
@@ -226,7 +226,9 @@ def _condition(
         from phantom.data.video import BadClip
 
         try:
-            frames, count = read_last_frames(video, fps, stated["height"], stated["width"], stated["max_prefix_frames"])
+            frames, count = read_last_frames(
+                video, fps, defaults["height"], defaults["width"], defaults["max_prefix_frames"]
+            )
         except BadClip as reason:
             raise UserError(f"video: {video}: {reason}") from None
         if len(frames) < count:

@@ -1,4 +1,4 @@
-"""The schedulers of `evaluate.sampling.scheduler`: two solvers on the same sigmas."""
+"""The two schedulers of `evaluate.sampling.scheduler`: different solvers on the same sigmas."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
 class FlowEulerScheduler(FlowMatchEulerDiscreteScheduler):
-    """diffusers' FlowMatchEuler on the sigmas that UniPC takes, s u / (1 + (s - 1) u) at n equal steps of u from 1.
+    """diffusers' FlowMatchEuler on the sigmas of UniPC: s u / (1 + (s - 1) u) at n equal steps of u from 1.
 
-    Left to itself it begins with the smallest sigma it was built with, which is shifted already, shifts that once more,
-    and spends its last step on it.
+    The parent class takes its smallest sigma, which is already shifted, shifts it a second time, and spends its last
+    step on it.
     """
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **given: Any) -> None:
-        """n sigmas from 1, and 0; or what `given` says (`sigmas` or `timesteps`, as in diffusers)."""
-        if num_inference_steps and given.get("sigmas") is None and given.get("timesteps") is None:
-            given["sigmas"] = np.linspace(1, 1 / self.config.num_train_timesteps, num_inference_steps + 1)[:-1]
-        super().set_timesteps(num_inference_steps, device, **given)
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **schedule: Any) -> None:
+        """n sigmas from 1, followed by 0; or those in `schedule` (`sigmas` or `timesteps`, as in diffusers)."""
+        if num_inference_steps and schedule.get("sigmas") is None and schedule.get("timesteps") is None:
+            schedule["sigmas"] = np.linspace(1, 1 / self.config.num_train_timesteps, num_inference_steps + 1)[:-1]
+        super().set_timesteps(num_inference_steps, device, **schedule)
 
 
 def make_scheduler(kind: str, flow_shift: float) -> SchedulerMixin:

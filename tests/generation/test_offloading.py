@@ -1,0 +1,76 @@
+"""Offloading: order of the components, devices of the inputs, weights that are elsewhere."""
+
+from __future__ import annotations
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+
+import phantom.generation.pipeline as pipeline_module
+from phantom import PhantomPipeline
+from tests.generation.pipelines import SIZE, STEPS, clip, generate
+
+PARTS = ("physics_encoder", "text_encoder", "transformer", "vae")
+
+
+def test_parts_come_and_go_in_the_order_in_which_a_call_takes_them(export):
+    """Hooks without a second device: every part has one, and makes room for the next."""
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    assert tuple(pipe.model_cpu_offload_seq.split("->")) == PARTS
+    assert {*PARTS} == set(pipe.components) - {"tokenizer", "scheduler"}
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = [getattr(pipe, name)._hf_hook for name in PARTS]
+    assert [hook.prev_module_hook and hook.prev_module_hook.model for hook in hooks[1:]] == [
+        getattr(pipe, name) for name in PARTS[:-1]
+    ]
+    taken = []
+    for name, hook in zip(PARTS, hooks, strict=True):
+        init = hook.pre_forward
+
+        def note(module, *args, name=name, init=init, **kwargs):
+            taken.append(name)
+            return init(module, *args, **kwargs)
+
+        hook.pre_forward = note
+    assert np.array_equal(generate(pipe), expected)
+    # The VAE and the physics encoder take what is given, before the text; the VAE comes once more at the end.
+    order = [name for i, name in enumerate(taken) if i == 0 or taken[i - 1] != name]
+    assert order == ["vae", "physics_encoder", "text_encoder", "transformer", "vae"]
+
+
+def test_weights_may_be_away_until_they_are_needed(export, monkeypatch):
+    """With sequential offloading the parts' own device holds nothing: inputs must go to the device that computes."""
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    offload = accelerate.cpu_offload  # diffusers names the device cpu:0, from which tensors on cpu count as apart
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda part, _, **how: offload(part, torch.device("cpu"), **how))
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    for name in PARTS:
+        assert {p.device.type for p in getattr(pipe, name).parameters()} == {"meta"}, name
+    assert pipe._execution_device == torch.device("cpu")
+    assert np.array_equal(generate(pipe), expected)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
+)
+def test_blocks_come_from_disk_for_the_text_and_for_each_step(export, tmp_path, kind):
+    pipe = PhantomPipeline.from_pretrained(export)
+    expected = generate(pipe)
+    kind = {**kind, "offload_to_disk_path": str(tmp_path)}
+    pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **kind)
+    assert np.array_equal(generate(pipe), expected)
+
+
+def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):
+    """Where offloading has parked the weights on another device."""
+    devices = []
+    for name, at in (("VideoEncoder", 1), ("PhysicsEncoder", 1), ("TextEncoder", 3)):
+        made = getattr(pipeline_module, name)
+        monkeypatch.setattr(
+            pipeline_module, name, lambda *args, made=made, at=at: devices.append(args[at]) or made(*args)
+        )
+    pipe("a", video=clip(5), guidance_scale=2.0, **SIZE, **STEPS)
+    assert len(devices) == 5 and {str(device) for device in devices} == {str(pipe._execution_device)}
