@@ -22,7 +22,7 @@ LINE = re.compile(r"^encode: (\d+)/(\d+) clips, ([\d.]+) clips/s, (\d+ s left|ti
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch):
-    """A clock that stands still until it is put forward."""
+    """A clock that only advances when a test advances it."""
 
     class Clock:
         now = 1000.0
@@ -42,13 +42,13 @@ def test_a_plain_line_every_few_seconds_and_at_the_end(clock, capsys: pytest.Cap
             bar.advance()
     lines = capsys.readouterr().err.splitlines()
     shown = [int(LINE.match(line)[1]) for line in lines]  # type: ignore[index]
-    assert shown[0] == 1 and shown[-1] == 100  # the first at once: something is alive
+    assert shown[0] == 1 and shown[-1] == 100  # the first line comes at once, as a sign of life
     assert [later - earlier for earlier, later in pairwise(shown)] == [25, 25, 25, 24]
     assert lines[1] == "encode: 26/100 clips, 5.0 clips/s, 15 s left"
     assert lines[-1] == "encode: 100/100 clips, 5.0 clips/s, 0 s left"
 
 
-def test_work_done_before_is_shown_but_not_counted_as_speed(clock, capsys: pytest.CaptureFixture[str]):
+def test_work_done_by_an_earlier_run_is_not_counted_as_speed(clock, capsys: pytest.CaptureFixture[str]):
     with track("encode", 100, "clips", done=60) as bar:
         clock.now += 10
         bar.advance(20, note="loss 0.5")
@@ -63,7 +63,7 @@ def test_a_note_stays_until_the_next(clock, capsys: pytest.CaptureFixture[str]):
     assert [line.rsplit(", ", 1)[1] for line in capsys.readouterr().err.splitlines()] == ["loss 1", "loss 1", "loss 2"]
 
 
-def test_lines_are_what_the_flow_reads_its_progress_from(clock, capsys: pytest.CaptureFixture[str]):
+def test_plain_lines_have_the_format_that_the_flow_parses(clock, capsys: pytest.CaptureFixture[str]):
     with track("encode", 4, "clips") as bar:
         bar.advance()
     line = capsys.readouterr().err

@@ -1,1 +1,5 @@
-"""Stages as jobs on Kubernetes: what a job is (`spec`), as manifests (`render`), checked (`check`), run (`submit`)."""
+"""Stages as Kubernetes jobs.
+
+`spec` describes a job independently of any operator, `render` makes its manifest, `validation` checks that, `submit`
+runs it and `watch` follows it. `outputs` keeps a job's outputs until its submitter has them.
+"""
