@@ -14,6 +14,7 @@ import typer
 
 from phantom.cli import settings, stages, pipeline, generation, benchmarks  # noqa: F401  # isort: skip  (the order of --help)
 from phantom.cli.shared import app
+from phantom.cores import let_idle_threads_sleep
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
@@ -24,6 +25,7 @@ TYPER_INTERRUPTED = 130  # typer's return value for a KeyboardInterrupt that a c
 def main() -> None:
     """Runs the command line and exits with the command's exit code."""
     no_telemetry()
+    let_idle_threads_sleep()
     for number in (signal.SIGINT, signal.SIGTERM):  # even if started in the background, with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
