@@ -16,7 +16,9 @@ from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.evaluation import sample, vbench2
 from phantom.evaluation.gains import gain, prompt_gain
+from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.physics_iq.folder import score_folder
+from phantom.evaluation.sampling_spec import Settings
 from tests.evaluation import benchmark as small
 
 
@@ -163,19 +165,19 @@ class Video2Video:
 
 def test_the_condition_of_the_multi_frame_mode_is_the_end_of_the_video(benchmark):
     params = load_params(preset_path("mini"), ["evaluate.physics_iq.fps=4", "data.height=96", "data.width=128"])
-    settings = sample.Settings.of(params, "multi")
+    settings = Settings.for_physics_iq(params, "multi")
     name = small.names()[0]
-    slower = sample.Settings(**{**vars(settings), "prefix_frames": 5})
-    path, _ = sample.source(benchmark, name, sample.Settings(**{**vars(settings), "fps": 8}))
-    given = sample.condition((path, 8), slower)  # 8 per second in the file, 4 are asked for: every other frame
+    slower = Settings(**{**vars(settings), "prefix_frames": 5})
+    path, _ = find_condition(benchmark, name, Settings(**{**vars(settings), "fps": 8}))
+    given = read_condition((path, 8), slower)  # 8 per second in the file, 4 are asked for: every other frame
     assert given.shape == (5, 96, 128, 3)
     assert [round(frame[-2, 64, 0] / 10) for frame in given.astype(int)] == [15, 17, 19, 21, 23]
 
     made = sample.generate(Video2Video(), ["a"], [given], [sample.noise(0, 1)], slower)
-    assert made.shape == (1, 25, 96, 128, 3) and not made[:, slower.scored].any()
+    assert made.shape == (1, 25, 96, 128, 3) and not made[:, slower.written].any()
     assert np.abs(made[0, :5].astype(int) - given).max() == 0
     with pytest.raises(UserError, match="24 frames at 8 per second, too few for 13 condition frames at 4"):
-        sample.condition((path, 8), sample.Settings(**{**vars(settings), "prefix_frames": 13}))
+        read_condition((path, 8), Settings(**{**vars(settings), "prefix_frames": 13}))
 
 
 def test_noises_are_those_of_the_scenario(tiny_base):

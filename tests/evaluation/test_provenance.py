@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import phantom
-from phantom.evaluation import sample
+from phantom.evaluation import provenance
+from phantom.evaluation.sampling_spec import Model, Settings
 
 PACKAGE = Path(phantom.__file__).parent
 # Imported while sampling, but without influence on what a video shows: settings are recorded by value.
@@ -16,6 +17,8 @@ IRRELEVANT = {
     "progress.py",
     "data/physics_iq/__init__.py",
     "data/physics_iq/layout.py",
+    "evaluation/physics_iq/__init__.py",
+    "evaluation/provenance.py",
 }
 
 
@@ -41,23 +44,23 @@ def closure(path):
 
 
 def test_every_listed_part_of_the_code_exists_and_holds_code():
-    for part in sample.CODE:
+    for part in provenance.CODE:
         place = PACKAGE / part
         assert place.is_file() or any(place.rglob("*.py")), f"{part}: no code there"
 
 
 def test_a_missing_part_is_an_error_and_not_an_empty_digest(tmp_path, make_params, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"pipeline\.py"):
-        sample.digest(tmp_path / "pipeline.py", "*.py")
-    model, settings = sample.Model("phantom", {}, lambda: None), sample.Settings.of_prompts(make_params())
-    sample.record(model, [], settings)
-    monkeypatch.setattr(sample, "CODE", ("pipeline.py",))
+        provenance.digest(tmp_path / "pipeline.py", "*.py")
+    model, settings = Model("phantom", {}, lambda: None), Settings.for_prompts(make_params())
+    provenance.record(model, [], settings)
+    monkeypatch.setattr(provenance, "CODE", ("pipeline.py",))
     with pytest.raises(FileNotFoundError, match=r"pipeline\.py"):
-        sample.record(model, [], settings)
+        provenance.record(model, [], settings)
 
 
 def test_every_module_that_sampling_imports_is_digested():
-    digested = {p for part in sample.CODE for p in (PACKAGE / part, *(PACKAGE / part).rglob("*.py"))}
+    digested = {p for part in provenance.CODE for p in (PACKAGE / part, *(PACKAGE / part).rglob("*.py"))}
     needed = closure(PACKAGE / "evaluation/sample.py")
     others = {path.relative_to(PACKAGE).as_posix() for path in needed - digested}
     assert {path for path in others if not path.startswith("config/")} <= IRRELEVANT

@@ -13,6 +13,8 @@ from phantom.data.sources.worlds_files import write_benchmark
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import prompted, sample, stage
+from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
@@ -134,9 +136,9 @@ def test_interrupted_work_goes_on_and_nothing_is_made_twice(params, checkout, mo
 
 
 def test_a_video_does_not_depend_on_what_it_is_batched_with(params, checkout):
-    settings = sample.Settings.of(params, "multi")
+    settings = Settings.for_physics_iq(params, "multi")
     root, rows = sample.open_benchmark(checkout / "data/benchmark", "original")
-    conditions = [sample.condition(sample.source(root, row.name, settings), settings) for row in rows]
+    conditions = [read_condition(find_condition(root, row.name, settings), settings) for row in rows]
     pipe = sample.load(checkout / "models/phantom", params)
     prompts = [row.description for row in rows]
 

@@ -1,4 +1,4 @@
-"""The videos of benchmarks that ask with a prompt alone: VideoPhy, VideoPhy-2 and VBench-2.0."""
+"""Videos for the benchmarks with text prompts alone: VideoPhy, VideoPhy-2 and VBench-2.0."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from phantom.config import Params, VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import vbench2
 from phantom.evaluation.captions import read_captions
-from phantom.evaluation.sample import Item, Sampled, Settings, find_model, record, sample
+from phantom.evaluation.provenance import record
+from phantom.evaluation.sample import find_model, sample
+from phantom.evaluation.sampling_spec import SampleResult, Settings, VideoRequest
 from phantom.evaluation.videophy import score_videophy
 from phantom.evaluation.videophy2 import score_videophy2
 
 
 def sample_captions(
     params: Params, name: str, model: Path, out: Path, captions: str | None = None, physics: bool = True
-) -> Sampled:
-    """Makes the videos of `name` (videophy, videophy2) for `phantom score`; goes on where it was interrupted.
+) -> SampleResult:
+    """Generates the videos of `name` (videophy, videophy2) for `phantom score`; resumes an interrupted run.
 
-    captions: as `evaluate.{name}.captions`, by default that. Raises UserError.
+    captions: in place of `evaluate.{name}.captions`. Raises UserError.
     """
-    return _sample(params, model, out, caption_items(params, name, captions), physics)
+    return _sample(params, model, out, caption_requests(params, name, captions), physics)
 
 
 def sample_vbench2(
@@ -33,18 +35,18 @@ def sample_vbench2(
     info: str | None = None,
     dimensions: Sequence[str] = (),
     physics: bool = True,
-) -> Sampled:
-    """Makes the videos of VBench-2.0, of all or some dimensions. Raises UserError."""
-    return _sample(params, model, out, vbench2_items(params, info, dimensions), physics)
+) -> SampleResult:
+    """Generates the videos of VBench-2.0, of all or of some dimensions. Raises UserError."""
+    return _sample(params, model, out, vbench2_requests(params, info, dimensions), physics)
 
 
-def items_of(params: Params, name: str) -> list[Item]:
-    """What a benchmark asks for by the settings alone."""
-    return vbench2_items(params) if name == "vbench2" else caption_items(params, name)
+def video_requests(params: Params, name: str) -> list[VideoRequest]:
+    """The videos of a benchmark as in the settings. Raises UserError."""
+    return vbench2_requests(params) if name == "vbench2" else caption_requests(params, name)
 
 
 def score_models(params: Params, name: str, folders: Mapping[str, Path], work: Path) -> dict[str, dict[str, Any]]:
-    """The scores of several models' videos. Without a judge all its inputs are written before the UserError."""
+    """Scores the videos of several models. Without a judge, its inputs for all models are written, then UserError."""
     settings = params.evaluate
     scores: dict[str, Callable[[Path], dict[str, Any]]] = {
         "videophy": lambda at: score_videophy(at, settings.videophy.captions, settings.videophy, work=work),
@@ -62,8 +64,8 @@ def score_models(params: Params, name: str, folders: Mapping[str, Path], work: P
     return found
 
 
-def caption_items(params: Params, name: str, captions: str | None = None) -> list[Item]:
-    """`samples` videos of each caption, whose seeds follow on `evaluate.seed`."""
+def caption_requests(params: Params, name: str, captions: str | None = None) -> list[VideoRequest]:
+    """`samples` videos per caption, with seeds from `evaluate.seed` on. Raises UserError."""
     settings: VideoPhy = getattr(params.evaluate, name)
     source = captions or settings.captions
     if source is None:
@@ -75,14 +77,19 @@ def caption_items(params: Params, name: str, captions: str | None = None) -> lis
         )
     seeds = [params.evaluate.seed + i for i in range(settings.samples)]
     return [
-        Item(Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number))
+        VideoRequest(
+            Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number)
+        )
         for caption in found
         for seed in seeds
     ]
 
 
-def vbench2_items(params: Params, info: str | None = None, dimensions: Sequence[str] = ()) -> list[Item]:
-    """The plan of VBench-2.0. What several dimensions ask for is made once; video i has seed `evaluate.seed` + i."""
+def vbench2_requests(params: Params, info: str | None = None, dimensions: Sequence[str] = ()) -> list[VideoRequest]:
+    """The videos of VBench-2.0; video i of a prompt has seed `evaluate.seed` + i. Raises UserError.
+
+    A video that several dimensions need is generated once and copied.
+    """
     settings = params.evaluate.vbench2
     source = info or settings.info
     if source is None:
@@ -91,19 +98,19 @@ def vbench2_items(params: Params, info: str | None = None, dimensions: Sequence[
     for wanted in vbench2.read_plan(source, dimensions, settings.prompts):
         files.setdefault((wanted.asked, wanted.index), []).append(wanted.file)
     return [
-        Item(first, prompt, (params.evaluate.seed + index, _number(prompt)), copies=tuple(others))
+        VideoRequest(first, prompt, (params.evaluate.seed + index, _number(prompt)), copies=tuple(others))
         for (prompt, index), (first, *others) in files.items()
     ]
 
 
 def _number(prompt: str) -> int:
-    """Of a prompt, whatever others there are."""
+    """A number derived from the prompt alone, independent of the other prompts."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
 
 
-def _sample(params: Params, folder: Path, out: Path, items: Sequence[Item], physics: bool) -> Sampled:
-    settings = Settings.of_prompts(params)
+def _sample(params: Params, folder: Path, out: Path, requests: Sequence[VideoRequest], physics: bool) -> SampleResult:
+    settings = Settings.for_prompts(params)
     model = find_model(folder, params, physics, text=True)
-    sample(model, items, settings, out, record(model, items, settings))
-    videos = sum(1 + len(item.copies) for item in items)
-    return Sampled(str(out), videos, settings.frames, settings.fps, settings.mode)
+    sample(model, requests, settings, out, record(model, requests, settings))
+    videos = sum(1 + len(request.copies) for request in requests)
+    return SampleResult(str(out), videos, settings.frames, settings.fps, settings.mode)

@@ -27,7 +27,8 @@ from phantom.evaluation.page import (
     embed_shrunk,
     render,
 )
-from phantom.evaluation.sample import Settings, condition, source
+from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.sampling_spec import Settings
 
 NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
@@ -221,9 +222,9 @@ def _scenes(
         truth = embed_shrunk(layout.testing_video(place, row.name, rate), rate, size, layout.SECONDS)
         shown = []
         for mode in videos:
-            settings = Settings.of(params, mode)  # type: ignore[arg-type]
-            given = embed_frames(condition(source(place, row.name, settings), settings), fps)
-            shown.append(Shown("Condition", "condition", given, mode == "single", mode))
+            settings = Settings.for_physics_iq(params, mode)  # type: ignore[arg-type]
+            condition = embed_frames(read_condition(find_condition(place, row.name, settings), settings), fps)
+            shown.append(Shown("Condition", "condition", condition, mode == "single", mode))
         shown.append(Shown("Truth", "truth", truth, False))
         for mode, folders in videos.items():
             for model, folder in folders.items():

@@ -1,4 +1,4 @@
-"""The evaluate stage: base, control and Phantom on the benchmarks, from the same seeds; numbers and the page."""
+"""The evaluate stage: base, control and Phantom on the benchmarks, from the same seeds; scores and the report page."""
 
 from __future__ import annotations
 
@@ -21,29 +21,20 @@ from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
 from phantom.evaluation.physics_iq.folder import score_folders
-from phantom.evaluation.sample import (
-    Item,
-    Settings,
-    export,
-    items_of,
-    key,
-    load,
-    open_benchmark,
-    parts_of,
-    record,
-    sample,
-)
+from phantom.evaluation.provenance import component_identities, record, short_digest
+from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
+from phantom.evaluation.sampling_spec import Settings, VideoRequest
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
-WORK = Path("checkpoints/evaluate")  # not DVC's: videos and comparisons, found again by what they were made of
-PHYSICS_IQ = "physics-iq"  # of `evaluate.benchmarks` the one that is measured here, not judged
+WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
+PHYSICS_IQ = "physics-iq"  # the one of `evaluate.benchmarks` that is measured here, without a judge
 ORDER = ("base", "control", "phantom")
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Where the numbers and the page are, and the score by mode and model."""
+    """Paths of the scores and the page, and the score by mode (or benchmark) and model."""
 
     evaluation: str
     report: str
@@ -51,27 +42,27 @@ class EvaluateResult:
 
 
 def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
-    """Makes and scores the videos of every model for `evaluate.benchmarks`; writes the numbers and the page.
+    """Generates and scores the videos of every model for `evaluate.benchmarks`; writes the scores and the page.
 
-    Interrupted work is taken up again: a finished video, comparison or judgement is never made twice. Raises UserError.
+    Resumes after an interruption: finished videos, comparisons and ratings are reused. Raises UserError.
     """
     if not (root / "models/phantom/config.json").is_file():
         raise UserError("models/phantom: no export there; `phantom train` writes it")
     wanted = params.evaluate.benchmarks
     place: Path | None = None
     rows: list[Row] = []
-    asked: dict[str, tuple[Settings, list[Item]]] = {}
+    requests: dict[str, tuple[Settings, list[VideoRequest]]] = {}
     if PHYSICS_IQ in wanted:
         place, rows = open_benchmark(*_benchmark(params, root))
         for mode in params.evaluate.physics_iq.modes:
-            settings = Settings.of(params, mode)
-            asked[mode] = settings, items_of(rows, place, settings)
+            settings = Settings.for_physics_iq(params, mode)
+            requests[mode] = settings, physics_iq_requests(rows, place, settings)
     for benchmark in wanted:
         if benchmark != PHYSICS_IQ:
-            asked[benchmark] = Settings.of_prompts(params), prompted.items_of(params, benchmark)
-    videos = make_videos(params, root, asked)
-    by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in asked}
-    modes = {what: by_name.pop(what) for what in asked if what not in wanted}
+            requests[benchmark] = Settings.for_prompts(params), prompted.video_requests(params, benchmark)
+    videos = sample_models(params, root, requests)
+    by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in requests}
+    modes = {what: by_name.pop(what) for what in requests if what not in wanted}
 
     evaluation = _physics_iq(params, root, place, rows, modes) if place else {}
     scored = {name: prompted.score_models(params, name, folders, root / WORK) for name, folders in by_name.items()}
@@ -87,29 +78,32 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     return EvaluateResult(str(EVALUATION), str(PAGE), scores)
 
 
-def make_videos(
-    params: Params, root: Path, asked: Mapping[str, tuple[Settings, Sequence[Item]]]
+def sample_models(
+    params: Params, root: Path, requests: Mapping[str, tuple[Settings, Sequence[VideoRequest]]]
 ) -> dict[tuple[str, str], Path]:
-    """The folder of videos of each (mode or benchmark, model), all of them made. asked: what each asks for, and how."""
+    """Generates the videos of every model; returns their folder by (mode or benchmark, model).
+
+    requests: settings and videos by mode or benchmark.
+    """
     variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
     folders: dict[tuple[str, str], Path] = {}
     for folder, names in variants.items():
         if not (root / folder / "config.json").is_file():  # trained without a control
             continue
         pipeline = cache(partial(load, root / folder, params))  # one in memory at a time
-        parts = parts_of(root / folder)
+        identities = component_identities(root / folder)
         for name, physics in names.items():
-            model = export(name, parts, pipeline, physics)
-            for what, (settings, items) in asked.items():
-                made_of = record(model, items, settings)
-                out = root / WORK / f"{name}-{key(made_of)}" / what
-                sample(model, items, settings, out, made_of)
+            model = exported_model(name, identities, pipeline, physics)
+            for what, (settings, videos) in requests.items():
+                provenance = record(model, videos, settings)
+                out = root / WORK / f"{name}-{short_digest(provenance)}" / what
+                sample(model, videos, settings, out, provenance)
                 folders[what, name] = out
     return folders
 
 
 def _benchmark(params: Params, root: Path) -> tuple[Path, str, Path | None]:
-    """Folder, protocol and descriptions of Physics-IQ, or of the worlds that stand for it."""
+    """Folder, protocol and descriptions of Physics-IQ, or of the simulated worlds in its place."""
     settings = params.evaluate.physics_iq
     benchmark = root / ("data/benchmark" if settings.benchmark == "worlds" else settings.benchmark)
     return benchmark, settings.protocol, root / settings.descriptions if settings.descriptions else None
@@ -118,7 +112,7 @@ def _benchmark(params: Params, root: Path) -> tuple[Path, str, Path | None]:
 def _physics_iq(
     params: Params, root: Path, place: Path, rows: Sequence[Row], modes: Mapping[str, Mapping[str, Path]]
 ) -> dict[str, Any]:
-    """What evaluation.json says of Physics-IQ, and of the worlds where their physics is known."""
+    """The entries of evaluation.json for Physics-IQ, and for simulated worlds, whose physics is known."""
     settings = params.evaluate.physics_iq
     benchmark, _, descriptions = _benchmark(params, root)
     found = score_folders(
@@ -130,8 +124,8 @@ def _physics_iq(
         workers=cores(),
         cache=root / WORK / "scores",
     )
-    in_turn = iter(found)  # all of a recording's videos were compared with one reading of it
-    scored = {mode: {name: next(in_turn) for name in folders} for mode, folders in modes.items()}
+    scores = iter(found)  # scored in one call, so that each recording is decoded once for all models
+    scored = {mode: {name: next(scores) for name in folders} for mode, folders in modes.items()}
     evaluation: dict[str, Any] = {
         "benchmark": {
             "name": PHYSICS_IQ,
@@ -157,7 +151,7 @@ def _physics_iq(
 
 
 def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:
-    """What evaluation.json says of one mode: numbers, gains over the base, and in lists what tables leave out."""
+    """The entries of evaluation.json for one mode: scores, gains over the base, and details as lists."""
     return {
         name: {key: found[key] for key in PARTS}
         | {"verified": found["verified"]["score"]}
@@ -178,7 +172,7 @@ def _world_figures(rows: Sequence[Row], folder: Path, fps: int, known: dict[str,
 
 
 def _truth_figures(rows: Sequence[Row], place: Path, params: Params, known: dict[str, Any]) -> dict[str, Any]:
-    """The same of the recordings themselves, at the size of the generated videos: what tracking cannot resolve."""
+    """`_world_figures` of the recordings, at the size of the generated videos: the error of tracking itself."""
     size, found = (params.data.width, params.data.height), []
     for row in rows:
         world = known[f"{row.name.id:04d}"]

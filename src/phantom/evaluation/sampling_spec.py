@@ -1,0 +1,93 @@
+"""What is sampled for a benchmark: settings, requested videos, and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers import DiffusionPipeline
+
+from phantom.config import Params, Sampling
+from phantom.data.physics_iq.layout import SECONDS
+
+Mode = Literal["single", "multi"]  # of Physics-IQ: one condition frame, or several
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings shared by all videos: frame rate, size in pixels, seed, sampler and number of condition frames."""
+
+    mode: Mode | Literal["text"]
+    prefix_frames: int  # condition frames
+    frames: int  # frames after the condition, which are written
+    fps: int
+    height: int
+    width: int
+    seed: int
+    batch_size: int
+    sampling: Sampling
+
+    @classmethod
+    def for_physics_iq(cls, params: Params, mode: Mode) -> Settings:
+        """From `evaluate` and `data`: five seconds after the condition."""
+        evaluate, data = params.evaluate, params.data
+        prefix = 1 if mode == "single" else evaluate.physics_iq.prefix_frames
+        fps = evaluate.physics_iq.fps
+        common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+        return cls(mode, prefix, SECONDS * fps, fps, *common)
+
+    @classmethod
+    def for_prompts(cls, params: Params) -> Settings:
+        """From `evaluate` and `data`, without a condition: length and frame rate of the training clips."""
+        evaluate, data = params.evaluate, params.data
+        common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
+        return cls("text", 0, data.frames, data.fps, *common)
+
+    @property
+    def written(self) -> slice:
+        """The frames of a generated video that are written: those after the condition."""
+        return slice(self.prefix_frames, self.prefix_frames + self.frames)
+
+    @property
+    def num_frames(self) -> int:
+        """The smallest 4m + 1 frames that hold the condition and the frames that are written."""
+        return (self.written.stop + 2) // 4 * 4 + 1
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, without the batch size, on which a video does not depend."""
+        record = {**asdict(self), "sampling": self.sampling.model_dump(mode="json")}
+        return {key: value for key, value in record.items() if key != "batch_size"}
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """A video to generate: its file, prompt, the (seed, number) of its noise, and its condition."""
+
+    file: str
+    prompt: str
+    noise: tuple[int, int]
+    condition: tuple[Path, int] | None = None  # image or video file, and its frames per second
+    copies: tuple[str, ...] = ()  # further file names of the same video
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to sample: what identifies it (`identity`, JSON-able), and how to load it once a video is missing."""
+
+    name: str
+    identity: dict[str, Any]
+    load: Callable[[], DiffusionPipeline]
+    physics: bool = True  # for Phantom: False runs the frozen video branch alone
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """A folder of generated videos, ready to be scored."""
+
+    out: str
+    videos: int
+    frames: int
+    fps: int
+    mode: str
