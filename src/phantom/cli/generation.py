@@ -35,7 +35,10 @@ def generate(
     physics: Physics = True,
     as_json: AsJson = False,
 ) -> None:
-    """Generate a video from a prompt, and a first frame or a video to continue. The defaults are the model's."""
+    """Generate a video from a prompt and, optionally, a first frame or a video to continue.
+
+    Options that are not given have the model's defaults.
+    """
     from phantom.generation.generate import generate as make
     from phantom.generation.generate import generate_all
 

@@ -39,11 +39,13 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
 @app.command()
 def encode(
     context: typer.Context,
-    worker: Annotated[int | None, typer.Option(help="Encode one part of the clips: its index, from 0.", min=0)] = None,
-    of: Annotated[int | None, typer.Option(help="Number of parts, with --worker.", min=1)] = None,
+    worker: Annotated[
+        int | None, typer.Option(help="Encode one partition of the clips: its index, from 0.", min=0)
+    ] = None,
+    of: Annotated[int | None, typer.Option(help="Number of partitions, with --worker.", min=1)] = None,
     merge: Annotated[
         bool,
-        typer.Option("--merge", help="Merge the parts into data/latents; with --worker, only the last to finish does."),
+        typer.Option("--merge", help="Merge the partitions in data/latents; with --worker, the last to finish does."),
     ] = False,
     shard: Annotated[
         str | None, typer.Option(metavar="FILE", help="Encode this shard of data/latents again, as it is damaged.")

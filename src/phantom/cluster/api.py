@@ -72,7 +72,7 @@ class Connection:
         return self._retry(f"create {kind} {name}", call, none_for=(409,)) is not None
 
     def get(self, kind: str, name: str) -> Manifest | None:
-        """The job, None if there is none."""
+        """The job; None if there is none."""
 
         def call() -> Any:
             return self._custom_objects.get_namespaced_custom_object(
@@ -97,7 +97,7 @@ class Connection:
         return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB_LABEL}={job}")
 
     def watch_pods(self, job: str, on_change: Callable[[Manifest], Any], stop: threading.Event) -> None:
-        """Calls `on_change` with a pod of the job at each of its changes, until `stop` is set. Raises nothing."""
+        """Calls `on_change` with each pod of the job, now and on every change, until `stop` is set. Retries on errors."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 

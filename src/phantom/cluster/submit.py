@@ -86,7 +86,7 @@ def _raise_first(problems: list[str]) -> None:
 
 
 def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Path) -> bool:
-    """Creates the job. True if it adopts an existing one instead, finished ones only if their outputs are available."""
+    """Creates the job. True if it adopts an existing one instead; of finished ones, only those with outputs."""
     stage, kind, meta = spec.stage, manifest["kind"], manifest["metadata"]
     reported = False
     while not connection.create(manifest):

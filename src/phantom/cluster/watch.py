@@ -94,7 +94,7 @@ class JobWatcher:
     # --- pods ---------------------------------------------------------------------------------------------------------
 
     def _on_pod_change(self, pod: Manifest) -> None:
-        """Called from the watching thread. Wakes the poll, before the pod and its log may be deleted."""
+        """Called from the watching thread. Wakes `run` to poll now, as the pod and its log may soon be deleted."""
         self._changes.append(pod)
         self._wake.set()
 
@@ -126,14 +126,14 @@ class JobWatcher:
                     self._report_failure(termination, pod)
 
     def _report_failure(self, failed: Termination, pod: Manifest) -> None:
-        """Reports why a container failed and saves the end of its log. Raises UserError at once: no retry helps."""
+        """Reports why a container failed and saves the end of its log. Raises UserError for wrong input, at once."""
         self.restarts += 1
         say(f"{self.stage}: pod {failed.pod} {failed.reason}")
         container = (pod["status"].get("containerStatuses") or [{}])[0]
         previous = failed.attempt < container.get("restartCount", 0)
         log = self.connection.log(failed.pod, container.get("name", ""), tail_lines=KEPT_LINES, previous=previous)
-        lines = [line for _, line in _timestamped(log or "")]
-        lines = self._save_log(failed.pod, failed.uid, failed.attempt, lines, failed.log_tail)
+        read = [line for _, line in _timestamped(log or "")]
+        lines = self._save_log(failed.pod, failed.uid, failed.attempt, read, failed.log_tail)
         if not failed.stage_error:
             for line in lines[-10:]:
                 say(f"    {line}")
