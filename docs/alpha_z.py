@@ -1,4 +1,4 @@
-"""Draws docs/alpha_z.svg, the cycle of alpha_z over a made-up sequence of gradient norms: python docs/alpha_z.py"""
+"""Draws docs/alpha_z.svg, the cycle of alpha_z over a synthetic sequence of gradient norms: python docs/alpha_z.py"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS, THRESHOLD = 600, 0.6
 
 
 def norms(seed: int = 0) -> np.ndarray:
-    """Norms that fall as the branch learns, with noise, and three times a stretch of batches that are too much."""
+    """Noisy norms that fall as the branch learns, with three spikes."""
     rng = np.random.default_rng(seed)
     step = np.arange(STEPS)
     norm = 0.25 + 0.3 * np.exp(-step / 80) + 0.03 * rng.standard_normal(STEPS)
@@ -24,11 +24,11 @@ def norms(seed: int = 0) -> np.ndarray:
     return norm
 
 
-def cycle(given: np.ndarray, kind: str) -> list[float]:
-    """alpha_z as each step uses it, measured every fourth step."""
+def cycle(norms: np.ndarray, kind: str) -> list[float]:
+    """alpha_z at each step, with the norm measured every fourth step."""
     settings = Settings(alpha_max=1.0, growth_steps=150, threshold=THRESHOLD, norm=kind, every=4, mode="exact")
     weight, used = RecursiveWeight(settings), []
-    for step, norm in enumerate(given):
+    for step, norm in enumerate(norms):
         if weight.due(step):
             weight.observe(float(norm))
         used.append(weight.alpha)
