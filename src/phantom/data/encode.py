@@ -49,7 +49,7 @@ from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError
 from phantom.progress import say, track
 
-WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before it runs the stage
+WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before running the stage
 LOCK = Path("checkpoints/encode.lock")
 
 
@@ -144,7 +144,7 @@ def _encode_rest_and_publish(job: EncodeJob, params: Params, root: Path, rebuild
 
 
 def _adopt_published_shards(job: EncodeJob, out: Path, rebuild: str | None) -> None:
-    """Adopts the shards of `out` as finished ones, except `rebuild` and those whose clips are finished elsewhere."""
+    """Adopts the shards of `out` as finished ones, except `rebuild` and those whose clips other shards hold."""
     index = _published(job, out)
     names = [shard["file"] for shard in index["shards"]] if index else []
     if rebuild is not None and rebuild not in names:
@@ -156,13 +156,17 @@ def _adopt_published_shards(job: EncodeJob, out: Path, rebuild: str | None) -> N
         return
     folder = job.work / Partition().folder
     folder.mkdir(parents=True, exist_ok=True)
-    held = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
+    finished = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
     clips: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for clip in index["clips"]:
         clips[clip["shard"]].append({key: clip[key] for key in CLIP_METADATA_KEYS})
     for shard in index["shards"]:
         path = folder / shard["file"]
-        if shard["file"] == rebuild or path.with_suffix(".json").exists() or held & {c["id"] for c in clips[path.name]}:
+        if (
+            shard["file"] == rebuild
+            or path.with_suffix(".json").exists()
+            or finished & {c["id"] for c in clips[path.name]}
+        ):
             continue
         if (out / path.name).is_file():
             path.unlink(missing_ok=True)  # left by a run killed before it wrote the metadata
@@ -188,15 +192,15 @@ def _merge(job: EncodeJob, root: Path) -> EncodeResult:
 def _encode_missing(
     clips: list[Clip], job: EncodeJob, partition: Partition, params: Params, root: Path
 ) -> tuple[int, ShardWriter]:
-    """Encodes the `clips` that no finished shard holds into the worker's folder; returns how many were held already."""
+    """Encodes the `clips` that no finished shard holds into the worker's folder; returns how many were done already."""
     folder = job.work / partition.folder
     with worker_lock(folder, str(partition)):
         writer = ShardWriter(folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store)
-        done = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
+        finished = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
         # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
         by_shape: dict[tuple[int, int, int], list[Clip]] = defaultdict(list)
         for clip in clips:
-            if clip.id not in done:
+            if clip.id not in finished:
                 by_shape[clip.frames, clip.height or 0, clip.width or 0].append(clip)
         size = params.encode.batch_size
         batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]

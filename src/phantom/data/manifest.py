@@ -41,7 +41,7 @@ class Quarantined:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
-    path: str  # as the source names it
+    path: str  # in the source
     reason: str
 
 

@@ -20,7 +20,7 @@ from phantom.errors import UserError
 
 BENCHMARK = Path("data/benchmark")
 REPORT = "report.json"
-WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before it runs the stage
+WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before running the stage
 LOCK = Path("checkpoints/prepare.lock")
 
 
@@ -117,21 +117,21 @@ def _recipe_digest(data: Data) -> str:
 
 
 def _check_quarantine(found: SourceContents, data: Data, record: Path) -> None:
-    clips, bad = found.clips, found.quarantined
-    total = len(clips) + len(bad)
+    clips, quarantined = found.clips, found.quarantined
+    total = len(clips) + len(quarantined)
     if not total:
         counts = ", ".join(f"{name} {count}" for name, count in found.removed.most_common())
         raise UserError(f"data.openvid: no clip is left, removed by: {counts or 'nothing, there is none'}")
-    if clips and len(bad) <= data.max_quarantine * total:
+    if clips and len(quarantined) <= data.max_quarantine * total:
         return
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_quarantine(record, bad)
+    write_quarantine(record, quarantined)
     kinds: dict[str, list[Quarantined]] = defaultdict(list)
-    for one in bad:  # reasons that differ only in numbers or details count as one
-        kinds[re.sub(r"\d+(\.\d+)?", "#", one.reason.partition(":")[0])].append(one)
-    commonest = sorted(kinds.values(), key=len, reverse=True)[:5]
-    reasons = "; ".join(f"{len(ones)} such as {ones[0].path!r}: {ones[0].reason}" for ones in commonest)
+    for file in quarantined:  # reasons that differ only in numbers or details count as one
+        kinds[re.sub(r"\d+(\.\d+)?", "#", file.reason.partition(":")[0])].append(file)
+    most_common = sorted(kinds.values(), key=len, reverse=True)[:5]
+    reasons = "; ".join(f"{len(files)} such as {files[0].path!r}: {files[0].reason}" for files in most_common)
     raise UserError(
-        f"data.max_quarantine: {len(bad)} of {total} clips cannot be used, accepted: {data.max_quarantine:.0%}"
+        f"data.max_quarantine: {len(quarantined)} of {total} clips cannot be used, accepted: {data.max_quarantine:.0%}"
         f"{'' if clips else ' and at least one good clip'} ({reasons}); all are in {record}"
     )

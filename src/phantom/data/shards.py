@@ -72,7 +72,7 @@ class Latents:
     caption: str
     video: torch.Tensor  # (C_v, F, h, w)
     physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 2F - 1
-    prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 2K - 1, h_z, w_z) of these alone, K = 1 + (k - 1) / 4
+    prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 2K - 1, h_z, w_z) of these only, K = 1 + (k - 1) / 4
     text: torch.Tensor  # (tokens, D), without padding
 
 
@@ -96,13 +96,13 @@ def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str 
                 f"{LATENTS}: made with {key} {recipe.get(key)!r}, the settings say {wanted!r}; "
                 "run `phantom encode` again, or change the setting back"
             )
-    made_by = recipe.get("weights") or {}
+    made_with = recipe.get("weights") or {}
     for part, found in (weights or {}).items():
-        if found and made_by.get(part) not in (None, found):
+        if found and made_with.get(part) not in (None, found):
             models = params.models
             where = models.physics_encoder if part == "physics_encoder" else f"{models.base}, {part}"
             raise UserError(
-                f"{LATENTS}: made with other weights of {where}: {made_by[part][:12]}, there are {found[:12]} now; "
+                f"{LATENTS}: made with other weights of {where}: {made_with[part][:12]}, there are {found[:12]} now; "
                 "run `phantom encode` again, or put those back"
             )
 
@@ -231,10 +231,10 @@ class LatentSet:
         contents = [self.recipe, [(clip["id"], clip["split"], clip["xxh3"]) for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
-        stated = (*index["shards"], index["empty_text"])
-        has_remote = store and any(not (folder / one["file"]).is_file() for one in stated)
-        there = {entry.name: entry.size for entry in store.list()} if store and has_remote else {}
-        self._files = {one["file"]: _locate(folder, one, store, there) for one in stated}
+        files = (*index["shards"], index["empty_text"])
+        is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
+        remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
+        self._files = {file["file"]: _locate(folder, file, store, remote_sizes) for file in files}
         self._checked: dict[int, str] = {}  # clip index -> version of the file whose checksum matched
         self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
 
@@ -285,7 +285,7 @@ class LatentSet:
                 return tensors
             except CorruptFile as damage:
                 if attempt or not file.folder.is_remote:
-                    raise _corrupt(where, str(damage), shard if file.folder.is_remote else None) from None
+                    raise _corrupt_error(where, str(damage), shard if file.folder.is_remote else None) from None
                 say(f"{where}: damaged: {damage}; it is fetched again")
                 file.invalidate()
         raise AssertionError
@@ -312,29 +312,29 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
-        stated = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
-        return stated | {"manifest": index.get("manifest")}
+        required = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
+        return required | {"manifest": index.get("manifest")}
     except (ValueError, KeyError, TypeError):
-        raise _corrupt(path, "not an index of latents") from None
+        raise _corrupt_error(path, "not an index of latents") from None
 
 
-def _locate(folder: Path, stated: dict[str, Any], store: Folder | None, there: dict[str, int]) -> TensorFile:
+def _locate(folder: Path, entry: dict[str, Any], store: Folder | None, remote_sizes: dict[str, int]) -> TensorFile:
     """Finds a file of the index, locally or in `store`, and checks its size."""
-    path, size = folder / stated["file"], stated["bytes"]
+    path, size = folder / entry["file"], entry["bytes"]
     if path.is_file():
         if path.stat().st_size != size:
-            raise _corrupt(path, f"{path.stat().st_size} bytes, {size} were written")
+            raise _corrupt_error(path, f"{path.stat().st_size} bytes, {size} were written")
         return TensorFile(LocalFolder(folder), path.name, size)
     if store is None:
         raise UserError(f"{path}: no such file, and storage.latents is null; run `phantom encode` again")
-    name = store_key(stated["sha256"])
-    if there.get(name) != size:
-        found = f"{there[name]} bytes, {size} were written" if name in there else "no such file"
-        raise _corrupt(f"{store}/{name} ({path.name})", found, path.name)
+    name = store_key(entry["sha256"])
+    if remote_sizes.get(name) != size:
+        found = f"{remote_sizes[name]} bytes, {size} were written" if name in remote_sizes else "no such file"
+        raise _corrupt_error(f"{store}/{name} ({path.name})", found, path.name)
     return TensorFile(store, name, size)
 
 
-def _corrupt(where: Path | str, what: str, shard: str | None = None) -> UserError:
+def _corrupt_error(where: Path | str, what: str, shard: str | None = None) -> UserError:
     """`shard`: the one to encode again, where `phantom encode` would not detect it by itself."""
     if shard is None:
         return UserError(f"{where}: damaged: {what}; run `phantom encode` again")

@@ -71,7 +71,9 @@ def first_channel(path: Path) -> Iterator[np.ndarray]:
                 if not _is_grey(frame):
                     break
                 level = cv2.subtract(_plane(frame, 0), BLACK)
-                yield cv2.convertScaleAbs(level, dst=level, alpha=GAIN, beta=-0.499)  # rounded, so less a half: floor
+                yield cv2.convertScaleAbs(
+                    level, dst=level, alpha=GAIN, beta=-0.499
+                )  # it rounds, so subtracting a half gives the floor
                 done += 1
             else:
                 return
