@@ -97,7 +97,7 @@ class Connection:
         return self._list("list pods", "list_namespaced_pod", label_selector=f"{JOB_LABEL}={job}")
 
     def watch_pods(self, job: str, on_change: Callable[[Manifest], Any], stop: threading.Event) -> None:
-        """Calls `on_change` with each pod of the job, now and on every change, until `stop` is set. Retries on errors."""
+        """Calls `on_change` with each pod of the job, now and on every change, until `stop` is set. Retries errors."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
