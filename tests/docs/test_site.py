@@ -57,11 +57,24 @@ def test_references_lead_to_the_api(site):
         assert f'id="{module}.{name}"' in api
 
 
+def test_only_pages_and_figures_are_published(site):
+    kinds = {path.suffix for path in site.iterdir() if path.is_file()}
+    assert kinds <= {".html", ".css", ".js", ".svg", ".png", ".xml", ".gz", ".inv"}
+    assert not list(site.rglob("*.py*"))
+
+
 def test_every_public_module_has_a_page(site):
     for path in (ROOT / "src" / "phantom").rglob("*.py"):
         inside = path.relative_to(ROOT / "src" / "phantom")
         if not any(part.startswith("_") and part != "__init__.py" for part in inside.parts):
             assert (site / "api" / str(inside).replace("__init__", "index")).with_suffix(".html").is_file()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_lists_and_tables_start_after_an_empty_line(page):
+    """GitHub shows them anyway; the site would run them into the paragraph."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^(?![-#|\d]|  |<).+\n(?:- |\d+\. |\|).*", text, re.MULTILINE) == []
 
 
 def defines(path: Path, name: str) -> bool:
