@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-OUTCOME = "PHANTOM_OUTCOME"  # names the file that takes the exit code and the error line
+OUTCOME_ENV = "PHANTOM_OUTCOME"  # names the file that takes the exit code and the error line
 
 
 class UserError(Exception):
@@ -38,12 +38,12 @@ def listed(names: Sequence[object], most: int = 6) -> str:
     return ", ".join(str(name) for name in names[:most]) + more
 
 
-def leave_outcome(code: int, error: str = "") -> bool:
+def write_outcome(code: int, error: str = "") -> bool:
     """Writes exit code and error line for the process that started this one. False where none asked for them.
 
     Of several processes of a stage the first to end is heard: the others end because it did.
     """
-    path = os.environ.get(OUTCOME)
+    path = os.environ.get(OUTCOME_ENV)
     if path and not (Path(path).exists() and Path(path).stat().st_size):  # in a pod there is an empty one
         Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
     return bool(path)

@@ -29,10 +29,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # even if started in the background, with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
-    from phantom.errors import leave_outcome
+    from phantom.errors import write_outcome
 
     # A parent such as `phantom run` prints the error itself.
-    if not leave_outcome(code, error) and error:
+    if not write_outcome(code, error) and error:
         say(error)
     sys.stdout.flush()
     sys.exit(code)

@@ -48,7 +48,7 @@ def fetch(stage: str, key: str, root: Path) -> bool:
     for output in _outputs(stage):
         if (folder / output).is_dir():
             shutil.rmtree(root / output, ignore_errors=True)
-    for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder) == STAGES[stage].completed_by):
+    for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder) == STAGES[stage].written_last):
         if file.is_file():
             target = root / file.relative_to(folder)
             target.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ def are_there(stage: str, key: str, root: Path) -> bool:
 
 def stamp(stage: str, root: Path) -> int | None:
     """When the outputs were written; None if they are not there."""
-    path = root / STAGES[stage].completed_by
+    path = root / STAGES[stage].written_last
     return path.stat().st_mtime_ns if path.is_file() else None
 
 

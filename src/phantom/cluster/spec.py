@@ -14,7 +14,7 @@ from pathlib import Path
 
 from phantom.cluster.outputs import KEEP, KEPT
 from phantom.config import Cluster, Params
-from phantom.errors import OUTCOME, UserError
+from phantom.errors import OUTCOME_ENV, UserError
 from phantom.orchestration.stages import identity_files, result_settings
 from phantom.tracking.lineage import PIPELINE_ENV
 
@@ -82,7 +82,7 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
     env = {
         # Kubernetes expands $(NAME) in values; JSON can do without the character.
         SETTINGS: json.dumps(tree).replace("$", "\\u0024"),
-        OUTCOME: MESSAGE,
+        OUTCOME_ENV: MESSAGE,
         "HOME": "/tmp",  # caches of compilers; the rest of the root file system is read-only
         "TMPDIR": "/tmp",
         "USER": "phantom",

@@ -15,7 +15,7 @@ from phantom.cluster.spec import JobSpec, make_spec
 from phantom.cluster.validation import validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Params
-from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.progress import say
 
 # How long requests to an API server that does not respond are retried.
@@ -69,7 +69,7 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         outputs.take(stage, spec.key, root)
     else:
         where = f"the outputs are on the volume {params.cluster.volume}, on which this checkout does not lie"
-        if os.environ.get(OUTCOME):  # part of a pipeline, whose next stages read them
+        if os.environ.get(OUTCOME_ENV):  # part of a pipeline, whose next stages read them
             raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
         say(f"{stage}: {where}")
     seconds = round(time.monotonic() - started, 1)
@@ -133,7 +133,7 @@ def _outputs_available(spec: JobSpec, root: Path) -> bool:
 
 def _wait_for_outputs(spec: JobSpec, root: Path, before: int | None, adopted: bool) -> bool:
     """Whether the job's outputs are in the checkout. Unless it was adopted, they must be newer than `before`."""
-    deadline = time.monotonic() + (FILES_VISIBLE_SECONDS if os.environ.get(OUTCOME) else 0)
+    deadline = time.monotonic() + (FILES_VISIBLE_SECONDS if os.environ.get(OUTCOME_ENV) else 0)
     while (now := outputs.stamp(spec.stage, root)) is None or (now == before and not adopted):
         if time.monotonic() > deadline:
             return False

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from phantom.config.base import Benchmark, Count, Positive, PositiveFloat, Section, check_clip_length
 
-JUDGE_PLACES = ("input", "output", "weights", "task", "videos", "dimension")  # placeholders of a judge's command
+JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # placeholders of a judge's command
 
 
 class Sampling(Section):
@@ -53,8 +53,8 @@ class Judge(Section):
                 used = {name for _, name, _, _ in Formatter().parse(self.command) if name is not None}
             except ValueError as error:
                 raise ValueError(f"command: found {self.command!r}, {error}") from None
-            if used - set(JUDGE_PLACES) or "output" not in used:
-                places = ", ".join(f"{{{name}}}" for name in JUDGE_PLACES)
+            if used - set(JUDGE_PLACEHOLDERS) or "output" not in used:
+                places = ", ".join(f"{{{name}}}" for name in JUDGE_PLACEHOLDERS)
                 raise ValueError(f"command: found {self.command!r}, accepted: one with {{output}} and any of {places}")
         return self
 

@@ -23,13 +23,13 @@ from typing import Any
 from phantom.config import Params, load_params
 from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
-from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, REGISTERED, REPORT, STAGES
 from phantom.progress import say
 from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 
-WORK = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
+WORK_DIR = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
 # How long a stage may take to save after Ctrl-C, then after SIGTERM, before it is killed.
 PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
 
@@ -81,7 +81,7 @@ def checkout_lock(root: Path) -> Iterator[int]:
     if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
         # An unpacked archive or an image: DVC refuses to work without git unless told so.
         (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
-    work = root / WORK
+    work = root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as file:
         try:
@@ -123,7 +123,7 @@ def run_stage(
     Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises what stopped it, or
     UserError, Interrupted or StageFailed with the line that a stage that ended by itself has left.
     """
-    started, work = time.monotonic(), root / WORK
+    started, work = time.monotonic(), root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
     outcome, log = work / f"{stage}.json", work / f"{stage}.log"
     outcome.unlink(missing_ok=True)
@@ -193,7 +193,7 @@ def write_params(path: Path, overrides: list[str]) -> list[str]:
     return changes
 
 
-def stand_in(folder: Path, why: str) -> None:
+def write_placeholder(folder: Path, why: str) -> None:
     """An empty folder with a note: DVC's outputs are fixed, and these settings leave this one out."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -236,12 +236,12 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def overrides_of(tree: dict[str, Any], prefix: str = "") -> list[str]:
+def to_overrides(tree: dict[str, Any], prefix: str = "") -> list[str]:
     """A nested table of settings as `key=value` overrides."""
     found: list[str] = []
     for key, value in tree.items():
         is_section = isinstance(value, dict)
-        found += overrides_of(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}={json.dumps(value)}"]
+        found += to_overrides(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}={json.dumps(value)}"]
     return found
 
 
@@ -259,10 +259,10 @@ def mlflow_command(uri: str) -> str:
     """The command, typed in the checkout, that opens the MLflow pages of the store at `uri`."""
     if uri.startswith("http"):
         return f"open {uri}"
-    return f"MLFLOW_DISABLE_TELEMETRY=true {installed('mlflow')} ui --backend-store-uri {uri}"
+    return f"MLFLOW_DISABLE_TELEMETRY=true {shell_command('mlflow')} ui --backend-store-uri {uri}"
 
 
-def installed(command: str) -> str:
+def shell_command(command: str) -> str:
     """How the user calls a command of this environment: by name where the shell finds that very one, else by path."""
     ours = Path(sys.executable).parent / command
     if shutil.which(command) == str(ours):
@@ -273,7 +273,7 @@ def installed(command: str) -> str:
 def _environment(outcome: Path) -> dict[str, str]:
     # DVC runs the stage through $SHELL and finds `phantom` on the PATH: both must be ours, activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME: str(outcome.resolve())}
+    ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME_ENV: str(outcome.resolve())}
     return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
 
 
@@ -312,7 +312,7 @@ def _failure(stage: str, left: dict | None, root: Path) -> Exception:
     if left and left["code"]:
         kind = {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)
         return kind(left["error"])
-    hint = f"`{installed('dvc')} repro -s {stage}` shows more"
+    hint = f"`{shell_command('dvc')} repro -s {stage}` shows more"
     if left:
         return StageFailed(f"{stage}: finished, but DVC could not take its outputs; {hint}")
     command = [sys.executable, "-m", "dvc", "repro", "--dry", "--single-item", stage]

@@ -35,7 +35,7 @@ class Stage:
     code: tuple[str, ...]  # modules it runs; DVC's dependencies on code follow from their imports
     reads: tuple[Artifact, ...]
     writes: tuple[Artifact, ...]
-    completed_by: Path  # the file that is written last: it is there when all outputs are
+    written_last: Path  # the file that is written last: it is there when all outputs are
     settings: tuple[str, ...]  # of params.yaml, sections or single ones; less those with Role.NOT_IN_RESULT
     runs_as_job: bool  # whether compute.<name> may be kubernetes
     retries: int  # by the Prefect flow: encode and train resume, the others start again
@@ -61,7 +61,7 @@ STAGES: dict[str, Stage] = {
             code=("phantom.data.prepare",),
             reads=(),
             writes=(CLIPS, BENCHMARK),
-            completed_by=Path("data/clips/manifest.jsonl"),
+            written_last=Path("data/clips/manifest.jsonl"),
             settings=("data", "evaluate.physics_iq.benchmark", "evaluate.physics_iq.fps"),
             runs_as_job=False,
             retries=1,
@@ -73,7 +73,7 @@ STAGES: dict[str, Stage] = {
             code=("phantom.data.encode",),
             reads=(CLIPS, FROZEN),
             writes=(LATENTS,),
-            completed_by=Path("data/latents/index.json"),
+            written_last=Path("data/latents/index.json"),
             settings=(
                 *("models", "data.frames", "data.min_frames", "data.fps", "data.height", "data.width", "data.buckets"),
                 *("encode", "train.physics_latents"),
@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
             code=("phantom.training.trainer",),
             reads=(LATENTS, FROZEN),
             writes=(PHANTOM, CONTROL),
-            completed_by=Path("models/phantom/result.json"),
+            written_last=Path("models/phantom/result.json"),
             settings=("models", "physics", "coupling", "train"),
             runs_as_job=True,
             retries=5,
@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
             code=("phantom.evaluation.stage",),
             reads=(BENCHMARK, FROZEN, PHANTOM, CONTROL),
             writes=(EVALUATION, REPORT),
-            completed_by=EVALUATION.path,
+            written_last=EVALUATION.path,
             settings=(
                 *("models", "evaluate", "data.frames", "data.fps", "data.height", "data.width"),
                 "encode.text_tokens",
@@ -115,7 +115,7 @@ STAGES: dict[str, Stage] = {
             code=("phantom.tracking.registry", "phantom.tracking.pyfunc"),
             reads=(EVALUATION, PHANTOM),
             writes=(REGISTERED,),
-            completed_by=REGISTERED.path,
+            written_last=REGISTERED.path,
             settings=("register",),
             runs_as_job=False,
             retries=3,

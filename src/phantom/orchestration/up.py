@@ -16,7 +16,7 @@ from pathlib import Path
 from phantom.config import Params
 from phantom.errors import StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
-from phantom.orchestration.run import WORK, installed
+from phantom.orchestration.run import WORK_DIR, shell_command
 from phantom.progress import say
 
 HOST = "127.0.0.1"
@@ -81,13 +81,13 @@ def _announce(api: str, mlflow_url: str) -> None:
     variable = "" if api == f"http://{HOST}:4200/api" else f"PREFECT_API_URL={api} "
     say(f"Prefect  {api.removesuffix('/api')}")
     say(f"MLflow   {mlflow_url}")
-    say(f"Run      {variable}{installed('prefect')} deployment run phantom/{DEPLOYMENT} --watch")
+    say(f"Run      {variable}{shell_command('prefect')} deployment run phantom/{DEPLOYMENT} --watch")
     say("""         ... -p params='{"train": {"steps": 50}}' changes settings; Ctrl-C here stops all of it""")
 
 
 def _start(name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Starts a child in its own process group: Ctrl-C reaches only this process, which stops the children in order."""
-    log = WORK / f"{name}.log"
+    log = WORK_DIR / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -103,13 +103,13 @@ def _wait(url: str, name: str, children: dict[str, subprocess.Popen[bytes]]) -> 
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.5)
-    raise StageFailed(f"up: {name} did not answer within {START_TIMEOUT_SECONDS:.0f} s; see {WORK / f'{name}.log'}")
+    raise StageFailed(f"up: {name} did not answer within {START_TIMEOUT_SECONDS:.0f} s; see {WORK_DIR / f'{name}.log'}")
 
 
 def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, child in children.items():
         if child.poll() is not None:
-            raise StageFailed(f"up: {name} ended with exit code {child.returncode}; see {WORK / f'{name}.log'}")
+            raise StageFailed(f"up: {name} ended with exit code {child.returncode}; see {WORK_DIR / f'{name}.log'}")
 
 
 def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:

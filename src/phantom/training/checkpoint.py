@@ -1,7 +1,8 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: the full training state, from which a resumed run continues exactly as the uninterrupted one would.
 
-A checkpoint is a folder `step-0000100` of safetensors and `state.json`. It is written aside, synced, and renamed, so a
-folder of that name is whole; its files are hashed, so a damaged one is found out and the one before it is taken.
+A checkpoint is a folder `step-0000100` of safetensors files and `state.json`. It is written under a temporary name,
+fsynced and renamed, so a folder of that name is complete. Files carry SHA-256 checksums: if one is damaged, the
+checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from safetensors.torch import load_file
 from phantom.data.shards import write_tensors
 from phantom.progress import say
 
-STATE = "state.json"
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Step it was taken after, its folder, and the plain state beside the tensors."""
+    """A saved step: its number, its folder, and the part of its state that is not tensors."""
 
     step: int
     path: Path
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors saved as `name`."""
+        """All tensors of the group `name`, on the CPU."""
         return load_file(self.path / f"{name}.safetensors")
 
     def open(self, name: str) -> Any:
-        """The file of these, as a context: `keys()`, and `get_tensor(key)` reads one at a time."""
+        """Opens the group `name` as a context: `keys()`, and `get_tensor(key)` to read one tensor at a time."""
         return safe_open(self.path / f"{name}.safetensors", "pt")
 
 
@@ -50,83 +51,84 @@ def save(
     keep: int,
     loss: float = math.nan,
 ) -> Path:
-    """Writes the checkpoint of `step` into `folder`, then removes all but the newest `keep` and the best of them all.
+    """Writes the checkpoint of `step` atomically, then deletes all but the newest `keep` and the best one.
 
-    loss: on held-out clips; the best has the least. Returns the checkpoint's path.
+    tensors: group -> name -> tensor; each group becomes one safetensors file. state: JSON-able.
+    loss: on held-out clips, NaN if not measured; the best checkpoint has the lowest. Returns the checkpoint's path.
     """
     final = folder / f"step-{step:07d}"
     new = folder / f".{final.name}.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    hashes = {}
+    checksums = {}
     for name, group in tensors.items():
         path = new / f"{name}.safetensors"
         write_tensors(path, {k: v.detach().contiguous() for k, v in group.items()})
-        hashes[path.name] = _digest(path)
-    text = json.dumps({"step": step, "sha256": hashes, **state})
+        checksums[path.name] = _sha256(path)
+    text = json.dumps({"step": step, "sha256": checksums, **state})
     sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "heldout_loss": loss, "state": text}
-    (new / STATE).write_text(json.dumps(sealed))
-    _sync(new / STATE)
-    _sync(new)
+    (new / STATE_FILE).write_text(json.dumps(sealed))
+    _fsync(new / STATE_FILE)
+    _fsync(new)
     shutil.rmtree(final, ignore_errors=True)
     new.rename(final)
-    _sync(folder)
-    there = saved(folder)
-    for old in {*there[:-keep]} - {best(there)}:
+    _fsync(folder)
+    saved = find_all(folder)
+    for old in {*saved[:-keep]} - {best(saved)}:
         shutil.rmtree(old)
     return final
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that is whole; one that is damaged is passed over with a warning."""
-    for path in reversed(saved(folder)):
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint in `folder`, checksums verified; damaged ones are skipped with a warning."""
+    for path in reversed(find_all(folder)):
         try:
-            sealed = json.loads((path / STATE).read_text(encoding="utf-8"))
+            sealed = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
             if hashlib.sha256(sealed["state"].encode()).hexdigest() != sealed["sha256"]:
-                raise ValueError(f"{STATE} is not what was written")
+                raise ValueError(f"{STATE_FILE}: wrong checksum")
             state = json.loads(sealed["state"])
-            for name, digest in state["sha256"].items():
-                if _digest(path / name) != digest:
-                    raise ValueError(f"{name} is not what was written")
+            for name, checksum in state["sha256"].items():
+                if _sha256(path / name) != checksum:
+                    raise ValueError(f"{name}: wrong checksum")
         except (OSError, ValueError, KeyError) as error:
-            say(f"{path}: damaged, the checkpoint before it is taken ({error})")
+            say(f"{path}: damaged, skipped for the checkpoint before it ({error})")
             continue
         return Checkpoint(state["step"], path, state)
     return None
 
 
-def at(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is whole."""
-    state = json.loads(json.loads((path / STATE).read_text(encoding="utf-8"))["state"])
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, which is known to be intact: checksums are not verified."""
+    state = json.loads(json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["state"])
     return Checkpoint(state["step"], path, state)
 
 
-def saved(folder: Path) -> list[Path]:
-    """All checkpoints there, oldest first."""
+def find_all(folder: Path) -> list[Path]:
+    """The paths of all checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def best(paths: list[Path]) -> Path | None:
-    """The one of `paths` with the least loss on held-out clips, the first of equals; None where none was measured."""
-    measured = {path: loss for path in paths if math.isfinite(loss := _loss(path))}
+    """The path with the lowest held-out loss, the first if several tie; None if no loss was measured."""
+    measured = {path: loss for path in paths if math.isfinite(loss := _heldout_loss(path))}
     return min(measured, key=measured.__getitem__, default=None)
 
 
-def _loss(path: Path) -> float:
+def _heldout_loss(path: Path) -> float:
     try:
-        return json.loads((path / STATE).read_text(encoding="utf-8"))["heldout_loss"]
+        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["heldout_loss"]
     except (OSError, ValueError, KeyError):
         return math.nan
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

@@ -1,9 +1,9 @@
-"""What one training sample is: its clip, what of it is given, its sigma and its noises.
+"""Training samples: clip, condition prefix, noise level sigma, noise, and which inputs are dropped.
 
 Every random choice comes from a generator seeded by (seed, number of the sample in the run) alone. A resumed run
-therefore draws what the unbroken run would have drawn, on any number of processes.
+therefore draws what the uninterrupted run would have drawn, on any number of processes.
 
-Legend: F video latents, T = 2F - 1 tubelets, S text tokens.
+Legend: B samples, F video latents, T = 2F - 1 tubelets, S text tokens, D text channels, K condition latents.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from phantom.training.flow import shifted
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side, float32. `sigma` is per video latent: 0 marks a given one, whose tokens stay clean."""
+    """A batch of samples, float32. `sigma` is per video latent; 0 marks a condition frame, which gets no noise."""
 
     video: torch.Tensor  # (B, C_v, F, h, w)
-    physics: torch.Tensor  # (B, C_z, T, h, w); where it is given, encoded from the prefix alone
+    physics: torch.Tensor  # (B, C_z, T, h, w); over a condition prefix, features of the prefix alone
     noise_video: torch.Tensor
     noise_physics: torch.Tensor
     sigma: torch.Tensor  # (B, F)
     text: torch.Tensor  # (B, S, D)
-    coupled: torch.Tensor  # (B,) bool: whether the branches see each other
+    coupled: torch.Tensor  # (B,) bool: whether the branches attend to each other
 
     @property
     def sigma_physics(self) -> torch.Tensor:
@@ -39,17 +39,17 @@ class Batch:
         return self.sigma[:, latent_of_tubelet(self.sigma.shape[1], self.sigma.device)]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """A copy on `device`, transferred without blocking."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     @staticmethod
-    def of(samples: list[Batch]) -> Batch:
-        """Stacks batches of clips of one shape."""
+    def collate(samples: list[Batch]) -> Batch:
+        """Concatenates batches of clips of one shape."""
         return Batch(**{f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Batch)})
 
 
 class TrainingSet(Dataset[Batch]):
-    """Latents of the training clips as samples. An item's key is (clip, number of the sample in the run)."""
+    """The training clips as samples. Keys are (clip, number of the sample in the run)."""
 
     def __init__(self, latents: LatentSet, params: Params) -> None:
         self.latents, self.train, self.text_tokens = latents, params.train, params.encode.text_tokens
@@ -58,18 +58,19 @@ class TrainingSet(Dataset[Batch]):
         clip, number = key
         latents, train = self.latents[clip], self.train
         generator = sample_generator(train.seed, number)
-        conditioned, captionless, alone, u, which = torch.rand(5, generator=generator).tolist()
-        lengths = sorted(latents.prefixes)
-        given = lengths[int(which * len(lengths))] if lengths and conditioned < train.conditioned else 0
-        text = self.latents.empty_text if captionless < train.caption_dropout else latents.text
+        u_condition, u_caption, u_coupling, u_sigma, u_length = torch.rand(5, generator=generator).tolist()
+        lengths = sorted(latents.prefixes)  # in frames
+        is_conditioned = bool(lengths) and u_condition < train.conditioned
+        prefix = latents.prefixes[lengths[int(u_length * len(lengths))]] if is_conditioned else None
+        text = self.latents.empty_text if u_caption < train.caption_dropout else latents.text
         return sample(
             latents.video,
             latents.physics,
-            latents.prefixes.get(given),
+            prefix,
             pad([text], self.text_tokens),
-            float(shifted(torch.tensor(u), train.flow_shift)),
+            float(shifted(torch.tensor(u_sigma), train.flow_shift)),
             generator,
-            coupled=alone >= train.coupling_dropout,
+            coupled=u_coupling >= train.coupling_dropout,
         )
 
 
@@ -84,14 +85,14 @@ def sample(
 ) -> Batch:
     """A batch of one: `video` (C_v, F, h, w), `physics` (C_z, T, h, w), `prefix` z^o (C_z, 2K - 1, h, w) or None.
 
-    With a prefix the first K video latents are given, and the physics states of their tubelets are z^o: features cut
-    from the whole clip would show the future.
+    With a prefix the first K video latents are condition frames, and the physics states of their tubelets are z^o:
+    features computed from the whole clip would leak the future.
     """
     sigmas = torch.full((1, video.shape[1]), sigma)
     if prefix is not None:
-        known = prefix.shape[1]
-        physics = torch.cat([prefix, physics[:, known:]], dim=1)
-        sigmas[:, : (known + 1) // 2] = 0
+        prefix_tubelets = prefix.shape[1]
+        physics = torch.cat([prefix, physics[:, prefix_tubelets:]], dim=1)
+        sigmas[:, : (prefix_tubelets + 1) // 2] = 0
     assert physics.shape[1] == tubelets(video.shape[1])
     return Batch(
         video=video[None],
@@ -105,6 +106,6 @@ def sample(
 
 
 def sample_generator(seed: int, number: int) -> torch.Generator:
-    """Randomness of sample `number` of a run."""
+    """The random generator of sample `number` of a run."""
     state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

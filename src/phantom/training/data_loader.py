@@ -1,4 +1,4 @@
-"""Latents on their way into batches: opened where they lie, and read ahead of their use."""
+"""Reads latents into batches, with samples prefetched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from phantom.training.sampler import DistributedBatchSampler
 
 
 def open_latents(params: Params, root: Path, split: str, device: torch.device) -> LatentSet:
-    """The latents of one split, here or in `storage.latents`. Raises UserError where `params` ask for others."""
+    """The latents of one split, stored locally or in `storage.latents`, or with physics latents computed online.
+
+    Raises UserError if they were encoded with settings other than `params`.
+    """
     storage = params.storage
     store = open_folder(storage.latents, root, storage) if storage.latents else None
     stored = LatentSet(root / LATENTS, split, store)
@@ -28,7 +31,7 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
 
 
 def read_batches(clips: TrainingSet, sampler: DistributedBatchSampler, samples_ahead: int) -> Iterator[Batch]:
-    """The batches that `sampler` names, with `samples_ahead` samples being read beyond the one in use."""
+    """The micro-batches of `sampler`, with up to `samples_ahead` further samples prefetched."""
     samples = prefetch(clips.__getitem__, chain.from_iterable(sampler), samples_ahead)
     while batch := list(islice(samples, sampler.share)):
-        yield Batch.of(batch)
+        yield Batch.collate(batch)

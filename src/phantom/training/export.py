@@ -1,4 +1,4 @@
-"""Writes `models/<name>`: the trained parts, how they were made, and how the run went."""
+"""Writes `models/<name>`: the trained weights, their settings, the training curves and a model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def write_export(
     result: dict[str, Any],
     held: bool,
 ) -> None:
-    """Replaces `out` whole: export (`save_export`), `history.json`, `result.json` and a model card."""
+    """Replaces the folder `out` in one rename: the export (`save_export`), `history.json`, `result.json`, README.md.
+
+    recipe: how the latents were encoded. held: alpha_z was held at 0 (the control).
+    """
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     model.save_export(
@@ -41,10 +44,10 @@ def write_export(
             "latents": recipe,
         },
     )
-    named = dict.fromkeys(name for record in history for name in record)
+    columns = dict.fromkeys(name for record in history for name in record)
     files = {
-        # `dvc plots` reads records of the same names alone.
-        "history.json": json.dumps([{name: record.get(name) for name in named} for record in history], indent=0),
+        # `dvc plots` needs the same keys in every record.
+        "history.json": json.dumps([{name: record.get(name) for name in columns} for record in history], indent=0),
         "result.json": json.dumps(result, indent=2),
         "README.md": model_card(params, result, held),
     }

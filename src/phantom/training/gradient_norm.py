@@ -1,7 +1,7 @@
-"""The gradients of the two losses, kept separate, so that the norm of L_z's gradient is known exactly.
+"""The gradients of the two losses, kept separate to get the exact norm of L_z's gradient.
 
-Each loss has its own backward pass through the one graph, into its own set of buffers; the training gradient is their
-weighted sum. The norm is not taken from `autograd.grad`, nor between synchronised backward passes of a wrapper: under
+Each loss has its own backward pass through the shared graph, into its own buffers; the training gradient is their
+weighted sum. The norm is not taken from `autograd.grad`, nor between synchronized backward passes of a wrapper: under
 data parallelism those give norms of local gradients, miss parameters, or silently lose the other term. Here the buffers
 themselves are summed over the processes before any norm is computed.
 
@@ -25,7 +25,7 @@ Gradients = list[torch.Tensor | None]
 
 
 class SplitGradients:
-    """Accumulates dL_v/dtheta and dL_z/dtheta separately. Losses are shares of means over the global batch."""
+    """Accumulates dL_v/dtheta and dL_z/dtheta separately. Losses are this process's shares of global-batch means."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -34,17 +34,17 @@ class SplitGradients:
 
     def backward(self, loss_video: torch.Tensor, loss_physics: torch.Tensor) -> None:
         """Adds the gradients of one micro-batch."""
-        self.physics = self._into(self.physics, loss_physics, retain_graph=True)
-        self.video = self._into(self.video, loss_video)
+        self.physics = self._accumulate(self.physics, loss_physics, retain_graph=True)
+        self.video = self._accumulate(self.video, loss_video)
 
-    def _into(self, buffers: Gradients, loss: torch.Tensor, retain_graph: bool = False) -> Gradients:
+    def _accumulate(self, buffers: Gradients, loss: torch.Tensor, retain_graph: bool = False) -> Gradients:
         for parameter, gradient in zip(self.parameters, buffers, strict=True):
             parameter.grad = gradient
         loss.backward(retain_graph=retain_graph)
         return [parameter.grad for parameter in self.parameters]
 
     def reduce(self, reduce: Callable[[Gradients], None]) -> None:
-        """Sums both over the processes, with the function given."""
+        """Sums both over the processes with `reduce`."""
         reduce(self.physics)
         reduce(self.video)
 
@@ -66,8 +66,8 @@ class SplitGradients:
 class HeadGradient:
     """dL_z/dW and dL_z/db of the physics branch's output head p = W h + b, without a backward pass.
 
-    L_z is a mean of (p - target)^2, so that dL_z/dW is the sum of 2 w (p - target) h^T over the tokens, with w what a
-    value counts in the mean. It is taken from what goes into and comes out of the head: no wrapper has a part in it.
+    L_z is a weighted mean of (p - target)^2, so dL_z/dW is the sum over tokens of 2 w (p - target) h^T, where w is the
+    weight of a value in the mean. Only the head's inputs and outputs are read: no DDP or FSDP wrapper is involved.
 
     ends: `PhantomTransformer3DModel.physics_ends`.
     """
@@ -75,11 +75,11 @@ class HeadGradient:
     def __init__(self, ends: Any) -> None:
         self.ends = ends
         self.weight = self.bias = torch.zeros(())
-        self._inputs = self._predicted = torch.zeros(())  # of the head and of `ends`, in the last pass forward
+        self._inputs = self._predicted = torch.zeros(())  # head inputs and branch outputs of the last forward pass
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """A context that starts the sum at zero and records what the head reads and predicts in each forward pass."""
+        """A context that resets the sum and records the head's inputs and predictions in each forward pass."""
         self.weight = self.bias = torch.zeros((), device=self.ends.proj_out.bias.device)
         hooks = (
             self.ends.proj_out.register_forward_pre_hook(lambda _, given: setattr(self, "_inputs", given[0].detach())),
@@ -93,7 +93,7 @@ class HeadGradient:
 
     @torch.no_grad()
     def add(self, batch: Batch, size: int) -> None:
-        """Adds the micro-batch of the last forward pass, as its share of a global batch of `size` samples."""
+        """Adds the gradient of the last forward pass's micro-batch, as a share of a global batch of `size` samples."""
         predicted, inputs = self._predicted.float(), self._inputs.float()
         free = (batch.sigma_physics > 0).float()
         share = free / free.sum(dim=1, keepdim=True) / (predicted[0, :, 0].numel() * size)  # (B, T)
@@ -112,5 +112,5 @@ class HeadGradient:
 
 
 def total_norm(gradients: Gradients) -> torch.Tensor:
-    """The 2-norm of all of them as one vector, float32."""
+    """The 2-norm of all gradients concatenated, in float32."""
     return gather(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))

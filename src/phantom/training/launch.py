@@ -1,4 +1,4 @@
-"""Starts `phantom <command>` as torchrun does: `train.processes` processes on this machine."""
+"""Starts `phantom <command>` in `train.processes` processes on this machine, as torchrun does."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from phantom.config import Params
 from phantom.cores import cores
-from phantom.errors import OUTCOME, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 
-SHUTDOWN_TIMEOUT_SECONDS = 90  # between a request to stop, which processes answer by saving, and SIGKILL
+SHUTDOWN_TIMEOUT_SECONDS = 90  # from the stop signal, on which processes save, to SIGKILL
 
 
 def in_torchrun() -> bool:
@@ -28,7 +28,7 @@ def in_torchrun() -> bool:
 
 
 def launch(params: Params, command: list[str]) -> None:
-    """Runs `phantom <command>` in `train.processes` processes. Raises what the first of them to fail raised."""
+    """Runs `phantom <command>` in `train.processes` processes. Raises the exception of the first one to fail."""
     with TemporaryDirectory() as folder:
         file, outcome = Path(folder) / "params.yaml", Path(folder) / "outcome.json"
         file.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
@@ -44,7 +44,7 @@ def launch(params: Params, command: list[str]) -> None:
             logs_specs=DefaultLogsSpecs(folder, redirects=Std.OUT),  # the result is printed by this process
         )
         threads = max(1, cores() // params.train.processes)
-        added = {OUTCOME: str(outcome), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        added = {OUTCOME_ENV: str(outcome), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         before = dict(os.environ)
         os.environ.update(added)
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failure is reported below

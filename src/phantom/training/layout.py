@@ -1,12 +1,12 @@
-"""How the trainable parameters are laid out over the processes.
+"""How the trainable parameters are distributed over the processes.
 
 ddp: replicated. Gradients are summed once a step (`process_group.sum_over_processes`), after all of its backward
 passes: until then the two losses' gradients stay separate (`gradient_norm`), which a wrapper that reduces during the
 backward pass does not allow.
 
-fsdp2: parameters, gradients and optimiser state are sharded by torch, one unit per block. Every backward pass
+fsdp2: parameters, gradients and optimizer state are sharded by torch, one unit per block. Every backward pass
 reduce-scatters its own gradients into DTensors, so the two losses' gradients stay separate as well. Frozen parameters
-are left out of the units: every process has them whole, and they are never communicated.
+are left out of the units: every process has a full copy, and they are never communicated.
 
 zero1, zero2, zero3: the same under DeepSpeed (`zero`).
 """
@@ -42,13 +42,13 @@ def distribute_model(model: PhantomTransformer3DModel, strategy: str) -> None:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of what may be a shard. A collective: every process must call it."""
+    """The full tensor of a possibly sharded one. A collective: every process must call it."""
     # A copy: the gathered tensor may be a view into a larger, padded storage, which safetensors refuses.
     return tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Lays out `tensor`, which every process has in full, as `other` is laid out."""
+    """Shards `tensor`, which every process has in full, like `other`; moves it to the same device."""
     if not isinstance(other, DTensor):
         return tensor.to(other.device)
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)

@@ -1,7 +1,7 @@
-"""What is trained, over all processes: the parameters, their gradients, AdamW's state and the moving average.
+"""The training state over all processes: parameters, gradients, AdamW's moments and the moving average (EMA).
 
 `Learner` uses torch alone: replicated (ddp) or sharded by FSDP2. `zero.ZeroLearner` is its counterpart under DeepSpeed.
-Both save full tensors under the parameters' names in the same files, so that either resumes what the other has saved.
+Both save full tensors under the parameters' names in the same files, so each can resume the other's checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from phantom.training.gradient_norm import SplitGradients, total_norm
 from phantom.training.layout import distribute, distribute_model, gather
 from phantom.training.objective import Losses
 
-Forward = Callable[[], Iterator[Losses]]  # runs the micro-batches of a step, one forward pass for each item taken
+Forward = Callable[[], Iterator[Losses]]  # yields the losses of each micro-batch of a step, one forward pass per item
 Weight = Callable[[dict[str, float]], float]  # alpha_z, from the gradient norms just measured
 Tensors = dict[str, dict[str, torch.Tensor]]  # of a checkpoint: group -> name -> full tensor on the CPU
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,7 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Learner:
     """Parameters replicated in every process or sharded by FSDP2 (`layout`)."""
 
-    backwards = 2  # passes through the graph of one forward pass, where norms are measured
+    backwards = 2  # through one forward pass, at steps that measure the norms
 
     def __init__(
         self, model: PhantomTransformer3DModel, settings: Train, device: torch.device, found: Checkpoint | None
@@ -39,7 +39,7 @@ class Learner:
         named = dict(model.trainable_parameters())
         self.names, self.parameters = list(named), list(named.values())
         self.size, self.clip_norm, self.decay = settings.batch_size, settings.optimizer.clip_norm, settings.ema_decay
-        # On a GPU the fused kernel itself skips a step that is not finite, without a host sync.
+        # On a GPU the fused kernel skips a step with a non-finite gradient by itself, without a host sync.
         self.optimizer = make_optimizer(self.parameters, settings.optimizer, fused=device.type == "cuda")
         self.average = [p.detach().clone() for p in self.parameters] if self.decay else None
         if found:
@@ -56,7 +56,7 @@ class Learner:
         return seen
 
     def measured_backward(self, forward: Forward, weight: Weight) -> list[Losses]:
-        """The same with both gradients' norms over the global batch, from which `weight` makes alpha."""
+        """The same, with alpha computed by `weight` from the norms of both gradients over the global batch."""
         split, seen = SplitGradients(self.parameters), []
         for losses in forward():
             split.backward(*losses.share(self.size))
@@ -83,7 +83,7 @@ class Learner:
         return norm
 
     def tensors(self, keep: bool) -> Tensors:
-        """`model`, `optimizer` and, if there is one, `average`: full tensors, in processes that are to `keep` them.
+        """The groups `model`, `optimizer` and, with an EMA, `average`: full tensors, in processes with `keep`.
 
         A collective: every process must call it.
         """
@@ -97,7 +97,7 @@ class Learner:
         return {group: _gather_all(named, keep) for group, named in groups.items()}
 
     def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """The weights to export: the moving average, if there is one. A collective, as `tensors` is."""
+        """The weights to export: the moving average if there is one. A collective, like `tensors`."""
         return _gather_all(zip(self.names, self.average or self.parameters, strict=True), keep)
 
     def _load(self, found: Checkpoint) -> None:
@@ -120,7 +120,7 @@ class Learner:
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimizer, fused: bool) -> torch.optim.AdamW:
-    """AdamW as `train.optimizer` says."""
+    """AdamW with the settings of `train.optimizer`."""
     return torch.optim.AdamW(
         parameters,
         settings.learning_rate,

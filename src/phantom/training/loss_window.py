@@ -1,4 +1,4 @@
-"""Running means of the losses since the last log line, overall and by bucket of sigma."""
+"""Mean losses since the last log line, overall and per sigma bucket."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ SIGMA_BUCKETS = 4
 
 
 class LossWindow:
-    """Sums kept on the device: no host sync before a log line or a checkpoint."""
+    """Accumulates sums on the device, so only log lines and checkpoints need a host sync."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and the count
+        self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and count
 
     def add(self, sigma: torch.Tensor, losses: Losses) -> None:
-        """Counts samples with these `sigma` (B,)."""
+        """Adds samples: `sigma` (B,) chooses each one's bucket."""
         bucket = (sigma * SIGMA_BUCKETS).long().clamp(max=SIGMA_BUCKETS - 1)
         self.sums.index_add_(1, bucket, torch.stack([*losses, torch.ones_like(sigma)]).detach().double())
 
     def means(self) -> dict[str, float]:
-        """`loss_video` and `loss_physics`, each also as `..._sigma_<upper end of the bucket>`."""
+        """`loss_video` and `loss_physics`, overall and as `..._sigma_<upper end of the bucket>`."""
         video, physics, count = self.sums.tolist()
         found = {"loss_video": sum(video) / sum(count), "loss_physics": sum(physics) / sum(count)}
         for i, n in enumerate(count):
@@ -33,18 +33,18 @@ class LossWindow:
         return found
 
     def state(self) -> list[list[float]]:
-        """What a checkpoint keeps."""
+        """The state to save in a checkpoint."""
         return self.sums.tolist()
 
     def load(self, state: list[list[float]]) -> None:
-        """Takes back what `state` gave."""
+        """Restores what `state` returned."""
         self.sums.copy_(torch.tensor(state, dtype=torch.float64))
 
     def clear(self) -> None:
-        """Starts anew."""
+        """Resets all sums to zero."""
         self.sums.zero_()
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
-    """Figures at six digits, as history.json keeps them; None for what is not finite."""
+    """Values rounded to six significant digits, as in history.json; None if not finite."""
     return {k: float(f"{v:.6g}") if v - v == 0 else None for k, v in record.items()}

@@ -1,4 +1,4 @@
-"""The two terms of L = L_v + alpha_z L_z: flow matching on each branch's velocity, without the condition frames."""
+"""The two terms of L = L_v + alpha_z L_z: flow matching on each branch's velocity, condition frames excluded."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from phantom.training.flow import TIMESTEPS, noised, velocity
 
 
 class Losses(NamedTuple):
-    """Per sample, (B,) float32, unreduced: weighting, averaging and buckets of sigma are left to the caller."""
+    """Per sample, (B,) float32, unreduced: the caller weights, averages and buckets them by sigma."""
 
     video: torch.Tensor  # L_v
     physics: torch.Tensor  # L_z; zero without physics
 
     def share(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """These samples' share of the means L_v and L_z over a global batch of `size` samples."""
+        """The contribution of these samples to the means L_v and L_z over a global batch of `size` samples."""
         return self.video.sum() / size, self.physics.sum() / size
 
     def detach(self) -> Losses:
-        """The values without their graph."""
+        """The same losses, detached from the graph."""
         return Losses(self.video.detach(), self.physics.detach())
 
 

@@ -1,4 +1,4 @@
-"""The process group of a run, joined through accelerate, and the few collectives that training needs beside FSDP's."""
+"""The process group of a run, joined through accelerate, and the few collectives that training needs besides FSDP's."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def join(settings: Train) -> Accelerator:
         "zero_optimization": {"stage": int(settings.strategy[-1]), "overlap_comm": has_gpu},
         "steps_per_print": sys.maxsize,
     }
-    # A second run in this process, the control's, uses the state that accelerate keeps of the first.
+    # The control, a second run in this process, reuses accelerate's state of the first.
     plugin = None if dist.is_initialized() else DeepSpeedPlugin(hf_ds_config=config)
     return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
 
 
 def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
-    """All-reduces each tensor in place, in buckets. DTensors are left as they are: FSDP has reduced them already.
+    """All-reduces (sums) each tensor in place, in buckets. DTensors are skipped: FSDP has reduced them already.
 
     The same entries must be None in every process.
     """
@@ -70,7 +70,7 @@ def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process; every process gets the same answer. Runs on the CPU, without the GPUs."""
+    """Whether `flag` is set in any process; every process gets the same answer. Uses gloo on the CPU: no GPU sync."""
     if not dist.is_initialized():
         return flag
     found = torch.tensor(float(flag))

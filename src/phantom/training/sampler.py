@@ -11,7 +11,11 @@ Shape = tuple[int, ...]
 
 
 def epoch_batches(shapes: Sequence[Shape], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of an epoch's batches. A batch holds clips of one shape; the last is filled from the start."""
+    """Clip indices of an epoch's batches, in random order.
+
+    A batch has clips of one shape. The last batch of a shape is filled up with clips from its first.
+    shapes: of each clip's latents.
+    """
     rng = np.random.default_rng([seed, epoch])
     batches: list[list[int]] = []
     buckets: dict[Shape, list[int]] = defaultdict(list)
@@ -26,9 +30,10 @@ def epoch_batches(shapes: Sequence[Shape], batch_size: int, seed: int, epoch: in
 
 
 class DistributedBatchSampler:
-    """One process's share of every micro-batch of `steps`, as lists of keys (clip, number of the sample in the run).
+    """One process's share of every micro-batch in `steps`, as lists of keys (clip, number of the sample in the run).
 
-    A step's global batch is split into `accumulation` micro-batches, each of them over `processes` processes.
+    A step's global batch of `batch_size` is split into `accumulation` micro-batches, and each of those over `processes`
+    processes.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class DistributedBatchSampler:
 
     @property
     def share(self) -> int:
-        """Samples of a part."""
+        """Samples per process and micro-batch."""
         return self.batch_size // self.accumulation // self.processes
 
     def __len__(self) -> int:

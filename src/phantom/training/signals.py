@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests that the training loop answers at the end of a step."""
+"""SIGINT and SIGTERM as stop requests, which the training loop handles at the end of a step."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """Set by SIGINT and SIGTERM."""
 
     is_set: bool = False
 
 
 @contextmanager
-def stop_requests() -> Iterator[Stop]:
-    """Within it SIGINT and SIGTERM only ask for a stop, which the loop answers at the end of a step."""
-    stop = Stop()
+def stop_on_signals() -> Iterator[StopRequest]:
+    """A context in which SIGINT and SIGTERM set the request instead of interrupting; handlers are restored after it."""
+    request = StopRequest()
 
-    def ask(*_: Any) -> None:
-        stop.is_set = True
+    def handle(*_: Any) -> None:
+        request.is_set = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """Throughput since the last log line: samples and FLOPs per second, MFU, share of time spent waiting for data, memory.
 
-Only host clocks are read. They are evaluated at log lines alone, which synchronise with the device anyway, for the
-losses they show.
+Only host clocks are read, and rates are computed only at log lines, which sync with the device anyway to show losses.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FIGURES = ("samples_per_second", "tflops_per_second", "mfu", "data_wait", "memor
 
 
 class Throughput:
-    """Counts the steps of all processes. `model`: the configs of its parts, as `PhantomTransformer3DModel.config`."""
+    """Counts samples and FLOPs over all processes. `model`: `PhantomTransformer3DModel.config`."""
 
     def __init__(self, model: Any, device: torch.device, processes: int) -> None:
         self.parts, self.device = (model.video, model.physics, model.coupling), device
@@ -32,7 +31,7 @@ class Throughput:
         self.start()
 
     def start(self) -> None:
-        """Starts counting anew."""
+        """Resets all counters."""
         self._began, self._waited, self._samples, self._operations = time.monotonic(), 0.0, 0, 0
 
     def count(self, batch: Batch, samples: int) -> None:
@@ -53,7 +52,7 @@ class Throughput:
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        """A context for time that does not count: validation, samples, checkpoints."""
+        """A context for time to leave out: validation, sample videos, checkpoints."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # work still queued belongs to training
         began = time.monotonic()
@@ -61,7 +60,7 @@ class Throughput:
         self._began += time.monotonic() - began
 
     def figures(self) -> dict[str, float]:
-        """The figures named in `FIGURES`; `mfu`, a share of the bfloat16 peak, only for GPUs that `planning` knows."""
+        """The metrics in `FIGURES`; `mfu`, a fraction of the bfloat16 peak, only for GPUs that `planning` knows."""
         seconds = max(time.monotonic() - self._began, 1e-9)
         operations = self._operations / seconds
         if self.device.type == "cuda":

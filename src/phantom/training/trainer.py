@@ -1,4 +1,4 @@
-"""The train stage: the physics branch and the coupling are trained beside the frozen video branch.
+"""The train stage: trains the physics branch and the coupling next to the frozen video branch.
 
 Read `Trainer.train_step` first. Randomness is a function of the sample's number in the run (`conditioning`), the order
 of the data a function of (seed, epoch) (`sampler`), the learning rate a function of the step: a checkpoint holds no
@@ -24,7 +24,9 @@ from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
 from phantom.tracking.uploads import download_newest
 from phantom.training import checkpoint, process_group
-from phantom.training.build import build_model, checkpointing_func, compile_blocks, run_identity
+from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.build import build_model
+from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
 from phantom.training.export import write_export
@@ -34,9 +36,10 @@ from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.objective import Losses, losses
 from phantom.training.recursive_weight import RecursiveWeight
+from phantom.training.run_identity import run_identity
+from phantom.training.sample_videos import SampleVideos
 from phantom.training.sampler import DistributedBatchSampler
-from phantom.training.samples import Samples
-from phantom.training.signals import stop_requests
+from phantom.training.signals import stop_on_signals
 from phantom.training.throughput import Throughput
 from phantom.training.validation import Validation
 from phantom.training.zero import ZeroLearner
@@ -75,7 +78,7 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
 
 
 class Trainer:
-    """One run towards `models/<name>`."""
+    """Trains one model, `models/<name>`. `held`: alpha_z is held at 0 (the control)."""
 
     def __init__(self, params: Params, root: Path, name: str, held: bool) -> None:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
@@ -111,13 +114,13 @@ class Trainer:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
-        """Takes the remaining steps, and exports."""
+        """Runs the remaining steps and writes the export."""
         settings = self.settings
         start, status = self.step, "FAILED"
         share = settings.batch_size // settings.accumulation // settings.processes
@@ -125,10 +128,10 @@ class Trainer:
         if settings.validate_every or settings.sample_every:
             heldout = open_latents(self.params, self.root, "heldout", self.device)
             validation = Validation(heldout, self.params, share) if settings.validate_every else None
-            samples = Samples(heldout, self.params, self.device) if settings.sample_every else None
+            samples = SampleVideos(heldout, self.params, self.device) if settings.sample_every else None
         batches = self._batches()
         try:
-            with stop_requests() as stop, self._bar(start) as bar:
+            with stop_on_signals() as stop, self._bar(start) as bar:
                 self.throughput.start()
                 while self.step < settings.steps:
                     with self.throughput.waiting_for_data():
@@ -163,9 +166,9 @@ class Trainer:
         return self._result()
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Any]:
-        """One optimiser step of L = L_v + alpha_z L_z, on this process's share of a global batch. Returns its figures.
+        """One optimizer step of L = L_v + alpha_z L_z, on this process's share of a global batch. Returns its metrics.
 
-        Figures that are tensors may still be computing: without a measured norm, nothing here waits for the device.
+        Metrics that are tensors may still be computing: there is no host sync here, except where the norm is measured.
         """
         weight, learner, size = self.weight, self.learner, self.settings.batch_size
         measured, alpha = weight.due(self.step), weight.alpha
@@ -196,7 +199,7 @@ class Trainer:
         return figures
 
     def _forward(self, batches: list[Batch]) -> Iterator[Losses]:
-        """The losses of each micro-batch, computed when it is taken. The head's gradient is summed along the way."""
+        """Yields the losses of each micro-batch, computed lazily. Accumulates the head's gradient on the way."""
         watches = self.weight.watches_head
         with self.head.watching() if watches else nullcontext():
             for batch in batches:
@@ -207,7 +210,7 @@ class Trainer:
                 yield each
 
     def _observe_norms(self, norms: dict[str, float]) -> float:
-        """Updates the schedule of alpha_z with measured norms. Returns alpha_z, 0 if they led to a reset."""
+        """Passes measured norms to the schedule of alpha_z. Returns alpha_z, 0 after a reset."""
         self.norms = norms
         self.weight.observe(norms["grad_norm_physics"], self._head_norm())
         return self.weight.alpha
@@ -217,12 +220,12 @@ class Trainer:
         return self.head.norm(process_group.sum_over_processes) if self.weight.watches_head else 0.0
 
     def _checkpoint_activations(self, backwards: int) -> None:
-        """Selective checkpoints support a single backward pass; steps with two use full ones."""
+        """Selective checkpointing supports a single backward pass; steps with two use full checkpointing."""
         if (kind := self.settings.activation_checkpointing) != "none":
             self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and backwards == 1))
 
     def _stop_if_bad(self) -> None:
-        """Reads how many steps in a row were skipped. Raises StageFailed if there are too many."""
+        """Reads the number of consecutive skipped steps, a host sync. Raises StageFailed if there are too many."""
         bad = int(self.bad)
         if bad:
             say(f"train: step {self.step}: the gradient is not finite, the step is skipped")
@@ -241,7 +244,7 @@ class Trainer:
             rate *= 0.5 * (1 + math.cos(math.pi * after))
         return rate
 
-    # --- around it ----------------------------------------------------------------------------------------------------
+    # --- data, logs, checkpoints, export ------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[Batch]:
         settings = self.settings
@@ -267,9 +270,9 @@ class Trainer:
             yield bar
 
     def _log(self, figures: dict[str, Any]) -> str:
-        """Logs this step's figures and the losses' means since the last log line, to history.json and MLflow.
+        """Logs this step's metrics and the mean losses since the last log line, to history.json and MLflow.
 
-        Returns the text beside the progress bar.
+        Returns the text to show beside the progress bar.
         """
         process_group.sum_over_processes([self.window.sums])
         logged = {name: float(value) for name, value in figures.items()} | self.window.means()
@@ -284,8 +287,8 @@ class Trainer:
         shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
         return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
-    def _write_samples(self, samples: Samples) -> None:
-        """Writes sample videos beside the checkpoints and to MLflow."""
+    def _write_samples(self, samples: SampleVideos) -> None:
+        """Writes sample videos next to the checkpoints and to MLflow."""
         with self.autocast():
             made = samples(self.learner.model)
         if self.tracker:
@@ -294,10 +297,10 @@ class Trainer:
                 self.tracker.log_artifact(path, folder)
 
     def _save(self) -> None:
-        """A checkpoint, written by the first process."""
+        """Saves a checkpoint, written by the first process."""
         process_group.sum_over_processes([self.window.sums])
         if not self.is_first:
-            self.window.clear()  # its sums are part of the first process's now
+            self.window.clear()  # the first process now holds the total
         tensors = self.learner.tensors(keep=self.is_first)
         if self.tracker:
             state = {
@@ -314,22 +317,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _heldout_loss(self) -> float:
-        """L_v + L_z on held-out clips, as last measured; NaN before the first time."""
+        """L_v + L_z on held-out clips at the last validation; NaN before the first one."""
         names = ("val_loss_video", "val_loss_physics")
         found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {})
         return sum(math.nan if found.get(name) is None else found[name] for name in names)
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The newest intact checkpoint, local or else among the remote copies, as the first process finds it."""
+        """The newest intact checkpoint, local or else remote. The first process chooses it for all."""
         found = None
         if self.is_first:
-            found = checkpoint.newest(self.checkpoints)
-            found = found or download_newest(self.checkpoints, self.params.storage, self.root, checkpoint.newest)
+            found = checkpoint.load_newest(self.checkpoints)
+            found = found or download_newest(self.checkpoints, self.params.storage, self.root, checkpoint.load_newest)
         path = process_group.broadcast_from_first(str(found.path) if found else None)
-        return checkpoint.at(Path(path)) if path else None
+        return checkpoint.load(Path(path)) if path else None
 
     def _resume(self, found: checkpoint.Checkpoint) -> str | None:
-        """Restores everything of a checkpoint that is not a tensor. Returns the id of its MLflow run."""
+        """Restores the state of a checkpoint that is not tensors. Returns the id of its MLflow run."""
         self.weight.load(found.state["weight"])
         self.norms = found.state["norms"]
         if self.is_first:
@@ -340,7 +343,7 @@ class Trainer:
         return found.state["mlflow_run"]
 
     def _export(self) -> None:
-        """Writes `models/<name>`: the moving average of the weights, if there is one."""
+        """Writes `models/<name>`: the moving average of the weights if `train.ema_decay` is set."""
         weights = self.learner.weights(keep=self.is_first)
         if self.tracker:
             out, result = self.root / "models" / self.name, asdict(self._result())

@@ -4,12 +4,13 @@ Two things differ from what DeepSpeed's documentation shows:
 
 - The norm of L_z's gradient takes a forward and backward pass of its own. Two backward passes before one step lose the
   first (ZeRO-1, 2) or fail (ZeRO-3), and `autograd.grad` raises. So: forward, backward of L_z, norm, gradients
-  discarded; then the step. Reading and discarding them uses private parts of DeepSpeed 0.19's optimisers, which have no
-  public functions for it; the tests compare the norm and the training gradient with plain autograd.
-- DeepSpeed sees the trained parameters only. Every process holds the frozen ones in full; they are never communicated.
+  discarded; then the step. Reading and discarding them uses private parts of DeepSpeed 0.19's optimizers, which have no
+  public API for it; the tests compare the norm and the training gradient with plain autograd.
+- DeepSpeed sees the trainable parameters only. Every process holds the frozen ones in full; they are never
+  communicated.
 
-The weights are float32, as elsewhere; bfloat16 comes from autocast. Checkpoints are the learner's own, not DeepSpeed's,
-which are pickles and can be loaded by the same number of processes only.
+The weights are float32, as with other strategies; bfloat16 comes from autocast. Checkpoints are in the learner's
+format, not DeepSpeed's, which are pickles and can be loaded only by the same number of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ZeroLearner:
-    """As `learner.Learner`. `model` is DeepSpeed's engine."""
+    """The counterpart of `learner.Learner`. `model` is DeepSpeed's engine."""
 
     backwards = 1
 
@@ -51,17 +52,17 @@ class ZeroLearner:
         if self.stage == 3:
             from deepspeed.utils import set_z3_leaf_modules
 
-            set_z3_leaf_modules(model, [type(model.blocks[0])])  # a block's weights are put together at once, around it
+            set_z3_leaf_modules(model, [type(model.blocks[0])])  # gather a block's weights all at once
         optimizer = make_optimizer(list(self.named.values()), settings.optimizer, fused=False)
         self.model: Any = accelerator.prepare(model, optimizer)[0]
         self.zero: Any = self.model.optimizer
-        # AdamW's state from the start, over each flat shard; what else has its shape may lie beside the moments.
+        # AdamW's state is created up front, per flat shard; the moving average is stored with the moments.
         keys = (*MOMENTS, "average") if self.decay else MOMENTS
         for shard in self._shards():
             state = {key: shard.detach().clone() if key == "average" else torch.zeros_like(shard) for key in keys}
             self.zero.optimizer.state[shard] = {"step": torch.zeros(()), **state}
         if self.stage < 3:
-            self.zero._lazy_init_hp_params_optimizer_state()  # makes the parameters' parts of it known
+            self.zero._lazy_init_hp_params_optimizer_state()  # maps parameters to their parts of it
         if found:
             self._load(found)
 
@@ -70,7 +71,7 @@ class ZeroLearner:
         return self._backward(forward, lambda loss_v, loss_z: loss_v + alpha * loss_z)
 
     def measured_backward(self, forward: Forward, weight: Weight) -> list[Losses]:
-        """The same after a pass that measures the norm of L_z's gradient, from which `weight` makes alpha."""
+        """The same after a pass that measures the norm of L_z's gradient, from which `weight` computes alpha."""
         self._backward(forward, lambda _, loss_z: loss_z)
         norm = float(self._norm())
         self._discard_gradient()
@@ -100,14 +101,14 @@ class ZeroLearner:
         return found | ({"average": self._gather("average", keep)} if self.decay else {})
 
     def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """The weights to export: the moving average, if there is one. A collective, as `tensors` is."""
+        """The weights to export: the moving average if there is one. A collective, like `tensors`."""
         return self._gather("average" if self.decay else None, keep)
 
     # --- DeepSpeed ----------------------------------------------------------------------------------------------------
 
     def _backward(self, forward: Forward, term: Term) -> list[Losses]:
         seen = []
-        if self.stage == 3:  # a parameter without a gradient would keep that of the last step, and count in the norm
+        if self.stage == 3:  # else a parameter without a gradient keeps the last step's, which counts in the norm
             for gradient in self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
                 gradient.zero_()
         self.model.set_gradient_accumulation_boundary(self.micro_batches == 1)
@@ -118,7 +119,7 @@ class ZeroLearner:
         return seen
 
     def _norm(self) -> torch.Tensor:
-        """Of the gradient that `model.step` would take: its shards are apart, one in each process."""
+        """The norm of the gradient that `model.step` would apply, over the shards of all processes."""
         shards = [gradient.float() for of in self.zero.averaged_gradients.values() for gradient in of]
         square = torch.nn.utils.get_total_norm(shards).square()
         process_group.sum_over_processes([square])
@@ -141,7 +142,7 @@ class ZeroLearner:
         return self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
 
     def _gather(self, key: str | None, keep: bool) -> dict[str, torch.Tensor]:
-        """The parameters, or what AdamW holds of each as `key`."""
+        """The full parameters, or AdamW's state `key` of each."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         kept = {}
@@ -178,7 +179,7 @@ class ZeroLearner:
 
 
 def _hide_frozen(model: nn.Module) -> None:
-    """Makes plain attributes of the frozen parameters: they work as before, and DeepSpeed does not find them."""
+    """Turns frozen parameters into plain attributes: the model works as before, and DeepSpeed does not find them."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.requires_grad:

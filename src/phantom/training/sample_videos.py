@@ -1,4 +1,4 @@
-"""Videos that show how far training is: of held-out captions, one after a given beginning, from noise that stays."""
+"""Videos sampled during training from held-out captions, with and without a condition prefix, always from one noise."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ from phantom.training.flow import TIMESTEPS, noised, shifted
 CLIPS = 2
 
 
-class Samples:
-    """The first held-out clips, whose captions are there as embeddings already: no text encoder is loaded."""
+class SampleVideos:
+    """Samples from the first held-out clips. Their caption embeddings are stored, so no text encoder is loaded."""
 
     def __init__(self, latents: LatentSet, params: Params, device: torch.device) -> None:
         self.params, self.device, self.names, self.batches = params, device, list[str](), list[Batch]()
-        self.empty = pad([latents.empty_text], params.encode.text_tokens).to(device)
+        self.empty_text = pad([latents.empty_text], params.encode.text_tokens).to(device)
         for index in range(min(CLIPS, len(latents))):
             clip = latents[index]
-            given = max(clip.prefixes) if clip.prefixes and index % 2 else None
-            prefix, text = clip.prefixes[given] if given else None, pad([clip.text], params.encode.text_tokens)
-            made = sample(clip.video, clip.physics, prefix, text, 1.0, sample_generator(params.train.seed, index))
-            self.batches.append(made.to(device))
-            self.names.append(f"{clip.id}-after-{given}-frames" if given else clip.id)
+            prefix_frames = max(clip.prefixes) if clip.prefixes and index % 2 else None
+            prefix = clip.prefixes[prefix_frames] if prefix_frames else None
+            text = pad([clip.text], params.encode.text_tokens)
+            batch = sample(clip.video, clip.physics, prefix, text, 1.0, sample_generator(params.train.seed, index))
+            self.batches.append(batch.to(device))
+            self.names.append(f"{clip.id}-after-{prefix_frames}-frames" if prefix_frames else clip.id)
 
     def __call__(self, model: nn.Module) -> list[torch.Tensor]:
-        """Video latents (1, C_v, F, h, w) of each. Every process must ask: the model may lie over all of them."""
+        """Video latents (1, C_v, F, h, w), one per clip. Every process must call it: the model may be sharded."""
         model.eval()
         settings = self.params.evaluate.sampling
         sigmas = shifted(torch.linspace(1, 0, settings.steps + 1), settings.flow_shift).tolist()
-        made = [generate(model, batch, self.empty, sigmas, settings.guidance_scale) for batch in self.batches]
+        videos = [
+            euler_sample(model, batch, self.empty_text, sigmas, settings.guidance_scale) for batch in self.batches
+        ]
         model.train()
-        return made
+        return videos
 
     @quiet_loading()
     def write(self, latents: list[torch.Tensor], folder: Path) -> list[Path]:
-        """Decodes what a call gave into mp4 files, with a VAE that is there for as long as that takes."""
+        """Decodes the latents of a call into mp4 files in `folder`. The VAE is loaded for the time this takes only."""
         models = self.params.models
         vae = AutoencoderKLWan.from_pretrained(
             models.base, subfolder="vae", revision=models.base_revision, torch_dtype=torch.float32
@@ -60,23 +63,24 @@ class Samples:
 
 
 @torch.no_grad()
-def generate(
-    model: nn.Module, batch: Batch, empty: torch.Tensor, sigmas: list[float], guidance_scale: float
+def euler_sample(
+    model: nn.Module, batch: Batch, empty_text: torch.Tensor, sigmas: list[float], guidance_scale: float
 ) -> torch.Tensor:
-    """Euler steps down `sigmas` in both branches, from the noises of `batch`; where its sigma is 0, all stays as given.
+    """Integrates both branches with Euler steps along `sigmas`, from the noise of `batch`. Condition frames stay fixed.
 
-    empty: embedding of no caption, away from which the video is guided.
+    empty_text: embedding of the empty caption, for classifier-free guidance of the video branch.
+    Returns video latents (B, C_v, F, h, w).
     """
     free_v, free_z = ((s > 0).float()[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
     video = noised(batch.video, batch.noise_video, free_v)
     physics = noised(batch.physics, batch.noise_physics, free_z)
-    for now, then in pairwise(sigmas):
-        timestep = (batch.sigma > 0) * now * TIMESTEPS
+    for sigma, next_sigma in pairwise(sigmas):
+        timestep = (batch.sigma > 0) * sigma * TIMESTEPS
         out = model(video, physics, timestep, batch.text)
         velocity = out.sample.float()
         if guidance_scale > 1:
-            without = model(video, physics, timestep, empty).sample.float()
-            velocity = without + guidance_scale * (velocity - without)
-        video = video + (then - now) * velocity * free_v
-        physics = physics + (then - now) * out.physics.float() * free_z
+            unconditional = model(video, physics, timestep, empty_text).sample.float()
+            velocity = unconditional + guidance_scale * (velocity - unconditional)
+        video = video + (next_sigma - sigma) * velocity * free_v
+        physics = physics + (next_sigma - sigma) * out.physics.float() * free_z
     return video
