@@ -53,7 +53,6 @@ lint: install lint-workflows ## style, types, and the files of .github/
 SCHEMA = $(BIN)/check-jsonschema --quiet --builtin-schema
 lint-workflows: install ## check .github/ and CITATION.cff against their schemas
 	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
-	@$(SCHEMA) custom.github-workflows-require-timeout .github/workflows/*.yml
 	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
