@@ -27,7 +27,9 @@ from torch.profiler import ProfilerActivity, profile
 from phantom.config import Params, load_params, preset_path
 from phantom.data.shards import LatentSet
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
-from phantom.training.build import build_model, checkpointing_func, compile_blocks
+from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.build import build_model
+from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
 from phantom.training.data_loader import read_batches
 from phantom.training.learner import Learner
@@ -81,7 +83,7 @@ def make_batch() -> Batch:
         physics = torch.randn(CHANNELS, 2 * FRAMES - 1, 8, 8, generator=generator)
         text = torch.randn(1, 32, 128, generator=generator)
         made.append(sample(video, physics, physics[:, :1] if number else None, text, 0.7, generator))
-    return Batch.of(made)
+    return Batch.collate(made)
 
 
 class Step:

@@ -30,7 +30,7 @@ from prefect.runtime import flow_run
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import no_telemetry
-from phantom.orchestration.run import checkout_lock, describe, overrides_of, run_stage, score_rows, write_params
+from phantom.orchestration.run import checkout_lock, describe, to_overrides, run_stage, score_rows, write_params
 from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     ran: dict[str, bool] = {}
     pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # also of the run that goes on after an approval
     with checkout_lock(ROOT) as lock:
-        for change in write_params(ROOT / "params.yaml", overrides_of(params or {})):
+        for change in write_params(ROOT / "params.yaml", to_overrides(params or {})):
             print(change)
         for stage in STAGES:
             if stage == "register" and approval and not _approved():

@@ -19,7 +19,7 @@ from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import meanwhile, until
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
-from tests.training.worlds import write_latents
+from tests.training.random_latents import write_latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -18,7 +18,7 @@ STAGE = """
 import json, signal, sys, time
 from pathlib import Path
 from phantom.errors import Interrupted, UserError
-from phantom.errors import leave_outcome
+from phantom.errors import write_outcome
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -64,7 +64,7 @@ except UserError as wrong:
     code, error = 2, str(wrong)
 except KeyboardInterrupt:
     code, error = 75, f"{name}: interrupted after saving"
-leave_outcome(code, error)
+write_outcome(code, error)
 sys.exit(code)
 """
 

@@ -59,7 +59,7 @@ def test_what_is_read_was_written_by_a_stage_before_or_ships_with_the_code():
     for stage in STAGES.values():
         assert {str(artifact.path) for artifact in stage.reads} <= written
         written |= {str(artifact.path) for artifact in stage.writes}
-        assert any(stage.completed_by.is_relative_to(artifact.path) for artifact in stage.writes)
+        assert any(stage.written_last.is_relative_to(artifact.path) for artifact in stage.writes)
         assert all(path.is_relative_to(artifact.path) for artifact in stage.reads for path in artifact.identity), (
             stage.name
         )

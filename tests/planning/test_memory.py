@@ -11,7 +11,8 @@ from phantom.planning.gpus import GPUS
 from phantom.planning.memory import GIB
 from phantom.planning.plan import plan
 from phantom.planning.table import as_text
-from phantom.training.build import build_model, checkpointing_func
+from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
@@ -39,7 +40,7 @@ def test_memory_matches_the_peak_of_a_real_step_that_measures_the_norm(make_para
     shapes = ((16, 8, 16, 16), (tiny.PHYSICS_CHANNELS, 15, 8, 8))
     latents = [torch.randn(shape, generator=generator) for shape in shapes]
     text = torch.randn(1, 4, tiny.TEXT_CHANNELS, generator=generator)
-    batch = Batch.of([sample(*latents, None, text, 0.5, generator)] * 2)
+    batch = Batch.collate([sample(*latents, None, text, 0.5, generator)] * 2)
 
     def forward():
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from phantom.config import Params, apply_overrides, preset_path, validate
-from tests.training.worlds import write_latents
+from tests.training.random_latents import write_latents
 
 QUICK = (
     "train.steps=6",

@@ -23,11 +23,11 @@ def write(folder, step, value, keep=3, loss=math.nan):
 
 
 def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.load_newest(tmp_path) is None
     for step in (10, 20, 30, 40):
         write(tmp_path, step, step / 3)
-    assert [p.name for p in checkpoint.saved(tmp_path)] == ["step-0000020", "step-0000030", "step-0000040"]
-    found = checkpoint.newest(tmp_path)
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == ["step-0000020", "step-0000030", "step-0000040"]
+    found = checkpoint.load_newest(tmp_path)
     assert found.step == 40 and found.state["note"] == "at 40"
     assert torch.equal(found.tensors("model")["w"], torch.full((4,), 40 / 3))
     assert torch.equal(found.tensors("optimizer")["w/exp_avg"], torch.full((4,), -40 / 3))
@@ -37,7 +37,7 @@ def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage, capsys):
     write(tmp_path, 1, 1.0)
     path = write(tmp_path, 2, 2.0)
-    weights, state = path / "model.safetensors", path / checkpoint.STATE
+    weights, state = path / "model.safetensors", path / checkpoint.STATE_FILE
     match damage:
         case "flip":
             data = bytearray(weights.read_bytes())
@@ -51,7 +51,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage, capsys):
             state.write_bytes(state.read_bytes()[:-10])
         case "state text":
             state.write_text(state.read_text().replace("at 2", "at 3"))
-    assert checkpoint.newest(tmp_path).step == 1
+    assert checkpoint.load_newest(tmp_path).step == 1
     assert "damaged" in capsys.readouterr().err
 
 
@@ -73,7 +73,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_one_before(tmp_path):
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        found = checkpoint.newest(tmp_path)
+        found = checkpoint.load_newest(tmp_path)
         if found is not None:
             assert all((t == found.step).all() for t in found.tensors("model").values())
     assert found is not None
@@ -83,10 +83,10 @@ def test_the_best_on_held_out_clips_is_kept_beside_the_newest(tmp_path):
     kept = {}
     for step, loss in ((1, math.nan), (2, 0.5), (3, 0.3), (4, 0.4), (5, 0.3), (6, 0.6)):
         write(tmp_path, step, 1.0, keep=2, loss=loss)
-        kept[step] = [int(path.name[5:]) for path in checkpoint.saved(tmp_path)]
+        kept[step] = [int(path.name[5:]) for path in checkpoint.find_all(tmp_path)]
     assert kept == {1: [1], 2: [1, 2], 3: [2, 3], 4: [3, 4], 5: [3, 4, 5], 6: [3, 5, 6]}
-    assert checkpoint.best(checkpoint.saved(tmp_path)).name == "step-0000003"
-    assert checkpoint.newest(tmp_path).step == 6
+    assert checkpoint.best(checkpoint.find_all(tmp_path)).name == "step-0000003"
+    assert checkpoint.load_newest(tmp_path).step == 6
 
 
 def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch):
@@ -100,6 +100,6 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch):
         write(tmp_path, 2, 2.0)
     assert error.value.errno == errno.ENOSPC and "step-0000002" in error.value.filename
     monkeypatch.undo()
-    assert checkpoint.newest(tmp_path).step == 1
+    assert checkpoint.load_newest(tmp_path).step == 1
     write(tmp_path, 2, 2.0)
-    assert checkpoint.newest(tmp_path).step == 2
+    assert checkpoint.load_newest(tmp_path).step == 2

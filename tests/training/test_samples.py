@@ -121,4 +121,4 @@ def test_batches_stack():
     one = sample(
         torch.randn(4, 4, 4, 4), torch.randn(6, 7, 4, 4), None, torch.zeros(1, 2, 8), 0.5, sample_generator(0, 1)
     )
-    assert Batch.of([one, one, one]).video.shape == (3, 4, 4, 4, 4)
+    assert Batch.collate([one, one, one]).video.shape == (3, 4, 4, 4, 4)

@@ -31,7 +31,7 @@ from phantom.training.objective import losses
 from phantom.training.sampler import DistributedBatchSampler
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import QUICK, history, same, weights
-from tests.training.worlds import write_latents
+from tests.training.random_latents import write_latents
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def truth(params, alpha=0.0):
     latents = LatentSet(Path("data/latents"), "train")
     model = build_model(params, latents[0].physics.shape[0])
     (keys,) = list(DistributedBatchSampler(latents.shapes, params.train.batch_size, params.train.seed, range(1)))
-    each = losses(model, Batch.of([TrainingSet(latents, params)[key] for key in keys]))
+    each = losses(model, Batch.collate([TrainingSet(latents, params)[key] for key in keys]))
     named = dict(model.trainable_parameters())
     apart = [
         torch.autograd.grad(loss.mean(), list(named.values()), retain_graph=True, allow_unused=True)
@@ -375,7 +375,7 @@ def test_bad_gradients_are_skipped_and_too_many_of_them_stop_the_run(place, monk
     )
     with pytest.raises(StageFailed, match="2 steps in a row"):
         trainer.run()
-    found = checkpoint.newest(trainer.checkpoints)
+    found = checkpoint.load_newest(trainer.checkpoints)
     assert all(torch.isfinite(w).all() for w in found.tensors("model").values())
 
 

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.training import layout, process_group
-from phantom.training.build import checkpointing_func, compile_blocks
+from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
 from phantom.training.learner import make_optimizer
@@ -45,7 +46,7 @@ def model() -> PhantomTransformer3DModel:
 
 def batch(numbers: range) -> Batch:
     generators = {n: sample_generator(0, n) for n in numbers}
-    return Batch.of(
+    return Batch.collate(
         [
             sample(
                 torch.randn(tiny.VIDEO_CHANNELS, 2, 4, 4, generator=g),
@@ -256,7 +257,7 @@ def test_the_heads_gradient_is_that_of_autograd(parts):
         0.7,
         sample_generator(0, 9),
     )
-    whole = Batch.of([whole, given])  # one of them with a condition frame
+    whole = Batch.collate([whole, given])  # one of them with a condition frame
     size = SIZE + 1
     loss = losses(own, whole).physics.sum() / size
     head = own.physics_ends.proj_out

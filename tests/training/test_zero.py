@@ -46,7 +46,7 @@ def test_it_measures_and_trains_as_one_process_without_it(
         assert all(r["alpha"] == 0 for r in history(tmp_path, "control"))
 
     # Any strategy takes up what another has saved: weights, moments and the moving average are the same in the file.
-    ours, theirs = (checkpoint.newest(next((f / "checkpoints").glob("phantom-*"))) for f in (alone.folder, tmp_path))
+    ours, theirs = (checkpoint.load_newest(next((f / "checkpoints").glob("phantom-*"))) for f in (alone.folder, tmp_path))
     for group in ("model", "optimizer", "average"):
         a, b = ours.tensors(group), theirs.tensors(group)
         assert a.keys() == b.keys()
@@ -83,7 +83,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(alone, tmp_path, strategy):
     run = Run(params, tmp_path)
     assert run.wait() == [1]
     assert "2 steps in a row without a finite gradient" in run.said.read_text()
-    found = checkpoint.newest(next((tmp_path / "checkpoints").iterdir()))
+    found = checkpoint.load_newest(next((tmp_path / "checkpoints").iterdir()))
     assert all(torch.isfinite(w).all() for w in found.tensors("model").values())
 
 
