@@ -19,7 +19,12 @@ def approve(run: str | None = None, reject: bool = False) -> str:
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.objects import StateType
     from prefect.flow_runs import resume_flow_run
+    from prefect.settings import PREFECT_API_URL
 
+    if not PREFECT_API_URL.value():  # else Prefect would start a server of its own, in which no run waits
+        raise UserError(
+            "approve: no Prefect server is named; run it in a checkout of this project, or set PREFECT_API_URL"
+        )
     with get_client(sync_client=True) as client:
         try:
             waiting = client.read_flow_runs(
