@@ -117,6 +117,7 @@ def outside(installed: Path, folder: Path, *arguments: str) -> subprocess.Comple
     """The wheel's `phantom` in a folder that is no checkout, without network."""
     script = "from phantom.cli import main; main()"
     env = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+    env.pop("PREFECT_API_URL", None)
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
@@ -160,6 +161,7 @@ def test_the_wheel_brings_the_presets(installed: Path, tmp_path: Path):
     [
         ("run", "no dvc.yaml there; the pipeline runs in a checkout of this project"),
         ("up", "runs in a checkout of this project"),
+        ("approve", "no Prefect server is named; run it in a checkout of this project"),
         pytest.param(
             "plan",
             "models.base: 'models/mini': no such folder in .*; a checkout of this project has models/mini, "
