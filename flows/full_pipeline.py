@@ -1,7 +1,7 @@
-"""The pipeline as a Prefect flow: a task for each stage, each a `dvc repro` of it.
+"""The pipeline as a Prefect flow: one task per stage, each running `dvc repro` of that stage.
 
-DVC decides whether a stage runs; Prefect adds retries, timeouts, progress, approval and a record, and caches nothing.
-Run as a script it serves the deployment `full-pipeline`; `prefect deploy --all` puts it on a work pool instead.
+DVC decides whether a stage runs; Prefect adds retries, timeouts, progress, approval and run history, without caching.
+Run as a script, this serves the deployment `full-pipeline`; `prefect deploy --all` deploys it to a work pool instead.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from prefect.runtime import flow_run
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import no_telemetry
-from phantom.orchestration.run import checkout_lock, describe, to_overrides, run_stage, score_rows, write_params
+from phantom.orchestration.run import checkout_lock, describe, run_stage, score_rows, to_overrides, write_params
 from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
-APPROVAL_SECONDS = 7 * 24 * 3600
-_PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")
+APPROVAL_TIMEOUT_SECONDS = 7 * 24 * 3600
+_PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")  # a progress line such as "train: 12/240 steps"
 
 no_telemetry()
 
 
 class Approval(RunInput):
-    """What `phantom approve` answers."""
+    """The input that a suspended run waits for, sent by `phantom approve`."""
 
     approved: bool = True
 
 
 class Progress:
-    """An artifact with the progress of a stage. A server that is away or has a fault stops no work of days."""
+    """Progress of a stage as a Prefect artifact. Server errors are logged once and never stop a stage."""
 
     def __init__(self, stage: str) -> None:
         self._stage, self._warned = stage, False
-        self._artifact: Any = None  # its id, once there is one
+        self._artifact: Any = None  # its id, once created
 
     def show(self, percent: float) -> None:
-        """Makes the artifact or changes it."""
+        """Creates or updates the artifact. percent: 0 to 100."""
         key, description = f"{self._stage}-progress", f"Progress of {self._stage}"
         try:
             if self._artifact is None:
@@ -67,14 +67,16 @@ class Progress:
             self._warned = True
 
 
-def _can_help(task: Any, run: Any, state: Any) -> bool:
-    """Wrong input stays wrong; an interrupted or failed stage may go on."""
+def _should_retry(task: Any, run: Any, state: Any) -> bool:
+    """An interrupted or failed stage is retried; wrong input is not."""
     return isinstance(state.result(raise_on_failure=False), Interrupted | StageFailed)
 
 
-@task(cache_policy=NO_CACHE, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_can_help, task_run_name="{stage}")
+@task(
+    cache_policy=NO_CACHE, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_should_retry, task_run_name="{stage}"
+)
 def repro(stage: str, lock: int, pipeline: str) -> bool:
-    """`dvc repro --single-item <stage>`, its lines to the log and its progress to an artifact. True if it ran."""
+    """Runs a stage, with its output in the flow run's log and its progress as an artifact. Returns whether it ran."""
     logger = get_run_logger()
     progress = Progress(stage)
     progress.show(0.0)
@@ -101,13 +103,13 @@ TASKS = {name: _task(stage) for name, stage in STAGES.items()}
 
 @flow(name="phantom", log_prints=True)
 def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) -> dict[str, bool]:
-    """Runs every stage that is not up to date, and says of each whether it ran.
+    """Runs every stage that is not up to date. Returns for each stage whether it ran.
 
-    `params` changes settings, nested as in params.yaml: {"train": {"steps": 50}}; they are checked and written there.
-    With `approval`, registering waits for `phantom approve`: the run is suspended and holds neither process nor lock.
+    params: settings to change, nested as in params.yaml: {"train": {"steps": 50}}; validated and written to that file.
+    approval: wait for `phantom approve` before register. The run is suspended and holds neither process nor lock.
     """
     ran: dict[str, bool] = {}
-    pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # also of the run that goes on after an approval
+    pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # unchanged when the run resumes after approval
     with checkout_lock(ROOT) as lock:
         for change in write_params(ROOT / "params.yaml", to_overrides(params or {})):
             print(change)
@@ -124,9 +126,9 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
 
 
 def _approved() -> bool:
-    """Suspends the run until it is answered. On resuming, the stages before are found up to date."""
+    """Suspends the run until an answer arrives. When it resumes, earlier stages are found up to date."""
     answer = suspend_flow_run(
-        wait_for_input=Approval.with_initial_data(description="Register this model?"), timeout=APPROVAL_SECONDS
+        wait_for_input=Approval.with_initial_data(description="Register this model?"), timeout=APPROVAL_TIMEOUT_SECONDS
     )
     return answer.approved
 
@@ -137,13 +139,13 @@ def _show_evaluation() -> None:
 
 
 def _link_model() -> None:
-    """A link to the registration's run, where MLflow's pages are served."""
+    """Links the registered model's MLflow run, if an MLflow UI is served."""
     tracking = load_params(ROOT / "params.yaml").tracking
     pages = os.environ.get("PHANTOM_MLFLOW_PAGES") or (tracking.uri if tracking.uri.startswith("http") else None)
     if pages:
-        made = json.loads((ROOT / REGISTERED.path).read_text(encoding="utf-8"))
-        link = f"{pages}/#/experiments/{made['experiment_id']}/runs/{made['run_id']}"
-        create_link_artifact(link, link_text=f"{made['name']} version {made['version']}", key="mlflow-run")
+        registered = json.loads((ROOT / REGISTERED.path).read_text(encoding="utf-8"))
+        link = f"{pages}/#/experiments/{registered['experiment_id']}/runs/{registered['run_id']}"
+        create_link_artifact(link, link_text=f"{registered['name']} version {registered['version']}", key="mlflow-run")
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_ctrl_c_while_waiting_for_another_run_ends_without_a_traceback(tmp_path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = subprocess.Popen([*COMMAND, "run"], cwd=checkout, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        assert process.stderr.readline() == "another run is at work in this checkout: waiting for it to end\n"
+        assert process.stderr.readline() == "another run is active in this checkout: waiting for it to finish\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[1] == "interrupted\n"

@@ -218,7 +218,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_saves(
     prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(flow.TASKS, "train", flow.repro.with_options(name="train", timeout_seconds=20))
-    monkeypatch.setattr(pipeline, "PATIENCE", ((signal.SIGINT, 60.0), (signal.SIGKILL, 1.0)))
+    monkeypatch.setattr(pipeline, "STOP_TIMEOUT_SECONDS", {signal.SIGINT: 60.0, signal.SIGKILL: 1.0})
     (finished / "slow").write_text("train", encoding="utf-8")
     try:
         with pytest.raises(TimeoutError):

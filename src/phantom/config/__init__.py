@@ -1,6 +1,6 @@
-"""The typed tree behind params.yaml. Every setting is stated in the file; the code holds no defaults of its own.
+"""The typed settings of params.yaml. The file states every setting; the code has no defaults.
 
-A section of the file is a class in one of these modules; `tree.Params` is the whole.
+Each section of the file is a pydantic model in one of these modules; `tree.Params` is the root.
 """
 
 from phantom.config.base import Role, Section

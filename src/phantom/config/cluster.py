@@ -1,4 +1,4 @@
-"""`compute` and `cluster`: where the stages run, and the jobs of those that run on Kubernetes."""
+"""`compute` and `cluster`: where stages run, and the Kubernetes jobs of those that run on a cluster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from phantom.config.base import Count, Pair, Positive, Section
+from phantom.config.base import KeyValue, NonNegative, Positive, Section
 
 
 class Compute(Section):
-    """Where a stage runs. Not part of a result's identity, and not a DVC parameter."""
+    """Where each stage runs. Does not affect results; not a DVC parameter."""
 
     encode: Literal["local", "kubernetes"]
     train: Literal["local", "kubernetes"]
@@ -18,31 +18,31 @@ class Compute(Section):
 
 
 class Cluster(Section):
-    """The jobs of stages that run on kubernetes. Not part of a result's identity, and not a DVC parameter."""
+    """Kubernetes jobs of stages with `compute: kubernetes`. Does not affect results; not a DVC parameter."""
 
     namespace: str
-    context: str | None  # of the kubeconfig; null: its current one, or inside a pod that pod's service account
+    context: str | None  # of the kubeconfig; null: the current one or, inside a pod, its service account
     operator: Literal["pytorchjob", "trainjob"]  # Kubeflow's training operator v1, or Kubeflow Trainer v2
     image: str
-    pull_secret: str | None  # for the image's registry
+    pull_secret: str | None  # image pull secret
     service_account: str
-    volume: str  # claim of the volume that holds the checkout
-    secrets: tuple[str, ...]  # their entries become environment variables
-    env: tuple[Pair, ...]
-    queue: str | None  # local queue of Kueue
+    volume: str  # PersistentVolumeClaim with the checkout
+    secrets: tuple[str, ...]  # whose entries become environment variables
+    env: tuple[KeyValue, ...]
+    queue: str | None  # Kueue LocalQueue
     priority_class: str | None
-    node_selector: tuple[Pair, ...]
-    nodes: Positive  # pods of a training job, among which train.processes are divided
-    encode_pods: Positive  # pods that encode side by side
-    gpu: str | None  # resource that a process has one of; null: it computes on the CPU
-    resources: tuple[Pair, ...]  # further ones of a pod, such as rdma/ib=1
-    lock_memory: bool  # IPC_LOCK, for RDMA: only where the namespace allows privileged pods
-    cpu: Positive  # cores of a process
-    memory_gib: Positive  # of a process
-    shared_memory_gib: Positive  # of these, /dev/shm of a process
-    restarts: Count  # of each pod, before the job has failed
-    grace_seconds: Annotated[int, Field(ge=60, strict=True)]  # a pod that has to end may save for so long
-    keep_hours: Positive  # how long a finished job is kept
+    node_selector: tuple[KeyValue, ...]
+    nodes: Positive  # pods of a training job; train.processes are divided among them
+    encode_pods: Positive  # pods that encode in parallel
+    gpu: str | None  # resource name, one per process, such as nvidia.com/gpu; null: CPU only
+    resources: tuple[KeyValue, ...]  # additional ones per pod, such as rdma/ib=1
+    lock_memory: bool  # adds IPC_LOCK, for RDMA; the namespace must allow privileged pods
+    cpu: Positive  # cores per process
+    memory_gib: Positive  # per process
+    shared_memory_gib: Positive  # size of /dev/shm per process, part of memory_gib
+    restarts: NonNegative  # of each pod, before the job fails
+    grace_seconds: Annotated[int, Field(ge=60, strict=True)]  # termination grace period, in which a pod saves
+    keep_hours: Positive  # until a finished job is deleted
 
     @model_validator(mode="after")
     def _memory(self) -> Cluster:

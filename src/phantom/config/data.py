@@ -1,4 +1,4 @@
-"""`data` and `encode`: the clips, and how they become latents."""
+"""`data` and `encode`: the clips and their encoding into latents."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from phantom.config.base import Count, Fraction, Positive, Range, Role, Section, check_clip_length
+from phantom.config.base import Fraction, NonNegative, Positive, Range, Role, Section, check_clip_length
 
 
 class Worlds(Section):
     """The simulated worlds of the mini preset."""
 
     train_clips: Positive
-    heldout_clips: Count
-    scenarios: Positive  # benchmark scenarios, each with two takes
-    seed: Count
+    heldout_clips: NonNegative
+    scenarios: Positive  # of the benchmark, each with two takes
+    seed: NonNegative
 
 
 class OpenVid(Section):
-    """Which clips of OpenVidHD are taken. Ranges are [least, most], where null is any."""
+    """Filters on the clips of OpenVidHD. Ranges are [least, most]; null: no limit."""
 
-    aesthetic: Range  # the three scores of the csv
+    aesthetic: Range  # aesthetic, motion and consistency: scores in the csv
     motion: Range
     consistency: Range
-    camera_motion: tuple[str, ...] | None  # the csv's words for it; null: any
-    seconds: Range  # length, as the csv says
-    height: Range  # of the picture in the file, in pixels
+    camera_motion: tuple[str, ...] | None  # as named in the csv; null: any
+    seconds: Range  # duration in the csv
+    height: Range  # of the file, in pixels
     width: Range
     language: Literal["en"] | None  # of the caption; null: any
 
 
 class Data(Section):
-    """What the clips are and where they come from."""
+    """The source of the clips, and their length, frame rate and size."""
 
     source: Literal["worlds", "folder", "openvid"]
     path: str | None
-    frames: Positive  # 4m + 1, at most; shorter clips keep the longest 4m + 1 they have
+    frames: Positive  # at most, 4m + 1; shorter clips are cut to the longest 4m + 1
     min_frames: Positive
-    fps: Positive  # frames are taken by timestamp at this rate
+    fps: Positive  # clips are resampled to this rate by timestamp
     height: Positive
     width: Positive
-    buckets: tuple[tuple[Positive, Positive], ...]  # further (height, width) that clips may have
-    heldout: Fraction  # share of a folder's clips kept for validation
+    buckets: tuple[tuple[Positive, Positive], ...]  # additional (height, width) of clips
+    heldout: Fraction  # fraction of a folder's clips held out for validation
     max_quarantine: Fraction
     worlds: Worlds
     openvid: OpenVid
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) that clips may have, the main one first."""
+        """All (height, width) of clips, the main one first."""
         return [(self.height, self.width), *self.buckets]
 
     @property
     def sides(self) -> list[tuple[str, int]]:
-        """Every height and width, by the name of its setting."""
+        """Every height and width, with the name of its setting."""
         further = [("buckets", side) for size in self.buckets for side in size]
         return [("height", self.height), ("width", self.width), *further]
 
@@ -71,16 +71,16 @@ class Data(Section):
 
 
 class Encode(Section):
-    """How latents are made and stored."""
+    """How clips are encoded and latents stored."""
 
     batch_size: Annotated[Positive, Role.NOT_IN_RESULT]
-    workers: Annotated[Count, Role.NOT_IN_RESULT]
+    workers: Annotated[NonNegative, Role.NOT_IN_RESULT]
     shard_mb: Positive
-    max_prefix_frames: Positive  # condition prefixes are 1, 5, ... up to this many frames
+    max_prefix_frames: Positive  # condition prefixes have 1, 5, ... up to this many frames
     prefixes_per_clip: Positive
     text_tokens: Positive
     physics_storage: Literal["raw", "int8", "pooled"]
-    seed: Count
+    seed: NonNegative
 
     @model_validator(mode="after")
     def _prefix(self) -> Encode:

@@ -1,4 +1,4 @@
-"""`evaluate`: sampling, and the benchmarks with their judges."""
+"""`evaluate`: sampling, benchmarks and their judges."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from phantom.config.base import Benchmark, Count, Positive, PositiveFloat, Section, check_clip_length
+from phantom.config.base import Benchmark, NonNegative, Positive, PositiveFloat, Section, check_clip_length
 
-JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # placeholders of a judge's command
+JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # in a judge's command
 
 
 class Sampling(Section):
-    """How videos are generated: what a model is evaluated with, and its defaults in `phantom generate`."""
+    """How videos are sampled in evaluation; exported as the defaults of `phantom generate`."""
 
     steps: Positive
     guidance_scale: PositiveFloat
@@ -41,9 +41,9 @@ class PhysicsIQ(Section):
 
 
 class Judge(Section):
-    """A model of others that judges videos, started by a command in an environment of its own."""
+    """An external model that rates videos, run by a command in its own environment."""
 
-    command: str | None  # null: it runs elsewhere
+    command: str | None  # null: ratings are made elsewhere
     weights: str | None  # a folder or hub id, for {weights}
 
     @model_validator(mode="after")
@@ -60,26 +60,26 @@ class Judge(Section):
 
 
 class VideoPhy(Section):
-    """VideoPhy or VideoPhy-2: a video of each caption, judged for semantic adherence and physical commonsense."""
+    """VideoPhy or VideoPhy-2: videos of each caption, rated for semantic adherence and physical commonsense."""
 
-    captions: str | None  # a csv, or the hub id of a data set
-    samples: Positive  # videos of a caption, each with a seed of its own
+    captions: str | None  # a csv, or the hub id of a dataset
+    samples: Positive  # videos per caption, each with its own seed
     judge: Judge
 
 
 class VBench2(Section):
-    """VBench-2.0: the official list of prompts, and the judges of its dimensions."""
+    """VBench-2.0: the official prompts, and the judges of its dimensions."""
 
     info: str | None  # VBench2_full_info.json
-    prompts: str | None  # a folder of {dimension}.txt with what a model is asked for; null: the short prompts
+    prompts: str | None  # a folder of {dimension}.txt with the prompts to use; null: the short prompts
     judge: Judge
 
 
 class Evaluate(Section):
-    """Which videos are made of each model, and what they are scored with."""
+    """Which videos are sampled from each model, and how they are scored."""
 
     benchmarks: Annotated[tuple[Benchmark, ...], Field(min_length=1)]
-    seed: Count
+    seed: NonNegative
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report
     sampling: Sampling

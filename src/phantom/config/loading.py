@@ -1,4 +1,4 @@
-"""params.yaml -> the checked tree. Whatever is wrong with the file becomes one line with the nearest valid choice."""
+"""Loads and validates params.yaml. Every error is one line that names the field and the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from phantom.config.tree import Params, all_keys, field_of, section_names
 from phantom.errors import UserError
 
-_UNKNOWN = ("extra_forbidden", "invalid_key")  # pydantic's types of error
+_UNKNOWN = ("extra_forbidden", "invalid_key")  # pydantic error types
 _SIGNS = {"greater_than_equal": ">=", "less_than_equal": "<=", "greater_than": ">", "less_than": "<"}
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 
 
 def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[str, ...] = ()) -> Params:
-    """Reads `path`, applies `key.path=value` overrides, and returns the checked tree. Raises UserError, one line."""
+    """Reads `path`, applies `key.path=value` overrides and validates. Raises UserError, one line."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; `phantom preset mini` writes one")
@@ -36,7 +36,7 @@ def load_params(path: str | Path = "params.yaml", overrides: list[str] | tuple[s
 
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Returns `tree` with each `a.b=value` set; values are read as YAML. An unknown key is a UserError."""
+    """A copy of `tree` with each `a.b=value` set; values are parsed as YAML. Raises UserError if one is invalid."""
     tree = copy.deepcopy(tree)
     for override in overrides:
         key, found, text = override.partition("=")
@@ -57,22 +57,22 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]
 
 
 def validate(tree: dict[str, Any], where: str = "params") -> Params:
-    """Checks a plain tree. The first problem becomes a UserError: one line with the field and what is accepted."""
+    """Validates a plain tree. Raises UserError for the first problem: one line with the field and what is accepted."""
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        # An unknown key explains the missing one beside it: a misspelling shows as both.
+        # A misspelt key is reported as one unknown and one missing key: the unknown one explains both.
         problems = sorted(error.errors(), key=lambda e: e["type"] not in _UNKNOWN)
         raise UserError(f"{where}: {_explain(problems[0])}") from None
 
 
 def preset_names() -> list[str]:
-    """The presets, by file name."""
+    """The names of all presets."""
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
 def preset_path(name: str) -> Path:
-    """The file of the preset `name`. Raises UserError naming the nearest."""
+    """The file of the preset `name`. Raises UserError with the nearest name if there is none."""
     path = PRESETS / f"{name}.yaml"
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
@@ -84,7 +84,7 @@ def preset_path(name: str) -> Path:
 
 def _nearest(key: str) -> str:
     candidates = all_keys() + section_names()
-    # The same leaf elsewhere in the tree is the likelier intent than a similar spelling here.
+    # If no full name is similar, the same key in another section is the likeliest intent.
     leaf = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
     near = near or [c for c in candidates if c.rsplit(".", 1)[-1] == leaf]
@@ -93,7 +93,7 @@ def _nearest(key: str) -> str:
 
 def _explain(problem: Any) -> str:
     path = [str(p) for p in problem["loc"]]
-    # pydantic appends the branch of a union it tried; the field is what the user wrote.
+    # pydantic appends the union member it tried; the user knows only the field.
     known = set(all_keys()) | {k.rsplit(".", n)[0] for k in all_keys() for n in range(1, 4)}
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), ".".join(path))
     kind, context = problem["type"], problem.get("ctx", {})

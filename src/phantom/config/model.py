@@ -1,4 +1,4 @@
-"""`models`, `physics`, `coupling`: the frozen parts, and the shape of what is trained beside them."""
+"""`models`, `physics`, `coupling`: the frozen models, and the dimensions of the trainable parts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from phantom.config.base import Count, Positive, Section
+from phantom.config.base import NonNegative, Positive, Section
 from phantom.errors import UserError
 
-LOCAL = ("models/", "./", "../", "/")  # a path that starts so is no hub id
+LOCAL_PREFIXES = ("models/", "./", "../", "/")  # of paths; anything else is a hub id
 
 
 class Models(Section):
-    """The frozen parts, each a folder or a hub id; nothing here is trained."""
+    """The frozen models, each a folder or a hub id."""
 
     base: str  # a diffusers folder or hub id: transformer, vae, text_encoder, tokenizer, scheduler
     base_revision: str | None
@@ -23,16 +23,16 @@ class Models(Section):
     dtype: Literal["float32", "bfloat16"]  # of the frozen weights
 
     def check_folders(self, root: Path = Path()) -> None:
-        """Raises UserError for a path that does not exist below `root`, so that the hub is not asked for it."""
+        """Raises UserError for a path that does not exist below `root`, instead of looking it up on the hub."""
         for name in ("base", "physics_encoder"):
             id_: str = getattr(self, name)
-            if id_.startswith(LOCAL) and not (root / id_).is_dir():
+            if id_.startswith(LOCAL_PREFIXES) and not (root / id_).is_dir():
                 hint = "a checkout of this project has models/mini, `phantom pretrain` makes it"
                 raise UserError(f"models.{name}: {id_!r}: no such folder in {root.resolve()}; {hint}")
 
 
 class Physics(Section):
-    """Shape of the physics branch; null means 'as the video branch'."""
+    """Dimensions of the physics branch; null: same as the video branch."""
 
     num_layers: Positive | None
     num_attention_heads: Positive | None
@@ -42,9 +42,9 @@ class Physics(Section):
 
 
 class Coupling(Section):
-    """Shape of Vis-Attention and Phy-Attention; null means 'as the video branch'."""
+    """Dimensions of Vis-Attention and Phy-Attention; null: same as the video branch."""
 
-    blocks: Literal["all"] | Positive | tuple[Count, ...] = Field(
+    blocks: Literal["all"] | Positive | tuple[NonNegative, ...] = Field(
         description="all, a number n >= 1 for every n-th, or a list of block indices"
     )
     num_attention_heads: Positive | None

@@ -1,19 +1,19 @@
-"""`register`, `tracking`, `storage`: MLflow's registry and store, and files in object stores."""
+"""`register`, `tracking`, `storage`: MLflow's model registry and tracking store, and object storage."""
 
 from __future__ import annotations
 
-from phantom.config.base import Count, PositiveFloat, Section
+from phantom.config.base import NonNegative, PositiveFloat, Section
 
 
 class Register(Section):
-    """Which registered model gets the version, and which figure decides who is champion."""
+    """The registered model that gets the version, and the metric that decides which version is champion."""
 
     name: str
-    metric: str  # key of reports/evaluation.json's `score` table that decides who is champion
+    metric: str  # dotted key in reports/evaluation.json's scores
 
 
 class Tracking(Section):
-    """Where MLflow keeps runs and artifacts."""
+    """Where MLflow stores runs and artifacts."""
 
     uri: str
     artifacts: str
@@ -21,10 +21,10 @@ class Tracking(Section):
 
 
 class Storage(Section):
-    """Files under s3://. Not part of a result's identity, and not a DVC parameter."""
+    """Object storage (s3://). Does not affect results; not a DVC parameter."""
 
-    cache: str  # a folder, best on a disk of each machine's own
-    cache_gb: PositiveFloat  # of what is read from s3:// and kept there
-    latents: str | None  # where encode puts the shards and train reads them; null: data/latents
-    prefetch: Count  # samples that train reads ahead
-    checkpoints: str | None  # where copies of checkpoints go, linked in MLflow; null: none are made
+    cache: str  # a folder, preferably on a local disk of each machine
+    cache_gb: PositiveFloat  # size limit of the cache of files read from s3://
+    latents: str | None  # where encode writes shards and train reads them; null: data/latents
+    prefetch: NonNegative  # samples that train prefetches
+    checkpoints: str | None  # where checkpoints are copied to, linked in MLflow; null: no copies

@@ -1,4 +1,4 @@
-"""`train`: the training run."""
+"""`train`: batches, alpha_z, optimizer, parallelism, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from phantom.config.base import Count, Fraction, Positive, PositiveFloat, Role, Section
+from phantom.config.base import Fraction, NonNegative, Positive, PositiveFloat, Role, Section
 
 
 class RecursiveWeight(Section):
-    """alpha_z: grows over `growth_steps` to `alpha_max`, back to 0 when the gradient norm passes `threshold`."""
+    """alpha_z: grows to `alpha_max` over `growth_steps`, reset to 0 when the gradient norm exceeds `threshold`."""
 
     alpha_max: PositiveFloat
     growth_steps: Positive  # S
     threshold: PositiveFloat  # eta_z
     norm: Literal["raw", "weighted"]
     every: Positive  # steps between measurements
-    mode: Literal["exact", "head"]  # head: the output head's gradient, looked at in between, can call for one more
+    mode: Literal["exact", "head"]  # head: the output head's gradient norm can trigger additional measurements
 
 
 class Optimizer(Section):
-    """AdamW over the trainable parameters; `learning_rate` is the peak, after `warmup_steps`."""
+    """AdamW over the trainable parameters; `learning_rate` is the peak, reached after `warmup_steps`."""
 
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: PositiveFloat
-    warmup_steps: Count
+    warmup_steps: NonNegative
     decay: Literal["constant", "cosine"]
 
 
 class Train(Section):
-    """The training run. `control: true` trains the same thing with alpha_z held at 0 beside it."""
+    """The training run. `control: true` also trains a control with alpha_z held at 0."""
 
     steps: Positive
-    batch_size: Positive  # global: over all processes and accumulation steps
+    batch_size: Positive  # global batch, over all processes and accumulation steps
     accumulation: Annotated[Positive, Role.NOT_IN_WEIGHTS]
-    processes: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # torchrun processes, over all machines
-    seed: Count
+    processes: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # world size, over all machines
+    seed: NonNegative
     flow_shift: PositiveFloat
-    conditioned: Fraction  # share of samples with a condition prefix
+    conditioned: Fraction  # fraction of samples with a condition prefix
     caption_dropout: Fraction
-    coupling_dropout: Fraction  # share of samples trained with the coupling off (modality guidance)
-    physics_latents: Literal["stored", "online"]  # online: made from the clips' frames, and not stored
+    coupling_dropout: Fraction  # fraction of samples with the coupling off (modality guidance)
+    physics_latents: Literal["stored", "online"]  # online: computed from the clips' frames during training
     recursive_weight: RecursiveWeight
     optimizer: Optimizer
     ema_decay: Fraction | None
@@ -55,9 +55,11 @@ class Train(Section):
     log_every: Annotated[Positive, Role.NOT_IN_WEIGHTS]
     checkpoint_every: Annotated[Positive, Role.NOT_IN_RESULT]
     keep_checkpoints: Annotated[Positive, Role.NOT_IN_RESULT]
-    validate_every: Annotated[Count, Role.NOT_IN_WEIGHTS]  # 0: never
-    sample_every: Annotated[Count, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
-    max_bad_steps: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # NaN or inf losses in a row before stopping
+    validate_every: Annotated[NonNegative, Role.NOT_IN_WEIGHTS]  # 0: never
+    sample_every: Annotated[NonNegative, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
+    max_bad_steps: Annotated[
+        Positive, Role.NOT_IN_WEIGHTS
+    ]  # consecutive non-finite gradients before stopping
 
     @model_validator(mode="after")
     def _batches(self) -> Train:

@@ -1,4 +1,4 @@
-"""The tree itself, and the names and values of its settings."""
+"""The root of the settings, and look-ups of settings by dotted name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phantom.config.training import Train
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All settings of params.yaml."""
 
     preset: str
     models: Models
@@ -36,12 +36,12 @@ class Params(Section):
 
 
 def section_names() -> list[str]:
-    """The sections of params.yaml, by their names there."""
+    """The names of the sections in params.yaml."""
     return [field.alias or name for name, field in Params.model_fields.items()]
 
 
 def all_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
-    """The dotted name of every setting in the tree."""
+    """The dotted name of every setting."""
     return [key for key, _ in _fields(model, prefix)]
 
 
@@ -70,7 +70,7 @@ def select(params: Params, names: Collection[str], without: Collection[Role]) ->
 
 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
-    """The same selection as the fewest dotted names, as dvc.yaml lists them: a section whole where all of it counts."""
+    """The selection of `select` as the fewest dotted names, for dvc.yaml: a section's name if all of it is selected."""
     found: list[str] = []
     for name in names:
         field = field_of(name)
@@ -85,7 +85,7 @@ def shortest_names(names: Collection[str], without: Collection[Role]) -> list[st
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting below `model`, by dotted name."""
+    """Dotted name and field of every setting below `model`."""
     for name, field in model.model_fields.items():
         key, inner = prefix + (field.alias or name), field.annotation
         if _is_section(inner):

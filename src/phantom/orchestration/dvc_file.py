@@ -1,7 +1,7 @@
-"""dvc.yaml from the table of stages: `python -m phantom.orchestration.dvc_file` writes it, a test compares.
+"""Generates dvc.yaml from the table of stages: `python -m phantom.orchestration.dvc_file`. A test compares the two.
 
-A stage depends on the code that its modules import, directly or through others of this project, also inside functions.
-Imports are read from the source, nothing is run.
+A stage depends on the modules of this project that its code imports, transitively and also inside functions. Imports
+are parsed from the source; nothing is executed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from phantom.orchestration.stages import EVALUATION, STAGES, Stage
 
 SOURCE = Path("src")
 DVC_YAML = Path("dvc.yaml")
-# What no result depends on: the settings are parameters of their own, and these rooms plan, record and start the work.
+# No result depends on these: settings are DVC parameters of their own; the others only plan, record or start work.
 NO_DEPENDENCY = ("config", "errors", "progress", "cores", "cli", "cluster", "orchestration", "planning", "tracking")
 
 
 def stage_entry(stage: Stage, root: Path) -> dict[str, Any]:
-    """The stage as dvc.yaml has it."""
+    """The stage's entry in dvc.yaml."""
     outputs = [str(artifact.path) for artifact in stage.writes]
     metrics = [path for path in outputs if path == str(EVALUATION.path)]
     return {
@@ -35,7 +35,7 @@ def stage_entry(stage: Stage, root: Path) -> dict[str, Any]:
 
 
 def code_dependencies(modules: tuple[str, ...], root: Path) -> list[str]:
-    """The files that `modules` are made of, relative to `root`; a folder where all of its files are among them."""
+    """The source files that `modules` depend on, relative to `root`; a folder if all of its files are among them."""
     source = root / SOURCE
     files: set[Path] = set()
     open_files = [_file(module, source) for module in modules]
@@ -50,7 +50,7 @@ def code_dependencies(modules: tuple[str, ...], root: Path) -> list[str]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The dotted names that a source file imports from this project, packages on the way included."""
+    """The dotted names that a source file imports from this project, including parent packages."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -73,12 +73,12 @@ def _file(module: str, source: Path) -> Path | None:
 
 
 def _is_empty(file: Path) -> bool:
-    """Whether a package's `__init__.py` holds nothing but its docstring."""
+    """Whether the file is an `__init__.py` with at most a docstring."""
     return file.name == "__init__.py" and len(ast.parse(file.read_text(encoding="utf-8")).body) <= 1
 
 
 def _folded(folder: Path, files: set[Path]) -> Iterator[Path]:
-    """`files` below `folder`, each complete folder in place of its files."""
+    """`files` below `folder`, with each folder that is complete in place of its files."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             inside = {file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
@@ -92,7 +92,7 @@ def _folded(folder: Path, files: set[Path]) -> Iterator[Path]:
 
 
 def write(root: Path = Path()) -> None:
-    """Brings the stages of dvc.yaml up to date; its comments and plots are kept."""
+    """Updates the stages in dvc.yaml, keeping comments and plots."""
     from ruamel.yaml import YAML
 
     yaml = YAML()

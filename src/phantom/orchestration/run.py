@@ -1,6 +1,6 @@
-"""The pipeline on this machine: every stage is one `dvc repro` of it, here one after the other and without a server.
+"""Runs the pipeline on this machine, without a server: `dvc repro` of each stage in turn.
 
-The Prefect flow (`flows/full_pipeline.py`) runs the same `run_stage`. DVC decides whether a stage has to run.
+The Prefect flow (`flows/full_pipeline.py`) calls the same `run_stage`. DVC decides whether a stage has to run.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from phantom.orchestration.stages import EVALUATION, REGISTERED, REPORT, STAGES
 from phantom.progress import say
 from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 
-WORK_DIR = Path(".dvc/tmp/phantom")  # outcomes, logs and the lock: git and DVC ignore it
-# How long a stage may take to save after Ctrl-C, then after SIGTERM, before it is killed.
-PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
+WORK_DIR = Path(".dvc/tmp/phantom")  # outcome files, logs and the lock; ignored by git and DVC
+# Signals that stop a stage, in this order, and how long each has to take effect. On SIGINT and SIGTERM stages save.
+STOP_TIMEOUT_SECONDS = {signal.SIGINT: 90.0, signal.SIGTERM: 20.0, signal.SIGKILL: 10.0}
 
-Line = Callable[[str], None]
+LineCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """What became of one stage. `ran` is False when DVC found it up to date, or had its outputs in the cache."""
+    """The result of one stage. `ran` is False if DVC found it up to date or restored its outputs from the cache."""
 
     stage: str
     ran: bool
@@ -46,9 +46,9 @@ class StageRun:
 
 
 def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
-    """Runs every stage that is not up to date, in order. One run at a time works in a checkout; others wait.
+    """Runs every stage that is not up to date, in order. Waits if another run is active in this checkout.
 
-    Raises UserError, Interrupted or StageFailed, as the stage did.
+    Raises UserError, Interrupted or StageFailed, as the failed stage did.
     """
     params = params or load_params(root / "params.yaml")
     done: list[StageRun] = []
@@ -65,21 +65,21 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
 
 
 def describe(run: StageRun) -> str:
-    """One line for people."""
+    """One line for the log."""
     return f"{run.stage}: {f'done in {run.seconds:.0f} s' if run.ran else 'up to date'}"
 
 
 @contextmanager
 def checkout_lock(root: Path) -> Iterator[int]:
-    """Holds the checkout for one pipeline run; yields the lock's file descriptor.
+    """Locks the checkout for one pipeline run; yields the lock's file descriptor.
 
-    The stage's process inherits the descriptor. Should the run die and the stage live on, the next run waits for that
-    stage and takes its result, and does not start it a second time beside it.
+    Stage processes inherit the descriptor. If the run dies while a stage is still running, the next run waits for that
+    stage and uses its result instead of starting it a second time in parallel.
     """
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"{root.resolve()}: no dvc.yaml there; the pipeline runs in a checkout of this project")
     if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
-        # An unpacked archive or an image: DVC refuses to work without git unless told so.
+        # In an unpacked archive or an image there is no git repository, which DVC requires unless configured otherwise.
         (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     work = root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
@@ -87,15 +87,17 @@ def checkout_lock(root: Path) -> Iterator[int]:
         try:
             lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another run is at work in this checkout: waiting for it to end")
+            say("another run is active in this checkout: waiting for it to finish")
             lock_file(file, fcntl.LOCK_EX)
-        _clear_locks_of_dvc(root / ".dvc/tmp/rwlock")
+        _clear_stale_dvc_locks(root / ".dvc/tmp/rwlock")
         yield file.fileno()
 
 
-def _clear_locks_of_dvc(file: Path) -> None:
-    """Removes DVC's record of who is at work, as a killed run has left it: cut off, which DVC cannot read, or naming
-    processes whose numbers others bear by now, in another pod. Whoever holds the checkout knows that they are gone.
+def _clear_stale_dvc_locks(file: Path) -> None:
+    """Removes DVC's lock file if a killed run left it: truncated, which DVC cannot parse, or with reused process ids.
+
+    DVC takes a lock for live if any process has its id, which in another pod is often so. The caller holds the
+    checkout, so no stage is running. Locks of other DVC commands, such as a user's `dvc pull`, are kept.
     """
     try:
         held = [h for of in json.loads(file.read_text(encoding="utf-8")).values() for h in of.values()]
@@ -104,7 +106,7 @@ def _clear_locks_of_dvc(file: Path) -> None:
     except ValueError:
         held = []
     holders = [holder for one in held for holder in (one if isinstance(one, list) else [one])]
-    if all("--single-item" in holder["cmd"] for holder in holders):  # ours, and not a `dvc pull` of the user's
+    if all("--single-item" in holder["cmd"] for holder in holders):  # started by `run_stage`
         file.unlink()
 
 
@@ -113,33 +115,33 @@ def run_stage(
     params: Params,
     root: Path = Path(),
     lock: int | None = None,
-    on_line: Line | None = None,
+    on_line: LineCallback | None = None,
     pipeline: str | None = None,
 ) -> StageRun:
-    """`dvc repro --single-item <stage>`. Its output goes to the terminal, or line by line to `on_line` and to a log.
+    """Runs `dvc repro --single-item <stage>`. Output goes to the terminal, or to a log and line by line to `on_line`.
 
-    `pipeline` names the run in MLflow whose child the stage's run is.
+    lock: descriptor of `checkout_lock`, for the stage to inherit. pipeline: name of the parent run in MLflow.
 
-    Stopping this call (Ctrl-C, a cancelled flow) stops the stage, which saves first. Raises what stopped it, or
-    UserError, Interrupted or StageFailed with the line that a stage that ended by itself has left.
+    Interrupting this call (Ctrl-C, a cancelled flow) stops the stage, which saves first, and re-raises. If the stage
+    itself fails, raises UserError, Interrupted or StageFailed with the error line from its outcome file.
     """
     started, work = time.monotonic(), root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
-    outcome, log = work / f"{stage}.json", work / f"{stage}.log"
-    outcome.unlink(missing_ok=True)
+    outcome_file, log = work / f"{stage}.json", work / f"{stage}.log"
+    outcome_file.unlink(missing_ok=True)
     source = _source_fingerprint(params, root) if stage == "prepare" else None
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", stage]
     if source is not None and source != _read(work / "source"):
-        command.append("--force")  # DVC does not see into a folder that is not its own
+        command.append("--force")  # the clips are no DVC dependency: DVC does not notice that they changed
 
     with ExitStack() as stack:
-        # A terminal is handed on, so that the bars are drawn. Else a file, not a pipe: a stage outlives its reader.
+        # The stage inherits a terminal, to draw progress bars. Else it writes to a file, not a pipe: it may outlive us.
         attached = on_line is None and sys.stderr.isatty()
         output = sys.stderr if attached else stack.enter_context(log.open("wb"))
         process = subprocess.Popen(
             command,
             cwd=root,
-            env=_environment(outcome) | ({PIPELINE_ENV: pipeline} if pipeline else {}),
+            env=_environment(outcome_file) | ({PIPELINE_ENV: pipeline} if pipeline else {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -147,24 +149,24 @@ def run_stage(
             pass_fds=[] if lock is None else [lock],
         )
         try:
-            code = process.wait() if attached else _follow(process, log, on_line or say)
+            code = process.wait() if attached else _tail(process, log, on_line or say)
         except BaseException:
             _stop(process)
             raise
-    left = json.loads(_read(outcome) or "null")
+    outcome = json.loads(_read(outcome_file) or "null")
     if code:
-        raise _failure(stage, left, root)
+        raise _failure(stage, outcome, root)
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
-    return StageRun(stage, left is not None, time.monotonic() - started)
+    return StageRun(stage, outcome is not None, time.monotonic() - started)
 
 
 def write_params(path: Path, overrides: list[str]) -> list[str]:
-    """Writes checked `key=value` overrides into the file, comments kept. Returns what changed, a line each."""
+    """Validates `key=value` overrides and writes them to the file, keeping comments. Returns a line for each change."""
     from ruamel.yaml import YAML, RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
-        """Writes null as this file does, not as nothing."""
+        """Writes null explicitly, not as an empty value."""
 
     Representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
 
@@ -193,15 +195,15 @@ def write_params(path: Path, overrides: list[str]) -> list[str]:
     return changes
 
 
-def write_placeholder(folder: Path, why: str) -> None:
-    """An empty folder with a note: DVC's outputs are fixed, and these settings leave this one out."""
+def write_placeholder(folder: Path, reason: str) -> None:
+    """Replaces `folder` by a README with `reason`: DVC expects every output, also one these settings do not make."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "README.md").write_text(why + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(reason + "\n", encoding="utf-8")
 
 
 def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[str, Any]:
-    """What a finished run has to show, ready for JSON."""
+    """The summary of a finished run, JSON-able."""
     return {
         "stages": {run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1)} for run in done},
         "scores": score_rows(json.loads((root / EVALUATION.path).read_text(encoding="utf-8"))),
@@ -212,12 +214,12 @@ def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[s
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The same for people: what ran, the scores, and where to look."""
+    """The summary as text: which stages ran, the scores, the model version, and where report and MLflow are."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="")
-    rows, made = result["scores"], result["registered"]
+    rows, registered = result["scores"], result["registered"]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for number, column in enumerate(columns):
         table.add_column(column.replace("_", " "), justify="left" if number < 2 else "right")
@@ -229,15 +231,15 @@ def as_text(result: dict[str, Any]) -> str:
         console.print(table)
     ran = [stage for stage, run in result["stages"].items() if run["ran"]]
     lines = [f"Ran: {', '.join(ran)}" if ran else "Every stage is up to date", "", drawn.get().rstrip(), ""]
-    alias = "champion" if made["champion"] else "challenger"
-    lines.append(f"Model   {made['name']} version {made['version']} ({alias})")
+    alias = "champion" if registered["champion"] else "challenger"
+    lines.append(f"Model   {registered['name']} version {registered['version']} ({alias})")
     lines.append(f"Report  {result['report']}")
     lines.append(f"MLflow  {result['mlflow']}")
     return "\n".join(lines)
 
 
 def to_overrides(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """A nested table of settings as `key=value` overrides."""
+    """Flattens nested settings into `key=value` overrides."""
     found: list[str] = []
     for key, value in tree.items():
         is_section = isinstance(value, dict)
@@ -246,7 +248,7 @@ def to_overrides(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def score_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row of numbers for each mode and model of reports/evaluation.json."""
+    """One row of metrics for each Physics-IQ mode and model in reports/evaluation.json."""
     rows = []
     for mode, models in evaluation.get("physics_iq", {}).items():
         for model, figures in models.items() if isinstance(models, dict) else ():
@@ -256,14 +258,14 @@ def score_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mlflow_command(uri: str) -> str:
-    """The command, typed in the checkout, that opens the MLflow pages of the store at `uri`."""
+    """The command that opens the MLflow UI of the store at `uri`, to be run in the checkout."""
     if uri.startswith("http"):
         return f"open {uri}"
     return f"MLFLOW_DISABLE_TELEMETRY=true {shell_command('mlflow')} ui --backend-store-uri {uri}"
 
 
 def shell_command(command: str) -> str:
-    """How the user calls a command of this environment: by name where the shell finds that very one, else by path."""
+    """How to call a command of this environment: by name if that is what the PATH finds, else by path."""
     ours = Path(sys.executable).parent / command
     if shutil.which(command) == str(ours):
         return command
@@ -271,21 +273,21 @@ def shell_command(command: str) -> str:
 
 
 def _environment(outcome: Path) -> dict[str, str]:
-    # DVC runs the stage through $SHELL and finds `phantom` on the PATH: both must be ours, activated or not.
+    # DVC runs the stage through $SHELL and finds `phantom` on the PATH, also if the environment is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME_ENV: str(outcome.resolve())}
     return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
 
 
-def _follow(process: subprocess.Popen[bytes], log: Path, on_line: Line) -> int:
-    """Hands on each line of the log as it is written, until the process has ended. Returns its exit code."""
+def _tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback) -> int:
+    """Passes each line of the log to `on_line` until the process exits. Returns its exit code."""
     with log.open(encoding="utf-8", errors="replace") as lines:
         pending = ""
         while True:
             ended = process.poll() is not None
             pending += lines.read()
-            *whole, pending = re.split(r"[\r\n]", pending)
-            for line in filter(str.strip, whole):
+            *complete, pending = re.split(r"[\r\n]", pending)
+            for line in filter(str.strip, complete):
                 on_line(line)
             if ended:
                 if pending.strip():
@@ -295,11 +297,11 @@ def _follow(process: subprocess.Popen[bytes], log: Path, on_line: Line) -> int:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stops DVC, the stage and what the stage started: first so that it can save, at last by force."""
-    for number, patience in PATIENCE:
+    """Stops the process group of DVC and the stage, with the signals of `STOP_TIMEOUT_SECONDS`."""
+    for number, seconds in STOP_TIMEOUT_SECONDS.items():
         try:
             os.killpg(process.pid, number)
-            process.wait(patience)
+            process.wait(seconds)
             return
         except ProcessLookupError:
             return
@@ -307,24 +309,24 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _failure(stage: str, left: dict | None, root: Path) -> Exception:
-    """The exception for a `dvc repro` that failed, from what the stage left or, if it never ran, from DVC."""
-    if left and left["code"]:
-        kind = {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)
-        return kind(left["error"])
+def _failure(stage: str, outcome: dict | None, root: Path) -> Exception:
+    """The exception for a failed `dvc repro`: from the stage's outcome or, if it never ran, from DVC's error."""
+    if outcome and outcome["code"]:
+        kind = {2: UserError, 75: Interrupted}.get(outcome["code"], StageFailed)
+        return kind(outcome["error"])
     hint = f"`{shell_command('dvc')} repro -s {stage}` shows more"
-    if left:
+    if outcome:
         return StageFailed(f"{stage}: finished, but DVC could not take its outputs; {hint}")
     command = [sys.executable, "-m", "dvc", "repro", "--dry", "--single-item", stage]
-    asked = subprocess.run(command, cwd=root, env={**NO_TELEMETRY, **os.environ}, capture_output=True, text=True)
-    said = [line for line in asked.stderr.splitlines() if line.startswith("ERROR: ")]
-    if asked.returncode and said:
-        return StageFailed(f"{stage}: {said[0].removeprefix('ERROR: ')}")
+    dry_run = subprocess.run(command, cwd=root, env={**NO_TELEMETRY, **os.environ}, capture_output=True, text=True)
+    errors = [line for line in dry_run.stderr.splitlines() if line.startswith("ERROR: ")]
+    if dry_run.returncode and errors:
+        return StageFailed(f"{stage}: {errors[0].removeprefix('ERROR: ')}")
     return StageFailed(f"{stage}: its process was killed (out of memory?); run again to go on, or {hint}")
 
 
 def _source_fingerprint(params: Params, root: Path) -> str | None:
-    """Which clips the source has, in which version; None for a source that is not a folder, or is not there."""
+    """Identifies the clips of the source and their versions; None if it is not a folder or does not exist."""
     path = params.data.path or ""
     if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
         return None

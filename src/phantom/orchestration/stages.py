@@ -1,7 +1,7 @@
-"""The five stages, in one table: what each runs, reads and writes, what its result depends on, where it may run.
+"""The table of the five stages: what each runs, reads and writes, what its result depends on, where it can run.
 
-Whoever needs one of these facts takes it from here: `phantom run` and the Prefect flow (order, retries, time limits),
-dvc.yaml (written and checked by `dvc_file`), and the jobs on a cluster (a job's name, the outputs kept for adoption).
+The single source of these facts for `phantom run` and the Prefect flow (order, retries, timeouts), dvc.yaml (generated
+by `dvc_file`), and jobs on a cluster (a job's name, the outputs kept for adoption).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOUR = 3600  # s
 class Artifact:
     """A file or folder that one stage writes and later ones read; paths are relative to the checkout.
 
-    identity: files whose contents stand for the whole, where reading all of it would take too long.
+    identity: files that identify the contents of all of it, which would take too long to hash.
     """
 
     path: Path
@@ -28,21 +28,21 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `phantom <name>`, a DVC stage and a Prefect task."""
+    """One stage: the command `phantom <name>`, a DVC stage and a Prefect task."""
 
     name: str
     summary: str
-    code: tuple[str, ...]  # modules it runs; DVC's dependencies on code follow from their imports
+    code: tuple[str, ...]  # modules it runs; DVC's code dependencies follow from their imports
     reads: tuple[Artifact, ...]
     writes: tuple[Artifact, ...]
-    written_last: Path  # the file that is written last: it is there when all outputs are
-    settings: tuple[str, ...]  # of params.yaml, sections or single ones; less those with Role.NOT_IN_RESULT
+    written_last: Path  # the file written last: if it exists, all outputs are complete
+    settings: tuple[str, ...]  # of params.yaml, sections or single ones, except those with Role.NOT_IN_RESULT
     runs_as_job: bool  # whether compute.<name> may be kubernetes
-    retries: int  # by the Prefect flow: encode and train resume, the others start again
+    retries: int  # by the Prefect flow: encode and train resume, the others start over
     timeout_seconds: int
 
 
-FROZEN = Artifact(Path("models/mini"))
+FROZEN_MODELS = Artifact(Path("models/mini"))
 CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),))
 BENCHMARK = Artifact(Path("data/benchmark"))
 LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),))
@@ -69,9 +69,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="encode",
-            summary="video latents, physics latents of clips and of condition prefixes alone, and captions, in shards",
+            summary="shards of video latents, physics latents of clips and of condition prefixes, and caption embeddings",
             code=("phantom.data.encode",),
-            reads=(CLIPS, FROZEN),
+            reads=(CLIPS, FROZEN_MODELS),
             writes=(LATENTS,),
             written_last=Path("data/latents/index.json"),
             settings=(
@@ -84,9 +84,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="train",
-            summary="the physics branch and the coupling, and the same with alpha_z held at 0 for comparison",
+            summary="the physics branch and the coupling, and a control with alpha_z held at 0",
             code=("phantom.training.trainer",),
-            reads=(LATENTS, FROZEN),
+            reads=(LATENTS, FROZEN_MODELS),
             writes=(PHANTOM, CONTROL),
             written_last=Path("models/phantom/result.json"),
             settings=("models", "physics", "coupling", "train"),
@@ -96,9 +96,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="evaluate",
-            summary="base, control and Phantom from the same seeds on the benchmarks, and the page that shows them",
+            summary="benchmark scores of base, control and Phantom, sampled from the same seeds, and a report",
             code=("phantom.evaluation.stage",),
-            reads=(BENCHMARK, FROZEN, PHANTOM, CONTROL),
+            reads=(BENCHMARK, FROZEN_MODELS, PHANTOM, CONTROL),
             writes=(EVALUATION, REPORT),
             written_last=EVALUATION.path,
             settings=(
@@ -111,7 +111,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="register",
-            summary="a version in MLflow's model registry, champion if it is the best",
+            summary="a version in MLflow's model registry, the champion if it is the best",
             code=("phantom.tracking.registry", "phantom.tracking.pyfunc"),
             reads=(EVALUATION, PHANTOM),
             writes=(REGISTERED,),
@@ -131,5 +131,5 @@ def result_settings(stage: str, params: Params) -> dict[str, Any]:
 
 
 def identity_files(stage: str) -> list[Path]:
-    """The files whose contents stand for everything that `stage` reads."""
+    """The files whose contents identify everything that `stage` reads."""
     return [path for artifact in STAGES[stage].reads for path in artifact.identity]
