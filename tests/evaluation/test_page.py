@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from phantom.evaluation.charts import chart
-from phantom.evaluation.page import Bar, Cell, Page, Scene, Shown, Table, TableRow, embed_frames, render
+from phantom.evaluation.page import Bar, Cell, Page, Scene, SceneVideo, Table, TableRow, embed_frames, render
 
 FPS, SECONDS = 4, 5
 ODD = 'A ball <b>rolls</b> & "hits" {{ 7 * 7 }} </script>'
@@ -20,14 +20,14 @@ def video(value, frames=FPS * SECONDS):
 
 def page(scenes=2):
     shown = [
-        Shown("Condition", "condition", embed_frames(video(0, 1), FPS), True, "single"),
-        Shown("Condition", "condition", embed_frames(video(0, 9), FPS), False, "multi"),
-        Shown("Truth", "truth", embed_frames(video(0), FPS), False),
+        SceneVideo("Condition", "condition", embed_frames(video(0, 1), FPS), True, "single"),
+        SceneVideo("Condition", "condition", embed_frames(video(0, 9), FPS), False, "multi"),
+        SceneVideo("Truth", "truth", embed_frames(video(0), FPS), False),
     ]
     for mode in ("single", "multi"):
         for number, name in enumerate(("Base", "Phantom")):
             source = embed_frames(video(30 * number), FPS)
-            shown.append(Shown(name, name.lower(), source, False, mode, ["IoU 0.5"]))
+            shown.append(SceneVideo(name, name.lower(), source, False, mode, ["IoU 0.5"]))
     row = TableRow("Score", "0 to 100", [Cell("40.0"), Cell("45.0", "+5.0", "good")])
     curve = chart(
         "Losses", {"video <i>": [(1, 2.0), (2, 1.0), (3, 0.5)]}, log=True, level=("threshold", 1.0), marks=[2]

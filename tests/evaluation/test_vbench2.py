@@ -80,7 +80,7 @@ def test_longer_prompts_are_asked_for_under_the_names_of_the_short_ones(tmp_path
     plan = read_plan(info, prompts=tmp_path)
     assert [item.file for item in plan] == [item.file for item in read_plan(info)]
     asked = 3 * ["A long one, of a ball."] + 3 * ["Another, of a stone."] + 20 * ["Many things at once."]
-    assert [item.asked for item in plan] == asked
+    assert [item.model_prompt for item in plan] == asked
     for text, message in (
         ("One alone.", "1 prompts, expected a line for each of 2"),
         ("A\n\nB", "2 prompts, expected"),

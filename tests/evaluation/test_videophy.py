@@ -304,4 +304,4 @@ def test_a_caption_is_given_to_the_judge_letter_by_letter(tmp_path):
     write_inputs(tmp_path, [Video(tmp_path / "a, b.mp4", Caption(1, odd, odd), "")])
     (row,) = csv.DictReader((tmp_path / "sa_testing.csv").open(newline="", encoding="utf-8"))
     assert f'"{odd}"?' in row["caption"] and row["videopath"].endswith("a, b.mp4")
-    assert videophy.KIND.inputs == {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}
+    assert videophy.BENCHMARK.inputs == {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}

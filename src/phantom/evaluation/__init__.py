@@ -1,1 +1,1 @@
-"""Benchmarks of physical plausibility, for the videos of any model: Physics-IQ natively, others by their judges."""
+"""Benchmarks of physical plausibility for the videos of any model: Physics-IQ natively, others by their judges."""

@@ -1,7 +1,7 @@
-"""The captions of a text-to-video benchmark, and the videos that a model has made of them.
+"""Captions of a text-to-video benchmark, and the generated videos that belong to them.
 
-A video of caption n (its row in the csv, from 1) is called `0001.mp4`, or `0001-7.mp4` where 7 is its seed. A csv with
-a column `videopath` names the files itself.
+The video of caption n (row of the csv, from 1) is named `0001.mp4`, or `0001-7.mp4` with seed 7, unless the csv has a
+column `videopath` with file names.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from phantom.errors import UserError, listed
 
 NAME = re.compile(r"(?P<number>\d{4,})(?:-(?P<seed>\d+))?\.mp4")
-FILE, RULES = ("videopath", "file"), ("rules", "metadata_rules")  # columns, by preference
+FILE, RULES = ("videopath", "file"), ("rules", "metadata_rules")  # column names, in order of preference
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One row: what a video is judged by, what a model is asked for, and which parts of the benchmark it belongs to."""
+    """A row: the text a video is judged by, the prompt for the model, and the parts of the benchmark it belongs to."""
 
     number: int
     text: str
@@ -32,13 +32,13 @@ class Caption:
     file: str | None = None
 
     def name(self, seed: int) -> str:
-        """The file of its video from `seed`."""
+        """File name of its video with `seed`."""
         return f"{self.number:04d}-{seed}.mp4"
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video and its caption; the seed is empty where its name has none."""
+    """A video and its caption. `seed` is empty if the file name has none."""
 
     path: Path
     caption: Caption
@@ -46,11 +46,11 @@ class Video:
 
 
 def read_captions(source: str | Path) -> list[Caption]:
-    """The captions in a csv file, or in the csv of a data set on the hub. Raises UserError.
+    """The captions of a csv file, or of the csv in a data set on the hub. Raises UserError.
 
-    Columns: `caption`; if there are, `prompt` (what a model is asked for instead), `videopath` or `file`,
-    `states_of_matter`, `category`, `complexity`, `is_hard`, and `rules` (a list or table as text). Of a csv that lists
-    the videos of several models (`video_url`) each caption is taken once.
+    Columns: `caption`; optionally `prompt` (given to the model instead), `videopath` or `file`, `states_of_matter`,
+    `category`, `complexity`, `is_hard`, and `rules` (a Python list or dict as text). In a csv that lists the videos of
+    several models (`video_url`), repeated captions are skipped.
     """
     path = Path(source)
     if not path.is_file():
@@ -74,9 +74,9 @@ def read_captions(source: str | Path) -> list[Caption]:
 
 
 def find_videos(folder: Path, captions: Sequence[Caption], subset: bool) -> list[Video]:
-    """The mp4 files of `folder` with their captions, by caption and seed.
+    """The mp4 files of `folder` with their captions, sorted by caption and file name.
 
-    Raises UserError, one line, for what is missing or of no caption, unless a `subset` is asked for.
+    Raises UserError, one line, for missing videos and videos without a caption, unless `subset` is set.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected the generated mp4 files")
@@ -104,7 +104,7 @@ def find_videos(folder: Path, captions: Sequence[Caption], subset: bool) -> list
 
 
 def matcher(captions: Sequence[Caption]) -> Callable[[str], tuple[Caption, str] | None]:
-    """Finds the caption and seed of a file by its name; None for a file of no caption."""
+    """A function from file name to caption and seed; None for a file that has no caption."""
     by_name = {Path(caption.file).name: caption for caption in captions if caption.file}
     by_number = {caption.number: caption for caption in captions}
 
@@ -130,7 +130,7 @@ def _caption(number: int, text: str, line: Mapping[str, str | None], where: str)
 
 
 def _rules(text: str, where: str) -> tuple[str, ...]:
-    """The rules of a video as the data sets write them: a Python list, or a table that has them as keys or values."""
+    """The rules of a video as written in the data sets: a Python list, or a dict with the rules as keys or values."""
     try:
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError):

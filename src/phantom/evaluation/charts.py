@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, colours and text from the page's style sheet."""
+"""Line charts as inline SVG, without scripts; colours and fonts come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """What the page shows of one chart: its title, the drawing, the names of its lines, and a sentence."""
+    """A chart of the page: title, drawing, names of the lines, and a note."""
 
     title: str
     svg: str
@@ -31,10 +31,10 @@ def chart(
     marks: Sequence[float] = (),
     level: tuple[str, float] | None = None,
 ) -> Chart | None:
-    """`lines` over training steps; None if none of them has two points.
+    """`lines` over training steps; None if no line has two points.
 
-    log: a logarithmic axis, on which values that are not positive are left out. marks: steps to mark with a tick.
-    level: a named value to draw across.
+    log: logarithmic axis; values that are not positive are dropped. marks: steps marked with a tick. level: name and
+    value of a horizontal line.
     """
     drawn = {name: [(x, y) for x, y in points if y > 0 or not log] for name, points in lines.items()}
     drawn = {name: points for name, points in drawn.items() if len(points) > 1}
@@ -73,7 +73,7 @@ def chart(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Values `low` to `high` on coordinates `start` to `end`."""
+    """Maps values from `low` to `high` to coordinates from `start` to `end`."""
 
     low: float
     high: float
@@ -88,7 +88,7 @@ class _Axis:
         return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Three to six round values within the axis; on a logarithmic one powers of ten, finer where few fit."""
+        """Three to six round values within the axis; on a logarithmic axis powers of ten, or finer if few fit."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):

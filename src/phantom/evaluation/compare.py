@@ -1,4 +1,4 @@
-"""`phantom report`: score files of several models -> one page, with gains over a base and the paper's numbers."""
+"""`phantom report`: compares score files of several models on one page, with gains over a base and published scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from phantom.errors import UserError
 from phantom.evaluation import vbench2, videophy, videophy2
 from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
-from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, bar_of, compared
-from phantom.evaluation.side_by_side import walls
+from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, delta_cell, gain_bar
+from phantom.evaluation.side_by_side import video_walls
 
 TITLES = {"physics-iq": "Physics-IQ", "videophy": "VideoPhy", "videophy2": "VideoPhy-2", "vbench2": "VBench-2.0"}
-# As the paper states them (arXiv 2604.08503, tables of the main text), in our fields' names and units.
+# Scores from the paper (arXiv 2604.08503, tables of the main text), under the names and in the units of our fields.
 PAPER = {
     ("physics-iq", "original"): {
         "Wan2.2-TI2V-5B, one frame": {
@@ -62,7 +62,7 @@ PAPER = {
         },
     },
 }
-# What the paper leaves open about them.
+# What the paper leaves open about its scores.
 UNCERTAIN = {
     "videophy": "The paper does not say how it sums up; its numbers are no shares of 344 videos, so most likely means.",
     "videophy2": (
@@ -74,16 +74,16 @@ PUBLISHED_VIDEOS = {
     "physics-iq": (198, "recordings"),
     "videophy": (344, "captions"),
     "videophy2": (591, "captions"),
-    "vbench2": (0, ""),  # a judge may say one thing of several videos
+    "vbench2": (0, ""),  # not comparable: a judge may give one result for several videos
 }
-COUNTS = ("fps", "scenarios", "videos", "prompts", "expected_videos")  # numbers that are no figures of a model
+COUNTS = ("fps", "scenarios", "videos", "prompts", "expected_videos")  # numbers that are not scores
 
 Scores = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where the page and its numbers are, and each model's gain over the base by benchmark."""
+    """Paths of the page and of its numbers, and the gain of each model over the base by benchmark."""
 
     report: str
     comparison: str
@@ -94,9 +94,9 @@ class Comparison:
 def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = ()) -> Comparison:
     """Writes `index.html` and `comparison.json` into `out`.
 
-    files: JSON of `phantom score`; a model is named by its file, or as NAME=FILE. Files of one name and several
-        benchmarks are one model. base: the model that the others are compared with; the first by default.
-    videos: NAME=FOLDER of those models whose videos shall be shown; of several benchmarks a folder each.
+    files: JSON of `phantom score`. A model is named after its file, or by NAME=FILE; files of several benchmarks with
+        the same name are one model. base: the model that the others are compared with, by default the first.
+    videos: NAME=FOLDER of the videos of a model to show, one folder per benchmark.
     Raises UserError.
     """
     found: dict[tuple[str, str], dict[str, Scores]] = {}
@@ -120,7 +120,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
     }
     kinds = dict(zip(models, _kinds(models, first), strict=True))
     tables = {_title(key): table for key, table in found.items()}
-    shown, titles = walls(tables, _folders(videos, models), kinds, first)
+    shown, titles = video_walls(tables, _folders(videos, models), kinds, first)
     page = Page(
         title="Models compared",
         lede=f"{len(models)} models; differences are to {first}.",
@@ -150,13 +150,13 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
 
 
 def against_base(benchmark: str, models: Mapping[str, Scores]) -> Table:
-    """The table of one benchmark, of base, control and Phantom."""
+    """The table of one benchmark with base, control and Phantom."""
     named = {NAMES[name]: scores for name, scores in models.items()}
     return _figures((benchmark, ""), named, NAMES["base"])
 
 
 def figures(benchmark: str, models: Mapping[str, Scores]) -> dict[str, Any]:
-    """What evaluation.json says of one benchmark: numbers, gains over the base, and in lists what tables leave out."""
+    """The entries of evaluation.json for one benchmark: scores, gains over the base, and details as lists."""
     base = models["base"]
     return {
         name: {key: value for key, value in found.items() if key not in ("per_prompt", "categories", "conventions")}
@@ -168,7 +168,7 @@ def figures(benchmark: str, models: Mapping[str, Scores]) -> dict[str, Any]:
 
 
 def read_scores(given: str) -> tuple[str, Scores]:
-    """The name and content of FILE or NAME=FILE. Raises UserError."""
+    """The model name and scores of FILE or NAME=FILE. Raises UserError."""
     name, separator, rest = given.partition("=")
     path = Path(rest if separator and not Path(given).is_file() else given)
     name = name if separator and not Path(given).is_file() else path.stem
@@ -184,7 +184,7 @@ def read_scores(given: str) -> tuple[str, Scores]:
 
 
 def _gain(key: tuple[str, str], base: Scores, other: Scores) -> dict[str, Any] | None:
-    """With its interval; None where the files hold nothing of the parts that both have in common."""
+    """The gain with its interval; None if the files have no scenarios or prompts to compare."""
     if all("per_scenario" in scores for scores in (base, other)):
         return gain(base["per_scenario"], other["per_scenario"], key[1])
     if not all("per_prompt" in scores for scores in (base, other)):
@@ -192,7 +192,7 @@ def _gain(key: tuple[str, str], base: Scores, other: Scores) -> dict[str, Any] |
     weights = {"": 1.0}
     if key[0] == "vbench2":
         if base["dimensions"].keys() != other["dimensions"].keys():
-            return None  # their totals are not of the same
+            return None  # totals over different dimensions are not comparable
         weights = vbench2.weights(base["dimensions"])
     return prompt_gain(base["per_prompt"], other["per_prompt"], weights)
 
@@ -203,7 +203,7 @@ def _title(key: tuple[str, str]) -> str:
 
 
 def _kinds(names: Sequence[str], base: str) -> list[str]:
-    """The colours: grey for the base, violet for the last of the others, amber for those between."""
+    """Colour classes: grey for the base, violet for the last of the other models, amber for the rest."""
     others = [name for name in names if name != base]
     return ["base" if name == base else "phantom" if name == others[-1] else "control" for name in names]
 
@@ -212,13 +212,13 @@ def _bars(table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, 
     kinds = _kinds(list(table), base)
     reference = table[base]["score"] if base in table else None
     return [
-        bar_of(name, kind, scores["score"], None if name == base else reference, gains.get(name))
+        gain_bar(name, kind, scores["score"], None if name == base else reference, gains.get(name))
         for kind, (name, scores) in zip(kinds, table.items(), strict=True)
     ]
 
 
 def _plots(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> list[tuple[str, list[Bar]]]:
-    """The scores of each category as bars, of several models."""
+    """Bars of the scores by category, for several models."""
     plots = []
     for part in table.get(base, {}).get("categories", {}) if len(table) > 1 else ():
         found = {name: scores.get("categories", {}).get(part) for name, scores in table.items()}
@@ -229,7 +229,7 @@ def _plots(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> list
 
 
 def _folders(videos: Sequence[str], models: Sequence[str]) -> dict[str, list[Path]]:
-    """The folders that are given as NAME=FOLDER. Raises UserError."""
+    """Parses NAME=FOLDER arguments into folders by model. Raises UserError."""
     folders: dict[str, list[Path]] = {}
     for given in videos:
         name, _, folder = given.partition("=")
@@ -246,10 +246,10 @@ def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Ta
     rows = []
     for figure in figures:
         cells = [
-            compared(figure, _value(scores, figure), None if name == base else _value(reference, figure))
+            delta_cell(figure, _value(scores, figure), None if name == base else _value(reference, figure))
             for name, scores in table.items()
         ]
-        cells += [compared(figure, published.get(figure.key), None) for published in paper.values()]
+        cells += [delta_cell(figure, published.get(figure.key), None) for published in paper.values()]
         rows.append(TableRow(figure.name, figure.note, cells))
     groups = [("", rows)]
     if categories := [part for part in reference.get("categories", {}) if part]:
@@ -265,12 +265,12 @@ def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) ->
     def of(scores: Scores) -> float | None:
         return scores.get("categories", {}).get(part, {}).get("score")
 
-    cells = [compared(PHYSICS_IQ[0], of(s), None if n == base else of(table[base])) for n, s in table.items()]
+    cells = [delta_cell(PHYSICS_IQ[0], of(s), None if n == base else of(table[base])) for n, s in table.items()]
     return TableRow(part.replace("_", " "), "", [*cells, *[Cell("–")] * papers])
 
 
 def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Table | None:
-    """Where a gain comes from: the Verified score of each scenario, widest differences to the base first."""
+    """The Verified score by scenario, sorted by the size of the difference to the base: where a gain comes from."""
     rows = {name: {r["scenario"]: r["verified"] for r in s.get("per_scenario", [])} for name, s in table.items()}
     if key[0] != "physics-iq" or base not in rows or len(rows) < 2:
         return None
@@ -283,7 +283,7 @@ def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> 
         TableRow(
             scenario.removeprefix("trimmed-").replace("-", " "),
             "",
-            [compared(figure, rows[n].get(scenario), None if n == base else rows[base][scenario]) for n in rows],
+            [delta_cell(figure, rows[n].get(scenario), None if n == base else rows[base][scenario]) for n in rows],
         )
         for scenario in sorted(rows[base], key=lambda s: (-widest(s), s))
     ]
@@ -292,7 +292,7 @@ def _scenarios(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> 
 
 
 def _conditions(benchmark: str, table: Mapping[str, Scores], paper: Mapping[str, Any]) -> str:
-    """What differs between the files, or from the paper, and should not."""
+    """A note on conditions that should be equal but differ between the files, or from the paper."""
     warnings = []
     for field, what in (
         ("fps", "frame rates"),
@@ -323,7 +323,7 @@ def _value(scores: Scores, figure: Figure) -> float | None:
 
 
 def _figures_of(benchmark: str, table: Mapping[str, Scores]) -> list[Figure]:
-    """The rows of a benchmark's table: every convention in use, or every number at the top of the score files."""
+    """The figures of a benchmark's table: all known conventions, or all top-level numbers of the score files."""
     if benchmark == "physics-iq":
         return list(PHYSICS_IQ)
     if benchmark == "vbench2":
@@ -341,6 +341,6 @@ def _figures_of(benchmark: str, table: Mapping[str, Scores]) -> list[Figure]:
 
 
 def _name_and_note(text: str) -> tuple[str, str]:
-    """`semantic adherence, mean of 1 to 5` -> its two halves."""
+    """Splits `semantic adherence, mean of 1 to 5` at the comma."""
     name, _, note = text.partition(", ")
     return name.capitalize(), note

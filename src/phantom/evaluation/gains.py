@@ -1,4 +1,4 @@
-"""How sure a gain is: paired bootstrap over scenarios or prompts, on the figures of each that scoring leaves."""
+"""Confidence intervals of gains: paired bootstrap over scenarios or prompts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Rows = Sequence[Mapping[str, Any]]  # `per_scenario` of a score
 
 
 def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any] | None:
-    """The gain of `other` over `base` in Physics-IQ points, over the scenarios that both have, with its interval.
+    """The gain of `other` over `base` in Physics-IQ points over their common scenarios, with a 95% interval.
 
-    low, high: between them lie 95% of the gains when the scenarios are drawn again, with replacement, the same for both
-    models. positive: the share of these gains above 0. None with fewer than two scenarios in common.
+    low, high: percentile interval over bootstrap resamples of the scenarios, the same resamples for both models.
+    positive: share of resampled gains above 0. None with fewer than two scenarios in common.
     """
     ours, theirs = ({row["scenario"]: row for row in rows} for rows in (base, other))
     shared = [name for name in ours if name in theirs]
@@ -35,12 +35,11 @@ def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any
 
 
 def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int = 0) -> dict[str, Any] | None:
-    """The gain of `other` over `base`, of scores that are means over prompts, with its interval as in `gain`.
+    """The gain of `other` over `base` for scores that are means over prompts, with an interval as in `gain`.
 
-    base, other: `per_prompt` of a score. Where both have videos of a prompt from the same seeds, these alone are
-    compared, one by one. weights: of each stratum (the first of a row's `groups`) in the score, or of all prompts
-    under "". paired: the share of prompts that have common seeds. None with fewer than two prompts in common in any
-    stratum.
+    base, other: `per_prompt` of a score. If both have videos of a prompt with the same seeds, only these are compared,
+    seed by seed. weights: weight of each stratum (first of a row's `groups`) in the score; the key "" stands for all
+    prompts. paired: share of prompts with common seeds. None if a stratum has fewer than two prompts in common.
     """
 
     def by_prompt(rows: Rows) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -63,19 +62,19 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, bool]:
-    """How much more `theirs` has of a prompt, and whether that is of the same seeds."""
+    """The difference `theirs` - `ours` on one prompt, and whether it is over common seeds."""
     if common := ours["seeds"].keys() & theirs["seeds"].keys():
         return sum(theirs["seeds"][s] - ours["seeds"][s] for s in sorted(common)) / len(common), True
     return theirs["value"] - ours["value"], False
 
 
 def _draw(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices (1 + RESAMPLES, count): the first row is the table as it is, the others are drawn with replacement."""
+    """Indices (1 + RESAMPLES, count): the first row is the original sample, the others are drawn with replacement."""
     return np.concatenate([np.arange(count)[None], rng.integers(count, size=(RESAMPLES, count))])
 
 
 def _interval(difference: np.ndarray) -> dict[str, float]:
-    """Of gains (1 + RESAMPLES,), the first of which is that of the table as it is."""
+    """Gain and interval from gains (1 + RESAMPLES,), the first of which is that of the original sample."""
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(difference[1:], [tail, 100 - tail])
     return {
@@ -87,7 +86,7 @@ def _interval(difference: np.ndarray) -> dict[str, float]:
 
 
 def _scores(rows: Rows, picks: np.ndarray, protocol: str) -> np.ndarray:
-    """The score of each row of `picks` (R, n), indices of `rows`: float64 (R,)."""
+    """The scores, float64 (R,), of the resamples `picks` (R, n) of indices into `rows`."""
     if protocol == "verified":
         return np.array([row["verified"] for row in rows])[picks].mean(1)
 

@@ -1,7 +1,7 @@
-"""A judge of others: a command from the settings, run in its own environment, whose files are read here.
+"""External judges: a command from the settings, run in its own environment, whose output files are read here.
 
-What it has judged stays in a folder named by the contents of the videos, and is not judged again. Where there is no
-judge everything else is done, and the error says which files to take to one.
+Ratings are cached in a folder named by the contents of the videos. Without a judge, everything up to the judge is done,
+and the error names the input files to run a judge on elsewhere.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from phantom.progress import say
 WORK = Path("checkpoints/judged")
 
 
-def place(work: Path, name: str, videos: Sequence[Path], *made_of: Any) -> Path:
-    """A folder of `work` for what is judged of `videos`: another one where a video, or `made_of`, is another."""
+def work_folder(work: Path, name: str, videos: Sequence[Path], *inputs: Any) -> Path:
+    """The cache folder in `work` for the ratings of `videos`, named by their contents and by `inputs`."""
     digests = []
     for path in videos:
         with path.open("rb") as file:
             digests.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    text = json.dumps([digests, *made_of], default=str)
+    text = json.dumps([digests, *inputs], default=str)
     return work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def run(judge: Judge, setting: str, out: Path, check: Callable[[Path], object], **places: Any) -> Path:
-    """`out`, a file or folder that the judge's command makes, unless it is there.
+def run(judge: Judge, setting: str, out: Path, check: Callable[[Path], object], **placeholders: Any) -> Path:
+    """Runs the judge's command to create `out`, a file or folder, unless it exists. Returns `out`.
 
-    setting: the judge's section in the settings. check: raises UserError if what the judge has made is not whole.
-    places: what the command's {input}, {task} and others stand for. Raises UserError, and StageFailed if it fails.
+    setting: the judge's section in the settings. check: raises UserError if the output is incomplete. placeholders:
+    values of {input}, {task} and others in the command. Raises UserError, and StageFailed if the command fails.
     """
     if out.exists():
         return out
     if judge.command is None:
         raise UserError(f"{setting}.command: null, so that nothing judges here")
     part = out.with_name(f"part-{out.name}")
-    _remove(part)  # some judges append to what is there
-    told = {"output": part.resolve(), "weights": _weights(judge.weights)}
-    told |= {key: value.resolve() if isinstance(value, Path) else value for key, value in places.items()}
+    _remove(part)  # some judges append to an existing file
+    values = {"output": part.resolve(), "weights": _weights(judge.weights)}
+    values |= {key: value.resolve() if isinstance(value, Path) else value for key, value in placeholders.items()}
     log = out.with_name(f"{out.stem}.log")
     try:
-        # Split before anything is filled in: a path with a space in it stays one argument.
-        command = [word.format(**told) for word in shlex.split(judge.command)]
+        # Split before the placeholders are filled in, so that a path with spaces stays one argument.
+        command = [word.format(**values) for word in shlex.split(judge.command)]
     except KeyError as error:
         raise UserError(f"{setting}.command: {{{error.args[0]}}} is nothing that this benchmark has") from None
     except ValueError as error:
@@ -70,14 +70,14 @@ def run(judge: Judge, setting: str, out: Path, check: Callable[[Path], object], 
 
 
 def warn_if_constant(name: str, scores: Mapping[str, float]) -> None:
-    """A judge that gives all videos the same has probably not seen them."""
+    """Warns if all videos have the same score: the judge has probably not seen them."""
     if len(scores) > 9 and len(set(scores.values())) == 1:
         value = next(iter(scores.values()))
         say(f"{name}: every score is {value:g}; try the judge on its shipped examples before trusting it")
 
 
 def _weights(weights: str | None) -> str:
-    """A folder by its whole path, an id as it is."""
+    """An existing folder as an absolute path, a hub id unchanged."""
     return str(Path(weights).resolve()) if weights and Path(weights).exists() else weights or ""
 
 

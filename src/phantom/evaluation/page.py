@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables of models, videos side by side, charts. Nothing in it asks the network."""
+"""A self-contained HTML page: tables of models, videos side by side, charts. It makes no network requests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from phantom.data.physics_iq import video
 from phantom.data.video import write_mp4
 from phantom.evaluation.charts import Chart
 
-EMBEDDED_WIDTH = 480  # pixels; wider videos are embedded in smaller copies
+EMBEDDED_WIDTH = 480  # pixels; wider videos are downscaled before embedding
 PIXELATED_WIDTH = 200  # narrower videos are enlarged without smoothing
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as shown, and beside it how it differs from the base: `tone` good, bad or nothing."""
+    """A formatted number, and its difference to the base. `tone`: good, bad or empty."""
 
     text: str
     delta: str = ""
@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A figure: its name, what it means, and a cell for each column."""
+    """A figure: name, description, and a cell per column."""
 
     name: str
     note: str
@@ -41,7 +41,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures as rows under models as columns, in titled groups. `kinds` colours the columns."""
+    """Figures as rows, in titled groups, and models as columns. `kinds`: colour class per column."""
 
     title: str
     columns: Sequence[str]
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bar:
-    """A score from 0 to 100 as a bar: `low` and `high` bound it, if given, relative to the same zero."""
+    """A score from 0 to 100 as a bar, with its formatted value and its difference to the base."""
 
     name: str
     kind: str
@@ -63,8 +63,8 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A video, or a still, in a scene. `mode` is empty if it belongs to every mode."""
+class SceneVideo:
+    """A video or still image in a scene. `mode` is empty if it belongs to all modes."""
 
     name: str
     kind: str
@@ -76,20 +76,20 @@ class Shown:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scenario: what is asked for, and what became of it."""
+    """A scenario: its prompt and the videos of it."""
 
     title: str
     tag: str
     caption: str
-    shown: Sequence[Shown]
-    gain: float | None = None  # over the base, by which scenes can be ordered
-    shape: tuple[int, int] | None = None  # width and height of its videos, if others than the page's
-    benchmark: int = 0  # a number for each; gains of several have no common scale, and are ordered apart
+    shown: Sequence[SceneVideo]
+    gain: float | None = None  # over the base; scenes can be sorted by it
+    shape: tuple[int, int] | None = None  # width and height of its videos, if different from the page's
+    benchmark: int = 0  # index; gains of different benchmarks have no common scale, and are sorted separately
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the template shows."""
+    """The data of the template."""
 
     title: str
     lede: str
@@ -106,7 +106,7 @@ class Page:
 
     @property
     def pixelated(self) -> bool:
-        """Whether the videos are so small that smoothing would blur them."""
+        """Whether the videos are so small that they are enlarged without smoothing."""
         return self.shape[0] < PIXELATED_WIDTH
 
 
@@ -123,12 +123,12 @@ def render(page: Page) -> str:
 
 
 def embed_file(path: Path) -> str:
-    """A video as a data URI, its own bytes."""
+    """A video file as a data URI, unchanged."""
     return _uri("video/mp4", path.read_bytes())
 
 
 def embed_shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> str:
-    """The start of a video as a data URI, at `size` = (width, height), or smaller if that is too wide to embed."""
+    """The first `seconds` of a video as a data URI, resized to (width, height), at most `EMBEDDED_WIDTH` wide."""
     width, height = size
     if width > EMBEDDED_WIDTH:
         width, height = EMBEDDED_WIDTH, round(height * EMBEDDED_WIDTH / width / 2) * 2
@@ -138,7 +138,7 @@ def embed_shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) ->
 
 
 def embed_frames(frames: np.ndarray, fps: int) -> str:
-    """uint8 RGB (F, H, W, 3) as a data URI: an mp4, or a png if it is one frame."""
+    """uint8 RGB (F, H, W, 3) as a data URI: an mp4, or a png for a single frame."""
     if len(frames) == 1:
         return _uri("image/png", cv2.imencode(".png", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR))[1].tobytes())
     with tempfile.TemporaryDirectory(prefix="phantom-page-") as folder:

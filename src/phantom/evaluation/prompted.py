@@ -96,7 +96,7 @@ def vbench2_requests(params: Params, info: str | None = None, dimensions: Sequen
         raise UserError("evaluate.vbench2.info: null; accepted: VBench2_full_info.json of the official repository")
     files: dict[tuple[str, int], list[str]] = {}
     for wanted in vbench2.read_plan(source, dimensions, settings.prompts):
-        files.setdefault((wanted.asked, wanted.index), []).append(wanted.file)
+        files.setdefault((wanted.model_prompt, wanted.index), []).append(wanted.file)
     return [
         VideoRequest(first, prompt, (params.evaluate.seed + index, _number(prompt)), copies=tuple(others))
         for (prompt, index), (first, *others) in files.items()

@@ -1,4 +1,4 @@
-"""What VideoPhy and VideoPhy-2 have in common: a judge rates each video by task, and the ratings are summed up."""
+"""Shared by VideoPhy and VideoPhy-2: a judge rates each video on several tasks, and the ratings are aggregated."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from phantom.evaluation import judge
 from phantom.evaluation.captions import Video, find_videos, matcher, read_captions
 from phantom.progress import say
 
-Rows = dict[str, list[float]]  # ratings by file name: one, or one for each rule
+Rows = dict[str, list[float]]  # scores by file name: a single one, or one per rule
 TASKS = ("sa", "pc")  # semantic adherence, physical commonsense
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One of the two benchmarks: the files of its judge, and how they are written and read."""
+class JudgedBenchmark:
+    """One of the two benchmarks: its judge's files, and functions that write and read them."""
 
     name: str
-    inputs: Mapping[str, str]  # file by task
-    write: Callable[[Path, Sequence[Video]], None]  # all inputs into a folder
-    read: Callable[[Path, str], Rows]
+    inputs: Mapping[str, str]  # file name by task
+    write: Callable[[Path, Sequence[Video]], None]  # writes all inputs into a folder
+    read: Callable[[Path, str], Rows]  # reads the output for a task
 
     @property
     def setting(self) -> str:
@@ -33,8 +33,8 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the judge says of one video. The seed is empty where it is not known."""
+class RatedVideo:
+    """The judge's scores of one video. The seed is empty if unknown."""
 
     file: str
     prompt: str
@@ -45,66 +45,66 @@ class Answer:
 
 
 def collect(
-    kind: Kind,
+    benchmark: JudgedBenchmark,
     settings: VideoPhy | None,
     generated: Path | None,
     captions: str | Path | None,
     given: Mapping[str, Path],
     subset: bool,
     work: Path,
-) -> list[Answer]:
-    """The judge's answers about the videos of `generated`, or those in the files that are `given` by task.
+) -> list[RatedVideo]:
+    """The ratings of the videos in `generated`: by the judge, or read from the files in `given` (by task).
 
-    settings: needed unless both tasks are given.
-    Raises UserError, one line: for missing videos, captions, ratings, and for a missing judge, saying how to go on.
+    settings: required unless both tasks are given.
+    Raises UserError, one line, for missing videos, captions and ratings, and if no judge is set, with how to proceed.
     """
     if generated is None:
         if absent := [f"--{task}" for task in TASKS if task not in given]:
             raise UserError(f"--generated: missing; or bring the files of a judge: {' and '.join(absent)} missing")
-        return _answers_of_files(kind, captions, given, subset)
+        return _ratings_from_files(benchmark, captions, given, subset)
     if captions is None:
         raise UserError(
-            f"--captions: missing, and {kind.setting}.captions is null; accepted: a csv, or an id of the hub"
+            f"--captions: missing, and {benchmark.setting}.captions is null; accepted: a csv, or an id of the hub"
         )
     videos = find_videos(generated, read_captions(captions), subset)
-    ratings = {task: kind.read(path, task) for task, path in given.items()}
+    ratings = {task: benchmark.read(path, task) for task, path in given.items()}
     if settings and (left := [task for task in TASKS if task not in given]):
-        ratings |= _judged(kind, settings, videos, left, work)
+        ratings |= _judged(benchmark, settings, videos, left, work)
     for task in TASKS:
-        complete = _incomplete(given.get(task, Path(task)), videos, ratings[task], "" if subset else None)
+        complete = _rated_files(given.get(task, Path(task)), videos, ratings[task], "" if subset else None)
         videos = [video for video in videos if video.path.name in complete]
-    return [_answer(v.path.name, v.caption.text, v.seed, v.caption.groups, ratings) for v in videos]
+    return [_rating(v.path.name, v.caption.text, v.seed, v.caption.groups, ratings) for v in videos]
 
 
 def summary(
     benchmark: str,
-    answers: Sequence[Answer],
-    figures: Callable[[Sequence[Answer]], dict[str, float]],
-    value: Callable[[Answer], float],
+    rated: Sequence[RatedVideo],
+    figures: Callable[[Sequence[RatedVideo]], dict[str, float]],
+    value: Callable[[RatedVideo], float],
     score: str,
     conventions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """All that is known of the answers, JSON-able. `score` names the figure on top, the mean of `value` over videos.
+    """Summary of the ratings, JSON-able. `score` is the name of the main figure, the mean of `value` over videos.
 
-    conventions: what each figure is. categories: the figures of each part. per_prompt: `value` by prompt, and by seed
-    where it is known.
+    conventions: description of each figure. categories: the figures of each category. per_prompt: `value` by prompt,
+    and by seed if known.
     """
-    found = figures(answers)
-    groups = sorted({group for answer in answers for group in answer.groups})
-    prompts: dict[str, list[Answer]] = {}
-    for answer in answers:
-        prompts.setdefault(answer.prompt, []).append(answer)
+    found = figures(rated)
+    groups = sorted({group for video in rated for group in video.groups})
+    prompts: dict[str, list[RatedVideo]] = {}
+    for video in rated:
+        prompts.setdefault(video.prompt, []).append(video)
     rows = [
         {
             "prompt": prompt,
             "file": of[0].file,
             "groups": list(of[0].groups),
             "value": sum(map(value, of)) / len(of),
-            "seeds": {answer.seed: value(answer) for answer in of if answer.seed},
+            "seeds": {video.seed: value(video) for video in of if video.seed},
         }
         for prompt, of in prompts.items()
     ]
-    parts = {group: figures([answer for answer in answers if group in answer.groups]) for group in groups}
+    parts = {group: figures([video for video in rated if group in video.groups]) for group in groups}
     return {
         "score": found[score],
         "benchmark": benchmark,
@@ -112,14 +112,14 @@ def summary(
         **found,
         "conventions": {key: text for key, text in conventions.items() if key in found},
         "prompts": len(prompts),
-        "videos": len(answers),
+        "videos": len(rated),
         "categories": {group: {"score": part[score], **part} for group, part in parts.items()},
         "per_prompt": rows,
     }
 
 
 def as_text(result: Mapping[str, Any], title: str) -> str:
-    """A line for each figure, under every convention."""
+    """A human-readable summary: a line per figure."""
     lines = [f"{title}: {result['score']:.2f} ({result['conventions'][result['score_is']]})"]
     lines += [f"{result['videos']} videos of {result['prompts']} prompts"]
     lines += [f"{result[key]:8.2f}  {text}" for key, text in result["conventions"].items()]
@@ -128,56 +128,56 @@ def as_text(result: Mapping[str, Any], title: str) -> str:
 
 
 def percent(flags: Iterable[bool]) -> float:
-    """The share of those that hold, of 100."""
+    """The percentage of `flags` that are true."""
     found = list(flags)
     return 100 * sum(found) / len(found)
 
 
-def once(path: Path, rows: Rows) -> Rows:
-    """Only the last rating of each file: judges append to what an earlier run has left."""
+def last_ratings(path: Path, rows: Rows) -> Rows:
+    """Keeps the last score of each file: judges append to the output of an earlier run."""
     if again := [name for name, values in rows.items() if len(values) > 1]:
         say(f"{path}: {len(again)} videos are rated more than once ({listed(again, 3)}); the last one counts")
     return {name: values[-1:] for name, values in rows.items()}
 
 
 def _judged(
-    kind: Kind, settings: VideoPhy, videos: Sequence[Video], tasks: Sequence[str], work: Path
+    benchmark: JudgedBenchmark, settings: VideoPhy, videos: Sequence[Video], tasks: Sequence[str], work: Path
 ) -> dict[str, Rows]:
-    """Has the judge rate the videos, and their rules if there are any."""
+    """Runs the judge on the videos, and on their rules if there are any."""
     paths, texts = [v.path for v in videos], [(v.caption.text, v.caption.rules) for v in videos]
-    folder = judge.place(work, kind.name, paths, texts, settings.judge.weights)
-    kind.write(folder, videos)
-    if "rule" in kind.inputs and any(video.caption.rules for video in videos):
+    folder = judge.work_folder(work, benchmark.name, paths, texts, settings.judge.weights)
+    benchmark.write(folder, videos)
+    if "rule" in benchmark.inputs and any(video.caption.rules for video in videos):
         tasks = [*tasks, "rule"]
     if settings.judge.command is None and not all((folder / f"{task}.csv").is_file() for task in tasks):
-        inputs = " and ".join(str(folder / kind.inputs[task]) for task in tasks)
+        inputs = " and ".join(str(folder / benchmark.inputs[task]) for task in tasks)
         back = " ".join(f"--{task} FILE" for task in tasks)
         own = " and ".join(f"{task}.csv" for task in tasks)
         raise UserError(
-            f"{kind.setting}.judge.command: null, so that nothing judges here; run the judge elsewhere on {inputs}, "
-            f"and bring what it writes back with {back}, or as {own} beside its input"
+            f"{benchmark.setting}.judge.command: null, so that nothing judges here; run the judge elsewhere on "
+            f"{inputs}, and bring what it writes back with {back}, or as {own} beside its input"
         )
 
     def whole(task: str) -> Callable[[Path], object]:
         of = [video for video in videos if task != "rule" or video.caption.rules]
-        return lambda path: _incomplete(path, of, kind.read(path, task), None)
+        return lambda path: _rated_files(path, of, benchmark.read(path, task), None)
 
     found = {}
     for task in tasks:
         out = judge.run(
             settings.judge,
-            f"{kind.setting}.judge",
+            f"{benchmark.setting}.judge",
             folder / f"{task}.csv",
             whole(task),
-            input=folder / kind.inputs[task],
+            input=folder / benchmark.inputs[task],
             task=task,
         )
-        found[task] = kind.read(out, task)
+        found[task] = benchmark.read(out, task)
     return found
 
 
-def _incomplete(path: Path, videos: Sequence[Video], rows: Rows, subset: str | None) -> set[str]:
-    """The files that are rated. Raises UserError if some are not, unless a subset will do."""
+def _rated_files(path: Path, videos: Sequence[Video], rows: Rows, subset: str | None) -> set[str]:
+    """The names of rated files. Raises UserError for unrated videos, unless `subset` is given."""
     missing = [video.path.name for video in videos if video.path.name not in rows]
     if len(missing) == len(videos):
         raise UserError(f"{path}: none of the {len(videos)} videos is in it; names of files are compared, not folders")
@@ -186,8 +186,10 @@ def _incomplete(path: Path, videos: Sequence[Video], rows: Rows, subset: str | N
     return set(rows)
 
 
-def _answers_of_files(kind: Kind, captions: str | Path | None, given: Mapping[str, Path], subset: bool) -> list[Answer]:
-    ratings = {task: kind.read(path, task) for task, path in given.items()}
+def _ratings_from_files(
+    benchmark: JudgedBenchmark, captions: str | Path | None, given: Mapping[str, Path], subset: bool
+) -> list[RatedVideo]:
+    ratings = {task: benchmark.read(path, task) for task, path in given.items()}
     sa, pc = (ratings[task] for task in TASKS)
     odd = [name for name in [*sa, *pc] if (name in sa) != (name in pc)]
     if odd and not subset:
@@ -195,18 +197,18 @@ def _answers_of_files(kind: Kind, captions: str | Path | None, given: Mapping[st
             f"{given['sa']} and {given['pc']}: {len(odd)} videos are in one of them only ({listed(odd, 3)})"
         )
     belongs_to = matcher(read_captions(captions) if captions else [])
-    answers = []
+    rated = []
     for name in (name for name in sa if name in pc):
         caption, seed = belongs_to(name) or (None, "")
         if caption is None and captions:
             raise UserError(f"{given['sa']}: {name} is the video of no caption of {captions}")
         prompt, groups = (caption.text, caption.groups) if caption else (name, ())
-        answers.append(_answer(name, prompt, seed, groups, ratings))
-    if not answers:
+        rated.append(_rating(name, prompt, seed, groups, ratings))
+    if not rated:
         raise UserError(f"{given['sa']} and {given['pc']}: no video is in both")
-    return answers
+    return rated
 
 
-def _answer(name: str, prompt: str, seed: str, groups: tuple[str, ...], ratings: Mapping[str, Rows]) -> Answer:
+def _rating(name: str, prompt: str, seed: str, groups: tuple[str, ...], ratings: Mapping[str, Rows]) -> RatedVideo:
     scores = {task: ratings[task][name][-1] for task in TASKS}
-    return Answer(name, prompt, seed, groups, scores, ratings.get("rule", {}).get(name, ()))
+    return RatedVideo(name, prompt, seed, groups, scores, ratings.get("rule", {}).get(name, ()))

@@ -19,7 +19,7 @@ from phantom.evaluation.page import (
     Cell,
     Page,
     Scene,
-    Shown,
+    SceneVideo,
     Table,
     TableRow,
     embed_file,
@@ -42,7 +42,7 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Figure:
-    """How a number of evaluation.json is shown. `better`: +1 if more is better, -1 if less is."""
+    """How a number of evaluation.json is displayed. `better`: +1 if higher is better, -1 if lower is better."""
 
     key: str
     name: str
@@ -84,8 +84,8 @@ def evaluation_page(
 ) -> str:
     """The page as HTML.
 
-    evaluation: what evaluation.json will hold. place: the files of Physics-IQ, None without it. videos: folder by mode
-    and model. tables: of the other benchmarks.
+    evaluation: content of evaluation.json. place: folder of the Physics-IQ files, None without that benchmark. videos:
+    folder of videos by mode and model. tables: tables of the other benchmarks.
     """
     if place is None:
         lede = "Videos of the same prompts, from the same noise."
@@ -129,8 +129,8 @@ def evaluation_page(
     )
 
 
-def compared(figure: Figure, value: float | None, base: float | None) -> Cell:
-    """A cell with its difference to the base, if there is one."""
+def delta_cell(figure: Figure, value: float | None, base: float | None) -> Cell:
+    """A cell with the difference to the base, if `base` is given."""
     text = _text(figure, value)
     if value is None or base is None:
         return Cell(text)
@@ -140,7 +140,7 @@ def compared(figure: Figure, value: float | None, base: float | None) -> Cell:
 
 
 def _text(figure: Figure, value: float | None) -> str:
-    """A dash for what could not be measured."""
+    """The formatted value; a dash for None."""
     return "–" if value is None else f"{value * figure.scale:.{figure.digits}f}"
 
 
@@ -149,9 +149,9 @@ def _mode(mode: str, params: Params) -> str:
     return f"{MODES[mode].capitalize()} ({frames})" if frames > 1 else MODES[mode].capitalize()
 
 
-def bar_of(name: str, kind: str, score: float | None, base: float | None, gained: Mapping[str, Any] | None) -> Bar:
-    """A score as a bar, with its gain over the base and the interval of the gain."""
-    cell = compared(PHYSICS_IQ[0], score, base)
+def gain_bar(name: str, kind: str, score: float | None, base: float | None, gained: Mapping[str, Any] | None) -> Bar:
+    """A score as a bar, with its gain over the base and the confidence interval of the gain."""
+    cell = delta_cell(PHYSICS_IQ[0], score, base)
     delta = cell.delta
     if gained:
         delta += f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")
@@ -161,7 +161,7 @@ def bar_of(name: str, kind: str, score: float | None, base: float | None, gained
 def _bars(models: Mapping[str, Any]) -> list[Bar]:
     base = models["base"]["score"]
     return [
-        bar_of(NAMES[name], name, found["score"], None if name == "base" else base, found["gain"])
+        gain_bar(NAMES[name], name, found["score"], None if name == "base" else base, found["gain"])
         for name, found in models.items()
     ]
 
@@ -180,12 +180,12 @@ def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], pa
 
 
 def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
-    """A row for each figure; what tracking finds in the recording itself goes into its note."""
+    """A row per figure, with the value measured on the recording itself in its note."""
     rows = []
     for figure in figures:
         base, truth = found["base"][figure.key], found.get("truth", {}).get(figure.key)
         note = figure.note if truth is None else f"{figure.note}; {_text(figure, truth)} in the recording itself"
-        cells = [compared(figure, found[m][figure.key], None if m == "base" else base) for m in models]
+        cells = [delta_cell(figure, found[m][figure.key], None if m == "base" else base) for m in models]
         rows.append(TableRow(figure.name, note, cells))
     return rows
 
@@ -197,7 +197,7 @@ def _categories(found: Mapping[str, Any], models: Sequence[str]) -> list[TableRo
             category,
             "",
             [
-                compared(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
+                delta_cell(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
                 for m in models
             ],
         )
@@ -212,7 +212,7 @@ def _scenes(
     rows: Sequence[Row],
     videos: Mapping[str, Mapping[str, Path]],
 ) -> list[Scene]:
-    """Evenly spaced scenarios, at most `evaluate.report_videos`."""
+    """The scenes of evenly spaced scenarios, at most `evaluate.report_videos`."""
     count = min(params.evaluate.report_videos, len(rows))
     fps, size = params.evaluate.physics_iq.fps, (params.data.width, params.data.height)
     wide = params.data.width > EMBEDDED_WIDTH
@@ -224,14 +224,14 @@ def _scenes(
         for mode in videos:
             settings = Settings.for_physics_iq(params, mode)  # type: ignore[arg-type]
             condition = embed_frames(read_condition(find_condition(place, row.name, settings), settings), fps)
-            shown.append(Shown("Condition", "condition", condition, mode == "single", mode))
-        shown.append(Shown("Truth", "truth", truth, False))
+            shown.append(SceneVideo("Condition", "condition", condition, mode == "single", mode))
+        shown.append(SceneVideo("Truth", "truth", truth, False))
         for mode, folders in videos.items():
             for model, folder in folders.items():
                 path = folder / row.name.generated
                 made = embed_shrunk(path, fps, size, layout.SECONDS) if wide else embed_file(path)
                 shown.append(
-                    Shown(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
+                    SceneVideo(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
                 )
         title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
         scenes.append(
@@ -241,7 +241,7 @@ def _scenes(
 
 
 def _scene_gain(evaluation: Mapping[str, Any], mode: str, row: Row) -> float:
-    """Of Phantom over the base, in points of the Verified score of this view."""
+    """The gain of Phantom over the base in Verified score of this view."""
     scores = []
     for model in ("base", "phantom"):
         found = evaluation["physics_iq"][mode][model]["per_scenario"]
@@ -263,7 +263,7 @@ def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Ro
 
 
 def _charts(root: Path, params: Params) -> list[Chart]:
-    """Curves of the training, from the exports' histories."""
+    """Training curves, from the histories beside the exports."""
     history, control = (_history(root / f"models/{name}/history.json") for name in ("phantom", "control"))
     weight = params.train.recursive_weight
     resets = [b["step"] for a, b in pairwise(history) if (b.get("resets") or 0) > (a.get("resets") or 0)]

@@ -1,4 +1,4 @@
-"""The videos of several models side by side, on the page of `phantom report`."""
+"""Videos of several models side by side, for the page of `phantom report`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from phantom.data.physics_iq.video import probe
 from phantom.errors import UserError
-from phantom.evaluation.page import Scene, Shown, embed_shrunk
+from phantom.evaluation.page import Scene, SceneVideo, embed_shrunk
 
-MOST = 24  # scenes on a page, half of them the largest gains and half the largest losses
+MAX_SCENES = 24  # per page: half with the largest gains, half with the largest losses
 
 
 @dataclass(frozen=True)
-class Part:
-    """A scenario or prompt of a score: the video that shows it, as a pattern of names, and its own score."""
+class ScoredScene:
+    """A scenario or prompt of a score, with its own score and the file name (or glob pattern) of its video."""
 
     title: str
     tag: str
@@ -25,8 +25,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Wall:
-    """Scenes, what the player must know of them, and the folders that their videos are of."""
+class VideoWall:
+    """Scenes of a page, settings of the player, and the (model, folder) pairs that the videos come from."""
 
     scenes: list[Scene]
     fps: int
@@ -35,21 +35,21 @@ class Wall:
     folders: frozenset[tuple[str, Path]]
 
 
-def wall(
+def video_wall(
     table: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, Sequence[Path]],
     kinds: Mapping[str, str],
     base: str,
     title: str = "",
-) -> Wall | None:
-    """The scenes of one benchmark, of those models of which a `given` folder holds its videos; None without any.
+) -> VideoWall | None:
+    """The scenes of one benchmark, for the models with a folder of its videos in `given`; None if there are none.
 
-    table: scores by model. kinds: their colours. title: stands before the categories, where there are several
-    benchmarks. Raises UserError for a video that is missing.
+    table: scores by model. kinds: colour class by model. title: prefix of the categories if there are several
+    benchmarks. Raises UserError for a missing video.
     """
     if not any(name in given for name in table):
         return None
-    parts = {name: parts_of(scores) for name, scores in table.items()}
+    parts = {name: scored_scenes(scores) for name, scores in table.items()}
     folders = {
         name: folder
         for name, found in parts.items()
@@ -63,7 +63,8 @@ def wall(
     shared = [key for key in parts[shown[0]] if all(key in found for found in parts.values())]
     gains = {key: _widest([parts[n][key].value - parts[base][key].value for n in parts if n != base]) for key in shared}
     ordered = sorted(shared, key=lambda key: (-gains[key], key))
-    chosen = ordered if len(ordered) <= MOST else ordered[: MOST // 2] + ordered[-MOST // 2 :]
+    half = MAX_SCENES // 2
+    chosen = ordered if len(ordered) <= MAX_SCENES else ordered[:half] + ordered[-half:]
     scenes, infos = [], []
     for key in sorted(chosen, key=shared.index):
         videos = []
@@ -73,13 +74,13 @@ def wall(
             info = probe(path)
             infos.append(info)
             source = embed_shrunk(path, round(info.fps), (info.width, info.height), info.seconds)
-            videos.append(Shown(name, kinds[name], source, False, figures=[f"{part.value:.1f}"]))
+            videos.append(SceneVideo(name, kinds[name], source, False, figures=[f"{part.value:.1f}"]))
         first = parts[shown[0]][key]
         tag = ": ".join(filter(None, [title, first.tag]))
         scenes.append(Scene(first.title, tag, "", videos, gains[key], (info.width, info.height)))
     if not infos:
         return None
-    return Wall(
+    return VideoWall(
         scenes,
         max(round(info.fps) for info in infos),
         max(info.seconds for info in infos),
@@ -88,19 +89,19 @@ def wall(
     )
 
 
-def walls(
+def video_walls(
     tables: Mapping[str, Mapping[str, Mapping[str, Any]]],
     given: Mapping[str, Sequence[Path]],
     kinds: Mapping[str, str],
     base: str,
-) -> tuple[Wall | None, list[str]]:
-    """The scenes of all benchmarks behind each other, and the titles of those that have any. tables: by title.
+) -> tuple[VideoWall | None, list[str]]:
+    """The scenes of all benchmarks in sequence, and the titles of the benchmarks that have any. tables: by title.
 
-    Raises UserError for a folder that holds no video of any score of its model.
+    Raises UserError for a folder without any video of its model's scores.
     """
     titles = list(tables) if len(tables) > 1 else [""]
     found = [
-        wall(table, given, kinds, base if base in table else next(iter(table)), title)
+        video_wall(table, given, kinds, base if base in table else next(iter(table)), title)
         for title, table in zip(titles, tables.values(), strict=True)
     ]
     made = {title: one for title, one in zip(tables, found, strict=True) if one}
@@ -108,12 +109,12 @@ def walls(
     for name, folder in ((name, folder) for name, folders in given.items() for folder in folders):
         if (name, folder) not in used:
             scores = next(table[name] for table in tables.values() if name in table)
-            raise _missing(folder, next((part.files for part in parts_of(scores).values()), "scene"))
+            raise _missing(folder, next((part.files for part in scored_scenes(scores).values()), "scene"))
     if not made:
         return None, []
     several = list(made.values())
     widest = max((one.shape for one in several), key=lambda shape: shape[0])
-    whole = Wall(
+    whole = VideoWall(
         [replace(scene, benchmark=number) for number, one in enumerate(several) for scene in one.scenes],
         max(one.fps for one in several),
         max(one.seconds for one in several),
@@ -123,16 +124,16 @@ def walls(
     return whole, list(made)
 
 
-def parts_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Part]:
-    """The scenarios or prompts of a score, by (category, name)."""
+def scored_scenes(scores: Mapping[str, Any]) -> dict[tuple[str, str], ScoredScene]:
+    """The scenarios or prompts of a score by (category, name)."""
     found = {}
     for row in scores.get("per_scenario", ()):
         title = row["scenario"].removeprefix("trimmed-").replace("-", " ")
-        part = Part(title, row["category"] or "", f"*_{row['scenario']}.mp4", row["verified"])
+        part = ScoredScene(title, row["category"] or "", f"*_{row['scenario']}.mp4", row["verified"])
         found[part.tag, row["scenario"]] = part
     for row in scores.get("per_prompt", ()):
         tag = next(iter(row["groups"]), "").replace("_", " ")
-        found[tag, row["prompt"]] = Part(row["prompt"], tag, row["file"], row["value"])
+        found[tag, row["prompt"]] = ScoredScene(row["prompt"], tag, row["file"], row["value"])
     return found
 
 
@@ -148,7 +149,7 @@ def _video(folder: Path, name: str) -> Path:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The first file of that name, or of that pattern."""
+    """The file called `name`, or the first that matches it if it is a pattern."""
     path = folder / name
     return path if path.is_file() else next(iter(sorted(folder.glob(name))), None) if name.startswith("*") else None
 

@@ -1,6 +1,7 @@
-"""What only known physics can tell of a video: where the simulator has each body, and where the video has it.
+"""Compares the trajectories of bodies in a generated video with those of the simulator.
 
-Positions are in pixels of a 64 x 64 picture, y downwards, times in seconds; a mass goes with the radius squared.
+Positions are in pixels of a 64 x 64 frame, y pointing down; times are in seconds; mass is proportional to the radius
+squared.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ import numpy as np
 
 from phantom.data.sources import worlds
 
-# Bodies whose energy is conserved until they touch something, which the friction of a slope never lets be.
+# Worlds in which energy is conserved until the first contact (not on an incline, which has friction).
 CONSERVED = ("fall", "projectile", "pendulum", "occluder")
-STEADY = 0.05  # the simulated energy counts as conserved while it is this close, relatively, to where it starts
-HALF_WALL = 8.0  # half the width of the wall that the worlds draw
-FOUND = 0.25  # share of a body's area that must be seen
-AROUND = [*worlds.BACKGROUNDS.values(), worlds.FLOOR]  # what is no body, in every world, and in some:
-BESIDES = {"occluder": [worlds.OCCLUDER], "pendulum": [worlds.STRING]}
+STEADY = 0.05  # relative deviation of the simulated energy from its initial value that counts as conserved
+HALF_WALL = 8.0  # half the width of the occluding wall
+FOUND = 0.25  # share of a body's area that must be visible for it to be found
+SCENERY = [*worlds.BACKGROUNDS.values(), worlds.FLOOR]  # colours that are not bodies, in all worlds
+EXTRA_SCENERY = {"occluder": [worlds.OCCLUDER], "pendulum": [worlds.STRING]}  # likewise, by kind of world
 
 
 def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
     """Centres (T, 2) of body `number` in uint8 RGB `frames` (T, H, W, 3); nan where it is not found.
 
-    It is the largest patch of pixels that are nearer to its colour than to any other of its world.
+    A body is the largest connected component of pixels closer to its colour than to any other colour of its world.
     """
     bodies = [body["colour"] for body in known["bodies"]]
-    palette = np.array([*bodies, *AROUND, *BESIDES.get(known["kind"], [])], np.float32)
+    palette = np.array([*bodies, *SCENERY, *EXTRA_SCENERY.get(known["kind"], [])], np.float32)
     height, width = frames.shape[1:3]
     scale = np.array([worlds.SIZE / width, worlds.SIZE / height])
     least = FOUND * np.pi * known["bodies"][number]["radius"] ** 2 / scale.prod()
@@ -45,14 +46,14 @@ def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
 
 
 def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one generated video, from uint8 RGB `frames` (T, H, W, 3) and its entry in trajectories.json.
+    """The figures of a generated video, from uint8 RGB `frames` (T, H, W, 3) and its entry in trajectories.json.
 
-    position_error: mean distance to the simulator's centres, over the frames in which the body is whole and found.
+    position_error: mean distance to the simulated centres, over frames in which the body is fully visible and found.
     missing: share of the frames that should show the body in which it is not found.
-    energy_drift: mean distance of the body's energy from the one that is conserved, relative to it. momentum_drift: the
-        same of two balls' horizontal momentum. None where nothing is conserved or too little is found.
-    bodies; vanished: those never found in the last second, of those that should be seen then; hidden, lost: those that
-        reappear from behind the wall, and those of them that never come out on that side in the video.
+    energy_drift: mean relative deviation of the body's energy from the conserved value. momentum_drift: the same for
+        the horizontal momentum of two balls. None if nothing is conserved or too little is found.
+    bodies: number of bodies. vanished: those visible in the simulator's last second but never found there. hidden:
+        those that reappear from behind the wall. lost: hidden bodies that never come out on that side in the video.
     """
     truth_fps = known["fps"]
     count = len(known["bodies"][0]["positions"])
@@ -92,7 +93,7 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, An
 
 
 def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Means and counts over the figures of many videos; `trained` and `unseen` part those that go beyond training."""
+    """Means and counts over many videos; position errors also for `trained` and `unseen` parameters separately."""
     rows = list(rows)
     means = ("position_error", "missing", "energy_drift", "momentum_drift")
     counts = ("bodies", "vanished", "hidden", "lost")
@@ -109,8 +110,8 @@ def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _is_whole(known: dict[str, Any], body: dict[str, Any], true: np.ndarray) -> np.ndarray:
-    """Whether no part of the body is outside of the picture or behind the wall: bool (T,)."""
-    reach = body["radius"] * (1.21 if known["kind"] == "incline" else 1.0)  # a box reaches further at its corners
+    """Whether the body is fully inside the frame and not behind the wall: bool (T,)."""
+    reach = body["radius"] * (1.21 if known["kind"] == "incline" else 1.0)  # the corners of a box extend further
     whole = ((true >= reach) & (true <= worlds.SIZE - reach)).all(1)
     if known["kind"] == "occluder":
         whole &= np.abs(true[:, 0] - worlds.SIZE / 2) >= HALF_WALL + reach
@@ -118,14 +119,14 @@ def _is_whole(known: dict[str, Any], body: dict[str, Any], true: np.ndarray) -> 
 
 
 def _reappears(visible: np.ndarray) -> np.ndarray:
-    """The frames in which a body is seen again after it was hidden: bool (T,)."""
+    """The frames in which a body is visible again after being hidden: bool (T,)."""
     was_seen = np.maximum.accumulate(visible)
     was_hidden = np.maximum.accumulate(was_seen & ~visible)
     return visible & was_hidden
 
 
 def _energy(centres: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> np.ndarray:
-    """g h + v^2 / 2 of each frame (T,) but the ends, which are nan, with velocities by central differences."""
+    """g h + v^2 / 2 per frame (T,), with velocities by central differences; nan in the first and last frame."""
     velocity = np.full_like(centres, np.nan)
     velocity[1:-1] = (centres[2:] - centres[:-2]) * known["fps"] / 2
     lowest = known["floor"] - body["radius"]
@@ -135,7 +136,7 @@ def _energy(centres: np.ndarray, known: dict[str, Any], body: dict[str, Any]) ->
 
 
 def _energy_drift(found: np.ndarray, true: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> list[float]:
-    """|E / E_0 - 1| in each frame of the first stretch in which the simulator conserves the energy."""
+    """|E / E_0 - 1| per frame, up to the first frame in which the simulated energy is no longer conserved."""
     simulated, energy = _energy(true, known, body), _energy(found, known, body)
     present = np.flatnonzero(~np.isnan(simulated))
     if not len(present):
@@ -148,7 +149,7 @@ def _energy_drift(found: np.ndarray, true: np.ndarray, known: dict[str, Any], bo
 
 
 def _momentum_drift(centres: Sequence[tuple[np.ndarray, np.ndarray]], known: dict[str, Any]) -> list[float]:
-    """|p / p_0 - 1| of two bodies' horizontal momentum in each frame in which both are whole and found."""
+    """|p / p_0 - 1| of the horizontal momentum of two bodies, per frame in which both are fully visible and found."""
 
     def momentum(which: int) -> np.ndarray:
         moved = [(pair[which][2:, 0] - pair[which][:-2, 0]) * body["radius"] ** 2 for pair, body in masses]

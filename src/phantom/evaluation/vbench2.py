@@ -1,6 +1,7 @@
-"""VBench-2.0 (Zheng et al., 2025): 18 dimensions in 5 groups, each dimension with prompts and judges of its own.
+"""VBench-2.0 (Zheng et al., 2025): 18 dimensions in 5 groups, each dimension with its own prompts and judges.
 
-The plan, the check of a folder, and the sums are made here; the judges run by themselves, one dimension at a time.
+The list of videos, the check of a folder, and the totals are computed here; the judges run in an environment of their
+own, one dimension at a time.
 """
 
 from __future__ import annotations
@@ -34,41 +35,43 @@ GROUPS = {
     "Physics": ("Mechanics", "Thermotics", "Material", "Multi-View_Consistency"),
 }
 DIMENSIONS = tuple(dimension for group in GROUPS.values() for dimension in group)
-VIDEOS = {dimension: 20 if dimension == "Diversity" else 3 for dimension in DIMENSIONS}  # of each prompt
-LONGEST = 180  # letters of a prompt in a file name
-INVALID = -1  # what a judge says of a video that shows too little to be judged
+VIDEOS = {dimension: 20 if dimension == "Diversity" else 3 for dimension in DIMENSIONS}  # per prompt
+MAX_NAME_LENGTH = 180  # characters of the prompt in a file name
+INVALID = -1  # the judge's rating of a video that shows too little to be judged
 RESULTS = "*_eval_results.json"
 _FILE = re.compile(r"(?P<prompt>.*)-(?P<index>\d+)\.mp4", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Item:
-    """One video of the plan."""
+class PlannedVideo:
+    """A video of the benchmark."""
 
     dimension: str
     prompt: str
     index: int
-    asked: str  # of a model: the prompt, or a longer one
+    model_prompt: str  # the prompt for the model: `prompt`, or an augmented one
 
     @property
     def file(self) -> str:
-        """`{dimension}/{prompt}-{index}.mp4`, of the short prompt, whatever longer one has been sampled from."""
-        return f"{self.dimension}/{self.prompt[:LONGEST]}-{self.index}.mp4"
+        """`{dimension}/{prompt}-{index}.mp4`, always with the short prompt."""
+        return f"{self.dimension}/{self.prompt[:MAX_NAME_LENGTH]}-{self.index}.mp4"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a judge says of a dimension, from 0 to 1: its score, and each video's, by file name."""
+    """The judge's scores for a dimension, from 0 to 1: of the dimension, and of each video by file name."""
 
     score: float
     videos: Mapping[str, float]
 
 
-def read_plan(info: Path | str, dimensions: Sequence[str] = (), prompts: Path | str | None = None) -> list[Item]:
-    """Every video that the official list of prompts asks for, or those of some dimensions.
+def read_plan(
+    info: Path | str, dimensions: Sequence[str] = (), prompts: Path | str | None = None
+) -> list[PlannedVideo]:
+    """All videos in the official list of prompts, or those of some dimensions.
 
-    prompts: a folder of `{dimension}.txt`, as the official repository has them for augmented prompts: line n is what a
-        model is asked for in place of the dimension's n-th prompt.
+    prompts: a folder of `{dimension}.txt` with augmented prompts, as in the official repository: line n is given to the
+        model in place of the n-th prompt of the dimension.
     Raises UserError.
     """
     path = Path(info)
@@ -86,18 +89,18 @@ def read_plan(info: Path | str, dimensions: Sequence[str] = (), prompts: Path | 
         raise UserError(f"{path}: not a list of prompt_en and dimension: {error}") from None
     if not short:
         raise UserError(f"{path}: no prompt of {', '.join(dimensions) or 'any dimension'} in it")
-    asked = {d: _longer(Path(prompts) / f"{d}.txt", len(of)) if prompts else of for d, of in short.items()}
-    items: dict[str, Item] = {}
+    augmented = {d: _augmented(Path(prompts) / f"{d}.txt", len(of)) if prompts else of for d, of in short.items()}
+    plan: dict[str, PlannedVideo] = {}
     for dimension, of in short.items():
-        for prompt, longer in zip(of, asked[dimension], strict=True):
+        for prompt, model_prompt in zip(of, augmented[dimension], strict=True):
             for index in range(VIDEOS[dimension]):
-                item = Item(dimension, prompt, index, longer)
-                items.setdefault(item.file, item)
-    return list(items.values())
+                video = PlannedVideo(dimension, prompt, index, model_prompt)
+                plan.setdefault(video.file, video)
+    return list(plan.values())
 
 
-def _longer(path: Path, count: int) -> list[str]:
-    """The lines of a file of prompts, as many as there are short ones. Raises UserError."""
+def _augmented(path: Path, count: int) -> list[str]:
+    """The `count` lines of a file of augmented prompts. Raises UserError."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").strip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
@@ -107,10 +110,10 @@ def _longer(path: Path, count: int) -> list[str]:
     return lines
 
 
-def check_folder(folder: Path, plan: Sequence[Item], partial: bool = False) -> list[str]:
-    """The dimensions of which all videos are in `folder`.
+def check_folder(folder: Path, plan: Sequence[PlannedVideo], partial: bool = False) -> list[str]:
+    """The dimensions whose videos are all in `folder`.
 
-    Raises UserError, one line, for what is missing or not of the plan; `partial` allows whole dimensions to be missing.
+    Raises UserError, one line, for missing and unknown videos; `partial` allows whole dimensions to be missing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a folder of mp4 for each dimension")
@@ -144,8 +147,8 @@ def score_vbench2(
 ) -> dict[str, Any]:
     """The VBench-2.0 scores, 0 to 100, of a folder of mp4, or of `results`: a folder or zip of the official output.
 
-    A dimension that is missing is a UserError, or with `partial` named under `missing`, while its group and the total
-    are those of what is there.
+    A missing dimension raises UserError; with `partial` it is listed in `missing`, and its group and the total are
+    those of the dimensions present.
     """
     if generated is not None:
         if info is None:
@@ -162,7 +165,7 @@ def score_vbench2(
 
 
 def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str, Any]:
-    """All that is known of the dimensions, JSON-able: means of groups, and their mean. Raises UserError."""
+    """Summary of the dimensions, JSON-able: means of groups, and their mean as the total. Raises UserError."""
     missing = [dimension for dimension in DIMENSIONS if dimension not in found]
     if missing and not partial:
         raise UserError(
@@ -183,7 +186,7 @@ def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str,
         for name, value in found[dimension].videos.items():
             match = _FILE.fullmatch(name)
             if match and value != INVALID:
-                # Diversity is of all videos of a prompt, and stands at the first.
+                # Diversity is a score of all videos of a prompt, stored with the first.
                 prompts.setdefault(match["prompt"], {})[match["index"]] = 100 * value
         rows += [
             {
@@ -210,23 +213,24 @@ def summary(found: Mapping[str, Result], partial: bool, where: str) -> dict[str,
 
 
 def weights(dimensions: Iterable[str]) -> dict[str, float]:
-    """How much each of these dimensions counts in the total: a group's share falls to those of it that are there."""
-    there = set(dimensions)
-    groups = [found for of in GROUPS.values() if (found := [dimension for dimension in of if dimension in there])]
+    """Weight of each of `dimensions` in the total: groups weigh the same, as do the dimensions within a group."""
+    present = set(dimensions)
+    groups = [found for of in GROUPS.values() if (found := [dimension for dimension in of if dimension in present])]
     return {dimension: 1 / len(groups) / len(found) for found in groups for dimension in found}
 
 
 def read_results(place: Path) -> dict[str, Result]:
-    """The judges' results by dimension, wherever the official scripts have put them below `place`, or in a zip.
+    """The judges' results by dimension, from any layout of the official scripts in the folder or zip `place`.
 
-    `R/Dim/x_eval_results.json`, `R/Dim/vbench2_videos/x_eval_results.json` (evaluate.sh), `R/x_eval_results.json`, and
-    files of several dimensions. Of a dimension that was judged again the newest counts. Raises UserError.
+    Layouts: `R/Dim/x_eval_results.json`, `R/Dim/vbench2_videos/x_eval_results.json` (evaluate.sh),
+    `R/x_eval_results.json`, and files with several dimensions. The newest result of a dimension counts. Raises
+    UserError.
     """
     found: dict[str, Result] = {}
     sources: dict[str, str] = {}
     for name, text in sorted(
         _texts(place), key=lambda pair: (Path(pair[0]).name, pair[0])
-    ):  # names begin with the time
+    ):  # file names start with a timestamp
         where = f"{place}: {name}"
         try:
             tree = json.loads(text)
@@ -247,7 +251,7 @@ def read_results(place: Path) -> dict[str, Result]:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The total, the groups and their dimensions."""
+    """A human-readable summary: the total, the groups and their dimensions."""
     of = len(DIMENSIONS)
     left = f" of {of - len(result['missing'])} of {of} dimensions, no published total" if result["partial"] else ""
     lines = [f"VBench-2.0: {result['score']:.2f}{left}"]
@@ -260,13 +264,13 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _judged(generated: Path, settings: VBench2, plan: Sequence[Item], work: Path) -> Path:
-    """Has the judge go through the dimensions; returns the folder of its results."""
+def _judged(generated: Path, settings: VBench2, plan: Sequence[PlannedVideo], work: Path) -> Path:
+    """Runs the judge on each dimension; returns the folder of its results."""
     by_dimension: dict[str, list[Path]] = {}
     for item in plan:
         by_dimension.setdefault(item.dimension, []).append(generated / item.file)
     videos = [path for paths in by_dimension.values() for path in paths]
-    folder = judge.place(work, "vbench2", videos, settings.judge.weights)
+    folder = judge.work_folder(work, "vbench2", videos, settings.judge.weights)
     if settings.judge.command is None and not all((folder / d).is_dir() for d in by_dimension):
         raise UserError(
             f"evaluate.vbench2.judge.command: null, so that nothing judges here; {generated} is complete: run "
@@ -291,7 +295,7 @@ def _judged(generated: Path, settings: VBench2, plan: Sequence[Item], work: Path
 
 
 def _texts(place: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of every file of results in a folder or zip."""
+    """Name and content of every result file in a folder or zip."""
     if place.is_dir():
         for path in place.rglob(RESULTS):
             if not path.is_relative_to(place / "__MACOSX"):
@@ -306,7 +310,7 @@ def _texts(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def _result(value: Any, where: str) -> Result:
-    """`[score, [{video_path, video_results}, ...]]`, or the score alone."""
+    """Parses `[score, [{video_path, video_results}, ...]]`, or a score alone. Raises UserError."""
     score, rows = value if isinstance(value, list) and len(value) == 2 else (value, [])
     if not isinstance(score, int | float) or not 0 <= score <= 1:
         raise UserError(f"{where}: found {str(score)[:40]}, expected [score, videos] with a score from 0 to 1")

@@ -1,7 +1,7 @@
 """VideoPhy (Bansal et al., 2024): does a video entail its caption, and does it follow the physical laws?
 
-The judge is `videophysics/videocon_physics`: the probability of Yes against No. Its own files are written and read
-here; it runs by itself, in Python 3.10 with transformers 4.28.1.
+The judge is `videophysics/videocon_physics`, whose score is the probability of Yes versus No. Its files are written and
+read here; it runs in an environment of its own, Python 3.10 with transformers 4.28.1.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from phantom.config import VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import judge
 from phantom.evaluation.captions import Video
-from phantom.evaluation.ratings import Answer, Kind, Rows, collect, once, percent, summary
+from phantom.evaluation.ratings import JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
 
-# The judge was trained on these very words.
+# The exact prompt that the judge was trained on.
 PROMPT = (
     "The following is a conversation between a curious human and AI assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions.\nHuman: <|video|>\nHuman: {question}\nAI: "
@@ -44,18 +44,18 @@ def score_videophy(
     subset: bool = False,
     work: Path = judge.WORK,
 ) -> dict[str, Any]:
-    """The VideoPhy scores of a folder of mp4, or of the judge's files `sa` and `pc`; see `CONVENTIONS` for its figures.
+    """The VideoPhy scores of a folder of mp4, or of the judge's files `sa` and `pc`; see `CONVENTIONS` for the figures.
 
     `score` is the mean of physical commonsense, from 0 to 100. Raises UserError.
     """
     given = {task: path for task, path in (("sa", sa), ("pc", pc)) if path}
-    answers = collect(KIND, settings, generated, captions, given, subset, work)
-    return summary("videophy", answers, figures, lambda a: 100 * a.scores["pc"], "pc_mean", CONVENTIONS)
+    rated = collect(BENCHMARK, settings, generated, captions, given, subset, work)
+    return summary("videophy", rated, figures, lambda a: 100 * a.scores["pc"], "pc_mean", CONVENTIONS)
 
 
-def figures(answers: Sequence[Answer]) -> dict[str, float]:
-    """Under every convention in use. A score of exactly 0.5 counts as yes."""
-    sa, pc = ([answer.scores[task] for answer in answers] for task in ("sa", "pc"))
+def figures(rated: Sequence[RatedVideo]) -> dict[str, float]:
+    """The figures under all conventions in use. A score of exactly 0.5 counts as yes."""
+    sa, pc = ([video.scores[task] for video in rated] for task in ("sa", "pc"))
     return {
         "sa_mean": 100 * sum(sa) / len(sa),
         "pc_mean": 100 * sum(pc) / len(pc),
@@ -66,7 +66,7 @@ def figures(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def write_inputs(folder: Path, videos: Sequence[Video]) -> None:
-    """The official input (`videos.csv`), and what its preparation makes of it: the judge's prompts by task."""
+    """Writes the official input (`videos.csv`), and the judge's prompts that the official script derives from it."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "videos.csv": [video.caption.text for video in videos],
@@ -81,12 +81,12 @@ def write_inputs(folder: Path, videos: Sequence[Video]) -> None:
 
 
 def sa_prompt(caption: str) -> str:
-    """What the judge is asked about a caption."""
+    """The judge's question about a caption."""
     return PROMPT.format(question=ENTAILS.format(caption=caption))
 
 
 def read_output(path: Path, task: str) -> Rows:
-    """The judge's scores by file name, from rows `videopath,prompt,score` without a header. Raises UserError."""
+    """The judge's scores by file name; rows are `videopath,prompt,score` without a header. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; the judge's csv for {task} is needed")
     rows: Rows = {}
@@ -106,9 +106,11 @@ def read_output(path: Path, task: str) -> Rows:
             rows.setdefault(Path(video).name, []).append(value)
     if not rows:
         raise UserError(f"{path}: no score in it")
-    found = once(path, rows)
+    found = last_ratings(path, rows)
     judge.warn_if_constant(str(path), {name: values[-1] for name, values in found.items()})
     return found
 
 
-KIND = Kind("videophy", {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}, write_inputs, read_output)
+BENCHMARK = JudgedBenchmark(
+    "videophy", {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}, write_inputs, read_output
+)

@@ -1,6 +1,6 @@
-"""VideoPhy-2 (Bansal et al., 2025): videos of actions, rated from 1 to 5 for caption and physics, and by rules.
+"""VideoPhy-2 (Bansal et al., 2025): videos of actions, rated from 1 to 5 for caption and physics, and per rule.
 
-The judge is `videophysics/videophy_2_auto`; it runs by itself, from its own files.
+The judge is `videophysics/videophy_2_auto`; it runs in an environment of its own, on files that are written here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from phantom.config import VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import judge
 from phantom.evaluation.captions import Video
-from phantom.evaluation.ratings import TASKS, Answer, Kind, Rows, collect, once, percent, summary
+from phantom.evaluation.ratings import TASKS, JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
 from phantom.progress import say
 
-# As the judge's script reads an answer: the first of these, in this order, that is somewhere in it.
+# How the judge's script parses an answer: the first of these words, in this order, that the answer contains.
 WORDS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5} | {str(n): n for n in range(6)}
-VIOLATED, FOLLOWED, UNGROUNDED = 0, 1, 2  # what a rule is rated
+VIOLATED, FOLLOWED, UNGROUNDED = 0, 1, 2  # ratings of a rule
 
 CONVENTIONS = {
     "joint_4": "both, % of videos >= 4 (the benchmark's own)",
@@ -47,45 +47,45 @@ def score_videophy2(
     subset: bool = False,
     work: Path = judge.WORK,
 ) -> dict[str, Any]:
-    """The VideoPhy-2 scores of a folder of mp4, or of the judge's files; see `CONVENTIONS` for its figures.
+    """The VideoPhy-2 scores of a folder of mp4, or of the judge's files; see `CONVENTIONS` for the figures.
 
-    `score` is the joint share, from 0 to 100. Answers that are no rating count as not reached, are left out of means,
-    and are numbered under `unrated`. Raises UserError.
+    `score` is the joint share, from 0 to 100. Answers without a rating count as below every threshold, are excluded
+    from means, and are counted in `unrated`. Raises UserError.
     """
     given = {task: path for task, path in (("sa", sa), ("pc", pc), ("rule", rule)) if path}
-    answers = collect(KIND, settings, generated, captions, given, subset, work)
-    unrated = {task: sum(answer.scores[task] < 1 for answer in answers) for task in TASKS}
+    rated = collect(BENCHMARK, settings, generated, captions, given, subset, work)
+    unrated = {task: sum(video.scores[task] < 1 for video in rated) for task in TASKS}
     for task, count in unrated.items():
         if count:
-            say(f"VideoPhy-2: {count} of {len(answers)} answers for {task} are no rating from 1 to 5")
-    return summary("videophy2", answers, figures, lambda a: 100.0 * _joint(a), "joint_4", CONVENTIONS) | {
+            say(f"VideoPhy-2: {count} of {len(rated)} answers for {task} are no rating from 1 to 5")
+    return summary("videophy2", rated, figures, lambda a: 100.0 * _joint(a), "joint_4", CONVENTIONS) | {
         "unrated": unrated
     }
 
 
-def figures(answers: Sequence[Answer]) -> dict[str, float]:
-    """Under every convention in use."""
-    found: dict[str, float] = {"joint_4": percent(_joint(answer) for answer in answers)}
+def figures(rated: Sequence[RatedVideo]) -> dict[str, float]:
+    """The figures under all conventions in use."""
+    found: dict[str, float] = {"joint_4": percent(_joint(video) for video in rated)}
     for least in (4, 3, 5):
-        found |= {f"{task}_{least}": percent(a.scores[task] >= least for a in answers) for task in TASKS}
+        found |= {f"{task}_{least}": percent(a.scores[task] >= least for a in rated) for task in TASKS}
     for task in TASKS:
-        rated = [answer.scores[task] for answer in answers if answer.scores[task] >= 1]
-        found |= {f"{task}_mean": sum(rated) / len(rated)} if rated else {}
-    told = [[r for r in answer.rules if r != UNGROUNDED] for answer in answers if answer.rules]
+        valid = [video.scores[task] for video in rated if video.scores[task] >= 1]
+        found |= {f"{task}_mean": sum(valid) / len(valid)} if valid else {}
+    told = [[r for r in video.rules if r != UNGROUNDED] for video in rated if video.rules]
     if any(told):
         followed = [percent(r == FOLLOWED for r in rules) for rules in told if rules]
         found["rules_followed"] = sum(followed) / len(followed)
-        left = [percent(r == UNGROUNDED for r in answer.rules) for answer in answers if answer.rules]
+        left = [percent(r == UNGROUNDED for r in video.rules) for video in rated if video.rules]
         found["rules_ungrounded"] = sum(left) / len(left)
     return found
 
 
-def _joint(answer: Answer) -> bool:
-    return all(answer.scores[task] >= 4 for task in TASKS)
+def _joint(video: RatedVideo) -> bool:
+    return all(video.scores[task] >= 4 for task in TASKS)
 
 
 def write_inputs(folder: Path, videos: Sequence[Video]) -> None:
-    """The judge's inputs: a row for each video, and one for each of its rules."""
+    """Writes the judge's inputs: a row per video, and a row per rule of each video."""
     folder.mkdir(parents=True, exist_ok=True)
     at = [(str(video.path.resolve()), video.caption) for video in videos]
     tables = {
@@ -100,7 +100,7 @@ def write_inputs(folder: Path, videos: Sequence[Video]) -> None:
 
 
 def read_output(path: Path, task: str) -> Rows:
-    """The judge's ratings by file name, from its csv with a column `score`. Raises UserError."""
+    """The judge's ratings by file name; the csv has columns `videopath` and `score`. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; the judge's csv for {task} is needed")
     rows: Rows = {}
@@ -119,15 +119,15 @@ def read_output(path: Path, task: str) -> Rows:
         raise UserError(f"{path}: no score in it")
     if task == "rule":
         return rows
-    found = once(path, rows)
+    found = last_ratings(path, rows)
     judge.warn_if_constant(str(path), {name: values[-1] for name, values in found.items()})
     return found
 
 
 def rating(text: str, where: str) -> int:
-    """A rating from 0 to 5: a number as the judge's script writes it, or an answer in words as the script reads it.
+    """A rating from 0 to 5: a number as the judge's script writes it, or an answer in words as the script parses it.
 
-    What is not a lone digit is told on stderr; what holds no rating is 0, which is none.
+    Anything but a single digit is reported on stderr. 0 stands for no rating.
     """
     try:
         value = float(text)
@@ -141,9 +141,9 @@ def rating(text: str, where: str) -> int:
 
 
 def answered(text: str) -> int:
-    """What the judge's script makes of an answer: `10` is 0, `none` is 1, and what it cannot read is 0."""
+    """How the judge's script parses an answer: `10` is 0, `none` is 1, and anything it cannot parse is 0."""
     return next((value for word, value in WORDS.items() if word in text.lower()), 0)
 
 
 INPUTS = {"sa": "sa_input.csv", "pc": "pc_input.csv", "rule": "rule_input.csv"}
-KIND = Kind("videophy2", INPUTS, write_inputs, read_output)
+BENCHMARK = JudgedBenchmark("videophy2", INPUTS, write_inputs, read_output)

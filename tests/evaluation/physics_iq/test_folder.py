@@ -178,7 +178,7 @@ def test_the_recordings_themselves_can_be_scored_where_they_are(benchmark):
 
 
 def test_the_published_folder_is_found_inside_of_its_parent(benchmark, generated, tmp_path):
-    shutil.copytree(benchmark, tmp_path / layout.ROOTS["verified"])
+    shutil.copytree(benchmark, tmp_path / layout.PUBLISHED_FOLDERS["verified"])
     found = score_folder(generated, tmp_path, protocol="verified")
     assert found["score"] == score_folder(generated, benchmark)["verified"]["score"]
     with pytest.raises(UserError, match="no split-videos/testing in it, nor in physics-IQ-benchmark/"):
@@ -303,8 +303,8 @@ def test_a_csv_names_the_line_and_cell_that_is_off(benchmark, generated, tmp_pat
 def test_finished_comparisons_are_found_by_content_and_never_stale(benchmark, copied, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     made = []
-    metrics = compare.several_metrics
-    monkeypatch.setattr(compare, "several_metrics", lambda *a: made.extend(a[1]) or metrics(*a))
+    metrics = compare.batch_metrics
+    monkeypatch.setattr(compare, "batch_metrics", lambda *a: made.extend(a[1]) or metrics(*a))
     before = score_folder(copied, benchmark, cache=cache)
     assert len(made) == 6
     renamed = copied.rename(tmp_path / "other-name")
@@ -334,7 +334,7 @@ def test_folders_scored_together_have_the_scores_of_each_alone(benchmark, genera
     assert len(takes) == 6 * 3  # two takes and the size of one, whatever the number of folders
 
     # Those found in the cache are not compared again beside new ones.
-    monkeypatch.setattr(compare, "several_metrics", lambda *a: pytest.fail("compared again"))
+    monkeypatch.setattr(compare, "batch_metrics", lambda *a: pytest.fail("compared again"))
     assert score_folders(folders, benchmark, subset=True, cache=tmp_path / "cache") == together
 
 

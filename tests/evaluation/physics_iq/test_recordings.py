@@ -38,10 +38,10 @@ def test_rows_come_back_as_they_were(tmp_path, height, width):
     masks = rng.integers(0, 2, (4, 2, height, width)).astype(bool)
     rows = [(*f, *m) for f, m in zip(frames, masks, strict=True)]
     path = tmp_path / "rows.zip"
-    for shown, row in zip(recordings.keep(rows, path), rows, strict=True):
+    for shown, row in zip(recordings.write_through(rows, path), rows, strict=True):
         assert shown is row
-    assert recordings.kept(path, 3) is None
-    size, found = recordings.kept(path, 4)
+    assert recordings.read(path, 3) is None
+    size, found = recordings.read(path, 4)
     assert size == (width, height)
     for one, row in zip(found, rows, strict=True):
         for a, b in zip(one, row, strict=True):
@@ -50,7 +50,7 @@ def test_rows_come_back_as_they_were(tmp_path, height, width):
 
 def test_what_is_not_read_to_its_end_is_not_kept(tmp_path):
     row = (*np.zeros((2, 2, 2, 3), np.uint8), *np.zeros((2, 2, 2), bool))
-    rows = recordings.keep([row, row], tmp_path / "rows.zip")
+    rows = recordings.write_through([row, row], tmp_path / "rows.zip")
     next(rows)
     rows.close()
     assert not list(tmp_path.iterdir())

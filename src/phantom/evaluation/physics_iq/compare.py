@@ -1,4 +1,4 @@
-"""Compares generated videos with both takes, several at a time, and keeps what is finished by content."""
+"""Compares generated videos with both takes of their recording, in parallel, and caches results by file content."""
 
 from __future__ import annotations
 
@@ -20,56 +20,63 @@ from phantom.data.physics_iq.masks import Codec, binary, codec_round_trip, motio
 from phantom.data.physics_iq.video import frames, probe, resampled, resampled_counts, resized
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq import recordings
-from phantom.evaluation.physics_iq.metrics import Metrics, Row, several_metrics
+from phantom.evaluation.physics_iq.metrics import Metrics, Row, batch_metrics
 from phantom.progress import say, track
 
-FORMULAS = 1  # raised when the metrics of unchanged files would change, so that no cached result outlives its formula
+METRICS_VERSION = 1  # part of the cache key; increase it when the metrics of unchanged files change
 
 
 @dataclass(frozen=True)
 class Job:
-    """The files of one comparison and how they are read. A mask of None is computed from its video."""
+    """Files of one comparison, and how to read them. A mask of None is computed from its video."""
 
     generated: Path
     takes: tuple[Path, Path]
-    rates: tuple[int, int]  # of the takes
+    rates: tuple[int, int]  # frames per second of the takes
     masks: tuple[Path | None, Path | None]
     fps: int
     codec: Codec
 
     @property
     def files(self) -> list[Path]:
-        """All of them."""
+        """All files of the comparison."""
         return [self.generated, *self.takes, *(mask for mask in self.masks if mask)]
 
     @property
     def truth(self) -> tuple[Any, ...]:
-        """What jobs must have in common to be compared with one reading of the recordings."""
+        """Jobs with the same value share one decoding of the recordings."""
         return self.takes, self.rates, self.masks, self.fps, self.codec
 
     def key(self, digests: Mapping[Path, str]) -> str:
-        """Names the result by the contents of the files, whatever they are called."""
+        """Cache key of the result: depends on the contents of the files, not on their names."""
         return self._key(digests, self.files)
 
     def truth_key(self, digests: Mapping[Path, str]) -> str:
-        """Names what is read of the recordings in the same way."""
+        """Cache key of the decoded recordings, likewise."""
         return self._key(digests, self.files[1:])
 
     def _key(self, digests: Mapping[Path, str], files: Sequence[Path]) -> str:
-        parts = [FORMULAS, cv2.__version__, self.fps, self.rates, self.codec, [mask is not None for mask in self.masks]]
+        parts = [
+            METRICS_VERSION,
+            cv2.__version__,
+            self.fps,
+            self.rates,
+            self.codec,
+            [mask is not None for mask in self.masks],
+        ]
         parts += [digests[path] for path in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[Job, Metrics]:
-    """The metrics of every job; those of one truth together, `workers` of such groups at a time."""
-    cache = cache if cache and recordings.writable(cache) else None
+    """The metrics of every job. Jobs with the same recordings form a group; `workers` groups run in parallel."""
+    cache = cache if cache and recordings.make_folder(cache) else None
     groups: dict[Any, list[Job]] = {}
     for job in dict.fromkeys(jobs):
         groups.setdefault(job.truth, []).append(job)
-    kept = recordings.size(cache) if cache else 0
+    kept = recordings.cached_bytes(cache) if cache else 0
     before = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # whole comparisons run beside each other
+    cv2.setNumThreads(1)  # parallelism is across comparisons
     try:
         with (
             ThreadPoolExecutor(max(1, workers)) as pool,
@@ -86,52 +93,52 @@ def compare_all(jobs: Sequence[Job], workers: int, cache: Path | None) -> dict[J
                 raise
     finally:
         cv2.setNumThreads(before)
-    if cache and (size := recordings.size(cache)) > kept:
+    if cache and (size := recordings.cached_bytes(cache)) > kept:
         say(f"{cache}: {size / 2**20:.1f} MiB of recordings at the size of the comparison; they are not decoded again")
     return done
 
 
 def compare(jobs: Sequence[Job], cache: Path | None = None) -> list[Metrics]:
-    """The metrics of jobs of one truth. `cache`: what is finished, and the recordings at their small size, by content.
+    """The metrics of jobs with the same recordings. `cache`: folder of results and of downscaled recordings.
 
     Raises UserError naming the file.
     """
     if cache is None:
         return _measure(jobs)
     digests = {path: _digest(path) for path in {path for job in jobs for path in job.files}}
-    places = {job: cache / f"{job.key(digests)}.json" for job in jobs}
-    done = {job: _finished(places[job]) for job in jobs}
+    paths = {job: cache / f"{job.key(digests)}.json" for job in jobs}
+    done = {job: _cached(paths[job]) for job in jobs}
     missing = [job for job in jobs if done[job] is None]
-    truth = recordings.place(cache, jobs[0].truth_key(digests))
+    truth = recordings.cache_path(cache, jobs[0].truth_key(digests))
     for job, metrics in zip(missing, _measure(missing, truth) if missing else [], strict=True):
-        part = places[job].with_suffix(f".{threading.get_ident()}.part")
+        part = paths[job].with_suffix(f".{threading.get_ident()}.part")
         part.write_text(json.dumps(metrics), encoding="utf-8")
-        part.replace(places[job])
+        part.replace(paths[job])
         done[job] = metrics
     return [done[job] or {} for job in jobs]
 
 
-def _finished(place: Path) -> Metrics | None:
-    """The metrics at `place`; None where there are none, or not as written."""
+def _cached(path: Path) -> Metrics | None:
+    """The metrics at `path`; None if the file is missing or damaged."""
     try:
-        return json.loads(place.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _measure(jobs: Sequence[Job], place: Path | None = None) -> list[Metrics]:
-    """The metrics of jobs of one truth, which is read from `place`, or from the recordings and kept there."""
-    found = recordings.kept(place, SECONDS * jobs[0].fps) if place else None
+def _measure(jobs: Sequence[Job], path: Path | None = None) -> list[Metrics]:
+    """The metrics of jobs with the same recordings, which are read from the cache at `path`, or decoded and cached."""
+    found = recordings.read(path, SECONDS * jobs[0].fps) if path else None
     size, truth = found or _truth(jobs[0])
-    if place and not found and recordings.has_room(place.parent):
-        truth = recordings.keep(truth, place)
-    return several_metrics(truth, [_read(job.generated, job.fps, None, job, size) for job in jobs])
+    if path and not found and recordings.has_room(path.parent):
+        truth = recordings.write_through(truth, path)
+    return batch_metrics(truth, [_read(job.generated, job.fps, None, job, size) for job in jobs])
 
 
 def _truth(job: Job) -> tuple[tuple[int, int], Iterator[Row]]:
-    """The size of the comparison, and frame by frame both takes with their masks.
+    """The size of the comparison (width, height), and both takes with their masks, frame by frame.
 
-    The masks are read first and held as bits: decoders of 4K take a hundred MiB each, and so only two are open at once.
+    The masks are read first and held in memory as bits: a 4K decoder takes a hundred MiB, so at most two are open.
     """
     size = _quarter(job.takes[0])
     read = [_read(*take, job, size) for take in zip(job.takes, job.rates, job.masks, strict=True)]
@@ -141,17 +148,20 @@ def _truth(job: Job) -> tuple[tuple[int, int], Iterator[Row]]:
 
 
 def _read(
-    path: Path, rate: int, ready: Path | None, job: Job, size: tuple[int, int]
+    path: Path, rate: int, mask: Path | None, job: Job, size: tuple[int, int]
 ) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """A video and its masks, at `size` and the rate of the comparison; neither is opened before it is asked for."""
+    """A video and its masks, at `size` and the frame rate of the comparison; lazy: files are opened on iteration."""
     fps, codec = job.fps, job.codec
-    moving = read_masks(ready) if ready else codec_round_trip(motion_masks(at_rate(path, rate, fps)), fps, codec)
+    moving = read_masks(mask) if mask else codec_round_trip(motion_masks(at_rate(path, rate, fps)), fps, codec)
     video = resized(at_rate(path, rate, fps), size)
-    return _five_seconds(video, path, fps), _five_seconds(binary(moving, size), ready or path, fps)
+    return _five_seconds(video, path, fps), _five_seconds(binary(moving, size), mask or path, fps)
 
 
 def at_rate(path: Path, rate: int, fps: int) -> Iterator[np.ndarray]:
-    """The frames of `path`, a video of `rate` frames per second, at `fps`. The official tool stores them in between."""
+    """The frames of `path`, a video of `rate` frames per second, resampled to `fps`.
+
+    The official tool writes the resampled video to a file instead.
+    """
     if rate == fps:
         yield from frames(path)
         return
@@ -163,7 +173,7 @@ def at_rate(path: Path, rate: int, fps: int) -> Iterator[np.ndarray]:
 
 
 def _five_seconds(video: Iterator[np.ndarray], path: Path, fps: int) -> Iterator[np.ndarray]:
-    """The first 5 s of `video`; a video that ends earlier is a UserError."""
+    """The first 5 s of `video`. Raises UserError if it is shorter."""
     index = -1
     for index, frame in enumerate(islice(video, SECONDS * fps)):  # noqa: B007
         yield frame
@@ -174,7 +184,7 @@ def _five_seconds(video: Iterator[np.ndarray], path: Path, fps: int) -> Iterator
 
 
 def _quarter(path: Path) -> tuple[int, int]:
-    """A quarter of the (width, height) of `path`: the size at which everything is compared."""
+    """A quarter of the (width, height) of `path`: the size of the comparison."""
     for frame in frames(path):
         return max(1, frame.shape[1] // 4), max(1, frame.shape[0] // 4)
     raise UserError(f"{path}: no frame in it can be decoded")

@@ -1,4 +1,4 @@
-"""Scores folders of generated videos: finds the files, compares them with both takes, and sums up."""
+"""Scores folders of generated videos: finds the files, compares them with both takes, and aggregates the metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def score_folder(
     csv_out: Path | str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`score_folders` of one folder; csv_out: its metrics in the official csv format."""
+    """`score_folders` for one folder. csv_out: file for its metrics, in the official csv format."""
     ((found, results),) = _score([generated], benchmark, descriptions, **options)
     if csv_out:
         table.write(Path(csv_out), results)
@@ -37,15 +37,15 @@ def score_folders(
 ) -> list[dict[str, Any]]:
     """The Physics-IQ score of each folder of mp4 files, as a JSON-able dict; see `summary` for its keys.
 
-    Every recording is decoded once for all folders, which is most of the work.
-    generated: folders of one 5 s video for each take-1 row of `descriptions` (default: the csv in `benchmark`), named
-        by its id (`0001_*.mp4`), all at one whole number of frames per second. With `subset`, those that are there.
-    benchmark: the published folder (`layout`), or the one it lies in. Recordings at another rate are resampled, and
-        masks that are not there are computed.
-    mask_codec: how computed masks are stored before they are compared: `mp4v` as published, or `none`.
-    workers: pairs compared at a time, each on one core and with a few frames in memory.
-    cache: folder of finished comparisons, found again by the contents of their files.
-    Raises UserError, one line, for folders, names, counts, lengths, rates and files that are off.
+    Each recording is decoded once for all folders: decoding is most of the work.
+    generated: folders with a 5 s video per take-1 row of `descriptions` (default: the csv in `benchmark`), named by its
+        id (`0001_*.mp4`), all at the same integer frame rate. With `subset`, any part of them.
+    benchmark: the published folder (`layout`), or its parent. Recordings at another frame rate are resampled, and
+        missing masks are computed.
+    mask_codec: how computed masks are encoded before the comparison: `mp4v` as published, or `none`.
+    workers: comparisons in parallel, each on one core with a few frames in memory.
+    cache: folder of finished comparisons, keyed by the contents of their files.
+    Raises UserError, one line, for invalid folders, names, counts, lengths, frame rates and files.
     """
     return [found for found, _ in _score(generated, benchmark, descriptions, **options)]
 
@@ -61,7 +61,7 @@ def _score(
     workers: int = 1,
     cache: Path | str | None = None,
 ) -> list[tuple[dict[str, Any], score.Table]]:
-    """The score of each folder, and its metrics."""
+    """The score and the metrics of each folder."""
     _choice("--protocol", protocol, PROTOCOLS)
     _choice("--mask-codec", mask_codec, CODECS)
     folders, root = [Path(folder) for folder in generated], layout.find_root(Path(benchmark), protocol)
@@ -91,16 +91,16 @@ def _score(
 def score_csv(
     path: Path | str, *, protocol: Protocol = "original", descriptions: Path | str | None = None
 ) -> dict[str, Any]:
-    """The score of an official csv of metrics, as `summary`; `descriptions` adds the categories. Raises UserError."""
+    """`summary` of an official csv of metrics; `descriptions` adds the categories. Raises UserError."""
     _choice("--protocol", protocol, PROTOCOLS)
     rows = layout.read_descriptions(Path(descriptions)) if descriptions else []
     return summary(table.read(Path(path)), protocol, {row.name.scenario: row.category for row in rows})
 
 
 def _seeds(generated: Path) -> list[int]:
-    """Which the videos were sampled with, if `phantom sample` has made them."""
-    place = generated / layout.RECORD
-    return [json.loads(place.read_text(encoding="utf-8"))["settings"]["seed"]] if place.is_file() else []
+    """The seeds of the videos, if they were made by `phantom sample`."""
+    record = generated / layout.RECORD
+    return [json.loads(record.read_text(encoding="utf-8"))["settings"]["seed"]] if record.is_file() else []
 
 
 def _choice(name: str, found: str, accepted: Sequence[str]) -> None:

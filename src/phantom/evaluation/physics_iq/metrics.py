@@ -11,7 +11,7 @@ import numpy as np
 
 from phantom.data.physics_iq.video import Frames
 
-# Names of the official csv. Lists have one value per frame.
+# Column names of the official csv. Lists have one value per frame.
 LISTS = (
     "spatiotemporal_iou_v1",
     "spatiotemporal_iou_v2",
@@ -30,7 +30,7 @@ SCALARS = (
 )
 
 Metrics = dict[str, Any]
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # one frame of both takes, and of their masks
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # one frame: take 1, take 2, mask 1, mask 2
 
 
 def view_metrics(
@@ -38,18 +38,18 @@ def view_metrics(
 ) -> Metrics:
     """The generated video against take 1 (`_v1`) and take 2 (`_v2`), and the takes against each other (`variance_`).
 
-    Frames are uint8 (h, w, 3), masks bool (h, w), all of one size and count; iterables are read once, in step.
-    Raises ValueError where counts or sizes differ.
+    Frames are uint8 (h, w, 3), masks bool (h, w), all of the same size and count; iterables are consumed in lockstep.
+    Raises ValueError if counts or sizes differ.
     """
     truth = zip(real_1, real_2, mask_1, mask_2, strict=True)
-    return several_metrics(truth, [(generated, mask_generated)])[0]
+    return batch_metrics(truth, [(generated, mask_generated)])[0]
 
 
-def several_metrics(truth: Iterable[Row], generated: Sequence[tuple[Frames, Frames]]) -> list[Metrics]:
-    """`view_metrics` of several generated videos, each with its masks, by one reading of the takes and theirs."""
+def batch_metrics(truth: Iterable[Row], generated: Sequence[tuple[Frames, Frames]]) -> list[Metrics]:
+    """`view_metrics` of several generated videos with their masks, in one pass over the takes."""
     takes: dict[str, Any] = {"variance_mse": [], "variance_spatiotemporal_iou": []}
     found: list[dict[str, Any]] = [{key: [] for key in LISTS if key not in takes} for _ in generated]
-    counts: list[np.ndarray] = []  # for take 1, take 2, and each generated: in how many frames each pixel moves
+    counts: list[np.ndarray] = []  # of take 1, take 2 and each generated video: in how many frames each pixel moves
     for (real1, real2, m1, m2), *others in zip(truth, *chain(*generated), strict=True):
         fakes, masks = others[::2], others[1::2]
         takes["variance_mse"].append(mse(real1, real2))
@@ -81,7 +81,7 @@ def several_metrics(truth: Iterable[Row], generated: Sequence[tuple[Frames, Fram
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """|a and b| / |a or b| of bool arrays of one shape; 1 where both are empty."""
+    """|a and b| / |a or b| of bool arrays of the same shape; 1 if both are empty."""
     if a.shape != b.shape:
         raise ValueError(f"masks of {a.shape} and {b.shape}")
     union = np.count_nonzero(a | b)
@@ -89,13 +89,13 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def weighted_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """sum min / sum max of how often each pixel moves (uint16 counts over equally many frames); 1 if it never does."""
+    """sum(min(a, b)) / sum(max(a, b)) of motion counts per pixel (uint16, over equally many frames); 1 if all are 0."""
     union = int(np.maximum(a, b).sum(dtype=np.int64))
     return int(np.minimum(a, b).sum(dtype=np.int64)) / union if union else 1.0
 
 
 def mse(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean squared difference of two uint8 (h, w, 3) frames scaled to [0, 1]. The sum is exact, in integers."""
+    """Mean squared difference of two uint8 (h, w, 3) frames scaled to [0, 1]. The sum is exact (integers)."""
     if a.shape != b.shape:
         raise ValueError(f"frames of {a.shape} and {b.shape}")
     return cv2.norm(a, b, cv2.NORM_L2SQR) / (a.size * 255.0**2)

@@ -1,4 +1,4 @@
-"""Matches a folder of generated videos with the recordings, and says in one line what is missing or off."""
+"""Matches a folder of generated videos with the recordings, and reports in one line what is missing or invalid."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from phantom.data.physics_iq.video import probe
 from phantom.errors import UserError, listed
 from phantom.evaluation.physics_iq.compare import Job
 
-TOLERANCE = 0.001  # s a video may be off 5 s, and frames per second it may be off a whole number
+TOLERANCE = 0.001  # deviation of a video's length from 5 s, in seconds, and of its frame rate from an integer
 _GENERATED = re.compile(r"(\d{4})_.*\.mp4")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated video, named by the take-1 recording that it should look like, and take 2 of the same."""
+    """A generated video, the take-1 recording it is compared with, and take 2 of the same scenario and view."""
 
     first: Name
     second: Name
@@ -28,7 +28,7 @@ class Pair:
 
 
 def find_pairs(generated: Path, root: Path, rows: Sequence[layout.Row], subset: bool) -> list[Pair]:
-    """Matches generated files, by id, with the take-1 rows, and those with take 2 of their scenario and view."""
+    """Matches generated files by id with their take 1, and with take 2 of its scenario and view. Raises UserError."""
     if not generated.is_dir():
         raise UserError(f"{generated}: no such folder; expected the generated mp4 files")
     files: dict[int, Path] = {}
@@ -65,7 +65,7 @@ def find_pairs(generated: Path, root: Path, rows: Sequence[layout.Row], subset: 
 
 
 def common_rate(paths: Sequence[Path]) -> int:
-    """The frames per second that all videos share, a whole number. Raises UserError listing rates or lengths off."""
+    """The common frame rate of all videos, an integer. Raises UserError naming wrong frame rates or lengths."""
     rates: dict[float, list[str]] = {}
     lengths = []
     for path in paths:
@@ -88,7 +88,7 @@ def common_rate(paths: Sequence[Path]) -> int:
 
 
 def find_jobs(pairs: Sequence[Pair], root: Path, fps: int, codec: Codec) -> list[Job]:
-    """The recordings and masks of every pair, before any work starts. Raises UserError naming what is missing."""
+    """Finds the recordings and masks of every pair. Raises UserError naming those that are missing."""
     jobs, missing = [], []
     for pair in pairs:
         names = (pair.first, pair.second)

@@ -1,7 +1,8 @@
-"""Recordings at the size at which they are compared, kept on disk: decoded and shrunk once, for whatever is scored.
+"""A disk cache of recordings at the size of the comparison: they are decoded and downscaled once for all scores.
 
-A file is a zip with a row of bytes for each frame: both takes and their masks, less the row before. Most of a recording
-stands still, so that little is left of a row in zstd. The zip's checksums tell a damaged file, which is made again.
+A file is a zip with one entry per frame: both takes and their masks, as the difference to the previous frame. Most of a
+recording does not move, so that the differences compress well with zstd. The zip's checksums detect a damaged file,
+which is written again.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import pyarrow as pa
 from phantom.evaluation.physics_iq.metrics import Row
 from phantom.progress import say
 
-RESERVE = 2 << 30  # bytes of a disk that are never filled with recordings
+RESERVE = 2 << 30  # bytes of disk space that are left free
 
 
-def place(cache: Path, key: str) -> Path:
-    """Where the recordings of `key` are kept."""
+def cache_path(cache: Path, key: str) -> Path:
+    """The file of the recordings with cache key `key`."""
     return cache / "recordings" / f"{key}.zip"
 
 
-def writable(cache: Path) -> bool:
-    """Makes the folder of recordings in `cache`; if that cannot be written, says so."""
+def make_folder(cache: Path) -> bool:
+    """Creates the folder of recordings in `cache`. False, with a warning, if it is not writable."""
     folder = cache / "recordings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,20 +42,20 @@ def writable(cache: Path) -> bool:
     return True
 
 
-def size(cache: Path) -> int:
-    """Bytes of all recordings that are kept."""
+def cached_bytes(cache: Path) -> int:
+    """Total size of all cached recordings in bytes."""
     return sum(path.stat().st_size for path in (cache / "recordings").glob("*.zip"))
 
 
 def has_room(folder: Path) -> bool:
-    """Whether the disk of `folder` can take another recording."""
+    """Whether the disk of `folder` has room for another recording."""
     return shutil.disk_usage(folder).free > RESERVE
 
 
-def keep(rows: Iterable[Row], path: Path) -> Iterator[Row]:
-    """`rows` as they are; once all have been taken they are at `path` too.
+def write_through(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """Yields `rows` unchanged, and writes them to `path` (atomically, once the last one has been consumed).
 
-    Frames are uint8 (h, w, 3), masks bool (h, w), all of one size.
+    Frames are uint8 (h, w, 3), masks bool (h, w), all of the same size.
     """
     part = path.with_suffix(f".{os.urandom(4).hex()}.part")
     try:
@@ -73,8 +74,8 @@ def keep(rows: Iterable[Row], path: Path) -> Iterator[Row]:
         part.unlink(missing_ok=True)
 
 
-def kept(path: Path, count: int) -> tuple[tuple[int, int], Iterator[Row]] | None:
-    """The size (width, height) and the `count` rows that are at `path`; None if there are none, or not as written."""
+def read(path: Path, count: int) -> tuple[tuple[int, int], Iterator[Row]] | None:
+    """The size (width, height) and the `count` rows in `path`; None if the file is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None or len(archive.namelist()) != count + 1:

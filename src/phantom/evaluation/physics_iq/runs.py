@@ -1,4 +1,4 @@
-"""What `phantom score physics-iq` does: one run of a model, several with other seeds, or a csv of metrics."""
+"""`phantom score physics-iq`: scores one run of a model, several runs with different seeds, or a csv of metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def score_runs(
     workers: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The score of one folder, the mean of several, or that of an official csv. `options` are those of `score_folder`.
+    """The score of one folder, the mean over several, or the score of an official csv; `options` as `score_folder`.
 
     Raises UserError.
     """
@@ -43,7 +43,7 @@ def score_runs(
 
 
 def mean_of_runs(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The summaries of `runs`, by name, averaged number by number; `spread` and `runs` hold the scores of each.
+    """The summaries in `runs` (by name) averaged value by value, with their `spread` and the score of each in `runs`.
 
     Raises UserError unless all are of the same videos.
     """
@@ -74,7 +74,7 @@ def _mean(trees: Sequence[Any]) -> Any:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """A few lines for people."""
+    """A human-readable summary of a few lines."""
 
     def shown(key: str, digits: int) -> str:
         return "none" if result[key] is None else f"{result[key]:.{digits}f}"

@@ -1,4 +1,4 @@
-"""From the metrics of all views to the two Physics-IQ scores, with the official scorer's rounding."""
+"""Aggregates the metrics of all views into the two Physics-IQ scores, with the rounding of the official scorer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ EPSILON = 1e-8  # the official guard of the ratios in the Verified score
 
 
 def as_parsed(values: Iterable[float]) -> list[float]:
-    """A per-frame list as the official scorer reads it from its csv: each value at 4 decimals."""
+    """A per-frame list as the official scorer reads it from its csv: rounded to 4 decimals."""
     return [round(float(value), 4) for value in values]
 
 
 def original(table: Table) -> dict[str, float]:
     """The original score in [0, 100] (`score`, 2 decimals) with its means and physical variances.
 
-    100 ((ST/V_ST + SP/V_SP + WS/V_WS) / 3 - (MSE - V_MSE)), clipped: a ratio of means over the whole table, where the
-    variances V are rounded (4 decimals, SP 5). As in the official code a variance of 0 is not guarded: a score of 100,
-    or nan where the mean is 0 as well.
+    100 ((ST/V_ST + SP/V_SP + WS/V_WS) / 3 - (MSE - V_MSE)), clipped: ratios of means over the whole table, with the
+    variances V rounded (4 decimals, SP 5). As in the official code, a variance of 0 is not guarded against: the score
+    is then 100, or nan if the mean is 0 as well.
     """
     raw = means(table)
     variance = {key: np.round(value, 5 if key == "spatial_iou" else 4) for key, value in variances(table).items()}
@@ -49,7 +49,7 @@ def original(table: Table) -> dict[str, float]:
 
 
 def means(table: Table) -> dict[str, np.floating[Any]]:
-    """Raw means over the table, the sub-columns of published results: three IoUs (higher is better) and the MSE."""
+    """Raw means over the table, as in published results: three IoUs (higher is better) and the MSE."""
     return {
         "spatial_iou": _by_view(table, "spatial_iou_v1"),
         "spatiotemporal_iou": _by_scenario(table, "spatiotemporal_iou_v1"),
@@ -59,7 +59,7 @@ def means(table: Table) -> dict[str, np.floating[Any]]:
 
 
 def variances(table: Table) -> dict[str, np.floating[Any]]:
-    """The means of the same four metrics between the two takes: what a perfect model would reach."""
+    """Means of the same four metrics between the two takes, which a perfect model would reach."""
     return {
         "spatial_iou": _by_view(table, "variance_spatial"),
         "spatiotemporal_iou": _by_view(table, "variance_spatiotemporal_iou"),
@@ -101,7 +101,7 @@ def unrounded(table: Table) -> dict[str, float]:
 
 
 def verified(table: Table) -> dict[str, float]:
-    """The Physics-IQ Verified score in [0, 100]: mean over all views of `view_scores`, and each component's mean."""
+    """The Physics-IQ Verified score in [0, 100]: means of `view_scores` over all views, total and by component."""
     views = [view_scores(metrics) for row in table.values() for metrics in row.values()]
     parts = {key: 100 * float(np.mean([view[key] for view in views])) for key in views[0]}
     return {"score": parts.pop("score"), **parts}
@@ -126,7 +126,7 @@ def view_scores(metrics: Metrics) -> dict[str, float]:
 
 
 def spread(scores: list[float]) -> dict[str, float | int | None]:
-    """Mean and sample standard deviation of several runs of one model; None for the deviation of a single run."""
+    """Mean and sample standard deviation over runs of a model; the deviation of a single run is None."""
     std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
     return {"mean": float(np.mean(scores)), "std": std, "runs": len(scores)}
 
@@ -136,7 +136,7 @@ def _mean(metrics: Metrics, key: str) -> np.floating[Any]:
 
 
 def _by_view(table: Table, key: str) -> np.floating[Any]:
-    """Mean over views of the mean over all values (scenarios, and frames of a list) of the view."""
+    """Mean over views of the mean over all values of the view (scenarios, and frames of per-frame lists)."""
     views: dict[str, list[float]] = {}
     for row in table.values():
         for view, metrics in row.items():
@@ -155,6 +155,6 @@ def _scalars_by_scenario(table: Table, key: str) -> np.floating[Any]:
 
 
 def by_group(table: Table, groups: Mapping[str, str], score: Callable[[Table], Any]) -> dict[str, Any]:
-    """`score` of each group's part of the table; `groups` maps a scenario to its group."""
+    """`score` of the part of the table in each group; `groups` maps scenarios to groups."""
     names = sorted({groups[scenario] for scenario in table if groups.get(scenario)})
     return {name: score({s: row for s, row in table.items() if groups.get(s) == name}) for name in names}

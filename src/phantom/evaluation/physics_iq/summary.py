@@ -1,4 +1,4 @@
-"""All that is known of a table of metrics: scores, parts, categories, scenarios."""
+"""Summary of a table of metrics: scores, components, categories and scenarios."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PROTOCOLS: tuple[Protocol, ...] = ("original", "verified")
 
 
 def summary(results: score.Table, protocol: Protocol, categories: dict[str, str]) -> dict[str, Any]:
-    """All that is known of a table of metrics, JSON-able; what is not finite becomes None, with a line on stderr.
+    """Summary of a table of metrics, JSON-able. Non-finite values become None; variances of 0 are reported on stderr.
 
     score: 0-100, of `protocol`. spatial_iou, spatiotemporal_iou, weighted_spatial_iou, mse: raw means.
-    physical_variance: the same four between the takes, and `all_metrics` as the official tool sums them up.
-    original, verified: both scores and their parts. unrounded: `IQTable` of the official tool, in [0, 1].
-    categories: score and parts of each. per_scenario: for each scenario its category, views and means.
+    physical_variance: the same four between the takes, and `all_metrics` as computed by the official tool.
+    original, verified: both scores and their components. unrounded: `IQTable` of the official tool, in [0, 1].
+    categories: score and components of each. per_scenario: category, views and means of each scenario.
     """
     both = {"original": score.original(results), "verified": score.verified(results)}
     variance = {k.removeprefix("variance_"): v for k, v in both["original"].items() if k.startswith("variance_")}

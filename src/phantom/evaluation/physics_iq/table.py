@@ -1,4 +1,4 @@
-"""The official csv of metrics: one row per scenario, one column per metric and view, per-frame lists as `[a, b]`."""
+"""The official csv of metrics: a row per scenario, a column per metric and view, per-frame lists as `[a, b]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from phantom.errors import UserError
 from phantom.evaluation.physics_iq.metrics import LISTS, SCALARS, Metrics
 from phantom.evaluation.physics_iq.score import Table
 
-VIEWS = ("perspective-left", "perspective-center", "perspective-right")  # as the official csv orders them
+VIEWS = ("perspective-left", "perspective-center", "perspective-right")  # in the order of the official csv
 SCORED = (
     "spatiotemporal_iou_v1",
     "v1_mse",
@@ -39,7 +39,7 @@ _FLOAT = re.compile(r"(?<![\w.])[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")  # al
 
 
 def write(path: Path, table: Table) -> None:
-    """Writes `table` in the official format, readable by the official scorer. A view that is absent stays blank."""
+    """Writes `table` in the format of the official scorer. The cells of missing views are empty."""
     present = {view for row in table.values() for view in row}
     views = [v for v in VIEWS if v in present] + sorted(present - set(VIEWS))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write(path: Path, table: Table) -> None:
 
 
 def read(path: Path) -> Table:
-    """Reads an official csv, of any views and column order; only the scored columns must be there. Raises UserError."""
+    """Reads an official csv with any views and column order; only the scored columns are required. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a csv of the official scorer is needed")
     with path.open(encoding="utf-8-sig", newline="") as file:
