@@ -1,4 +1,4 @@
-"""Phantom as an MLflow model: saved with its export, loaded again, asked for videos."""
+"""Phantom as an MLflow model: saved with its export, loaded, and used to generate videos."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METADATA = {"frames": 9, "height": 64, "width": 64, "fps": 4, "max_prefix_frames
 
 @pytest.fixture(scope="module")
 def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The model as MLflow loads it from a folder that `mlflow.pyfunc.save_model` wrote, without the export it was."""
+    """The model, loaded from the folder that `mlflow.pyfunc.save_model` wrote; its original export is moved away."""
     folder = tmp_path_factory.mktemp("served")
     export = folder / "export"
     params = load_params_on(tiny_base)
@@ -59,7 +59,7 @@ def frames_of(video: bytes, tmp_path: Path) -> np.ndarray:
     return read_frames(path)[0]
 
 
-def test_a_row_in_a_video_out(served, tmp_path: Path):
+def test_one_video_per_row(served, tmp_path: Path):
     rows = pd.DataFrame({"prompt": ["a red ball falls", "a blue ball rolls"]})
     out = served.predict(rows)
     assert list(out.columns) == ["video"] and len(out) == 2
@@ -70,7 +70,7 @@ def test_a_row_in_a_video_out(served, tmp_path: Path):
     assert served.predict(rows, params={"seed": 1})["video"][0] != out["video"][0]
 
 
-def test_steps_are_the_exports_own_unless_given(served, tmp_path: Path):
+def test_the_default_number_of_steps_is_the_exports(served, tmp_path: Path):
     def steps(video: bytes) -> str:
         (tmp_path / "got.mp4").write_bytes(video)
         with av.open(str(tmp_path / "got.mp4")) as container:
@@ -94,7 +94,7 @@ def test_an_image_or_a_video_is_continued(served, tmp_path: Path):
 
 
 def test_the_champion_of_the_registry_makes_a_video(make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As it is asked for: `models:/phantom@champion`, with the example that the model was registered with."""
+    """`models:/phantom@champion`, with the input example it was registered with."""
     export = tmp_path / "models/phantom"
     params = make_params(
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
@@ -108,7 +108,7 @@ def test_the_champion_of_the_registry_makes_a_video(make_params, tmp_path: Path,
         made_here: list[int] = []
         patch.setattr("phantom.generation.generate.generate", lambda *_, **__: made_here.append(1))
         made = register(params, tmp_path)
-    assert made.champion and not made_here  # the example is kept, and not run for each registration
+    assert made.champion and not made_here  # registering stores the example without running it
 
     mlflow.set_tracking_uri(params.tracking.uri)
     champion = mlflow.pyfunc.load_model("models:/phantom@champion")

@@ -1,4 +1,4 @@
-"""Registering in a real MLflow store: which version is champion, and what a version knows of itself."""
+"""Registering in a real MLflow store: aliases, and what is recorded with a version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phantom.tracking.registry import RegisterResult, flatten_metrics, register
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for mlflow.db and the artifacts: making the tables takes the longest of all here."""
+    """Folder of mlflow.db and the artifacts, shared because creating the tables is the slowest part."""
     return tmp_path_factory.mktemp("store")
 
 
@@ -28,7 +28,7 @@ def work(store: Path, tmp_path: Path, make_params, request: pytest.FixtureReques
 
 
 class Work:
-    """A checkout that has been trained and evaluated, whose models are registered under the test's own name."""
+    """A trained and evaluated checkout, whose models are registered under a name of the test."""
 
     def __init__(self, store: Path, root: Path, make_params: Any, name: str) -> None:
         self.root, self.name, self._make = root, name, make_params
@@ -75,7 +75,7 @@ def test_the_better_one_is_champion_and_the_newest_worse_one_challenger(work: Wo
     assert (better.version, better.champion, better.champion_score) == (3, True, 20.0)
     assert work.aliases() == {"champion": 3, "challenger": 2}
 
-    work.train("fourth")  # as good is not better
+    work.train("fourth")  # an equal score is not better
     assert not work.register(21.0).champion
     assert work.aliases() == {"champion": 3, "challenger": 4}
 
@@ -85,7 +85,7 @@ def test_the_same_model_and_evaluation_are_registered_once(work: Work):
     again = work.register(20.0)
     assert (again.version, again.champion, again.run_id) == (1, True, first.run_id)
     assert work.versions() == 1
-    work.register(20.5)  # the same model, measured anew
+    work.register(20.5)  # the same model with another evaluation
     assert work.versions() == 2
 
 
@@ -98,7 +98,7 @@ def test_a_challenger_can_be_promoted_without_a_new_version(work: Work):
     assert work.versions() == 2
 
 
-def test_what_a_version_knows_of_itself(work: Work):
+def test_what_a_version_records(work: Work):
     for args in (
         ["init", "--quiet"],
         ["add", "models"],
@@ -138,7 +138,7 @@ def test_what_a_version_knows_of_itself(work: Work):
     assert json.loads((work.root / "reports/registered.json").read_text(encoding="utf-8"))["version"] == 1
 
 
-def test_changed_files_are_a_dirty_commit(work: Work):
+def test_uncommitted_changes_are_tagged_as_dirty(work: Work):
     assert work.register(20.0).version == 1
     assert mlflow.MlflowClient().get_model_version(work.name, "1").tags["git_commit"] == "unknown"
     for args in (

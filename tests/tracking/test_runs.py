@@ -1,4 +1,4 @@
-"""Curves in a real MLflow store: complete, continued without repeats, and never in the way."""
+"""Runs in a real MLflow store: complete curves, resumed without repeated steps, and a store that fails."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_checkpoints_can_be_browsed(params, tmp_path):
     assert {m.key: m.value for m in model.metrics} == {"checkpoint_loss": 0.5, "checkpoint_loss_physics": 0.25}
 
 
-def test_an_absent_store_is_one_line_and_no_delay(make_params, capsys):
+def test_an_unreachable_store_costs_one_line_and_no_time(make_params, capsys):
     params = make_params("tracking.uri=sqlite:////proc/nowhere/mlflow.db")
     tracker = Tracker(params, "train phantom")
     started = time.monotonic()
@@ -70,10 +70,10 @@ def test_an_absent_store_is_one_line_and_no_delay(make_params, capsys):
     tracker.close()
     assert time.monotonic() - started < 5
     said = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in said if "the work goes on" in line]) == 1
+    assert len([line for line in said if "continuing without it" in line]) == 1
 
 
-def test_a_store_that_fails_for_a_while_gets_everything(params, monkeypatch):
+def test_metrics_are_sent_again_after_failed_requests(params, monkeypatch):
     tracker = Tracker(params, "train phantom")
     send, failures = tracker._client.log_batch, iter([True, True])
 
@@ -92,7 +92,7 @@ def test_a_store_that_fails_for_a_while_gets_everything(params, monkeypatch):
 
 @dataclass(frozen=True)
 class Prepared:
-    """As a stage reports."""
+    """Like the result of a stage."""
 
     train: int = 9
     folder: str = "data/clips"
@@ -118,7 +118,7 @@ def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, 
     monkeypatch.setenv(lineage.PIPELINE_ENV, "pipeline two")
     Tracker(params, "train phantom", root=tmp_path).close("KILLED")
     monkeypatch.delenv(lineage.PIPELINE_ENV)
-    log_stage("prepare", params, Prepared(), tmp_path)  # by itself it leaves none
+    log_stage("prepare", params, Prepared(), tmp_path)  # not logged outside a pipeline
     Tracker(params, "train phantom", root=tmp_path).close()
 
     client = mlflow.MlflowClient(params.tracking.uri)
@@ -147,8 +147,8 @@ def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, 
     assert [file.path for file in samples] == [f"samples/multi/{number}.mp4" for number in range(4)]
 
 
-def test_the_stages_of_a_plain_repro_have_a_run_above_them(tmp_path, make_params):
-    """Real DVC, without the name that `phantom run` and the flow hand on."""
+def test_stages_of_a_plain_dvc_repro_get_a_parent_run(tmp_path, make_params):
+    """Real DVC, without the name that `phantom run` and the flow pass on."""
     params = make_params(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
     (tmp_path / "stage.py").write_text(

@@ -19,8 +19,8 @@ from phantom.tracking.uploads import CheckpointUploader, UploadedCheckpoint, dow
 from phantom.training import checkpoint as checkpoints
 from phantom.training.trainer import train
 from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
-from tests.training.runs import same, weights
 from tests.training.random_latents import write_latents
+from tests.training.runs import same, weights
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_failed_uploads_are_resumed_by_the_next_process(tmp_path: Path, capsys: 
             file.unlink()
     first.close(wait=True)
     assert not sent and target.attempts
-    assert "is not copied: s3://x: the server cannot be reached" in capsys.readouterr().err
+    assert "was not uploaded: s3://x: the server cannot be reached" in capsys.readouterr().err
     target.reachable = True
     CheckpointUploader(target, outbox, sent.append).close(wait=True)
     assert [upload.name for upload in sent] == ["step-0000003"]  # only the newest in the outbox
@@ -123,8 +123,8 @@ def test_the_newest_intact_copy_is_downloaded(bucket: str, make_params: Any, tmp
     assert found.tensors("model")["weight"].tolist() == [2, 2, 2]
     assert [path.name for path in here.iterdir()] == ["step-0000002"]
     said = capsys.readouterr().err
-    assert f"s3://{bucket}/runs/run-1/step-0000003 is brought back" in said and "is not what was written" in said
-    assert f"s3://{bucket}/runs/run-1/step-0000002 is brought back" in said
+    assert f"downloading s3://{bucket}/runs/run-1/step-0000003" in said and "wrong checksum" in said
+    assert f"downloading s3://{bucket}/runs/run-1/step-0000002" in said
     # A damaged local checkpoint is replaced by its copy.
     (here / "step-0000002/model.safetensors").write_bytes(b"damaged")
     assert checkpoints.load_newest(here) is None
@@ -172,7 +172,7 @@ def test_training_resumes_from_its_copies_on_another_machine(
     capsys.readouterr()
     params = run("other", 6, copies)
     said = capsys.readouterr().err
-    assert "step-0000004 is brought back" in said and "train phantom: continues after step 4" in said
+    assert "; downloading s3://" in said and "step-0000004" in said and "train phantom: continues after step 4" in said
     assert same(weights(tmp_path / "other"), weights(tmp_path / "whole"))
     client = mlflow.MlflowClient(params.tracking.uri)
     (state,) = tmp_path.glob("other/checkpoints/phantom-*/step-0000006/state.json")

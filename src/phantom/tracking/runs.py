@@ -94,7 +94,7 @@ class Tracker:
         self._queue.put(("end", status))
         self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
-            say(f"mlflow: {self.uri} does not answer: its curves end early, those in history.json are complete")
+            say(f"mlflow: {self.uri} does not answer; its curves end early, history.json has all of them")
 
     def _flush(self) -> None:
         if self._metrics:
@@ -180,7 +180,7 @@ class Tracker:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            say(f"mlflow: {self.uri}: {reason}; the work goes on, and the curves are kept in history.json")
+            say(f"mlflow: {self.uri}: {reason}; continuing without it, history.json has the curves")
         self._warned = True
 
 

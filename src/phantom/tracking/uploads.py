@@ -76,7 +76,7 @@ class CheckpointUploader:
                     self._upload(queued[-1])
                     continue
                 except (UserError, StageFailed) as error:
-                    say(f"checkpoints: {queued[-1].name} is not copied: {error}; it is kept in {self._outbox}")
+                    say(f"checkpoints: {queued[-1].name} was not uploaded: {error}; it stays in {self._outbox}")
             if closing:
                 return
             self._wake.wait(RETRY_SECONDS if queued else None)
@@ -109,7 +109,7 @@ def download_newest(
         return None
     for marker in sorted((name for name in names if name.endswith(f"/{COMPLETION_MARKER}")), reverse=True):
         step = marker.removesuffix(f"/{COMPLETION_MARKER}")
-        say(f"checkpoints: there is none in {checkpoints}: {copies}/{step} is brought back")
+        say(f"checkpoints: none in {checkpoints}; downloading {copies}/{step}")
         new = fresh_folder(checkpoints / f".{step}.new")
         for name in names:
             if name.startswith(f"{step}/"):
