@@ -1,4 +1,4 @@
-"""`phantom train` in processes that fork from one where everything is loaded: they start at once, and can be killed."""
+"""Training in processes forked from a server with all imports loaded: they start quickly and can be killed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phantom.config import Params
-from tests.training.runs import SHARED, Place, trained_alike
+from tests.training.runs import SHARED, Workspace, assert_same_training
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["phantom.training.trainer", "mlflow.store.tracking.sqlalchemy_store", "tests.tiny"])
 
 
 class Run:
-    """`train(params)` in `folder`, in as many processes as `params` say. What they say is in `said`.
+    """`train(params)` in `folder`, in `train.processes` processes. Their output goes to the file `log`.
 
-    dies_at: the first process kills itself at this call of `os.fsync`, as checkpoints make them.
+    dies_at: the first process kills itself at this call of `os.fsync`, which writing checkpoints calls.
     """
 
     def __init__(self, params: Params, folder: Path, dies_at: int | None = None) -> None:
-        self.said = folder / "said.txt"
+        self.log = folder / "log.txt"
         ranks, group = params.train.processes, {}
         if ranks > 1 or params.train.strategy.startswith("zero"):
             group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
@@ -39,38 +39,38 @@ class Run:
 
     @property
     def is_alive(self) -> bool:
-        """Whether all are."""
+        """Whether all processes are running."""
         return all(process.is_alive() for process in self.processes)
 
     def wait(self, seconds: float = 500) -> list[int | None]:
-        """Exit codes."""
+        """Waits for each process up to `seconds`. Returns the exit codes."""
         for process in self.processes:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def kill(self) -> None:
-        """SIGKILL to all of them."""
+        """Sends SIGKILL to all processes."""
         for process in self.processes:
             process.kill()
         self.wait()
 
     def stop(self, rank: int = 0) -> None:
-        """SIGTERM to one of them."""
+        """Sends SIGTERM to one process."""
         os.kill(self.processes[rank].pid or 0, signal.SIGTERM)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 500) -> None:
-        """Until `condition` holds, or one of them has ended."""
+        """Waits until `condition` holds or a process has exited."""
         deadline = time.monotonic() + seconds
         while self.is_alive and not condition() and time.monotonic() < deadline:
             time.sleep(0.002)
 
 
-def trains_as(
-    alone: Place, folder: Path, strategy: str, ranks: int, accumulation: int, checkpointing: str, *more: str
+def assert_trains_like(
+    reference: Workspace, folder: Path, strategy: str, ranks: int, accumulation: int, checkpointing: str, *more: str
 ) -> None:
-    """Asserts that a run in `folder`, laid out in another way, trains as the one of `alone` did."""
-    shutil.copytree(alone.folder / "data", folder / "data")
-    params = alone.params(
+    """Asserts that a run in `folder` with another strategy gives the same results as the `reference` run."""
+    shutil.copytree(reference.folder / "data", folder / "data")
+    params = reference.params(
         *SHARED,
         f"train.strategy={strategy}",
         f"train.processes={ranks}",
@@ -79,12 +79,12 @@ def trains_as(
         *more,
     )
     run = Run(params, folder)
-    assert run.wait(1500) == [0] * ranks, run.said.read_text()
-    trained_alike(alone.folder, folder)
+    assert run.wait(1500) == [0] * ranks, run.log.read_text()
+    assert_same_training(reference.folder, folder)
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused TCP port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -100,9 +100,9 @@ def _train(params: Params, folder: Path, group: dict[str, object], rank: int, di
     torchrun = {**group, "RANK": rank, "LOCAL_RANK": rank} if group else {}
     os.environ |= {**{name: str(value) for name, value in torchrun.items()}, "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     if dies_at is not None and rank == 0:
         calls, sync = iter(range(1, dies_at + 1)), os.fsync
 

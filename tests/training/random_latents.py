@@ -1,4 +1,4 @@
-"""A few random latents on disk, as `phantom encode` leaves them, for training to run on."""
+"""Random latents on disk in the format of `phantom encode`, for training tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests import tiny
 def write_latents(
     root: Path, params: Params, train: int = 12, heldout: int = 4, frames: tuple[int, ...] = (2, 3)
 ) -> None:
-    """`data/latents` under `root`: clips of `frames` latents in turn, 4 x 4 places, prefixes of 1 and 5 frames."""
+    """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 each; prefixes of 1 and 5 frames."""
     folder = root / "data/latents"
     generator = torch.Generator().manual_seed(0)
     writer = ShardWriter(folder, 64, torch.float32)
     channels = tiny.PHYSICS_CHANNELS
-    pattern = 2 * torch.randn(channels, 1, 1, 1, generator=generator)  # something that can be learnt
+    pattern = 2 * torch.randn(channels, 1, 1, 1, generator=generator)  # a constant that training can learn
     clips = []
     for index in range(train + heldout):
         count = frames[index % len(frames)]

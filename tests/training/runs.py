@@ -1,4 +1,4 @@
-"""Short runs on random latents, and what they leave behind."""
+"""Settings of short runs on random latents, and access to their outputs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ QUICK = (
     "train.optimizer.warmup_steps=2",
 )
 
-SHARED = ("train.steps=4", "train.seed=4", "train.ema_decay=0.5", "train.recursive_weight.every=2")  # of `alone`
+SHARED = (
+    "train.steps=4",
+    "train.seed=4",
+    "train.ema_decay=0.5",
+    "train.recursive_weight.every=2",
+)  # of `single_process`
 
 
-class Place:
+class Workspace:
     """A folder with latents, and the settings of short runs in it."""
 
     def __init__(self, folder: Path, base: Path) -> None:
@@ -43,22 +48,22 @@ class Place:
 
 
 def weights(root: Path = Path(), name: str = "phantom") -> dict[str, torch.Tensor]:
-    """Of the export."""
+    """The exported weights."""
     return load_file(root / "models" / name / "diffusion_pytorch_model.safetensors")
 
 
 def history(root: Path = Path(), name: str = "phantom") -> list[dict[str, float]]:
-    """The curves of the export."""
+    """The exported training curves."""
     return json.loads((root / "models" / name / "history.json").read_text())
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Whether all are, bit for bit."""
+    """Whether all tensors are equal, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def trained_alike(root: Path, other: Path) -> None:
-    """Asserts that two runs had the same norms, losses and weights, but for the order in which floats are added."""
+def assert_same_training(root: Path, other: Path) -> None:
+    """Asserts equal norms, losses and weights of two runs, up to the order of floating-point sums."""
     for a, b in zip(history(root), history(other), strict=True):
         for key in ("grad_norm_physics", "grad_norm", "loss", "loss_video", "loss_physics"):
             assert b[key] == pytest.approx(a[key], rel=1e-5), key

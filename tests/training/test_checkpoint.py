@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and a damaged one is passed over."""
+"""Checkpoints are written atomically, and damaged ones are skipped."""
 
 import errno
 import math
@@ -22,7 +22,7 @@ def write(folder, step, value, keep=3, loss=math.nan):
     return checkpoint.save(folder, step, tensors, {"note": f"at {step}"}, keep, loss)
 
 
-def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
+def test_the_newest_loads_bit_for_bit_and_old_ones_are_deleted(tmp_path):
     assert checkpoint.load_newest(tmp_path) is None
     for step in (10, 20, 30, 40):
         write(tmp_path, step, step / 3)
@@ -34,7 +34,7 @@ def test_the_newest_comes_back_bit_for_bit_and_only_a_few_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "state", "state text"])
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage, capsys):
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, damage, capsys):
     write(tmp_path, 1, 1.0)
     path = write(tmp_path, 2, 2.0)
     weights, state = path / "model.safetensors", path / checkpoint.STATE_FILE
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-def test_a_writer_killed_at_any_moment_leaves_the_one_before(tmp_path):
+def test_a_writer_killed_at_any_time_leaves_an_intact_checkpoint(tmp_path):
     code = f"""
     import torch
     from pathlib import Path
@@ -79,7 +79,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_one_before(tmp_path):
     assert found is not None
 
 
-def test_the_best_on_held_out_clips_is_kept_beside_the_newest(tmp_path):
+def test_the_best_on_held_out_clips_is_kept_with_the_newest(tmp_path):
     kept = {}
     for step, loss in ((1, math.nan), (2, 0.5), (3, 0.3), (4, 0.4), (5, 0.3), (6, 0.6)):
         write(tmp_path, step, 1.0, keep=2, loss=loss)
@@ -89,14 +89,14 @@ def test_the_best_on_held_out_clips_is_kept_beside_the_newest(tmp_path):
     assert checkpoint.load_newest(tmp_path).step == 6
 
 
-def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     write(tmp_path, 1, 1.0)
 
     def full(tensors, path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(shards, "save_file", full)
-    with pytest.raises(OSError) as error:  # which every stage answers with one line
+    with pytest.raises(OSError) as error:  # which every command reports in one line
         write(tmp_path, 2, 2.0)
     assert error.value.errno == errno.ENOSPC and "step-0000002" in error.value.filename
     monkeypatch.undo()

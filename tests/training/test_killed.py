@@ -1,4 +1,4 @@
-"""A run that is killed or stopped at any moment and started again ends as one that never was."""
+"""A run that is killed or stopped at any time and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ import pytest
 from tests.training.processes import Run
 from tests.training.runs import history, same, weights
 
-pytestmark = pytest.mark.timeout(1800)  # many processes, one after the other
+pytestmark = pytest.mark.timeout(1800)  # starts many processes in sequence
 
 SHARED = ("train.steps=24", "train.checkpoint_every=1", "train.validate_every=5", "train.ema_decay=0.9")
 SHARED += ("train.recursive_weight.every=3", "train.recursive_weight.threshold=1.2", "train.seed=3")
-SYNCS = 6  # or more in the writing of one checkpoint: weights, moments, averages, state, the folder, the one above
+SYNCS = 6  # at least, per checkpoint: weights, moments, averages, state, its folder and the parent folder
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, make_place):
-    """`unbroken(*settings)`: a place, the settings, and the weights and curves of a run that nobody disturbs."""
-    place, known = make_place(tmp_path_factory.mktemp("killed")), {}
+def uninterrupted(tmp_path_factory, make_workspace):
+    """`uninterrupted(*settings)`: a workspace, the settings, and weights and curves of an uninterrupted run."""
+    workspace, known = make_workspace(tmp_path_factory.mktemp("killed")), {}
 
     def run(*overrides: str):
         if overrides not in known:
-            folder = tmp_path_factory.mktemp("whole")
-            shutil.copytree(place.folder / "data", folder / "data")
-            params = place.params(*SHARED, *overrides)
-            whole = Run(params, folder)
-            assert set(whole.wait()) == {0}, whole.said.read_text()
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            shutil.copytree(workspace.folder / "data", folder / "data")
+            params = workspace.params(*SHARED, *overrides)
+            reference = Run(params, folder)
+            assert set(reference.wait()) == {0}, reference.log.read_text()
             known[overrides] = params, weights(folder), history(folder)
-        return place, *known[overrides]
+        return workspace, *known[overrides]
 
     return run
 
 
 def done(folder: Path) -> int:
-    """The newest step that is saved."""
+    """The newest saved step."""
     return max((int(path.name[5:]) for path in folder.glob("checkpoints/*/step-*")), default=0)
 
 
-def kill_at_random(params, folder: Path, moments: random.Random) -> bool:
-    """Starts a run and kills it within its next steps, or in the midst of writing a checkpoint. Whether it was."""
-    if moments.random() < 0.5:
-        run = Run(params, folder, dies_at=moments.randint(1, 2 * SYNCS))
+def kill_at_random(params, folder: Path, times: random.Random) -> bool:
+    """Starts a run and kills it within the next steps or while writing a checkpoint. Returns whether it was killed."""
+    if times.random() < 0.5:
+        run = Run(params, folder, dies_at=times.randint(1, 2 * SYNCS))
         run.wait_until(lambda: False)
     else:
-        run, steps, pause = Run(params, folder), moments.randint(0, 2), moments.random()
+        run, steps, pause = Run(params, folder), times.randint(0, 2), times.random()
         began, before = time.monotonic(), done(folder)
         run.wait_until(lambda: done(folder) >= before + steps)
         if run.is_alive:
@@ -69,16 +69,16 @@ def kill_at_random(params, folder: Path, moments: random.Random) -> bool:
         pytest.param("zero2", 2, 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(unbroken, tmp_path, strategy, ranks, kills):
-    place, params, expected, curves = unbroken(f"train.strategy={strategy}", f"train.processes={ranks}")
-    shutil.copytree(place.folder / "data", tmp_path / "data")
-    moments = random.Random(f"{strategy} {ranks} {kills}")
-    assert all(kill_at_random(params, tmp_path, moments) for _ in range(kills))
+def test_a_run_killed_at_random_times_ends_like_an_uninterrupted_one(uninterrupted, tmp_path, strategy, ranks, kills):
+    workspace, params, expected, curves = uninterrupted(f"train.strategy={strategy}", f"train.processes={ranks}")
+    shutil.copytree(workspace.folder / "data", tmp_path / "data")
+    times = random.Random(f"{strategy} {ranks} {kills}")
+    assert all(kill_at_random(params, tmp_path, times) for _ in range(kills))
     run = Run(params, tmp_path)
-    assert set(run.wait()) == {0}, run.said.read_text()
+    assert set(run.wait()) == {0}, run.log.read_text()
     assert same(weights(tmp_path), expected)
     assert history(tmp_path) == curves
-    # Each step is in MLflow once.
+    # MLflow has each step once.
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])
     (finished,) = (r for r in runs if r.info.status == "FINISHED")
@@ -87,16 +87,16 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(unbroken, tmp_p
 
 
 @pytest.mark.parametrize("ranks", [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on_with_the_same_data(unbroken, tmp_path, ranks):
-    place, _, expected, curves = unbroken("train.strategy=ddp", "train.processes=1")
-    shutil.copytree(place.folder / "data", tmp_path / "data")
-    first = Run(place.params(*SHARED, f"train.processes={ranks[0]}"), tmp_path)
+def test_a_run_resumes_with_another_number_of_processes_on_the_same_data(uninterrupted, tmp_path, ranks):
+    workspace, _, expected, curves = uninterrupted("train.strategy=ddp", "train.processes=1")
+    shutil.copytree(workspace.folder / "data", tmp_path / "data")
+    first = Run(workspace.params(*SHARED, f"train.processes={ranks[0]}"), tmp_path)
     first.wait_until(lambda: done(tmp_path) >= 5)
     first.stop(rank=ranks[0] - 1)
-    assert set(first.wait()) == {75}, first.said.read_text()  # one was asked, all have answered
+    assert set(first.wait()) == {75}, first.log.read_text()  # one got the signal, all stopped
     assert 5 <= done(tmp_path) < 24
-    second = Run(place.params(*SHARED, f"train.processes={ranks[1]}"), tmp_path)
-    assert set(second.wait()) == {0}, second.said.read_text()
+    second = Run(workspace.params(*SHARED, f"train.processes={ranks[1]}"), tmp_path)
+    assert set(second.wait()) == {0}, second.log.read_text()
     for a, b in zip(curves, history(tmp_path), strict=True):
         assert b["step"] == a["step"]
         for key in ("loss", "loss_video", "loss_physics", "grad_norm_physics"):

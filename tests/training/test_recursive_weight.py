@@ -1,4 +1,4 @@
-"""The cycle of alpha_z."""
+"""The schedule of alpha_z: growth, resets, and when the norm is measured."""
 
 import pytest
 
@@ -22,18 +22,18 @@ def run(weight, norms):
     return used
 
 
-def test_alpha_grows_linearly_to_its_maximum_and_stays():
+def test_alpha_grows_linearly_to_its_maximum():
     assert run(RecursiveWeight(settings()), [0.1] * 7) == [0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
-def test_a_large_norm_resets_before_its_gradient_is_used_and_the_cycle_starts_again():
+def test_a_large_norm_resets_alpha_before_its_gradient_is_used():
     weight = RecursiveWeight(settings())
     assert run(weight, [0.1, 0.1, 0.1, 1.1, 0.1, 0.1]) == [0, 0.5, 1.0, 0, 0.5, 1.0]
     assert weight.resets == 1
     assert run(weight, [1.0]) == [1.5]  # at the threshold, not above
 
 
-def test_a_raw_norm_above_the_threshold_keeps_alpha_at_zero_and_a_weighted_one_starts_again():
+def test_a_raw_norm_above_the_threshold_keeps_alpha_at_zero_and_a_weighted_one_resets():
     assert set(run(RecursiveWeight(settings()), [3.0] * 6)) == {0}
     weighted = RecursiveWeight(settings(norm="weighted"))
     assert run(weighted, [3.0] * 6) == [0, 0, 0, 0, 0, 0]
@@ -46,7 +46,7 @@ def test_the_control_never_leaves_zero():
     assert not any(held.due(step) for step in range(9))
 
 
-def test_the_state_continues():
+def test_the_state_can_be_saved_and_restored():
     whole, first = RecursiveWeight(settings()), RecursiveWeight(settings())
     norms = [0.1, 0.2, 5.0, 0.1, 0.1, 0.3, 0.1]
     used = run(whole, norms)
@@ -57,9 +57,9 @@ def test_the_state_continues():
     assert second.resets == whole.resets == 1
 
 
-def test_the_head_calls_for_a_measurement_and_decides_nothing():
+def test_the_head_triggers_measurements_but_no_resets():
     weight = RecursiveWeight(settings(every=4, mode="head", growth_steps=100))
-    heads = [0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.6, 0.1, 0.1]  # a third of the norms, but for one false alarm
+    heads = [0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.6, 0.1, 0.1]  # a third of the norms, except for one false alarm
     norms = [0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 1.8, 1.8, 0.3]
     measured, resets = [], []
     for step, (head, norm) in enumerate(zip(heads, norms, strict=True)):
@@ -79,6 +79,6 @@ def test_the_head_calls_for_a_measurement_and_decides_nothing():
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_measuring_is_due_at_every_nth_step(every):
+def test_the_norm_is_measured_at_every_nth_step(every):
     weight = RecursiveWeight(settings(every=every))
     assert [step for step in range(7) if weight.due(step)] == list(range(0, 7, every))

@@ -1,4 +1,4 @@
-"""What is drawn for a sample, in which order clips come, and what the losses are taken over."""
+"""Random choices of a sample, the order of clips, and which frames the losses cover."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from phantom.training.sampler import DistributedBatchSampler, epoch_batches
 
 
 class OneClip:
-    """A latent set of one clip: 4 video latents, 7 tubelets; prefixes of 1 and 5 frames."""
+    """A latent set of one clip with 4 video latents, 7 tubelets, and prefixes of 1 and 5 frames."""
 
     empty_text = torch.zeros(1, 8)
 
@@ -37,12 +37,12 @@ def test_a_sample_is_a_function_of_its_number(training_set):
     assert not torch.equal(first.noise_video.flatten()[:50], first.noise_physics.flatten()[:50])
 
 
-def test_half_of_the_samples_are_given_a_prefix_whose_features_are_its_own(training_set):
+def test_half_of_the_samples_have_a_prefix_with_its_own_features(training_set):
     samples = [training_set[0, n] for n in range(400)]
-    known = torch.tensor([int((s.sigma == 0).sum()) for s in samples])
-    assert 160 < int((known > 0).sum()) < 240
-    assert set(known.tolist()) == {0, 1, 2}  # nothing, 1 frame, 5 frames
-    for s, k in zip(samples, known.tolist(), strict=True):
+    condition_latents = torch.tensor([int((s.sigma == 0).sum()) for s in samples])
+    assert 160 < int((condition_latents > 0).sum()) < 240
+    assert set(condition_latents.tolist()) == {0, 1, 2}  # no prefix, 1 frame, 5 frames
+    for s, k in zip(samples, condition_latents.tolist(), strict=True):
         tubelets = max(0, 2 * k - 1)
         assert (s.physics[:, :, :tubelets] == {0: 0, 1: 7.0, 2: 8.0}[k]).all()
         assert (s.physics[:, :, tubelets:] == 2.0).all()
@@ -52,7 +52,7 @@ def test_half_of_the_samples_are_given_a_prefix_whose_features_are_its_own(train
     assert 40 < sum(not bool(s.coupled) for s in samples) < 120
 
 
-def test_the_given_part_stays_clean_and_outside_the_loss():
+def test_condition_frames_get_no_noise_and_no_loss():
     physics, prefix = torch.randn(6, 7, 4, 4), torch.randn(6, 3, 4, 4)
     video, generator = torch.randn(4, 4, 4, 4), sample_generator(0, 0)
     batch = sample(video, physics, prefix, torch.zeros(1, 2, 8), 0.7, generator)
@@ -61,7 +61,7 @@ def test_the_given_part_stays_clean_and_outside_the_loss():
     def model(hidden_states, physics_states, timestep, text, coupling):
         seen.update(video=hidden_states, physics=physics_states, t=timestep)
         wrong = velocity(batch.video, batch.noise_video), velocity(batch.physics, batch.noise_physics)
-        wrong[0][:, :, :2] += 100  # the given frames: never compared
+        wrong[0][:, :, :2] += 100  # condition frames: not in the loss
         wrong[1][:, :, :3] += 100
         return SimpleNamespace(sample=wrong[0] + 0.5, physics=wrong[1] - 2)
 
@@ -90,7 +90,7 @@ def test_noise_moves_along_the_velocity():
     seed=st.integers(0, 2**31),
     epoch=st.integers(0, 5),
 )
-def test_an_epoch_holds_every_clip_in_batches_of_one_shape(lengths, batch_size, seed, epoch):
+def test_an_epoch_has_every_clip_in_batches_of_one_shape(lengths, batch_size, seed, epoch):
     shapes = [(16, n, 8, 8) for n in lengths]
     batches = epoch_batches(shapes, batch_size, seed, epoch)
     assert {i for batch in batches for i in batch} == set(range(len(shapes)))
@@ -98,8 +98,8 @@ def test_an_epoch_holds_every_clip_in_batches_of_one_shape(lengths, batch_size, 
     assert batches == epoch_batches(shapes, batch_size, seed, epoch)
 
 
-def test_the_order_of_one_bucket_stays_what_it_is():
-    """Batches drawn before there were buckets: runs that were begun then go on with the same ones."""
+def test_the_order_of_a_single_shape_is_stable():
+    """Recorded order: a change would give resumed runs other batches."""
     assert epoch_batches([(16, 8, 8, 8)] * 10, 4, 3, 1) == [[4, 1, 2, 8], [5, 0, 7, 9], [6, 3, 4, 1]]
 
 
@@ -117,7 +117,7 @@ def test_processes_and_micro_batches_share_the_same_samples(accumulation, proces
     assert len({n for batch in whole for _, n in batch}) == 7 * 8
 
 
-def test_batches_stack():
+def test_batches_collate():
     one = sample(
         torch.randn(4, 4, 4, 4), torch.randn(6, 7, 4, 4), None, torch.zeros(1, 2, 8), 0.5, sample_generator(0, 1)
     )

@@ -1,16 +1,16 @@
-"""However a run is spread, cut, recomputed or compiled: it trains as one process does that does none of it."""
+"""Every combination of strategy, accumulation, checkpointing and compilation trains like a single plain process."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.training.processes import trains_as
+from tests.training.processes import assert_trains_like
 
-pytestmark = pytest.mark.timeout(1800)  # compilers run
+pytestmark = pytest.mark.timeout(1800)  # compilation is slow
 
 
 def compiled(*case: object) -> object:
-    """A long one."""
+    """A compiled case, which is slow."""
     return pytest.param(*case, True, marks=pytest.mark.slow, id="-".join(map(str, (*case, "compiled"))))
 
 
@@ -28,8 +28,10 @@ def compiled(*case: object) -> object:
         compiled("zero3", 2, 1, "selective"),
     ],
 )
-def test_it_trains_as_one_process(alone, tmp_path, strategy, ranks, accumulation, checkpointing, compile_blocks):
+def test_it_trains_like_a_single_process(
+    single_process, tmp_path, strategy, ranks, accumulation, checkpointing, compile_blocks
+):
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
     compiling = f"train.compile={str(compile_blocks).lower()}"
-    trains_as(alone, tmp_path, strategy, ranks, accumulation, checkpointing, compiling)
+    assert_trains_like(single_process, tmp_path, strategy, ranks, accumulation, checkpointing, compiling)

@@ -1,7 +1,7 @@
-"""The obvious ways to measure |dL_z/dtheta| that are wrong, most without an error, beside the one in use.
+"""Obvious but incorrect methods to measure |dL_z/dtheta|, most without an error, next to the one in use.
 
-Two real processes (gloo) on halves of a global batch. Each wrong way is shown to be wrong: should a new torch make
-one of them right, its test says so.
+Two processes (gloo) work on halves of a global batch. Each incorrect method is shown to be incorrect, so that a test
+fails if a new version of torch makes one correct.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def model() -> PhantomTransformer3DModel:
     made = PhantomTransformer3DModel.from_video_transformer(
         tiny.tiny_wan(), PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS)
     )
-    with torch.no_grad():  # as after some training: both directions of the coupling pass gradients on
+    with torch.no_grad():  # as after some training: both directions of the coupling pass gradients
         for block in made.blocks:
             torch.nn.init.normal_(block.coupling.vis.to_out[0].weight, std=0.05)
     return made.train()
@@ -74,7 +74,7 @@ def physics_loss(of, half: Batch) -> torch.Tensor:
 
 
 def batched(of, half: Batch) -> tuple[float, float]:
-    """The norm of L_z's gradient out of one vmapped backward of both losses, and the share of gradients it found."""
+    """The norm of L_z's gradient from one vmapped backward of both losses, and the fraction of gradients found."""
     each = losses(of, half)
     both = torch.stack([each.video.sum(), each.physics.sum()]) / SIZE
     parameters = trainable(of)
@@ -84,12 +84,12 @@ def batched(of, half: Batch) -> tuple[float, float]:
 
 
 def skips(own) -> bool:
-    """Whether the optimiser of a GPU, which is told on the device, leaves out one step and takes another."""
+    """Whether the fused optimizer skips a step with `found_inf` set on the device, and applies one without."""
     optimizer = make_optimizer(trainable(own), load_params(preset_path("mini")).train.optimizer, fused=True)
     changed = []
-    for left_out in (1.0, 0.0):
+    for skip in (1.0, 0.0):
         before = [layout.gather(p.detach()).clone() for p in trainable(own)]
-        optimizer.found_inf = torch.tensor(left_out)
+        optimizer.found_inf = torch.tensor(skip)
         optimizer.step()
         after = [layout.gather(p.detach()) for p in trainable(own)]
         changed.append(any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)))
@@ -97,7 +97,7 @@ def skips(own) -> bool:
 
 
 def measure(rank: int, folder: str) -> None:
-    """All ways, in process `rank` of 2."""
+    """Runs all methods in process `rank` of 2."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     half = batch(range(rank * 2, rank * 2 + 2))
@@ -112,7 +112,7 @@ def measure(rank: int, folder: str) -> None:
         split.reduce(process_group.sum_over_processes)
         found[strategy] = float(split.norms()[1])
         split.combine(0.5)
-        found[f"{strategy} leaves out a step"] = skips(own)
+        found[f"{strategy} skips a step"] = skips(own)
         if strategy == "fsdp2":
             given = torch.autograd.grad(physics_loss(own, half), trainable(own), allow_unused=True)
             found["fsdp2 autograd.grad"] = sum(g is not None for g in given) / len(given)
@@ -139,7 +139,7 @@ def measure(rank: int, folder: str) -> None:
         found["ddp two backwards raise"] = 1
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
-    os._exit(0)  # what has been done wrong here leaves threads behind, over which the interpreter's end may stumble
+    os._exit(0)  # the incorrect methods leave threads behind that can break interpreter shutdown
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +156,13 @@ def truth() -> float:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_the_way_in_use_is_exact_in_every_process(found, truth, strategy):
+def test_the_method_in_use_is_exact_in_every_process(found, truth, strategy):
     assert [f[strategy] for f in found] == pytest.approx([truth, truth], rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_gpus_optimiser_leaves_out_a_step_without_anyone_waiting(found, strategy):
-    assert all(f[f"{strategy} leaves out a step"] for f in found)
+def test_the_fused_optimizer_skips_a_step_without_a_host_sync(found, strategy):
+    assert all(f[f"{strategy} skips a step"] for f in found)
 
 
 def test_local_norms_are_not_the_norm_of_the_global_batch(found, truth):
@@ -183,7 +183,7 @@ def test_autograd_grad_under_fsdp2_misses_gradients_without_an_error(found):
     assert all(f["fsdp2 autograd.grad"] < 0.5 for f in found)
 
 
-def test_a_vmapped_backward_is_exact_alone_but_no_wrapper_knows_of_it(found, truth):
+def test_a_vmapped_backward_is_exact_alone_but_wrong_under_ddp_and_fsdp2(found, truth):
     own = model()
     assert batched(own, batch(range(SIZE))) == (pytest.approx(truth, rel=1e-5), 1)
     values = [f["ddp vmap"] for f in found]
@@ -193,8 +193,8 @@ def test_a_vmapped_backward_is_exact_alone_but_no_wrapper_knows_of_it(found, tru
     assert all(f["fsdp2 vmap"] != pytest.approx(truth, rel=1e-3) for f in found)
 
 
-@torch._functorch.config.patch(donated_buffer=True)  # as it is where nothing was compiled before
-def test_compiled_blocks_refuse_a_vmapped_backward_and_unless_told_a_second_one():
+@torch._functorch.config.patch(donated_buffer=True)  # the default, before anything was compiled
+def test_compiled_blocks_reject_a_vmapped_backward_and_by_default_a_second_one():
     torch._dynamo.reset()
     own, whole = model(), batch(range(SIZE))
     own.blocks[0].compile(backend="aot_eager", fullgraph=True)
@@ -204,7 +204,7 @@ def test_compiled_blocks_refuse_a_vmapped_backward_and_unless_told_a_second_one(
         torch.autograd.grad(physics_loss(own, whole), trainable(own), retain_graph=True, allow_unused=True)
 
 
-def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
+def test_reentrant_checkpointing_raises_and_non_reentrant_is_exact(truth):
     own = model()
     own.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=True))
     whole = batch(range(SIZE))
@@ -215,10 +215,10 @@ def test_reentrant_checkpoints_refuse_and_the_others_are_exact(truth):
     assert norm(given) == pytest.approx(truth, rel=1e-5)
 
 
-@pytest.mark.slow  # a compiler runs
+@pytest.mark.slow  # compiles
 @pytest.mark.timeout(1800)
-@torch._functorch.config.patch(donated_buffer=True)  # as it is; put back at the end
-def test_compiled_blocks_are_exact_with_two_backwards_and_with_checkpoints(truth, monkeypatch, tmp_path):
+@torch._functorch.config.patch(donated_buffer=True)  # the default; restored at the end
+def test_compiled_blocks_are_exact_with_two_backwards_and_with_checkpointing(truth, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch._dynamo.reset()
     own = model()
@@ -236,20 +236,20 @@ def test_compiled_blocks_are_exact_with_two_backwards_and_with_checkpoints(truth
     for selective in (False, True):
         own.enable_gradient_checkpointing(checkpointing_func(selective))
         assert of_both(own) == pytest.approx(expected, rel=1e-5)
-    # torch's own selective checkpoints keep attention's output itself, over which compiled code goes on to write.
+    # torch's own selective checkpointing keeps attention's output buffer, which compiled code overwrites.
     keep = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE
     policy = partial(create_selective_checkpoint_contexts, lambda _, op, *__, **___: keep["scaled_dot" not in str(op)])
     own.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=policy))
     assert of_both(own) != pytest.approx(expected, rel=1e-3)
 
 
-# --- the cheap signal -------------------------------------------------------------------------------------------------
+# --- the head's gradient as a proxy -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_heads_gradient_is_that_of_autograd(parts):
+def test_the_heads_gradient_equals_autograds(parts):
     own, whole = model(), batch(range(SIZE))
-    given = sample(
+    conditioned = sample(
         whole.video[0],
         whole.physics[0],
         whole.physics[1, :, :1],
@@ -257,7 +257,7 @@ def test_the_heads_gradient_is_that_of_autograd(parts):
         0.7,
         sample_generator(0, 9),
     )
-    whole = Batch.collate([whole, given])  # one of them with a condition frame
+    whole = Batch.collate([whole, conditioned])  # one of them with a condition frame
     size = SIZE + 1
     loss = losses(own, whole).physics.sum() / size
     head = own.physics_ends.proj_out
@@ -273,7 +273,7 @@ def test_the_heads_gradient_is_that_of_autograd(parts):
     assert not head._forward_pre_hooks and not own.physics_ends._forward_hooks
 
 
-def test_it_is_not_the_norm(truth):
+def test_the_heads_norm_is_less_than_the_full_norm(truth):
     own, whole = model(), batch(range(SIZE))
     seen = HeadGradient(own.physics_ends)
     with seen.watching(), torch.no_grad():

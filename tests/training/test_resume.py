@@ -1,0 +1,43 @@
+"""When a run is stopped it saves, and later runs resume it or start anew, depending on settings and data."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from phantom.errors import Interrupted
+from phantom.training.trainer import Trainer, train
+from tests.training.runs import history, same, weights
+
+
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_params, monkeypatch):
+    params = run_params("train.steps=10", "train.checkpoint_every=100")
+    train(params)
+    expected, curve = weights(), history()
+    for path in Path("checkpoints").rglob("*.json"):
+        path.unlink()
+    step = Trainer.train_step
+
+    def signalled(self, micro_batches):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    with pytest.raises(Interrupted, match="after step 4, which is saved"):
+        train(params)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert train(params).steps == 10
+    assert same(weights(), expected) and history() == curve
+
+
+def test_changed_settings_start_a_new_run(run_params):
+    first = Trainer(run_params(), Path(), "phantom", False)
+    other = Trainer(run_params("train.optimizer.learning_rate=0.5"), Path(), "phantom", False)
+    saving = Trainer(run_params("train.checkpoint_every=1", "train.keep_checkpoints=9"), Path(), "phantom", False)
+    control = Trainer(run_params(), Path(), "phantom", held=True)
+    assert first.checkpoints == saving.checkpoints
+    assert len({first.checkpoints, other.checkpoints, control.checkpoints}) == 3
