@@ -99,7 +99,7 @@ def _device(name: str) -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        built = " (torch is built for CUDA, and finds no GPU)" if torch.version.cuda else ""
+        built = " (torch is built for CUDA but finds no GPU)" if torch.version.cuda else ""
         return Check(name, True, f"CPU, {cores()} cores{built}")
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return Check(name, True, ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus))
@@ -113,7 +113,7 @@ def _settings(name: str, params: Params, root: Path) -> Check:
         read_parts(params, root)
     except UserError as error:
         if str(error).startswith("models."):
-            return Check(name, True, f"preset {params.preset}; what they name is the next check")
+            return Check(name, True, f"preset {params.preset}; the next check looks for the models it names")
         return Check(name, False, str(error), "change it in params.yaml; `phantom preset` lists complete files")
     return Check(name, True, f"preset {params.preset}, fits the frozen parts")
 
@@ -168,9 +168,8 @@ def _disk(name: str, params: Params, root: Path) -> Check:
         needed += (storage["bytes"] or 0) + (storage["checkpoints_kept"] + 1) * storage["checkpoint"]
     free = shutil.disk_usage(root).free
     finding = f"{free / GIB:,.0f} GiB free, about {needed / GIB:,.0f} GiB needed"
-    return Check(
-        name, free >= needed, finding, "free some, or lower train.keep_checkpoints; `phantom plan` shows the sizes"
-    )
+    fix = "free disk space, or lower train.keep_checkpoints; `phantom plan` shows the sizes"
+    return Check(name, free >= needed, finding, fix)
 
 
 def _mlflow(name: str, uri: str, root: Path) -> Check:
@@ -200,16 +199,14 @@ def _mlflow(name: str, uri: str, root: Path) -> Check:
 def _sqlite(name: str, file: Path) -> Check:
     if not file.is_file():
         writable = os.access(file.parent, os.W_OK)
-        return Check(name, writable, f"{file}: not there yet", f"make {file.parent.resolve()} writable")
+        return Check(name, writable, f"{file}: does not exist yet", f"make {file.parent.resolve()} writable")
     try:
         with sqlite3.connect(
             f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro", uri=True, timeout=TIMEOUT_SECONDS
         ) as store:
             (version_,) = store.execute("select version_num from alembic_version").fetchone()
     except (sqlite3.Error, TypeError) as error:
-        return Check(
-            name, False, f"{file}: {error}", f"not a store of MLflow: move {file} away, or change tracking.uri"
-        )
+        return Check(name, False, f"{file}: {error}", f"not an MLflow store: move {file} away, or change tracking.uri")
     return Check(name, os.access(file, os.W_OK), f"{file}, schema {version_}", f"make {file} writable")
 
 
@@ -238,7 +235,7 @@ def _ports(name: str) -> Check:
         with socket.socket() as trial:
             trial.bind(("127.0.0.1", 0))
     except OSError as error:
-        return Check(name, False, f"no port of 127.0.0.1 can be had: {error}", "let this process listen on 127.0.0.1")
+        return Check(name, False, f"cannot bind a port of 127.0.0.1: {error}", "let this process listen on 127.0.0.1")
     return Check(name, True, finding)
 
 
@@ -250,7 +247,7 @@ def _is_open(port: int) -> bool:
 
 def _git_and_dvc(name: str, root: Path) -> Check:
     if not shutil.which("git"):
-        return Check(name, False, "git is missing", "install git; DVC and the registry ask it for the commit")
+        return Check(name, False, "git is missing", "install git; DVC and the model registry need it")
     if version("dvc") is None:
         return Check(name, False, "dvc is missing", INSTALL)
     if not (root / "dvc.yaml").is_file():
