@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: nothing here needs a network, a GPU or the shipped weights."""
+"""Fixtures shared by all tests. None needs network access, a GPU or the shipped weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts what needs a Prefect server last: its client stays in the process, in which forks do not end well then."""
+    """Runs tests with a Prefect server last: its client stays in the process, where later forks can fail."""
     items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="module")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server of its own, with its database in a temporary folder, which this process talks to."""
+    """A Prefect server with a temporary database, which this process uses."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=600):
@@ -34,7 +34,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tiny tensors are slower with more threads, and results must not depend on how many cores a machine has."""
+    """Tiny tensors are slower with more threads, and results must not depend on the number of cores."""
     torch.set_num_threads(1)
 
 
@@ -90,7 +90,7 @@ def make_params(tiny_base: Path):
 
 @pytest.fixture(scope="session")
 def sample_videos() -> Path:
-    """The folder of real sample videos; tests that need it are skipped where it is absent."""
+    """The folder of real sample videos. Tests that need it are skipped if it does not exist."""
     folder = Path(os.environ.get("PHANTOM_VIDEOS", ROOT.parent / "shared" / "videos"))
     if not (folder / "captions.csv").is_file():
         pytest.skip(f"no sample videos at {folder}; set PHANTOM_VIDEOS")

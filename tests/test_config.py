@@ -1,4 +1,4 @@
-"""Settings: the presets load, and whatever else is in the file ends in one line that names the field."""
+"""Settings: presets load, and anything invalid is reported in one line that names the field."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
 
 
-def test_every_preset_loads_and_says_its_name():
+def test_every_preset_loads_and_states_its_name():
     assert preset_names() == ["mini", "wan2.2-ti2v-5b"]
     for name in preset_names():
         assert load_params(preset_path(name)).preset == name
 
 
-def test_the_settings_file_of_the_checkout_is_the_mini_preset():
+def test_params_yaml_is_the_mini_preset():
     assert (ROOT / "params.yaml").read_bytes() == preset_path("mini").read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_an_override_that_says_nothing_is_refused(override: str, said: str):
     assert str(error.value) == said
 
 
-def test_overrides_are_typed_like_the_file_and_leave_the_tree_alone():
+def test_overrides_are_parsed_like_the_file_and_do_not_change_the_tree():
     before = copy.deepcopy(MINI)
     changes = ["train.steps=7", "train.optimizer.learning_rate=1e-3", "data.path=clips", "physics.num_layers=null"]
     changes += ["coupling.blocks=[1, 3]", "register.metric=score"]
@@ -121,7 +121,7 @@ def test_overrides_are_typed_like_the_file_and_leave_the_tree_alone():
         (b"a: &a {b: *a}\n", "a: unknown setting; nearest: data"),
     ],
 )
-def test_a_file_that_is_no_tree_of_settings_is_one_line(tmp_path: Path, content: bytes, said: str):
+def test_a_file_without_valid_settings_is_reported_in_one_line(tmp_path: Path, content: bytes, said: str):
     file = tmp_path / "params.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -129,14 +129,14 @@ def test_a_file_that_is_no_tree_of_settings_is_one_line(tmp_path: Path, content:
     assert said in str(error.value) and str(error.value).startswith(f"{file}:") and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_and_a_preset_that_does_not_exist(tmp_path: Path):
+def test_a_missing_file_and_an_unknown_preset_are_user_errors(tmp_path: Path):
     with pytest.raises(UserError, match=r"absent\.yaml: no such file; `phantom preset mini` writes one"):
         load_params(tmp_path / "absent.yaml")
     with pytest.raises(UserError, match=r"preset 'minni': no such preset; nearest: mini \(of mini, wan2"):
         preset_path("minni")
 
 
-# --- any mutation ----------------------------------------------------------------------------------------------------
+# --- fuzzing ---------------------------------------------------------------------------------------------------------
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
@@ -156,7 +156,7 @@ KEYS = (
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """The mini preset with up to three places replaced, removed, added or misspelt."""
+    """The mini preset with up to three settings replaced, removed, added or renamed."""
     tree = copy.deepcopy(MINI)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(sorted(paths_of(tree), key=str)))
@@ -177,7 +177,7 @@ def mutated(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(mutated())
-def test_any_mutation_is_valid_or_one_line(tree: Any):
+def test_any_mutation_is_valid_or_reported_in_one_line(tree: Any):
     try:
         params = validate(tree)
     except UserError as error:
@@ -192,7 +192,7 @@ def test_any_mutation_is_valid_or_one_line(tree: Any):
         st.text(max_size=30) | st.builds("{}={}".format, st.sampled_from(all_keys()), st.text(max_size=12)), max_size=3
     )
 )
-def test_any_override_is_valid_or_one_line(overrides: list[str]):
+def test_any_override_is_valid_or_reported_in_one_line(overrides: list[str]):
     try:
         validate(apply_overrides(MINI, overrides))
     except UserError as error:
@@ -200,7 +200,7 @@ def test_any_override_is_valid_or_one_line(overrides: list[str]):
 
 
 def paths_of(tree: dict[Any, Any], before: tuple[Any, ...] = (), leaves: bool = False) -> set[tuple[Any, ...]]:
-    """The path of every setting, and unless only `leaves` are wanted, of every section."""
+    """The paths of all settings and, unless `leaves`, of all sections."""
     found: set[tuple[Any, ...]] = set()
     for key, value in tree.items():
         section = isinstance(value, dict)

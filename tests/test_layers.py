@@ -1,4 +1,4 @@
-"""The structure of the code: no circle among its files, no import from a lower room into a higher one."""
+"""The structure of the code: no import cycles, and packages import only from lower layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"
-LAYERS = (  # from the top; what stands on one line does not import from each other
+LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("cli",),
     ("cluster",),
     ("orchestration",),
@@ -24,7 +24,7 @@ LAYERS = (  # from the top; what stands on one line does not import from each ot
     ("config", "progress", "cores"),
     ("errors",),
 )
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 MODULES = {
     ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(SOURCE.rglob("*.py"))
@@ -32,7 +32,7 @@ MODULES = {
 
 
 def imports(file: Path, module: str) -> set[str]:
-    """The modules of this project that a file imports, also inside functions; not those for type checkers alone."""
+    """The modules of this project that a file imports, also inside functions, except under TYPE_CHECKING."""
     found: set[str] = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -52,42 +52,41 @@ def imports(file: Path, module: str) -> set[str]:
 IMPORTS = {module: imports(file, module) for module, file in MODULES.items()}
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_room_has_its_place():
-    assert {room(module) for module in MODULES if module != "phantom"} == set(LEVEL)
+def test_every_package_has_a_layer():
+    assert {package(module) for module in MODULES if module != "phantom"} == set(LEVEL)
 
 
-def test_no_circle_among_the_files():
+def test_there_are_no_import_cycles():
     try:
         list(TopologicalSorter(IMPORTS).static_order())
-    except CycleError as circle:
-        pytest.fail(" -> ".join(circle.args[1]))
+    except CycleError as cycle:
+        pytest.fail(" -> ".join(cycle.args[1]))
 
 
-def test_imports_run_downwards():
+def test_packages_import_only_from_lower_layers():
     upwards = [
         f"{module} imports {target}"
         for module, targets in IMPORTS.items()
         for target in targets
-        if module != "phantom" and target != "phantom" and room(module) != room(target)
-        if LEVEL[room(target)] <= LEVEL[room(module)]
+        if module != "phantom" and target != "phantom" and package(module) != package(target)
+        if LEVEL[package(target)] <= LEVEL[package(module)]
     ]
     assert not upwards, upwards
 
 
-def test_the_model_imports_nothing_of_ours_outside_itself():
-    outside = {target for module in MODULES if room_or_none(module) == "model" for target in IMPORTS[module]}
-    assert all(room(target) == "model" for target in outside)
+def test_the_model_package_imports_nothing_else_of_this_project():
+    outside = {target for module in MODULES if package_or_none(module) == "model" for target in IMPORTS[module]}
+    assert all(package(target) == "model" for target in outside)
 
 
-def test_mlflow_is_known_to_tracking_alone():
-    """And to who starts its server."""
+def test_only_tracking_imports_mlflow():
     users = [module for module, file in MODULES.items() if "import mlflow" in file.read_text(encoding="utf-8")]
-    assert {room(module) for module in users} <= {"tracking"}
+    assert {package(module) for module in users} <= {"tracking"}
 
 
-def room_or_none(module: str) -> str | None:
-    return None if module == "phantom" else room(module)
+def package_or_none(module: str) -> str | None:
+    return None if module == "phantom" else package(module)

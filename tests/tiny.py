@@ -1,7 +1,7 @@
-"""Tiny random models of the real classes, and a base folder in diffusers layout made of them.
+"""Tiny models of the real classes with random weights, and a base folder in diffusers layout made of them.
 
 Strides are those of the mini preset (VAE 4x8x8, V-JEPA tubelet 2 and patch 8 on a 64-pixel crop), widths are smaller:
-a whole clip goes through all of them in well under a second on one core.
+all of them together process a clip in well under a second on one core.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tiny_vjepa(seed: int = 0, crop_size: int = 64) -> VJEPA2Model:
 
 
 def tiny_text_encoder(seed: int = 0) -> UMT5EncoderModel:
-    """UMT5 encoder over ByT5's bytes: (B, L) -> (B, L, 32)."""
+    """UMT5 encoder over ByT5 tokens: (B, L) -> (B, L, 32)."""
     config = UMT5Config(
         vocab_size=384, d_model=TEXT_CHANNELS, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0
     )
@@ -75,7 +75,7 @@ def tiny_text_encoder(seed: int = 0) -> UMT5EncoderModel:
 
 
 def tiny_tokenizer() -> ByT5Tokenizer:
-    """One token a byte; needs no vocabulary file."""
+    """One token per byte; needs no vocabulary file."""
     return ByT5Tokenizer()
 
 

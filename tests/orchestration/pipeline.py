@@ -1,7 +1,7 @@
-"""A checkout in a temporary folder: this project's dvc.yaml, params.yaml and flow, with stages that only write files.
+"""A temporary checkout with this project's dvc.yaml and params.yaml, and stubs of the stages that only write files.
 
-What is tried on it is the pipeline around the stages: what DVC reruns, how a stage's failure and an interruption come
-out, what Prefect records. DVC, Prefect and the process tree are the real ones.
+For tests of the pipeline around the stages: what DVC reruns, how failures and interruptions are reported, what Prefect
+records. DVC, Prefect and the process tree are real.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ sys.exit(code)
 
 
 def make_checkout(folder: Path) -> Path:
-    """Writes the checkout into `folder`, a git repository with DVC as in this one."""
+    """Creates the checkout in `folder`, a git repository with this one's DVC configuration."""
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     for name, stage in pipeline["stages"].items():
         stage["cmd"] = f"python stage.py {name}"
@@ -88,7 +88,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def calls(folder: Path) -> list[str]:
-    """The stages that ran since this was last asked."""
+    """The stages that ran since the last call."""
     path = folder / "calls"
     made = path.read_text(encoding="utf-8").split() if path.is_file() else []
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The pipeline around the stages: what reruns, how stages fail and stop, and what Prefect makes of it."""
+"""The pipeline around the stages: which stages rerun, how they fail and stop, and the Prefect flow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = list(pipeline.STAGES)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which every stage has run."""
+    """A checkout in which all stages have run."""
     checkout = make_checkout(tmp_path_factory.mktemp("flow") / "checkout")
     assert [r.stage for r in pipeline.run(checkout) if r.ran] == STAGES
     assert calls(checkout) == STAGES
@@ -47,9 +47,9 @@ def test_a_second_run_finds_everything_up_to_date(finished: Path, capfd: pytest.
     assert all(f"{stage}: up to date" in said for stage in STAGES)
 
 
-def test_a_changed_setting_reruns_its_stage_and_what_follows(finished: Path):
+def test_a_changed_setting_reruns_its_stage_and_later_ones(finished: Path):
     assert run_with(finished, "train.steps=50") == ["train", "evaluate", "register"]
-    # Neither where a stage runs nor how often it saves is part of a result.
+    # Results do not depend on where a stage runs or how often it saves.
     assert run_with(finished, "compute.train=kubernetes", "train.checkpoint_every=7", "tracking.experiment=other") == []
     assert run_with(finished, "register.metric=score") == ["register"]
     assert run_with(finished, "train.steps=240", "register.metric=physics_iq.single.phantom.score") == []
@@ -62,10 +62,10 @@ def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
     assert run_with(checkout, "data.source=folder", "data.path=videos") == STAGES
     assert run_with(checkout) == []
     (checkout / "videos/b.mp4").write_bytes(b"b")
-    assert run_with(checkout) == ["prepare"]  # this prepare writes the same clips whatever the folder holds
+    assert run_with(checkout) == ["prepare"]  # the stub of prepare writes the same clips, whatever the folder contains
 
 
-def test_wrong_input_in_a_stage_is_a_user_error_and_leaves_earlier_files(finished: Path):
+def test_wrong_input_in_a_stage_is_a_user_error_and_keeps_earlier_outputs(finished: Path):
     (finished / "fail").write_text("evaluate", encoding="utf-8")
     before = (finished / "data/clips/manifest.jsonl").read_bytes()
     with pytest.raises(UserError, match="evaluate: found nothing"):
@@ -77,13 +77,13 @@ def test_wrong_input_in_a_stage_is_a_user_error_and_leaves_earlier_files(finishe
     assert run_with(finished) == ["evaluate", "register"]
 
 
-def test_a_stage_that_dvc_refuses_says_why(tmp_path: Path):
+def test_a_stage_that_dvc_cannot_run_reports_dvcs_error(tmp_path: Path):
     checkout = make_checkout(tmp_path / "checkout")
     with pytest.raises(StageFailed, match=r"encode: .*data/clips"):
         pipeline.run_stage("encode", load_params(checkout / "params.yaml"), checkout)
 
 
-def test_outside_a_checkout(tmp_path: Path):
+def test_a_folder_without_dvc_yaml_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"no dvc\.yaml"):
         pipeline.run(tmp_path, load_params(ROOT / "params.yaml"))
     assert not list(tmp_path.iterdir())
@@ -105,7 +105,7 @@ def test_an_interrupted_run_stops_its_stage_and_exits_75(tmp_path: Path, number:
     assert calls(checkout) == STAGES
 
 
-def test_a_run_that_dies_leaves_its_stage_and_the_next_run_takes_the_result(tmp_path: Path):
+def test_a_stage_outlives_a_killed_run_and_the_next_run_uses_its_result(tmp_path: Path):
     checkout = make_checkout(tmp_path / "checkout")
     stage = checkout / "stage.py"
     stage.write_text(stage.read_text(encoding="utf-8").replace("sleep(30)", "sleep(1)"), encoding="utf-8")
@@ -119,15 +119,15 @@ def test_a_run_that_dies_leaves_its_stage_and_the_next_run_takes_the_result(tmp_
 
 
 @pytest.mark.parametrize("steps", [61, 62])
-def test_what_a_killed_run_left_of_dvcs_locks_is_cleared(finished: Path, steps: int):
-    """Cut off while it was written, or naming a process whose number another one bears: 1 is always there."""
+def test_stale_dvc_locks_of_a_killed_run_are_removed(finished: Path, steps: int):
+    """Truncated, or with a process id that another process has by now: 1 always exists."""
     ours = {"write": {"pid": 1, "cmd": "dvc repro --quiet --single-item train"}}
     stale = json.dumps({str(finished / out): ours for out in ("data/clips", "models/phantom")})
     (finished / ".dvc/tmp/rwlock").write_text(stale if steps == 61 else stale[:9], encoding="utf-8")
     assert run_with(finished, f"train.steps={steps}") == ["train", "evaluate", "register"]
 
 
-def test_locks_of_another_user_of_dvc_are_left(tmp_path: Path):
+def test_locks_of_other_dvc_commands_are_kept(tmp_path: Path):
     checkout = make_checkout(tmp_path / "checkout")
     lock = checkout / ".dvc/tmp/rwlock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def test_locks_of_another_user_of_dvc_are_left(tmp_path: Path):
         assert lock.is_file()
 
 
-def test_settings_are_written_with_their_comments(tmp_path: Path):
+def test_writing_settings_keeps_comments(tmp_path: Path):
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
@@ -154,7 +154,7 @@ def test_settings_are_written_with_their_comments(tmp_path: Path):
 
 @pytest.fixture
 def flow(finished: Path, monkeypatch: pytest.MonkeyPatch):
-    """The module of the flow, at work in the finished checkout."""
+    """The flow's module, set up to run in the finished checkout."""
     spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -186,13 +186,13 @@ def test_the_flow_runs_a_task_for_each_stage(prefect_server: None, flow, finishe
     assert {name: task.name for name, task in flow.TASKS.items()} == {stage: stage for stage in STAGES}
 
 
-def test_a_server_that_takes_no_progress_stops_no_stage(
+def test_an_unreachable_server_stops_no_stage(
     prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    faults = [flow.create_progress_artifact]
+    create = flow.create_progress_artifact
 
     def refused(*_: object, **__: object) -> None:
-        monkeypatch.setattr(flow, "create_progress_artifact", faults[0])  # the first time alone
+        monkeypatch.setattr(flow, "create_progress_artifact", create)  # fails once
         raise httpx.ConnectError("All connection attempts failed")
 
     for call in ("create_progress_artifact", "update_progress_artifact"):
@@ -214,7 +214,7 @@ def test_the_flow_does_not_retry_wrong_input(prefect_server: None, flow, finishe
 
 
 @pytest.mark.slow
-def test_a_stage_that_takes_too_long_is_stopped_and_saves(
+def test_a_stage_that_times_out_is_stopped_and_saves(
     prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(flow.TASKS, "train", flow.repro.with_options(name="train", timeout_seconds=20))
@@ -230,7 +230,7 @@ def test_a_stage_that_takes_too_long_is_stopped_and_saves(
     assert left == {"code": 75, "error": "train: interrupted after saving"}
 
 
-def test_the_flow_refuses_an_unknown_setting(prefect_server: None, flow, finished: Path):
+def test_the_flow_rejects_an_unknown_setting(prefect_server: None, flow, finished: Path):
     with pytest.raises(UserError, match=r"train\.stepz: unknown setting; nearest: train\.steps"):
         flow.full_pipeline(params={"train": {"stepz": 1}})
     assert calls(finished) == []

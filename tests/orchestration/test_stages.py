@@ -1,4 +1,4 @@
-"""The table of stages, and what is taken from it: dvc.yaml, the flow's options, a job's settings."""
+"""The table of stages, and what is derived from it: dvc.yaml and the settings of a result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def params(*overrides: str) -> Params:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dvc_yaml_says_of_a_stage_what_the_table_says(name: str):
-    """`python -m phantom.orchestration.dvc_file` brings it up to date."""
+def test_dvc_yaml_is_up_to_date(name: str):
+    """If not, run `python -m phantom.orchestration.dvc_file`."""
     tree = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     assert list(tree["stages"]) == list(STAGES)
     assert tree["stages"][name] == stage_entry(STAGES[name], ROOT)
 
 
-def test_writing_dvc_yaml_keeps_comments_and_plots(tmp_path: Path):
+def test_updating_dvc_yaml_keeps_comments_and_plots(tmp_path: Path):
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     (tmp_path / "src").symlink_to(ROOT / "src")
     (tmp_path / "dvc.yaml").write_text(text.replace("- train.seed\n", "").replace("phantom encode", "phantom code"))
@@ -35,10 +35,10 @@ def test_writing_dvc_yaml_keeps_comments_and_plots(tmp_path: Path):
     assert [line for line in written.splitlines() if "#" in line] == [line for line in text.splitlines() if "#" in line]
 
 
-def test_code_is_followed_through_imports_also_those_inside_functions(tmp_path: Path):
+def test_code_dependencies_follow_imports_also_inside_functions(tmp_path: Path):
     sources = {
         "__init__": "",
-        "a/__init__": '"""Nothing but words."""',
+        "a/__init__": '"""Only a docstring."""',
         "a/start": "def f():\n    from phantom.b import helper\n",
         "a/other": "",
         "b/__init__": "import phantom.c.whole\n",
@@ -54,7 +54,7 @@ def test_code_is_followed_through_imports_also_those_inside_functions(tmp_path: 
     assert code_dependencies(("phantom.a.start",), tmp_path) == expected
 
 
-def test_what_is_read_was_written_by_a_stage_before_or_ships_with_the_code():
+def test_stages_read_only_outputs_of_earlier_ones_and_shipped_files():
     written = {"models/mini"}
     for stage in STAGES.values():
         assert {str(artifact.path) for artifact in stage.reads} <= written
@@ -65,7 +65,7 @@ def test_what_is_read_was_written_by_a_stage_before_or_ships_with_the_code():
         )
 
 
-def test_the_stages_that_may_be_jobs_are_those_that_compute_names():
+def test_compute_has_the_stages_that_can_run_as_jobs():
     assert [name for name, stage in STAGES.items() if stage.runs_as_job] == list(Compute.model_fields)
 
 
@@ -85,18 +85,18 @@ def test_the_stages_that_may_be_jobs_are_those_that_compute_names():
         ("storage.prefetch=3", set()),
     ],
 )
-def test_a_setting_changes_the_results_of_these_stages(override: str, stages: set[str]):
+def test_a_setting_affects_the_results_of_these_stages(override: str, stages: set[str]):
     before, after = params(), params(override)
     assert {name for name in STAGES if result_settings(name, before) != result_settings(name, after)} == stages
 
 
-def test_no_result_depends_on_where_it_is_made_or_recorded():
+def test_results_do_not_depend_on_where_they_are_made_or_recorded():
     for name in STAGES:
         assert not {"compute", "cluster", "tracking", "storage"} & set(result_settings(name, params()))
     assert {Cluster, Compute, Tracking} <= {field.annotation for field in Params.model_fields.values()}
 
 
-def test_the_files_that_stand_for_the_inputs_are_those_of_the_stages_before():
+def test_identity_files_are_outputs_of_earlier_stages():
     assert [str(path) for path in identity_files("train")] == ["data/latents/index.json"]
     assert [str(path) for path in identity_files("evaluate")] == [
         "models/phantom/config.json",
