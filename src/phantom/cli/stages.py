@@ -100,7 +100,9 @@ def train(
             result = train(tree)
             if os.environ.get("RANK", "0") == "0":
                 if not tree.train.control:
-                    write_placeholder(Path("models/control"), "Trained with train.control: false, so there is no control.")
+                    write_placeholder(
+                        Path("models/control"), "Trained with train.control: false, so there is no control."
+                    )
                 keep("train")
     show(result, as_json)
 
