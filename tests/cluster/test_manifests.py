@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from phantom.cluster.api import JOB_RESOURCES
-from phantom.cluster.outputs import KEEP
+from phantom.cluster.outputs import KEEP_ENV
 from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 from phantom.cluster.render import render
-from phantom.cluster.spec import OF_ONE_CALL, make_spec
+from phantom.cluster.spec import ENV_OF_ONE_RUN, make_spec
 from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import load_params, preset_path
@@ -303,7 +303,7 @@ def _bare(manifest: Manifest) -> str:
     container: Manifest = manifest["spec"]["trainer"] if manifest["kind"] == "TrainJob" else {}
     for _, template in pod_templates(manifest):
         (container,) = template["spec"]["containers"]
-    container["env"] = [entry for entry in container["env"] if entry["name"] not in (*OF_ONE_CALL, KEEP)]
+    container["env"] = [entry for entry in container["env"] if entry["name"] not in (*ENV_OF_ONE_RUN, KEEP_ENV)]
     return container.pop("command")[-1]
 
 

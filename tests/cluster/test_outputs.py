@@ -71,7 +71,7 @@ def test_what_a_stage_keeps_in_its_pod(tmp_path: Path, monkeypatch: pytest.Monke
     outputs.keep("train", tmp_path)
     assert not (tmp_path / "checkpoints").exists()  # not in a pod
     for key in ("first", "second"):
-        monkeypatch.setenv(outputs.KEEP, f"checkpoints/kept/train/{key}")
+        monkeypatch.setenv(outputs.KEEP_ENV, f"checkpoints/kept/train/{key}")
         outputs.keep("train", tmp_path)
         outputs.keep("train", tmp_path)
     kept = tmp_path / "checkpoints/kept/train"
@@ -80,6 +80,6 @@ def test_what_a_stage_keeps_in_its_pod(tmp_path: Path, monkeypatch: pytest.Monke
         shutil.rmtree(tmp_path / name)
     (tmp_path / "models/phantom").mkdir()
     (tmp_path / "models/phantom/stale.json").touch()
-    assert not outputs.fetch("train", "first", tmp_path) and outputs.fetch("train", "second", tmp_path)
+    assert not outputs.restore("train", "first", tmp_path) and outputs.restore("train", "second", tmp_path)
     assert (tmp_path / "models/phantom/a/b.safetensors").read_text(encoding="utf-8").endswith("b.safetensors")
     assert (tmp_path / "models/control/README.md").is_file() and not (tmp_path / "models/phantom/stale.json").exists()

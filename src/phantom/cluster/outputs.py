@@ -1,7 +1,7 @@
-"""What a job has made, until its submitter has it: DVC clears a stage's outputs before it runs the stage again.
+"""Keeps the outputs of a job until its submitter adopts them: DVC deletes a stage's outputs before it runs the stage.
 
-Without this the outputs of a job that ends while nobody watches it would be made a second time. The pod that writes
-them links them into a folder of the job's name, which stands for the work; whoever comes for that work finds them.
+Without this, a job that ends while nobody watches it would have to run a second time. The pod that writes the outputs
+hard-links them into a folder with the job's key; whoever submits the same work again adopts them from there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from phantom.data.files import fresh_folder, link, lock_file
 from phantom.orchestration.stages import STAGES
 
-KEEP = "PHANTOM_KEEP"  # names the folder, in a job's pods
+KEEP_ENV = "PHANTOM_KEEP"  # in a job's pods: the folder to keep outputs in
 KEPT = Path("checkpoints/kept")
 
 
 def keep(stage: str, root: Path = Path()) -> None:
-    """In a job's pod, when the stage has written its outputs: links them. Those of former jobs of the stage go."""
-    if not os.environ.get(KEEP):
+    """In a job's pod, after the stage has written its outputs: keeps them, and deletes those of earlier jobs."""
+    if not os.environ.get(KEEP_ENV):
         return
-    folder = root / os.environ[KEEP]
+    folder = root / os.environ[KEEP_ENV]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
-        lock_file(lock, fcntl.LOCK_EX)  # another pod of the job may have come to the same end
+        lock_file(lock, fcntl.LOCK_EX)  # another pod of the same job may do this at the same time
         new = fresh_folder(folder.with_name(f".{folder.name}.new"))
         for output in _outputs(stage):
             inside = sorted((root / output).rglob("*")) if (root / output).is_dir() else [root / output]
@@ -40,8 +40,8 @@ def keep(stage: str, root: Path = Path()) -> None:
                 shutil.rmtree(former, ignore_errors=True)
 
 
-def fetch(stage: str, key: str, root: Path) -> bool:
-    """Puts what the job `key` has kept in its place; False if it has kept nothing."""
+def restore(stage: str, key: str, root: Path) -> bool:
+    """Restores the outputs that the job `key` has kept; False if it has kept none."""
     folder = root / KEPT / stage / key
     if not folder.is_dir():
         return False
@@ -56,23 +56,23 @@ def fetch(stage: str, key: str, root: Path) -> bool:
     return True
 
 
-def take(stage: str, key: str, root: Path) -> None:
-    """Notes that the outputs that are there are this job's; what it has kept is needed no longer."""
+def mark_adopted(stage: str, key: str, root: Path) -> None:
+    """Records that the present outputs are this job's, and deletes the kept ones."""
     shutil.rmtree(root / KEPT / stage / key, ignore_errors=True)
-    note = root / KEPT / stage / "taken.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"job": key, "stamp": stamp(stage, root)}), encoding="utf-8")
+    record = root / KEPT / stage / "adopted.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"job": key, "written_at": written_at(stage, root)}), encoding="utf-8")
 
 
-def are_there(stage: str, key: str, root: Path) -> bool:
-    """Whether the outputs that are there are this job's, as noted, and not written again since."""
-    note = root / KEPT / stage / "taken.json"
-    noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    return stamp(stage, root) is not None and noted == {"job": key, "stamp": stamp(stage, root)}
+def is_adopted(stage: str, key: str, root: Path) -> bool:
+    """Whether the present outputs are recorded as this job's, and have not been written again since."""
+    record = root / KEPT / stage / "adopted.json"
+    recorded = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return written_at(stage, root) is not None and recorded == {"job": key, "written_at": written_at(stage, root)}
 
 
-def stamp(stage: str, root: Path) -> int | None:
-    """When the outputs were written; None if they are not there."""
+def written_at(stage: str, root: Path) -> int | None:
+    """Modification time of the outputs in ns; None if they are missing."""
     path = root / STAGES[stage].written_last
     return path.stat().st_mtime_ns if path.is_file() else None
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from phantom.cluster.spec import MESSAGE, OF_ONE_CALL, WORKSPACE, JobSpec
+from phantom.cluster.spec import TERMINATION_LOG, ENV_OF_ONE_RUN, WORKSPACE, JobSpec
 
 JOB_LABEL, STAGE_LABEL = "phantom/job", "phantom/stage"  # of jobs and their pods
 DIGEST_ANNOTATION = "phantom/spec"  # of jobs
@@ -44,7 +44,7 @@ def digest(manifest: Manifest) -> str:
     """
     common = copy.deepcopy(manifest)
     for container in _containers(common):
-        container["env"] = [entry for entry in container.get("env", []) if entry["name"] not in OF_ONE_CALL]
+        container["env"] = [entry for entry in container.get("env", []) if entry["name"] not in ENV_OF_ONE_RUN]
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -173,7 +173,7 @@ def _pod(spec: JobSpec, name: str) -> Manifest:
         "envFrom": [{"secretRef": {"name": secret, "optional": True}} for secret in settings.secrets],
         "resources": {"requests": resources, "limits": resources},
         "volumeMounts": [{"name": key, "mountPath": path} for key, (path, _) in volumes.items()],
-        "terminationMessagePath": MESSAGE,
+        "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,

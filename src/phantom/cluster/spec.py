@@ -1,7 +1,7 @@
-"""One stage as a job: all that the renderers need, and nothing of any operator.
+"""A stage as a job, independent of the operator: everything that the renderers need.
 
-A job's pods mount the volume that holds the checkout and work in it, as the stage does on one machine. The settings
-travel inside the job, with `compute.*` set to local: in the pod the stage runs there and then.
+A job's pods mount the volume with the checkout and work in it, as the stage does on a single machine. The settings are
+passed inside the job, with `compute.*` set to local, so that the pod runs the stage itself.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from phantom.cluster.outputs import KEEP, KEPT
+from phantom.cluster.outputs import KEEP_ENV, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME_ENV, UserError
 from phantom.orchestration.stages import identity_files, result_settings
 from phantom.tracking.lineage import PIPELINE_ENV
 
 WORKSPACE = "/workspace"
-MESSAGE = "/dev/termination-log"  # what a container writes there stays in its pod's status
+TERMINATION_LOG = "/dev/termination-log"  # its content becomes part of the pod's status
 SETTINGS = "PHANTOM_PARAMS"
-OF_ONE_CALL = (SETTINGS, PIPELINE_ENV)  # variables of a job that may differ where the work is the same
-SHUTDOWN_MARGIN = 30  # s of the grace period that torchrun needs beyond its workers
+ENV_OF_ONE_RUN = (SETTINGS, PIPELINE_ENV)  # variables that do not change what a job computes
+SHUTDOWN_MARGIN_SECONDS = 30  # of the grace period, for torchrun after its workers have ended
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A stage, over `pods` pods of `processes` processes each; a process has a GPU if `settings.gpu` names one."""
+    """A stage in `pods` pods of `processes` processes each; every process gets a GPU if `settings.gpu` names one."""
 
     stage: str
-    name: str  # the same for the same work, so that a job that is there already is found again
-    key: str  # the same with the image: what is kept of a job is adopted only from the same code
+    name: str  # the same for the same work, so that an existing job is found
+    key: str  # depends on the image too: outputs are adopted only if the same code made them
     pods: int
     processes: int
     command: tuple[str, ...]
@@ -40,7 +40,7 @@ class JobSpec:
 
 
 def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
-    """The job of a stage ("encode", "train" or "evaluate"). Raises UserError if the settings do not add up."""
+    """The job of a stage ("encode", "train" or "evaluate"). Raises UserError if the settings do not fit."""
     cluster = params.cluster
     pods, processes = {"encode": cluster.encode_pods, "train": cluster.nodes}.get(stage, 1), 1
     if stage == "train":
@@ -60,13 +60,13 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
         pods=pods,
         processes=processes,
         command=("/bin/sh", "-c", _script(stage, pods)),
-        env={**_environment(stage, params), KEEP: str(KEPT / stage / key)},
+        env={**_environment(stage, params), KEEP_ENV: str(KEPT / stage / key)},
         settings=cluster,
     )
 
 
 def _script(stage: str, pods: int) -> str:
-    """Writes the settings into a file and becomes the stage, so that the stage has the pod's signals."""
+    """Writes the settings to a file and execs the stage, which thus receives the pod's signals."""
     settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
     run = {
         "train": "torchrun -m phantom.cli train",
@@ -80,10 +80,10 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
     tree = params.model_dump(mode="json", by_alias=True)
     tree["compute"] = dict.fromkeys(tree["compute"], "local")
     env = {
-        # Kubernetes expands $(NAME) in values; JSON can do without the character.
+        # Kubernetes expands $(NAME) in values; JSON can escape the dollar sign.
         SETTINGS: json.dumps(tree).replace("$", "\\u0024"),
-        OUTCOME_ENV: MESSAGE,
-        "HOME": "/tmp",  # caches of compilers; the rest of the root file system is read-only
+        OUTCOME_ENV: TERMINATION_LOG,
+        "HOME": "/tmp",  # for compiler caches; the rest of the root file system is read-only
         "TMPDIR": "/tmp",
         "USER": "phantom",
         "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
@@ -93,12 +93,12 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
     if PIPELINE_ENV in os.environ:
         env[PIPELINE_ENV] = os.environ[PIPELINE_ENV]
     if stage == "train":
-        env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN)
+        env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN_SECONDS)
     return env | dict(pair.split("=", 1) for pair in params.cluster.env)
 
 
 def _identity(stage: str, params: Params, root: Path) -> str:
-    """Names the work: the settings that the result depends on, and its inputs as far as they are here."""
+    """A hash of the work: the settings that the result depends on, and those of its inputs that exist here."""
     digest = hashlib.sha256(json.dumps([stage, result_settings(stage, params)], sort_keys=True).encode())
     for path in identity_files(stage):
         if (root / path).is_file():

@@ -48,11 +48,11 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     manifest = render(spec)
     _raise_first(validate_manifest(manifest, params.cluster.lock_memory))
     kind, name, namespace = manifest["kind"], spec.name, params.cluster.namespace
-    if outputs.fetch(stage, spec.key, root):
+    if outputs.restore(stage, spec.key, root):
         say(f"{stage}: {kind} {name} finished while nobody watched it: adopting its outputs")
-        outputs.take(stage, spec.key, root)
+        outputs.mark_adopted(stage, spec.key, root)
         return JobResult(stage, name, namespace, True, 0, 0, round(time.monotonic() - started, 1), True)
-    before = outputs.stamp(stage, root)
+    before = outputs.written_at(stage, root)
     connection = Connection(params.cluster, SUBMIT_TIMEOUT_SECONDS)
     try:
         with JobWatcher(connection, stage, kind, name, root) as watcher:
@@ -66,7 +66,7 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         raise
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:
-        outputs.take(stage, spec.key, root)
+        outputs.mark_adopted(stage, spec.key, root)
     else:
         where = f"the outputs are on the volume {params.cluster.volume}, on which this checkout does not lie"
         if os.environ.get(OUTCOME_ENV):  # part of a pipeline, whose next stages read them
@@ -128,13 +128,13 @@ def _cancel(params: Params, stage: str, kind: str, name: str) -> str:
 
 def _outputs_available(spec: JobSpec, root: Path) -> bool:
     """Whether the outputs of a finished job are in the checkout, or were kept aside and are now restored to it."""
-    return outputs.are_there(spec.stage, spec.key, root) or outputs.fetch(spec.stage, spec.key, root)
+    return outputs.is_adopted(spec.stage, spec.key, root) or outputs.restore(spec.stage, spec.key, root)
 
 
 def _wait_for_outputs(spec: JobSpec, root: Path, before: int | None, adopted: bool) -> bool:
     """Whether the job's outputs are in the checkout. Unless it was adopted, they must be newer than `before`."""
     deadline = time.monotonic() + (FILES_VISIBLE_SECONDS if os.environ.get(OUTCOME_ENV) else 0)
-    while (now := outputs.stamp(spec.stage, root)) is None or (now == before and not adopted):
+    while (now := outputs.written_at(spec.stage, root)) is None or (now == before and not adopted):
         if time.monotonic() > deadline:
             return False
         time.sleep(1)
