@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from phantom.cluster.spec import TERMINATION_LOG, ENV_OF_ONE_RUN, WORKSPACE, JobSpec
+from phantom.cluster.spec import ENV_OF_ONE_RUN, TERMINATION_LOG, WORKSPACE, JobSpec
 
 JOB_LABEL, STAGE_LABEL = "phantom/job", "phantom/stage"  # of jobs and their pods
 DIGEST_ANNOTATION = "phantom/spec"  # of jobs
