@@ -19,8 +19,10 @@ from phantom.training.trainer import train
 from tests.training.runs import history, same, weights
 
 
-def test_a_run_trains_exports_and_logs_to_mlflow(run_params):
-    params = run_params("train.validate_every=3", "train.control=true", "train.ema_decay=0.5")
+def test_a_run_trains_exports_and_logs_to_mlflow(run_params, tmp_path):
+    # Its own MLflow store: MLflow caches stores by URI for the lifetime of the process.
+    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    params = run_params("train.validate_every=3", "train.control=true", "train.ema_decay=0.5", store)
     result = train(params)
     assert result.steps == 6 and result.resets == 0
     records = history()
