@@ -1,15 +1,15 @@
-"""Scoring one Physics-IQ comparison: ours beside a plain implementation, in CPU time and peak memory.
+"""CPU time and peak memory of one Physics-IQ comparison, ours against a plain implementation.
 
     python benchmarks/physics_iq.py [--width 3840 --height 2160 --fps 8 --repeats 3]
 
-The plain one is written below as the formulas read, and laid out like the benchmark's own tool: whole videos in lists
-of float64 frames, masks in three channels, one pass for each metric, a pool of one thread. It decodes take 1 twice, as
-the tool does for its size. Files are made here: two noisy takes in H.264 with their masks, and generated videos of
-832 x 480. Each run is a process of its own that compares one video to warm up and is measured on the next, as a tool
-is that compares 198; all must find the same metrics. The tool decodes the recordings for each run of a model. Ours
-keeps them at the size of the comparison: `first` is without such a copy and makes it, `later` has it, and another has
-none and compares several runs of a model at once. `decoding alone` decodes the recordings once, with their masks, and
-makes no colours of them: no first score can be faster. Ratios are of medians.
+The plain implementation below follows the formulas literally, and is structured like the benchmark's own tool: whole
+videos in lists of float64 frames, masks with three channels, one pass per metric, a pool of one thread. It decodes take
+1 twice, as the tool does to get its size. The files are generated here: two noisy takes in H.264 with their masks, and
+generated videos of 832 x 480. Each run is a separate process that compares one video as a warm-up and is measured on
+the next, as in a run over 198 videos; all must give the same metrics. The tool decodes the recordings again for each
+run of a model. Ours caches them at the size of the comparison: `first` starts without the cache and writes it, `later`
+reads it, and the third starts without it and compares several runs of a model at once. `decoding alone` decodes the
+recordings and masks once, without colour conversion: a lower bound for the first score. Ratios are of medians.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from phantom.data.physics_iq.video import frames
 from phantom.evaluation.physics_iq.compare import Job, compare_all
 
 GENERATED = (832, 480)
-RUNS = 4  # of a model, as Physics-IQ Verified asks for
+RUNS = 4  # per model, as required by Physics-IQ Verified
 TAKES, MASKS = ("take-1.mp4", "take-2.mp4"), ("mask-1.mp4", "mask-2.mp4")
 
 
@@ -44,7 +44,7 @@ TAKES, MASKS = ("take-1.mp4", "take-2.mp4"), ("mask-1.mp4", "mask-2.mp4")
 
 
 def plain(folder: Path, fps: int, number: int) -> dict[str, object]:
-    """The metrics of generated video `number`, every video loaded whole."""
+    """The metrics of generated video `number`, with every video loaded as a whole."""
     generated = folder / f"generated-{number}.mp4"
     take_1, take_2, mask_1, mask_2 = (folder / name for name in TAKES + MASKS)
     write_plain_masks(generated, folder / "mask-generated.mp4", fps)
@@ -89,18 +89,18 @@ def plain(folder: Path, fps: int, number: int) -> dict[str, object]:
 
 
 def load(path: Path, count: int, size: tuple[int, int] | None, scale: float = 0) -> list[np.ndarray]:
-    """Up to `count` frames; like the tool it decodes the file to its end."""
-    capture, found, there = cv2.VideoCapture(str(path)), [], True
-    while there:
-        there, frame = capture.read()
-        if there and len(found) < count:
+    """Up to `count` frames; decodes the file to its end, as the tool does."""
+    capture, found, decoded = cv2.VideoCapture(str(path)), [], True
+    while decoded:
+        decoded, frame = capture.read()
+        if decoded and len(found) < count:
             frame = cv2.resize(frame, size) if size else frame
             found.append(frame / scale if scale else frame)
     return found
 
 
 def write_plain_masks(source: Path, target: Path, fps: int) -> None:
-    """Motion masks of a video, stored as the benchmark stores them."""
+    """Writes the motion masks of a video in the benchmark's format."""
     greys = [cv2.GaussianBlur(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY), (5, 5), 0) for f in load(source, 10**6, None)]
     writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), fps, GENERATED, isColor=False)
     average, kernel = greys[0].astype(np.float64), np.ones((5, 5), np.uint8)
@@ -117,23 +117,23 @@ def write_plain_masks(source: Path, target: Path, fps: int) -> None:
 
 
 def first(folder: Path, fps: int, number: int, runs: int = 1) -> dict[str, object]:
-    """The metrics of generated video `number` by the package, compared together with the next of `runs`."""
+    """Our metrics of generated video `number`, compared together with the next `runs` - 1 videos, without a cache."""
     with tempfile.TemporaryDirectory(prefix="phantom-benchmark-") as cache:
         return ours(folder, fps, number, runs, Path(cache))
 
 
 def later(folder: Path, fps: int, number: int) -> dict[str, object]:
-    """The same where the recordings of the warm-up are kept."""
+    """The same with the cached recordings of the warm-up."""
     return ours(folder, fps, number, 1, folder / "cache")
 
 
 def together(folder: Path, fps: int, number: int) -> dict[str, object]:
-    """The same of several runs of a model."""
+    """The same for several runs of a model at once, without a cache."""
     return first(folder, fps, number, RUNS)
 
 
 def decoding(folder: Path, fps: int, number: int) -> dict[str, object]:
-    """Nothing, after decoding what every first comparison has to decode."""
+    """Decodes what every first comparison has to decode; returns no metrics."""
     for name in (*TAKES, *MASKS):
         with av.open(str(folder / name)) as container:
             stream = container.streams.video[0]
@@ -152,7 +152,7 @@ def ours(folder: Path, fps: int, number: int, runs: int, cache: Path) -> dict[st
 
 
 def write_files(folder: Path, width: int, height: int, fps: int) -> None:
-    """A bright square crosses a textured picture; in the second take, and in the generated videos, a little off."""
+    """A bright square crosses a textured background, slightly shifted in take 2 and in the generated videos."""
     count, rng = SECONDS * fps, np.random.default_rng(0)
     texture = rng.integers(30, 90, (height // 16, width // 16, 3), np.uint8)
     noise = rng.integers(0, 4, (height, width, 1), np.uint8)
@@ -176,14 +176,14 @@ def write_files(folder: Path, width: int, height: int, fps: int) -> None:
 
 
 def measure(which: str, folder: Path, fps: int) -> None:
-    """Prints the metrics, seconds and peak memory of one run in this process, the second of two."""
+    """Prints metrics, seconds and peak memory of the second of two runs in this process."""
     cv2.setNumThreads(1)
     (folder / "cache").mkdir()
     try:
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(WAYS[which][0], folder, fps, 0).result()
+            pool.submit(VARIANTS[which][0], folder, fps, 0).result()
             before, start = time.process_time(), time.perf_counter()
-            found = pool.submit(WAYS[which][0], folder, fps, 1).result()
+            found = pool.submit(VARIANTS[which][0], folder, fps, 1).result()
             seconds = {"cpu": time.process_time() - before, "wall": time.perf_counter() - start}
         kept = sum(path.stat().st_size for path in (folder / "cache").rglob("*.zip")) / 2**20
     finally:
@@ -192,7 +192,7 @@ def measure(which: str, folder: Path, fps: int) -> None:
     print(json.dumps({"metrics": found, "peak_mib": peak, "kept_mib": kept, **seconds}))
 
 
-WAYS = {  # and how many videos each compares
+VARIANTS = {  # function, and the number of videos it compares
     "plain": (plain, 1),
     "ours, first": (first, 1),
     "ours, later": (later, 1),
@@ -202,29 +202,29 @@ WAYS = {  # and how many videos each compares
 
 
 def main() -> None:
-    """Measures both, and prints a table."""
+    """Measures all variants, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=3840)
     parser.add_argument("--height", type=int, default=2160)
     parser.add_argument("--fps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=tuple(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         measure(given.measure, given.folder, given.fps)
         return
 
-    runs: dict[str, list[dict]] = {which: [] for which in WAYS}
+    runs: dict[str, list[dict]] = {which: [] for which in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="phantom-benchmark-") as folder:
         write_files(Path(folder), given.width, given.height, given.fps)
         for _ in range(given.repeats):
-            for which, found in runs.items():  # in turns, so that both see the same machine
+            for which, found in runs.items():  # alternating, so that all see the same machine load
                 arguments = [sys.executable, __file__, "--measure", which, "--folder", folder, "--fps", str(given.fps)]
                 said = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
                 found.append(json.loads(said))
     theirs = runs["plain"][0]["metrics"]
-    for which in WAYS.keys() - {"decoding alone"}:
+    for which in VARIANTS.keys() - {"decoding alone"}:
         found = runs[which][0]["metrics"]
         assert theirs.keys() == found.keys()
         for key, value in theirs.items():
@@ -233,7 +233,7 @@ def main() -> None:
     print(f"Comparisons: takes of {given.width}x{given.height}, {SECONDS} s at {given.fps} fps, {given.repeats} runs")
     print(f"{'':16}{'CPU s':>12}{'wall s':>10}{'peak MiB':>10}{'a core, an hour':>18}{'times plain':>13}")
     plain_cpu = 0.0
-    for which, (_, videos) in WAYS.items():
+    for which, (_, videos) in VARIANTS.items():
         m = {k: statistics.median(r[k] for r in runs[which]) for k in ("cpu", "wall", "peak_mib")}
         cpu, wall = m["cpu"] / videos, m["wall"] / videos
         plain_cpu = plain_cpu or cpu

@@ -1,10 +1,10 @@
-"""What a sampling step of Phantom costs, beside a step of diffusers' Wan pipeline on the same video branch.
+"""Time of a sampling step of Phantom, compared with a step of diffusers' Wan pipeline on the same video branch.
 
     python benchmarks/pipeline.py
 
-Both sample the same video with guidance, on a mid-size config: Wan with two passes one after the other, Phantom with
-two passes in one batch of both branches. Prints the ratio of the times of a step (CPU time, medians, the two in turn)
-next to the ratio of their operations, which torch counts. The first may exceed the second by 10% at most.
+Both sample the same video with guidance, on a mid-size config: Wan runs the two guidance passes sequentially, Phantom
+runs them in one batch through both branches. Prints the ratio of the step times (CPU time, medians of alternating
+runs) next to the ratio of FLOPs as counted by torch. The first may exceed the second by at most 10%.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VIDEO = {"num_frames": 33, "height": 192, "width": 256}  # 9 latent frames of 12
 
 
 def pipelines(expand_timesteps: bool) -> tuple[PhantomPipeline, WanPipeline]:
-    """Of one video branch; VAE and text encoder are small and take no part in a step."""
+    """Both pipelines on one video branch; VAE and text encoder are small and not part of a step."""
     torch.manual_seed(0)
     wan = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -104,7 +104,7 @@ def sample(pipe: Any, steps: int, **more: Any) -> list[float]:
 
 
 def operations(pipe: Any, run: Callable[[], Any]) -> int:
-    """Of the transformer in one step, without what Phantom makes of the text once for all steps."""
+    """FLOPs of the transformer in a step, without Phantom's text keys and values, computed once for all steps."""
     counted, forward = [], pipe.transformer.forward
 
     def count(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ def operations(pipe: Any, run: Callable[[], Any]) -> int:
 
 
 def compare(expand_timesteps: bool, runs: int, steps: int) -> None:
-    """Prints both ratios for one form of Wan's timesteps."""
+    """Prints both ratios, for Wan with a timestep per token (`expand_timesteps`) or one for all tokens."""
     phantom, wan = pipelines(expand_timesteps)
     calls = ((phantom, {}), (wan, {"max_sequence_length": TEXT}))
     flops = [operations(pipe, lambda pipe=pipe, more=more: sample(pipe, 1, **more)) for pipe, more in calls]
@@ -139,9 +139,9 @@ def compare(expand_timesteps: bool, runs: int, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A step of Phantom beside a step of diffusers' Wan pipeline.")
+    parser = argparse.ArgumentParser(description="A step of Phantom compared with a step of diffusers' Wan pipeline.")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="Of each run; the first is not timed.")
+    parser.add_argument("--steps", type=int, default=4, help="Steps per run; the first is not timed.")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
