@@ -69,7 +69,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="encode",
-            summary="shards of video latents, physics latents of clips and of condition prefixes, and caption embeddings",
+            summary="shards of video latents, physics latents of clips and condition prefixes, and caption embeddings",
             code=("phantom.data.encode",),
             reads=(CLIPS, FROZEN_MODELS),
             writes=(LATENTS,),
