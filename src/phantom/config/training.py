@@ -57,9 +57,7 @@ class Train(Section):
     keep_checkpoints: Annotated[Positive, Role.NOT_IN_RESULT]
     validate_every: Annotated[NonNegative, Role.NOT_IN_WEIGHTS]  # 0: never
     sample_every: Annotated[NonNegative, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
-    max_bad_steps: Annotated[
-        Positive, Role.NOT_IN_WEIGHTS
-    ]  # consecutive non-finite gradients before stopping
+    max_bad_steps: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # consecutive non-finite gradients before stopping
 
     @model_validator(mode="after")
     def _batches(self) -> Train:
