@@ -234,8 +234,10 @@ def test_the_first_start_creates_the_checkout_and_the_next_one_keeps_it(tmp_path
     written = load_params(checkout / "params.yaml")
     assert written == settings_of(applied())
     (checkout / "params.yaml").write_text("mine", encoding="utf-8")
+    (checkout / "flows/of_an_earlier_version.py").touch()
     subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
     assert (checkout / "params.yaml").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
 
 
 def test_images_are_pinned():
