@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from phantom.config import Cluster, Compute, Params, Tracking, load_params, preset_path
+from phantom.config import Cluster, Compute, Params, Role, Tracking, load_params, preset_path, select
+from phantom.data import manifest, prepare, shards
+from phantom.evaluation import stage as evaluation
+from phantom.orchestration import stages
 from phantom.orchestration.dvc_file import code_dependencies, stage_entry, write
 from phantom.orchestration.stages import STAGES, identity_files, result_settings
+from phantom.tracking import registry
+from phantom.training import run_identity
 from tests.conftest import ROOT
 
 
@@ -63,6 +69,28 @@ def test_stages_read_only_outputs_of_earlier_ones_and_shipped_files():
         assert all(path.is_relative_to(artifact.path) for artifact in stage.reads for path in artifact.identity), (
             stage.name
         )
+
+
+def test_the_stages_name_the_same_paths_in_their_code():
+    """They may not import the table, which is in a higher layer."""
+    assert (stages.CLIPS.path, *stages.CLIPS.identity) == (manifest.CLIPS, manifest.CLIPS / manifest.MANIFEST)
+    assert (stages.LATENTS.path, *stages.LATENTS.identity) == (shards.LATENTS, shards.LATENTS / shards.INDEX)
+    assert stages.BENCHMARK.path == prepare.BENCHMARK
+    assert (stages.EVALUATION.path, stages.REPORT.path) == (evaluation.EVALUATION, evaluation.PAGE)
+    assert (stages.EVALUATION.path, stages.REPORT.path) == (registry.EVALUATION, registry.PAGE)
+    assert (stages.PHANTOM.path, stages.REGISTERED.path) == (registry.EXPORT, registry.REGISTERED)
+
+
+def test_a_training_run_is_identified_by_the_settings_of_its_stage(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, ...]] = []
+
+    def record(tree: Params, names: tuple[str, ...], without: tuple[Role, ...]) -> dict[str, Any]:
+        asked.append(names)
+        return select(tree, names, without)
+
+    monkeypatch.setattr(run_identity, "select", record)
+    run_identity.run_identity(params(), "latents", held=False)
+    assert [set(names) for names in asked] == [set(STAGES["train"].settings)]
 
 
 def test_compute_has_the_stages_that_can_run_as_jobs():

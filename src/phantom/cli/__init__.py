@@ -15,7 +15,7 @@ import typer
 from phantom.cli import settings, stages, pipeline, generation, benchmarks  # noqa: F401  # isort: skip  (the order of --help)
 from phantom.cli.shared import app
 from phantom.cores import let_idle_threads_sleep
-from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.errors import Interrupted, StageFailed, UserError, write_outcome
 from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
 
@@ -29,8 +29,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # even if started in the background, with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     code, error = _run()
-    from phantom.errors import write_outcome
-
     # A parent such as `phantom run` prints the error itself.
     if not write_outcome(code, error) and error:
         say(error)

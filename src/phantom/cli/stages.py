@@ -27,13 +27,12 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
     with stage("prepare", context, params, set_) as tree:
         from phantom.data.prepare import prepare
         from phantom.orchestration.run import write_placeholder
+        from phantom.orchestration.stages import BENCHMARK
         from phantom.tracking.records import log_stage
 
         result = prepare(tree)
         if tree.evaluate.physics_iq.benchmark != "worlds":
-            write_placeholder(
-                Path("data/benchmark"), f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}."
-            )
+            write_placeholder(BENCHMARK.path, f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}.")
         log_stage("prepare", tree, result)
     show(result, as_json)
 
@@ -95,14 +94,13 @@ def train(
         else:
             from phantom.cluster.outputs import keep
             from phantom.orchestration.run import write_placeholder
+            from phantom.orchestration.stages import CONTROL
             from phantom.training.trainer import train
 
             result = train(tree)
             if os.environ.get("RANK", "0") == "0":
                 if not tree.train.control:
-                    write_placeholder(
-                        Path("models/control"), "Trained with train.control: false, so there is no control."
-                    )
+                    write_placeholder(CONTROL.path, "Trained with train.control: false, so there is no control.")
                 keep("train")
     show(result, as_json)
 
