@@ -22,6 +22,11 @@ def test_it_draws_the_same_svg_twice():
     assert {"model", "training", "cli"} <= texts
 
 
+def test_the_picture_in_the_readme_is_up_to_date():
+    """If not, run `make docs`."""
+    assert (architecture.ROOT / "docs/architecture.svg").read_text(encoding="utf-8") == architecture.draw()
+
+
 def test_arrows_that_follow_from_others_are_left_out():
     graph = {package: set[str]() for row in architecture.ROWS for package in row}
     graph |= {"cli": {"data", "encoders", "model"}, "data": {"encoders"}}
