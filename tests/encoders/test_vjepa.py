@@ -62,6 +62,13 @@ def test_numbers_are_those_of_the_processor_of_transformers():
     assert abs(pixels.mean() - 0.2255) < LEVEL / 4 and abs(pixels.std() - 0.6153) < LEVEL / 4
 
 
+def test_one_tubelet_for_each_latent_reads_every_second_frame(tiny_vjepa):
+    frames = draw(1, 9, 48, 80, 3)
+    z = PhysicsEncoder(tiny_vjepa, tubelets_per_latent=1).encode(frames)
+    assert z.shape[2] == 3
+    assert torch.equal(z, PhysicsEncoder(tiny_vjepa).encode(frames[:, ::2]))
+
+
 @pytest.mark.parametrize("count", [1, 5, 9])
 def test_4m_plus_1_frames_are_2m_plus_1_tubelets_of_unit_variance(tiny_vjepa, count):
     z = PhysicsEncoder(tiny_vjepa).encode(draw(2, count, 48, 80, 3))

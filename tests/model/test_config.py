@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.physics import paired_blocks
+from phantom.model.physics import complete, paired_blocks
 
 VIDEO = {
     "patch_size": [1, 2, 2],
@@ -23,11 +23,14 @@ VIDEO = {
 
 def test_what_is_left_open_is_as_in_the_video_branch():
     physics = PhysicsConfig(in_channels=48).resolve(VIDEO)
-    assert physics == {**VIDEO, "in_channels": 48, "out_channels": 48, "patch_size": (1, 2, 2)}
+    own = {"in_channels": 48, "out_channels": 48, "patch_size": (1, 2, 2)}
+    assert physics == complete({**VIDEO, **own})
     assert CouplingConfig().resolve(VIDEO, physics) == {
         "blocks": [0, 1, 2, 3, 4, 5],
         "num_attention_heads": 4,
         "attention_head_dim": 32,
+        "physics_source": "attention",
+        "init": "plain",
     }
 
 

@@ -29,7 +29,7 @@ def models() -> tuple[WanTransformer3DModel, PhantomTransformer3DModel]:
         )
         model = PhantomTransformer3DModel.from_video_transformer(
             wan,
-            PhysicsConfig(in_channels=1024, **params.physics.model_dump()),
+            PhysicsConfig(in_channels=1024, **params.physics.of_model()),
             CouplingConfig(**params.coupling.model_dump()),
         )
     return wan, model

@@ -22,10 +22,20 @@ def test_tubelets_stand_in_the_time_of_their_latents():
     frames, _, _ = physics_positions((9, 1, 1), (5, 1, 1))
     assert frames.tolist() == [0, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4.25]
     assert tubelets(5) == 9
-    assert latent_of_tubelet(5).tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert latent_of_tubelet(5, 9).tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
     # The middle of both tubelets of a latent is the latent's own position.
     middles = frames[1:].view(-1, 2).mean(1)
     assert middles.tolist() == video_positions((5, 1, 1))[0][1:].tolist()
+
+
+def test_one_tubelet_for_each_latent_stands_where_the_latent_does():
+    assert physics_positions((5, 1, 1), (5, 1, 1))[0].tolist() == [0, 1, 2, 3, 4]
+    assert tubelets(5, 1) == 5
+    assert latent_of_tubelet(5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert latent_of_tubelet(1, 1).tolist() == [0]
+    for count in (6, 4, 1):
+        with pytest.raises(ValueError, match=f"found {count} tubelets for 5 latent frames"):
+            latent_of_tubelet(5, count)
 
 
 def test_tokens_cover_the_picture_from_edge_to_edge_in_both_branches():

@@ -136,7 +136,7 @@ def test_the_order_of_the_two_directions_changes_nothing(monkeypatch):
     out = model(**given)
     calls = []
 
-    def other_order(self, video, physics, rotation_v, rotation_z):
+    def other_order(self, video, physics, stream, rotation_v, rotation_z):
         calls.append(1)
         to_physics = self.phy(physics, video, None, (rotation_z, rotation_v))
         to_video = self.vis(video, physics, None, (rotation_v, rotation_z))

@@ -49,7 +49,7 @@ def test_memory_matches_the_peak_of_a_real_step_that_measures_the_norm(make_para
 
     def step():
         learner.measured_backward(forward, lambda norms: 0.5)
-        learner.update(1e-3)
+        learner.update(1e-3, step=0)
 
     step()  # allocates AdamW's moments
     moments = [value for state in learner.optimizer.state.values() for value in state.values()]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from phantom.config.base import NonNegative, Positive, Section
+from phantom.config.base import NonNegative, Positive, PositiveFloat, Section
 from phantom.errors import UserError
 
 LOCAL_PREFIXES = ("models/", "./", "../", "/")  # of paths; anything else is a hub id
@@ -39,6 +39,16 @@ class Physics(Section):
     attention_head_dim: Positive | None
     ffn_dim: Positive | None
     patch_size: tuple[Positive, Positive, Positive]
+    tubelets_per_latent: Literal[1, 2]  # V-JEPA 2 tubelets per video latent; 1: every second frame, half the tokens
+    init: Literal["random", "video"]  # of its blocks; video: copies of the video branch's
+    standardize: bool  # z per channel, by mean and standard deviation over the training set
+    prediction: Literal["clean", "velocity"]  # what the output head predicts
+    sigma_min: Annotated[float, Field(gt=0, le=1)]  # clean: v = (z_sigma - z_hat) / max(sigma, sigma_min)
+    noise_shift: PositiveFloat  # r of sigma_z = r sigma / (1 + (r - 1) sigma); 1: same t in both branches
+
+    def of_model(self) -> dict[str, Any]:
+        """The arguments of `phantom.model.PhysicsConfig`."""
+        return self.model_dump(exclude={"standardize"})
 
 
 class Coupling(Section):
@@ -49,3 +59,5 @@ class Coupling(Section):
     )
     num_attention_heads: Positive | None
     attention_head_dim: Positive | None
+    physics_source: Literal["attention", "stream"]  # what Vis-Attention reads of the physics branch
+    init: Literal["plain", "local"]  # local: each token begins by reading what lies where it does

@@ -15,8 +15,9 @@ class RecursiveWeight(Section):
     alpha_max: PositiveFloat
     growth_steps: Positive  # S
     threshold: PositiveFloat  # eta_z
-    norm: Literal["raw", "weighted"]
+    norm: Literal["raw", "weighted", "relative"]  # relative: threshold is a multiple of the running median
     every: Positive  # steps between measurements
+    stalled_after: Annotated[Positive, Role.NOT_IN_RESULT]  # steps with resets alone, before a warning
     mode: Literal["exact", "head"]  # head: the output head's gradient norm can trigger additional measurements
 
 
@@ -43,6 +44,8 @@ class Train(Section):
     conditioned: Fraction  # fraction of samples with a condition prefix
     caption_dropout: Fraction
     coupling_dropout: Fraction  # fraction of samples with the coupling off (modality guidance)
+    physics_loss: Literal["clean", "velocity"]  # unit of L_z: |z_hat - z|^2, or the velocity's
+    twin_steps: NonNegative  # first steps in which the physics branch is trained alone, without coupling
     physics_latents: Literal["stored", "online"]  # online: computed from the clips' frames during training
     recursive_weight: RecursiveWeight
     optimizer: Optimizer

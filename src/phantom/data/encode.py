@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from phantom.data.shards import (
     LATENTS,
     RESIZE,
     Latents,
+    LatentSet,
     ShardWriter,
     index_entry,
     make_recipe,
+    measure_statistics,
     store_key,
     write_shard_metadata,
     write_tensors,
@@ -354,11 +356,17 @@ def _publish(job: EncodeJob, kept: int, out: Path) -> EncodeResult:
         "empty_text": empty,
         "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in job.clips],
     }
-    (new / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_index(new, index)
+    statistics = measure_statistics(LatentSet(new, "train", job.store))
+    _write_index(new, index | {"physics_statistics": statistics and asdict(statistics)})
     replace_folder(new, out)
     shutil.rmtree(job.work, ignore_errors=True)  # a worker about to exit may still hold a file there
     megabytes = sum(file["bytes"] for file in (*shards, empty)) / 2**20
     return EncodeResult(len(job.clips), kept, len(shards), round(megabytes, 1), errors, str(out))
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _summarize_errors(clips: list[dict[str, Any]]) -> dict[str, float]:

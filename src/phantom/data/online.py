@@ -48,7 +48,8 @@ class OnlineLatents(LatentSet):
 
     def _encode_physics(self, frames: torch.Tensor) -> torch.Tensor:
         with self._encoder_lock:
-            return self._encoder.encode(frames)[0].to("cpu", self._dtype).float()
+            z = self._encoder.encode(frames)[0].to("cpu", self._dtype).float()
+        return self.standardized_by.apply(z) if self.standardized_by else z
 
 
 class LazyMapping(Mapping[int, torch.Tensor]):

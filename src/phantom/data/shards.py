@@ -38,6 +38,7 @@ from phantom.progress import say
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
+STATISTICS_CLIPS = 256  # read to standardise z: 8 GB of ViT-L features of 121 frames
 FORMAT = 2  # version of the index and shard layout
 CLIP_METADATA_KEYS = ("id", "video", "prefixes", "xxh3", "physics_error")  # in the JSON beside a shard
 # The settings that determine latents. Batching, sharding and where they are stored do not.
@@ -59,7 +60,9 @@ RECIPE_KEYS = (
     "encode.physics_storage",
     "encode.seed",
     "train.physics_latents",
+    "physics.tubelets_per_latent",
 )
+RECIPE_DEFAULTS = {"physics.tubelets_per_latent": 2}  # of settings that latents made before version 0.2 do not state
 # How frames are preprocessed, in words: part of the recipe too.
 RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 
@@ -71,9 +74,44 @@ class Latents:
     id: str
     caption: str
     video: torch.Tensor  # (C_v, F, h, w)
-    physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 2F - 1
-    prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 2K - 1, h_z, w_z) of these only, K = 1 + (k - 1) / 4
+    physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 1 + n (F - 1), n tubelets per latent
+    prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 1 + n (K - 1), h_z, w_z), K = 1 + (k - 1) / 4
     text: torch.Tensor  # (tokens, D), without padding
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel of z, (C_z,), over a sample of the training clips."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        """(z - mean) / std for z (C_z, T, h, w); empty tensors stay empty."""
+        if not z.numel():
+            return z
+        mean, std = (torch.tensor(value).view(-1, 1, 1, 1) for value in (self.mean, self.std))
+        return (z - mean) / std
+
+
+def measure_statistics(latents: LatentSet) -> Statistics | None:
+    """Of up to `STATISTICS_CLIPS` clips, chosen by a hash of their ids: the same whatever their order and shards.
+
+    None where there is no clip, or its z is not stored. Six significant digits.
+    """
+    order = sorted(range(len(latents)), key=lambda i: hashlib.sha256(latents.ids[i].encode()).digest())
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for index in order[:STATISTICS_CLIPS]:
+        z = latents[index].physics.double()
+        if not z.numel():
+            return None
+        count += z[0].numel()
+        total, squares = total + z.sum(dim=(1, 2, 3)), squares + z.square().sum(dim=(1, 2, 3))
+    if not count:
+        return None
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
+    return Statistics(*(tuple(float(f"{x:.6g}") for x in value.tolist()) for value in (mean, std)))
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
@@ -91,18 +129,19 @@ def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str 
             f"{LATENTS}: made with resize {recipe['resize']!r}, this version has {RESIZE!r}; run `phantom encode` again"
         )
     for key, wanted in make_recipe(params).items():
-        if recipe.get(key) != wanted:
+        made_with = recipe.get(key, RECIPE_DEFAULTS.get(key))
+        if made_with != wanted:
             raise UserError(
-                f"{LATENTS}: made with {key} {recipe.get(key)!r}, the settings say {wanted!r}; "
+                f"{LATENTS}: made with {key} {made_with!r}, the settings say {wanted!r}; "
                 "run `phantom encode` again, or change the setting back"
             )
-    made_with = recipe.get("weights") or {}
+    recorded = recipe.get("weights") or {}
     for part, found in (weights or {}).items():
-        if found and made_with.get(part) not in (None, found):
+        if found and recorded.get(part) not in (None, found):
             models = params.models
             where = models.physics_encoder if part == "physics_encoder" else f"{models.base}, {part}"
             raise UserError(
-                f"{LATENTS}: made with other weights of {where}: {made_with[part][:12]}, there are {found[:12]} now; "
+                f"{LATENTS}: made with other weights of {where}: {recorded[part][:12]}, there are {found[:12]} now; "
                 "run `phantom encode` again, or put those back"
             )
 
@@ -230,11 +269,14 @@ class LatentSet:
         self._clips = [clip for clip in index["clips"] if clip["split"] == split]
         contents = [self.recipe, [(clip["id"], clip["split"], clip["xxh3"]) for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
+        self.ids = [clip["id"] for clip in self._clips]
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
         files = (*index["shards"], index["empty_text"])
         is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
         remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
         self._files = {file["file"]: _locate(folder, file, store, remote_sizes) for file in files}
+        self.statistics: Statistics | None = index["physics_statistics"] and Statistics(**index["physics_statistics"])
+        self.standardized_by: Statistics | None = None  # set it to have z standardised
         self._checked: dict[int, str] = {}  # clip index -> version of the file whose checksum matched
         self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
 
@@ -248,6 +290,7 @@ class LatentSet:
             dequantize({suffix: tensors[name + suffix] for suffix in suffixes}, self._storage)
             for name in _physics_names(clip)
         )
+        z, *prefixes = (self.standardized_by.apply(x) if self.standardized_by else x for x in (z, *prefixes))
         video, text = tensors["video"].float(), tensors["text"].float()
         return Latents(clip["id"], clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
 
@@ -313,7 +356,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         if index["format"] != FORMAT:
             raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
         required = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
-        return required | {"manifest": index.get("manifest")}
+        return required | {key: index.get(key) for key in ("manifest", "physics_statistics")}
     except (ValueError, KeyError, TypeError):
         raise _corrupt_error(path, "not an index of latents") from None
 

@@ -59,7 +59,8 @@ def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> 
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
-    return PhysicsEncoder(model.to(device).eval().requires_grad_(False))
+    model = model.to(device).eval().requires_grad_(False)
+    return PhysicsEncoder(model, tubelets_per_latent=params.physics.tubelets_per_latent)
 
 
 def first_line(error: Exception) -> str:

@@ -29,11 +29,12 @@ def video_flops(config: dict[str, Any], frames: int, height: int, width: int) ->
         return first + (frames - 1) // 4 * (count(5) - first)
 
 
-def physics_flops(config: dict[str, Any], frames: int) -> int:
+def physics_flops(config: dict[str, Any], frames: int, tubelets_per_latent: int = 2) -> int:
     """FLOPs of V-JEPA 2's encoder for 4m + 1 frames plus the repeated first one: N tokens of width C, MLP ratio r.
 
     Patch embedding, and per layer 2 N (4 + 2 r) C^2 for projections and MLP, 4 N^2 C for attention.
     """
+    frames = 1 + (frames - 1) * tubelets_per_latent // 2
     dim, patch, tubelet = config["hidden_size"], config["patch_size"], config["tubelet_size"]
     tokens = (frames + 1) // tubelet * (config["crop_size"] // patch) ** 2
     layer = 2 * tokens * (4 * dim * dim + 2 * dim * int(dim * config["mlp_ratio"])) + 4 * tokens**2 * dim

@@ -59,22 +59,26 @@ def peak_memory(config: VJEPA2Config, frames: tuple[int, int, int, int], dtype: 
 class PhysicsEncoder:
     """Wraps a frozen `VJEPA2Model` of any size.
 
-    `device` is where it computes if its weights are elsewhere, as with diffusers' offloading.
+    `device` is where it computes if its weights are elsewhere, as with diffusers' offloading. With one tubelet per
+    latent it reads every second frame (f0, f2, f4, ...): 121 frames then fit the 64 that V-JEPA 2 was trained on.
     """
 
-    def __init__(self, model: VJEPA2Model, device: torch.device | None = None) -> None:
-        self.model, self._device = model, device
+    def __init__(self, model: VJEPA2Model, device: torch.device | None = None, tubelets_per_latent: int = 2) -> None:
+        self.model, self._device, self._stride = model, device, 2 // tubelets_per_latent
         self.size: int = model.config.crop_size
         self.side: int = model.config.crop_size // model.config.patch_size
         self.channels: int = model.config.hidden_size
 
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 RGB (B, 4m + 1, H, W, 3) -> float32 z (B, C_z, 2m + 1, h, w), unit variance over channels.
+        """uint8 RGB (B, 4m + 1, H, W, 3) -> float32 z (B, C_z, 1 + n m, h, w), unit variance over channels.
+
+        n: tubelets per latent.
 
         The encoder is bidirectional in time, so a prefix must be encoded from its own frames only.
         """
-        pixels = preprocess(frames.to(self._device or self.model.device), self.size)
+        frames = frames[:, :: self._stride].to(self._device or self.model.device)
+        pixels = preprocess(frames, self.size)
         z = self.model.get_vision_features(pixels.to(self.model.dtype)).float()
         z = F.layer_norm(z, (self.channels,))  # without affine parameters, as V-JEPA 2 normalises its targets
         return z.unflatten(1, (-1, self.side, self.side)).permute(0, 4, 1, 2, 3).contiguous()

@@ -1,6 +1,6 @@
 """Image and video conditions: images and clips of any type, size and colour mode -> clean latents of both modalities.
 
-Legend: B videos, F latent frames of the video, T = 2F - 1 tubelets.
+Legend: B videos, F latent frames of the video, T tubelets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from phantom.encoders import PhysicsEncoder, VideoEncoder
 from phantom.errors import UserError
+from phantom.model.physics import standardize
 from phantom.model.positions import latent_of_tubelet
 
 logger = logging.get_logger(__name__)
@@ -80,7 +81,8 @@ class Conditioning:
         """Replaces the condition frames of both modalities by their clean latents."""
         latents = torch.where(self.is_condition[:, None, :, None, None], self.video, latents)
         if physics_latents is not None and self.physics is not None:
-            is_condition = self.is_condition[:, latent_of_tubelet(self.is_condition.shape[1], latents.device)]
+            frames, tubelets = latents.shape[2], physics_latents.shape[2]
+            is_condition = self.is_condition[:, latent_of_tubelet(frames, tubelets, latents.device)]
             physics_latents = torch.where(is_condition[:, None, :, None, None], self.physics, physics_latents)
         return latents, physics_latents
 
@@ -89,12 +91,14 @@ def encode_conditions(
     prefixes: list[torch.Tensor],
     video_encoder: VideoEncoder,
     physics_encoder: PhysicsEncoder,
+    physics_config: dict[str, Any],
     latents: torch.Tensor,
     physics_latents: torch.Tensor | None,
 ) -> Conditioning:
     """Encodes condition prefixes, each used for an equal share of the batch, into latents shaped as those passed in.
 
-    z is encoded from the prefix alone, since the physics encoder attends to both past and future.
+    z is encoded from the prefix alone, since the physics encoder attends to both past and future, and standardised as
+    the config of the physics branch says.
     """
     videos_each = len(latents) // len(prefixes)
     is_condition = torch.zeros(len(latents), latents.shape[2], dtype=torch.bool, device=latents.device)
@@ -106,7 +110,7 @@ def encode_conditions(
         is_condition[rows, : x.shape[2]] = True
         video[rows, :, : x.shape[2]] = x
         if physics is not None:
-            z = physics_encoder.encode(frames[None])
+            z = standardize(physics_encoder.encode(frames[None]), physics_config)
             physics[rows, :, : z.shape[2]] = z
     return Conditioning(is_condition, video, physics)
 

@@ -1,11 +1,10 @@
 """PhantomPipeline: text-, image- and video-to-video generation with both branches denoised jointly (docs/model.md).
 
-Legend: B videos, F latent frames of the video, T = 2F - 1 tubelets, S text tokens.
+Legend: B videos, F latent frames of the video, T tubelets, S text tokens.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from phantom.generation.conditions import (
     video_conditions,
 )
 from phantom.generation.guidance import apply_guidance
-from phantom.generation.schedulers import make_scheduler
+from phantom.generation.schedulers import make_scheduler, shifted_copy
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import base_path, read_export_config
 from phantom.model.positions import tubelets
@@ -218,7 +217,7 @@ class PhantomPipeline(DiffusionPipeline):
             physics: False runs the frozen video branch alone: the base model, from the same noise.
             output_type: np (B, frames, H, W, 3) in [0, 1]; pt (B, frames, 3, H, W) in [0, 1]; uint8, shaped as np; pil;
                 latent, the normalised latents (B, C_v, F, h, w).
-            return_physics: also return the generated latent physical states.
+            return_physics: also return the generated latent physical states, standardised if the model's are.
             callback_on_step_end: callback as in diffusers, for the tensors `latents` and `physics_latents`.
 
         Raises BadArgument, which is a ValueError and a UserError.
@@ -271,7 +270,9 @@ class PhantomPipeline(DiffusionPipeline):
         max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
         conditioning = None
         if conditions:
-            encoders = VideoEncoder(self.vae, device), PhysicsEncoder(self.physics_encoder, device)
+            config_z = self.transformer.config.physics
+            encoder_z = PhysicsEncoder(self.physics_encoder, device, config_z["tubelets_per_latent"])
+            encoders = VideoEncoder(self.vae, device), encoder_z, config_z
             prefixes = [condition_frames(clip, height, width, max_frames) for clip in conditions]
             conditioning = encode_conditions(prefixes, *encoders, latents, physics_latents)
             latents, physics_latents = conditioning.apply(latents, physics_latents)
@@ -291,7 +292,8 @@ class PhantomPipeline(DiffusionPipeline):
 
         self.scheduler.set_timesteps(steps, device=device)
         self.scheduler.set_begin_index(0)
-        physics_scheduler = copy.deepcopy(self.scheduler)  # a multistep solver keeps past velocities per modality
+        # Its own: a multistep solver keeps past velocities per modality, and the noise levels may differ.
+        physics_scheduler = shifted_copy(self.scheduler, self.transformer.config.physics["noise_shift"], steps, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
@@ -311,7 +313,8 @@ class PhantomPipeline(DiffusionPipeline):
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if physics_latents is not None:
                     velocity_z = apply_guidance(velocity_z, passes, scale_z, modality_guidance_scale)
-                    physics_latents = physics_scheduler.step(velocity_z, t, physics_latents, return_dict=False)[0]
+                    t_z = physics_scheduler.timesteps[i]
+                    physics_latents = physics_scheduler.step(velocity_z, t_z, physics_latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "physics_latents": physics_latents}
                     requested = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
@@ -347,9 +350,10 @@ class PhantomPipeline(DiffusionPipeline):
         vae, encoder = self.vae.config, self.physics_encoder.config
         frames, stride = (num_frames - 1) // vae.scale_factor_temporal + 1, vae.scale_factor_spatial
         side = encoder.crop_size // encoder.patch_size
+        per_latent = self.transformer.config.physics["tubelets_per_latent"]
         return (
             (batch, vae.z_dim, frames, height // stride, width // stride),
-            (batch, encoder.hidden_size, tubelets(frames), side, side),
+            (batch, encoder.hidden_size, tubelets(frames, per_latent), side, side),
         )
 
     def _velocities(self, passes: int, *inputs: Any) -> tuple[torch.Tensor, Any]:

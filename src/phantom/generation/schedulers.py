@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -28,3 +30,17 @@ def make_scheduler(kind: str, flow_shift: float) -> SchedulerMixin:
     if kind == "euler":
         return FlowEulerScheduler(shift=flow_shift)
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
+
+
+def shifted_copy(scheduler: SchedulerMixin, shift: float, steps: int, device: torch.device) -> SchedulerMixin:
+    """A scheduler like `scheduler`, whose timesteps are set, with a flow shift `shift` times as large.
+
+    Its noise levels are `model.physics.shift_noise` of the original's, step by step.
+    """
+    if shift == 1:
+        return copy.deepcopy(scheduler)
+    name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
+    other = type(scheduler).from_config(scheduler.config, **{name: scheduler.config[name] * shift})
+    other.set_timesteps(steps, device=device)
+    other.set_begin_index(0)
+    return other

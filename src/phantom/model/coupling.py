@@ -2,17 +2,20 @@
 
     h'_v = softmax((W_v^Q h_v)(W_v^K h_z)^T / sqrt(d)) W_v^V h_z      (Vis-Attention; Phy-Attention swaps v and z)
 
-Both directions read a snapshot of the self-attention outputs, so their order does not matter. The result is projected
-by W_o and added to the self-attention output. W_o is initialised to zero on the video side, so that an untrained
+Both directions read a snapshot of the self-attention outputs, so their order does not matter. With `physics_source:
+stream`, Vis-Attention reads x_z + y_z instead of y_z: what the physics branch knows so far, not only what this block's
+self-attention adds to it; all inputs are then layer-normed (docs/method.md, section 3). The result is projected by W_o
+and added to the self-attention output. W_o is initialised to zero on the video side, so that an untrained
 coupling leaves the frozen prior bit-identical (docs/method.md, section 2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -21,6 +24,8 @@ from torch import nn
 from phantom.model.branch import width
 from phantom.model.physics import init_linears, paired_blocks
 from phantom.model.positions import RotaryEmb
+
+LOCAL_LOGIT = 35.0  # of a query and the key at its own position, before the softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class CouplingConfig:
     blocks: str | int | tuple[int, ...] = "all"  # "all", every n-th, or a list of video block indices
     num_attention_heads: int | None = None
     attention_head_dim: int | None = None
+    physics_source: Literal["attention", "stream"] = "attention"  # what the video branch reads of the physics branch
+    init: Literal["plain", "local"] = "plain"  # local: each token begins by reading what lies where it does
 
     def resolve(self, video: dict[str, Any], physics: dict[str, Any]) -> dict[str, Any]:
         """The full config, given those of both branches, with `blocks` as a list of indices. Raises ValueError."""
@@ -52,6 +59,8 @@ class CouplingConfig:
             "blocks": blocks,
             "num_attention_heads": self.num_attention_heads or video["num_attention_heads"],
             "attention_head_dim": self.attention_head_dim or video["attention_head_dim"],
+            "physics_source": self.physics_source,
+            "init": self.init,
         }
 
 
@@ -95,6 +104,21 @@ class CouplingAttention(WanAttention):
         self.to_v = nn.Linear(source_dim, self.inner_dim)
 
 
+@torch.no_grad()
+def init_local(attention: CouplingAttention) -> None:
+    """Initialises a direction so that each token attends to those at its own place and time, until trained otherwise.
+
+    Queries and keys begin as one constant vector (a bias that outweighs W x), which RoPE rotates by position: their
+    product is largest where positions agree, and the gain of the RMS norms makes it `LOCAL_LOGIT` there.
+    """
+    for layer in (attention.to_q, attention.to_k):
+        layer.weight.mul_(0.25)
+        nn.init.ones_(layer.bias)
+    gain = (LOCAL_LOGIT / (attention.inner_dim / attention.heads) ** 0.5) ** 0.5
+    for norm in (attention.norm_q, attention.norm_k):
+        nn.init.constant_(norm.weight, gain)
+
+
 class Coupling(nn.Module):
     """Both directions for one block. W_o is initialised to zero on the video side, to a normal on the physics side."""
 
@@ -102,16 +126,34 @@ class Coupling(nn.Module):
         super().__init__()
         heads, dim_head = coupling["num_attention_heads"], coupling["attention_head_dim"]
         dim_v, dim_z = width(video), width(physics)
+        self.reads_stream = coupling.get("physics_source") == "stream"  # exports before version 0.2 do not say
         self.vis = CouplingAttention(dim_v, dim_z, heads, dim_head, video["eps"])
         self.phy = CouplingAttention(dim_z, dim_v, heads, dim_head, video["eps"])
         init_linears(self)
         nn.init.zeros_(self.vis.to_out[0].weight)
         nn.init.normal_(self.phy.to_out[0].weight, std=0.02)
+        if coupling.get("init") == "local":
+            init_local(self.vis)
+            init_local(self.phy)
 
     def forward(
-        self, video_BLD: torch.Tensor, physics_BME: torch.Tensor, rotary_v: RotaryEmb, rotary_z: RotaryEmb
+        self,
+        video_BLD: torch.Tensor,
+        physics_BME: torch.Tensor,
+        stream_BME: torch.Tensor,
+        rotary_v: RotaryEmb,
+        rotary_z: RotaryEmb,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Self-attention outputs of both branches -> the update of each, (B, L, D) and (B, M, E)."""
-        to_video = self.vis(video_BLD, physics_BME, None, (rotary_v, rotary_z))
+        """Self-attention outputs of both branches -> the update of each, (B, L, D) and (B, M, E).
+
+        stream_BME: the physics branch's residual stream before this block's self-attention is added.
+        """
+        source_BME = physics_BME
+        if self.reads_stream:
+            video_BLD, physics_BME, source_BME = (
+                F.layer_norm(x.float(), (x.shape[-1],)).type_as(x)
+                for x in (video_BLD, physics_BME, stream_BME + physics_BME)
+            )
+        to_video = self.vis(video_BLD, source_BME, None, (rotary_v, rotary_z))
         to_physics = self.phy(physics_BME, video_BLD, None, (rotary_z, rotary_v))
         return to_video, to_physics

@@ -6,18 +6,21 @@ text embeddings (paper, section "Physics branch"). Fields of its config that are
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from phantom.model.branch import BranchBlock, EmbeddingsAndHead
+from phantom.model.branch import BranchBlock, EmbeddingsAndHead, width
+
+TIMESTEPS = 1000  # t = 1000 sigma, as in Wan
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicsConfig:
-    """Shape of the physics branch. None: same as the video branch. The paper publishes none of it (docs/method.md)."""
+    """The physics branch. None: same as the video branch. The paper publishes none of it (docs/method.md)."""
 
     in_channels: int = 1024  # feature channels of the physics encoder: 1024 for V-JEPA 2 ViT-L
     patch_size: tuple[int, int, int] = (1, 2, 2)  # over the encoder's (T, h, w) feature grid
@@ -25,20 +28,73 @@ class PhysicsConfig:
     num_attention_heads: int | None = None
     attention_head_dim: int | None = None
     ffn_dim: int | None = None
+    prediction: Literal["clean", "velocity"] = "velocity"  # what the output head predicts
+    sigma_min: float = 0.05  # clean: v = (z_sigma - z_hat) / max(sigma, sigma_min)
+    noise_shift: float = 1.0  # r: the branch sees sigma_z = r sigma / (1 + (r - 1) sigma). 1: same t, as in the paper
+    init: Literal["random", "video"] = "random"  # of blocks, time and text embeddings; video: copies of the video's
+    tubelets_per_latent: int = 2  # n of T = 1 + n (F - 1)
+    mean: tuple[float, ...] | None = None  # per channel, over the training set; None: z is not standardised
+    std: tuple[float, ...] | None = None
 
     def resolve(self, video: dict[str, Any]) -> dict[str, Any]:
         """The full config of the branch, given that of the video branch. Raises ValueError."""
         own = {name: value for name, value in asdict(self).items() if value is not None}
-        config = {**video, **own, "out_channels": self.in_channels, "patch_size": tuple(self.patch_size)}
+        config = complete({**video, **own, "out_channels": self.in_channels, "patch_size": tuple(self.patch_size)})
         if config["patch_size"][0] != 1:
             raise ValueError(
-                f"physics.patch_size: found {config['patch_size']}; its first number must be 1, T = 2F - 1 is odd"
+                f"physics.patch_size: found {config['patch_size']}; its first number must be 1, one tubelet"
             )
+        shape = ("num_attention_heads", "attention_head_dim", "ffn_dim")
+        if self.init == "video" and any(config[name] != video[name] for name in shape):
+            raise ValueError(f"physics.init: found video; accepted where physics.{', '.join(shape)} are null: random")
         if config["num_layers"] > video["num_layers"]:
             raise ValueError(
                 f"physics.num_layers: found {config['num_layers']}; at most the video branch's {video['num_layers']}"
             )
         return config
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of the branch, with what configs saved before version 0.2 leave out."""
+    former = PhysicsConfig()
+    names = ("prediction", "sigma_min", "noise_shift", "init", "tubelets_per_latent", "mean", "std")
+    return {**{name: getattr(former, name) for name in names}, **config}
+
+
+def velocity_floor(config: dict[str, Any]) -> float:
+    """The least L_z that a head predicting velocities can reach; 0 where there is no such bound.
+
+    The head is a linear map from the branch's width E to the values of a token, C_z times the patch. If a token has
+    more values than E, predictions lie in a subspace of dimension E, while the target, noise - z, has full rank: of
+    the noise's unit variance at least (token - E) / token is missed.
+    """
+    token = config["in_channels"] * math.prod(config["patch_size"])
+    return max(0.0, 1 - width(config) / token) if config["prediction"] == "velocity" else 0.0
+
+
+def standardize(z: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+    """(z - mean) / std per channel for z (B, C_z, T, h, w), if the config of the branch has statistics."""
+    if config["mean"] is None:
+        return z
+    mean, std = (torch.tensor(config[name], device=z.device).view(1, -1, 1, 1, 1) for name in ("mean", "std"))
+    return (z - mean) / std
+
+
+def shift_noise(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """sigma_z = r sigma / (1 + (r - 1) sigma), the noise level of z beside sigma of the video: lower for r < 1.
+
+    The form of Wan's flow shift, so that a sampler with flow shift s for the video has r s for the physics branch.
+    """
+    return sigma if shift == 1 else shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def velocity_of(clean: torch.Tensor, states: torch.Tensor, sigma_BT: torch.Tensor, sigma_min: float) -> torch.Tensor:
+    """v = (z_sigma - z_hat) / max(sigma, sigma_min) of predicted clean states, float32; 0 where sigma is 0.
+
+    clean, states: z_hat and z_sigma (B, C_z, T, h, w). sigma_BT: (B, T), or (B, 1) for all tubelets.
+    """
+    sigma = sigma_BT.float()[:, None, :, None, None]
+    return (states.float() - clean.float()) / sigma.clamp_min(sigma_min) * (sigma > 0)
 
 
 def paired_blocks(physics_layers: int, video_layers: int) -> list[int]:
@@ -53,6 +109,13 @@ def init_linears(module: nn.Module) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copies the weights of a module into another of the same shape, in the precision of the latter."""
+    for name, parameter in target.named_parameters():
+        parameter.copy_(source.get_parameter(name))
 
 
 def physics_block(config: dict[str, Any]) -> BranchBlock:

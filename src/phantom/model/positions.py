@@ -14,14 +14,28 @@ Positions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # along frames, row
 RotaryEmb = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (1, tokens, 1, head_dim), float32
 
 
-def tubelets(latent_frames: int) -> int:
-    """Number of V-JEPA tubelets T = 2F - 1 of a clip of F latent frames: the first frame alone fills tubelet 0."""
-    return 2 * latent_frames - 1
+def tubelets(latent_frames: int, per_latent: int = 2) -> int:
+    """Number of V-JEPA tubelets of F latent frames: T = 1 + n (F - 1), since the first frame alone fills tubelet 0."""
+    return 1 + per_latent * (latent_frames - 1)
 
 
-def latent_of_tubelet(latent_frames: int, device: torch.device | None = None) -> torch.Tensor:
-    """Index (T,) of the latent frame of each tubelet: tubelet 0 -> latent 0, tubelets 2k-1 and 2k -> latent k."""
-    return (torch.arange(tubelets(latent_frames), device=device) + 1) // 2
+def tubelets_per_latent(tubelet_count: int, latent_frames: int) -> int:
+    """n of T = 1 + n (F - 1). Raises ValueError where there is none."""
+    if latent_frames == tubelet_count == 1:
+        return 1
+    n, rest = divmod(tubelet_count - 1, max(1, latent_frames - 1))
+    if rest or n < 1 or latent_frames == 1:
+        raise ValueError(
+            f"physics states: found {tubelet_count} tubelets for {latent_frames} latent frames; accepted: 1 + n x "
+            f"{latent_frames - 1}, such as {tubelets(latent_frames)}"
+        )
+    return n
+
+
+def latent_of_tubelet(latent_frames: int, tubelet_count: int, device: torch.device | None = None) -> torch.Tensor:
+    """Index (T,) of the latent frame of each tubelet. With two per latent: 0 -> 0, 2k-1 and 2k -> k."""
+    n = tubelets_per_latent(tubelet_count, latent_frames)
+    return (torch.arange(tubelet_count, device=device) + n - 1) // n
 
 
 def video_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Positions:
@@ -33,8 +47,12 @@ def video_positions(grid: tuple[int, int, int], device: torch.device | None = No
 def physics_positions(
     grid: tuple[int, int, int], video_grid: tuple[int, int, int], device: torch.device | None = None
 ) -> Positions:
-    """Positions of physics tokens on the video grid. Time: 0, then j/2 + 1/4. Space: (i + 1/2) * H_v/H_p - 1/2."""
-    frames = torch.arange(grid[0], device=device, dtype=torch.float64) / 2 + 0.25
+    """Positions of physics tokens on the video grid. Space: (i + 1/2) * H_v/H_p - 1/2.
+
+    Time, with n tubelets per latent: 0, then j/n + (n - 1)/(2n), which is j/2 + 1/4 for two and j for one.
+    """
+    n = tubelets_per_latent(grid[0], video_grid[0])
+    frames = torch.arange(grid[0], device=device, dtype=torch.float64) / n + (n - 1) / (2 * n)
     frames[0] = 0
     rows, columns = (
         (torch.arange(n, device=device, dtype=torch.float64) + 0.5) * n_video / n - 0.5

@@ -1,7 +1,7 @@
 """PhantomTransformer3DModel: two flow-matching branches, coupled in every block (paper, figure 2; docs/method.md).
 
-Legend: B batch, F latent frames of the video, T = 2F - 1 tubelets, L video tokens of width D, M physics tokens of width
-E, S text tokens, n groups of tokens that share a timestep.
+Legend: B batch, F latent frames of the video, T tubelets (2F - 1, or F with one per latent), L video tokens of width D,
+M physics tokens of width E, S text tokens, n groups of tokens that share a timestep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from torch import nn
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
-from phantom.model.physics import PhysicsConfig, paired_blocks, physics_block, physics_embeddings_and_head
+from phantom.model.physics import (
+    TIMESTEPS,
+    PhysicsConfig,
+    complete,
+    copy_weights,
+    paired_blocks,
+    physics_block,
+    physics_embeddings_and_head,
+    shift_noise,
+    velocity_of,
+)
 from phantom.model.positions import (
     RotaryEmb,
     latent_of_tubelet,
@@ -106,7 +116,8 @@ class PhantomBlock(nn.Module):
         y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotary_embs.physics)
         if self.coupling is not None and coupling is not False:
             # Both directions read this snapshot of y_v and y_z, so their order does not matter.
-            to_v, to_z = self.coupling(y_v, y_z, rotary_embs.coupling_video, rotary_embs.coupling_physics)
+            rotary = rotary_embs.coupling_video, rotary_embs.coupling_physics
+            to_v, to_z = self.coupling(y_v, y_z, physics_BME, *rotary)
             if isinstance(coupling, torch.Tensor):
                 to_v, to_z = to_v * coupling.view(-1, 1, 1), to_z * coupling.view(-1, 1, 1)
             y_v, y_z = y_v + to_v, y_z + to_z
@@ -150,6 +161,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        physics = complete(physics)
+        self.register_to_config(physics=physics)
         paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
         # Embeddings and head of each branch. These attribute names are part of the keys of exports and checkpoints.
         self.video_ends = EmbeddingsAndHead(video)
@@ -190,9 +203,13 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         model.assign_video_weights(wan)
         with wan.patch_embedding.weight.device:
             model.physics_ends = physics_embeddings_and_head(physics_dict)
+            if physics_dict["init"] == "video":
+                copy_weights(model.video_ends.condition_embedder, model.physics_ends.condition_embedder)
             for block in model.blocks:
                 if block.physics is not None:
                     block.physics = physics_block(physics_dict)
+                    if physics_dict["init"] == "video":
+                        copy_weights(block.video, block.physics)
                 if block.coupling is not None:
                     block.coupling = Coupling(coupling_dict, video, physics_dict)
         return model
@@ -283,14 +300,16 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
         x_z = time_z_Bn6E = grid_z = None
         if physics_states is not None:
-            if physics_states.shape[2] != tubelets(frames):
-                raise ValueError(
-                    f"physics_states: found {physics_states.shape[2]} tubelets; "
-                    f"{frames} latent frames go with {tubelets(frames)}"
-                )
-            grid_z = token_grid(self.config.physics, physics_states)
+            config_z, count = self.config.physics, physics_states.shape[2]
+            expected = tubelets(frames, config_z["tubelets_per_latent"])
+            if count != expected:
+                raise ValueError(f"physics_states: found {count} tubelets; {frames} latent frames go with {expected}")
+            grid_z = token_grid(config_z, physics_states)
             if time_Bn.shape[1] > 1:
-                time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, time_Bn.device), 0]
+                time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, count, time_Bn.device), 0]
+            sigma_z = shift_noise(time_Bn / TIMESTEPS, config_z["noise_shift"])
+            if config_z["noise_shift"] != 1:
+                time_Bn = sigma_z * TIMESTEPS
             x_z = self.physics_ends.embed(physics_states)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
         rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
@@ -303,7 +322,11 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 x_v, x_z = block(*inputs)
 
         sample = self.video_ends(x_v, time_v, grid_v)
-        physics = None if x_z is None else self.physics_ends(x_z, time_z, grid_z)
+        physics = None
+        if physics_states is not None:
+            physics = self.physics_ends(x_z, time_z, grid_z)
+            if config_z["prediction"] == "clean":
+                physics = velocity_of(physics, physics_states, sigma_z, config_z["sigma_min"])
         if not return_dict:
             return sample, physics
         return PhantomTransformerOutput(sample=sample, physics=physics)

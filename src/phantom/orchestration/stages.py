@@ -76,7 +76,7 @@ STAGES: dict[str, Stage] = {
             written_last=Path("data/latents/index.json"),
             settings=(
                 *("models", "data.frames", "data.min_frames", "data.fps", "data.height", "data.width", "data.buckets"),
-                *("encode", "train.physics_latents"),
+                *("encode", "train.physics_latents", "physics.tubelets_per_latent"),
             ),
             runs_as_job=True,
             retries=3,

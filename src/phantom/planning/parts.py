@@ -98,8 +98,9 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     stride = _base_config(models.base, "vae", root)["scale_factor_spatial"]
     encoder = _physics_encoder_config(models.physics_encoder, root)
     side = encoder["crop_size"] // encoder["patch_size"]
+    n = params.physics.tubelets_per_latent
     try:
-        physics = PhysicsConfig(in_channels=encoder["hidden_size"], **params.physics.model_dump()).resolve(video)
+        physics = PhysicsConfig(in_channels=encoder["hidden_size"], **params.physics.of_model()).resolve(video)
         coupling = CouplingConfig(**params.coupling.model_dump()).resolve(video, physics)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -120,7 +121,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
         physics,
         coupling,
         (frames, data.height // stride, data.width // stride),
-        (2 * frames - 1, side, side),
+        (1 + n * (frames - 1), side, side),
     )
 
 

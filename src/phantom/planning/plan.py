@@ -124,8 +124,9 @@ def _encoding(params: Params, clips: int | None, rate: float, gpus: int, root: P
     data, settings = params.data, params.encode
     encoders = read_encoders(params, root)
     lengths, prefixes = _prefix_lengths(params), _prefixes_per_clip(params)
-    physics = physics_flops(encoders.physics, data.frames)
-    physics += sum(physics_flops(encoders.physics, k) for k in lengths) * prefixes // max(1, len(lengths))
+    n = params.physics.tubelets_per_latent
+    physics = physics_flops(encoders.physics, data.frames, n)
+    physics += sum(physics_flops(encoders.physics, k, n) for k in lengths) * prefixes // max(1, len(lengths))
     flops = {
         "video_encoder": max(video_flops(encoders.vae, data.frames, height, width) for height, width in data.sizes),
         "physics_encoder": 0 if physics_storage(params) == NOT_STORED else physics,
@@ -149,7 +150,8 @@ def _latent_bytes(params: Params, parts: Parts) -> int:
     settings = params.encode
     frames, *sides = parts.physics_latents
     lengths, prefixes = _prefix_lengths(params), _prefixes_per_clip(params)
-    tubelets = sum((k - 1) // 2 + 1 for k in lengths) * prefixes // max(1, len(lengths))
+    n = params.physics.tubelets_per_latent
+    tubelets = sum((k - 1) * n // 4 + 1 for k in lengths) * prefixes // max(1, len(lengths))
     width = 2 if params.models.dtype == "bfloat16" else 4
     values = parts.video["in_channels"] * math.prod(parts.video_latents)
     values += settings.text_tokens * parts.video["text_dim"]

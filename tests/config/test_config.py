@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phantom.config import Params, all_keys, apply_overrides, load_params, preset_names, preset_path, validate
 from phantom.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MINI = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
 
 
