@@ -103,7 +103,7 @@ class Step:
             self.learner.measured_backward(self._forward, lambda norms: 0.5)
         else:
             self.learner.backward(self._forward, 0.5)
-        self.learner.update(1e-4)
+        self.learner.update(1e-4, step=0)
 
     def peak(self) -> int:
         """Peak bytes of a step, with or without measuring the norm, whichever is more."""
@@ -164,7 +164,7 @@ def data_loading(params: Params, root: Path) -> dict[str, Callable[[], float]]:
 
     def step() -> None:
         learner.backward(forward, 0.5)
-        learner.update(1e-4)
+        learner.update(1e-4, step=0)
 
     return {"reading": lambda: cpu_seconds(lambda: next(batches)), "step with reading": lambda: cpu_seconds(step)}
 

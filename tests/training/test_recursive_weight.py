@@ -8,7 +8,16 @@ from phantom.training.recursive_weight import RecursiveWeight
 
 def settings(**changed):
     return Settings(
-        **{"alpha_max": 2.0, "growth_steps": 4, "threshold": 1.0, "norm": "raw", "every": 1, "mode": "exact", **changed}
+        **{
+            "alpha_max": 2.0,
+            "growth_steps": 4,
+            "threshold": 1.0,
+            "norm": "raw",
+            "every": 1,
+            "mode": "exact",
+            "stalled_after": 9,
+            **changed,
+        }
     )
 
 
@@ -38,6 +47,34 @@ def test_a_raw_norm_above_the_threshold_keeps_alpha_at_zero_and_a_weighted_one_r
     weighted = RecursiveWeight(settings(norm="weighted"))
     assert run(weighted, [3.0] * 6) == [0, 0, 0, 0, 0, 0]
     assert run(RecursiveWeight(settings(norm="weighted")), [1.5] * 6) == [0, 0.5, 0, 0.5, 0, 0.5]
+
+
+def test_a_relative_threshold_is_a_multiple_of_the_median_whatever_the_scale_of_the_norm():
+    norms = [1.0, 1.2, 0.8, 1.1, 0.9, 1.0, 1.3, 0.7, 1.0, 2.5, 1.0, 3.5, 1.0]
+    for scale in (1e-3, 1.0, 1e3):
+        weight = RecursiveWeight(settings(norm="relative", threshold=3.0))
+        used = run(weight, [scale * norm for norm in norms])
+        assert used == [0, 0.5, 1.0, 1.5, *[2.0] * 7, 0, 0.5] and weight.resets == 1
+    early = RecursiveWeight(settings(norm="relative", threshold=3.0))
+    run(early, [1.0, 1.0, 50.0])  # of too few norms nothing is said
+    assert early.resets == 0
+
+
+def test_one_huge_norm_does_not_move_the_median_it_is_held_against():
+    weight = RecursiveWeight(settings(norm="relative", threshold=3.0))
+    run(weight, [1.0] * 20 + [1e6, float("inf")])
+    assert weight.relative(2.0) == 2.0 and weight.resets == 2
+
+
+def test_it_says_when_alpha_has_been_reset_for_long():
+    weight = RecursiveWeight(settings(every=4, stalled_after=9))
+    seen = []
+    for _ in range(5):
+        weight.observe(9.0)
+        seen.append(weight.is_stalled)
+    assert seen == [False, False, True, True, True]  # 4, 8, 12 steps
+    weight.observe(0.1)
+    assert not weight.is_stalled
 
 
 def test_the_control_never_leaves_zero():

@@ -83,6 +83,10 @@ class Tracker:
         """Uploads a file to the run's artifacts, under `folder`."""
         self._queue.put(("artifact", (path, folder)))
 
+    def set_tag(self, name: str, value: str) -> None:
+        """Sets a tag of the run."""
+        self._queue.put(("tag", (name, value)))
+
     def close(self, status: str = "FINISHED") -> None:
         """Sends what is queued, for at most CLOSE_TIMEOUT_SECONDS, and ends the run as FINISHED, FAILED or KILLED.
 
@@ -171,6 +175,9 @@ class Tracker:
     def _send_artifact(self, value: tuple[Path, str | None]) -> None:
         path, folder = value
         self._client.log_artifact(self.run_id, str(path), folder)
+
+    def _send_tag(self, tag: tuple[str, str]) -> None:
+        self._client.set_tag(self.run_id, *tag)
 
     def _send_end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status=status)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.config import Params
+from phantom.data.shards import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.progress import quiet_loading
+from phantom.model.physics import velocity_floor
+from phantom.progress import quiet_loading, say
 
 
 @quiet_loading()
-def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DModel:
+def build_model(
+    params: Params, physics_channels: int, statistics: Statistics | None = None
+) -> PhantomTransformer3DModel:
     """Loads the base and initializes the trainable parts, float32, from `train.seed`.
 
-    physics_channels: C_z, channels of the physics latents. Raises UserError if the base cannot be loaded or the
-    settings do not fit it.
+    physics_channels: C_z, channels of the physics latents. statistics: by which z is standardised.
+    Raises UserError if the base cannot be loaded or the settings do not fit it.
     """
+    units = asdict(statistics) if statistics else {}
     models = params.models
     models.check_folders()
     try:
@@ -35,13 +42,18 @@ def build_model(params: Params, physics_channels: int) -> PhantomTransformer3DMo
         try:
             model = PhantomTransformer3DModel.from_video_transformer(
                 wan,
-                PhysicsConfig(in_channels=physics_channels, **params.physics.model_dump()),
+                PhysicsConfig(in_channels=physics_channels, **params.physics.of_model(), **units),
                 CouplingConfig(**params.coupling.model_dump()),
                 base_id=models.base,
                 base_revision=models.base_revision,
             )
         except ValueError as error:
             raise UserError(str(error)) from None
+    if floor := velocity_floor(model.config.physics):
+        say(
+            "physics.prediction: velocity, but a token has more values than the branch is wide: L_z stays above "
+            f"{floor:.2f}; physics.prediction: clean has no such floor, and a smaller physics.patch_size lowers it"
+        )
     model.register_to_config(
         physics_encoder_id=models.physics_encoder, physics_encoder_revision=models.physics_encoder_revision
     )

@@ -8,7 +8,7 @@ Legend: B samples, F video latents, T = 2F - 1 tubelets, S text tokens, D text c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from phantom.config import Params
 from phantom.data.shards import LatentSet
 from phantom.encoders.text import pad
-from phantom.model.positions import latent_of_tubelet, tubelets
+from phantom.model.physics import shift_noise
+from phantom.model.positions import latent_of_tubelet
 from phantom.training.flow import shifted
 
 
@@ -32,15 +33,15 @@ class Batch:
     sigma: torch.Tensor  # (B, F)
     text: torch.Tensor  # (B, S, D)
     coupled: torch.Tensor  # (B,) bool: whether the branches attend to each other
-
-    @property
-    def sigma_physics(self) -> torch.Tensor:
-        """(B, T): every tubelet has the sigma of its video latent."""
-        return self.sigma[:, latent_of_tubelet(self.sigma.shape[1], self.sigma.device)]
+    sigma_physics: torch.Tensor  # (B, T): that of the tubelet's video latent, or a function of it (`shift_noise`)
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`, transferred without blocking."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def uncoupled(self) -> Batch:
+        """The same samples, with branches that do not attend to each other."""
+        return replace(self, coupled=torch.zeros_like(self.coupled))
 
     @staticmethod
     def collate(samples: list[Batch]) -> Batch:
@@ -53,6 +54,7 @@ class TrainingSet(Dataset[Batch]):
 
     def __init__(self, latents: LatentSet, params: Params) -> None:
         self.latents, self.train, self.text_tokens = latents, params.train, params.encode.text_tokens
+        self.noise_shift = params.physics.noise_shift
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         clip, number = key
@@ -71,6 +73,7 @@ class TrainingSet(Dataset[Batch]):
             float(shifted(torch.tensor(u_sigma), train.flow_shift)),
             generator,
             coupled=u_coupling >= train.coupling_dropout,
+            noise_shift=self.noise_shift,
         )
 
 
@@ -82,18 +85,19 @@ def sample(
     sigma: float,
     generator: torch.Generator,
     coupled: bool = True,
+    noise_shift: float = 1.0,
 ) -> Batch:
-    """A batch of one: `video` (C_v, F, h, w), `physics` (C_z, T, h, w), `prefix` z^o (C_z, 2K - 1, h, w) or None.
+    """A batch of one: `video` (C_v, F, h, w), `physics` (C_z, T, h, w), `prefix` z^o of the first tubelets, or None.
 
     With a prefix the first K video latents are condition frames, and the physics states of their tubelets are z^o:
     features computed from the whole clip would leak the future.
     """
     sigmas = torch.full((1, video.shape[1]), sigma)
+    latent = latent_of_tubelet(video.shape[1], physics.shape[1])  # (T,)
     if prefix is not None:
         prefix_tubelets = prefix.shape[1]
         physics = torch.cat([prefix, physics[:, prefix_tubelets:]], dim=1)
-        sigmas[:, : (prefix_tubelets + 1) // 2] = 0
-    assert physics.shape[1] == tubelets(video.shape[1])
+        sigmas[:, : latent[prefix_tubelets - 1] + 1] = 0
     return Batch(
         video=video[None],
         physics=physics[None],
@@ -102,6 +106,7 @@ def sample(
         sigma=sigmas,
         text=text,
         coupled=torch.tensor([coupled]),
+        sigma_physics=shift_noise(sigmas[:, latent], noise_shift),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from phantom.config import Params
 from phantom.data.online import OnlineLatents
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import LATENTS, LatentSet, check_recipe
+from phantom.data.shards import LATENTS, LatentSet, check_recipe, measure_statistics
 from phantom.data.storage import open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.training.conditioning import Batch, TrainingSet
@@ -21,13 +21,20 @@ from phantom.training.sampler import DistributedBatchSampler
 def open_latents(params: Params, root: Path, split: str, device: torch.device) -> LatentSet:
     """The latents of one split, stored locally or in `storage.latents`, or with physics latents computed online.
 
-    Raises UserError if they were encoded with settings other than `params`.
+    z is standardised if `physics.standardize` is set, by statistics of the training split: those in the index or, where
+    there are none, measured now. Raises UserError if they were encoded with settings other than `params`.
     """
     storage = params.storage
     store = open_folder(storage.latents, root, storage) if storage.latents else None
     stored = LatentSet(root / LATENTS, split, store)
     check_recipe(stored.recipe, params, weight_fingerprints(params.models, fetch=False))
-    return stored if params.train.physics_latents == "stored" else OnlineLatents(root, split, params, device, store)
+    latents = stored
+    if params.train.physics_latents == "online":
+        latents = OnlineLatents(root, split, params, device, store)
+    if params.physics.standardize:
+        training = latents if split == "train" else open_latents(params, root, "train", device)
+        latents.standardized_by = training.standardized_by or training.statistics or measure_statistics(training)
+    return latents
 
 
 def read_batches(clips: TrainingSet, sampler: DistributedBatchSampler, samples_ahead: int) -> Iterator[Batch]:

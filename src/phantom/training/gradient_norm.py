@@ -20,6 +20,7 @@ from torch import nn
 from phantom.training.conditioning import Batch
 from phantom.training.flow import velocity
 from phantom.training.layout import gather
+from phantom.training.objective import PhysicsLoss
 
 Gradients = list[torch.Tensor | None]
 
@@ -67,13 +68,14 @@ class HeadGradient:
     """dL_z/dW and dL_z/db of the physics branch's output head p = W h + b, without a backward pass.
 
     L_z is a weighted mean of (p - target)^2, so dL_z/dW is the sum over tokens of 2 w (p - target) h^T, where w is the
-    weight of a value in the mean. Only the head's inputs and outputs are read: no DDP or FSDP wrapper is involved.
+    weight of a value in the mean. Where the head predicts clean states, L_z is w / m^2 |p - z|^2 (`PhysicsLoss`). Only
+    the head's inputs and outputs are read: no DDP or FSDP wrapper is involved.
 
     ends: `PhantomTransformer3DModel.physics_ends`.
     """
 
-    def __init__(self, ends: Any) -> None:
-        self.ends = ends
+    def __init__(self, ends: Any, of_physics: PhysicsLoss = PhysicsLoss()) -> None:  # noqa: B008
+        self.ends, self.of_physics = ends, of_physics
         self.weight = self.bias = torch.zeros(())
         self._inputs = self._predicted = torch.zeros(())  # head inputs and branch outputs of the last forward pass
 
@@ -97,7 +99,12 @@ class HeadGradient:
         predicted, inputs = self._predicted.float(), self._inputs.float()
         free = (batch.sigma_physics > 0).float()
         share = free / free.sum(dim=1, keepdim=True) / (predicted[0, :, 0].numel() * size)  # (B, T)
-        error = 2 * (predicted - velocity(batch.physics, batch.noise_physics)) * share[:, None, :, None, None]
+        weight = self.of_physics.weight(batch.sigma_physics)[:, None, :, None, None] * share[:, None, :, None, None]
+        if self.of_physics.prediction == "clean":
+            target, weight = batch.physics, weight / self.of_physics.divisor(batch.sigma_physics).square()
+        else:
+            target = velocity(batch.physics, batch.noise_physics)
+        error = 2 * (predicted - target) * weight
         for dim, patch in zip((4, 3, 2), reversed(self.ends.patch_size), strict=True):
             error = error.unflatten(dim, (-1, patch))
         tokens = error.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)  # (B L, patch values)

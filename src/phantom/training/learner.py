@@ -7,6 +7,7 @@ Both save full tensors under the parameters' names in the same files, so each ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,8 +67,8 @@ class Learner:
         split.combine(weight({"grad_norm_video": norm_v, "grad_norm_physics": norm_z}))
         return seen
 
-    def update(self, rate: float) -> torch.Tensor:
-        """Clips and applies the gradient, unless it is not finite. Returns its norm."""
+    def update(self, rate: float, step: int) -> torch.Tensor:
+        """Clips and applies the gradient of step `step` (from 0), unless it is not finite. Returns its norm."""
         norm = total_norm([p.grad for p in self.parameters])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -78,9 +79,26 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
-                torch._foreach_lerp_(self.average, list[torch.Tensor](self.parameters), 1 - (self.decay or 0))
+                decay = ema_decay(self.decay or 0, step)
+                torch._foreach_lerp_(self.average, list[torch.Tensor](self.parameters), 1 - decay)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the model has the moving average of its weights, if there is one: what is exported."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.average or (), strict=False):
+            weight = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(weight)
 
     def tensors(self, keep: bool) -> Tensors:
         """The groups `model`, `optimizer` and, with an EMA, `average`: full tensors, in processes with `keep`.
@@ -117,6 +135,11 @@ class Learner:
                 if f"{name}/step" in known
             }
         self.optimizer.load_state_dict(state)
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """min(decay, (1 + n) / (10 + n)) at step n: an average that starts at the first weights forgets them soon."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimizer, fused: bool) -> torch.optim.AdamW:

@@ -1,4 +1,4 @@
-"""Mean losses since the last log line, overall and per sigma bucket."""
+"""Losses since the last log line: means over samples and processes, overall and by bucket of sigma."""
 
 from __future__ import annotations
 
@@ -12,39 +12,47 @@ SIGMA_BUCKETS = 4
 
 
 class LossWindow:
-    """Accumulates sums on the device, so only log lines and checkpoints need a host sync."""
+    """Accumulates on the device, without a host sync before a log line or a checkpoint."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and count
+        self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and the count
+        self.steps = torch.zeros(2, device=device, dtype=torch.float64)  # those with a clipped gradient, and all
 
     def add(self, sigma: torch.Tensor, losses: Losses) -> None:
-        """Adds samples: `sigma` (B,) chooses each one's bucket."""
+        """Counts samples with these `sigma` (B,)."""
         bucket = (sigma * SIGMA_BUCKETS).long().clamp(max=SIGMA_BUCKETS - 1)
         self.sums.index_add_(1, bucket, torch.stack([*losses, torch.ones_like(sigma)]).detach().double())
 
+    def count_step(self, clipped: torch.Tensor) -> None:
+        """Counts a step, and whether its gradient was clipped; the same in every process."""
+        self.steps += torch.stack([clipped, torch.ones_like(clipped)]).to(self.steps)
+
     def means(self) -> dict[str, float]:
-        """`loss_video` and `loss_physics`, overall and as `..._sigma_<upper end of the bucket>`."""
+        """`loss_video` and `loss_physics`, each also as `..._sigma_<upper end of the bucket>`; `clipped`, a share."""
         video, physics, count = self.sums.tolist()
+        clipped, steps = self.steps.tolist()
         found = {"loss_video": sum(video) / sum(count), "loss_physics": sum(physics) / sum(count)}
         for i, n in enumerate(count):
             if n:
                 end = f"{(i + 1) / SIGMA_BUCKETS:g}"
                 found |= {f"loss_video_sigma_{end}": video[i] / n, f"loss_physics_sigma_{end}": physics[i] / n}
-        return found
+        return found | {"clipped": clipped / max(1, steps)}
 
-    def state(self) -> list[list[float]]:
+    def state(self) -> dict[str, Any]:
         """The state to save in a checkpoint."""
-        return self.sums.tolist()
+        return {"sums": self.sums.tolist(), "steps": self.steps.tolist()}
 
-    def load(self, state: list[list[float]]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Restores what `state` returned."""
-        self.sums.copy_(torch.tensor(state, dtype=torch.float64))
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.steps.copy_(torch.tensor(state["steps"], dtype=torch.float64))
 
     def clear(self) -> None:
-        """Resets all sums to zero."""
+        """Starts anew."""
         self.sums.zero_()
+        self.steps.zero_()
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
-    """Values rounded to six significant digits, as in history.json; None if not finite."""
+    """Values at six significant digits, as in history.json; None for those that are not finite."""
     return {k: float(f"{v:.6g}") if v - v == 0 else None for k, v in record.items()}

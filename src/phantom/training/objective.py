@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from phantom.config import Params
 from phantom.training.conditioning import Batch
 from phantom.training.flow import TIMESTEPS, noised, velocity
 
@@ -26,7 +28,44 @@ class Losses(NamedTuple):
         return Losses(self.video.detach(), self.physics.detach())
 
 
-def losses(model: nn.Module, batch: Batch, physics: bool = True) -> Losses:
+@dataclass(frozen=True)
+class PhysicsLoss:
+    """How L_z is measured: w |v_hat - v|^2, with v = (z_sigma - z) / m and m = max(sigma, sigma_min).
+
+    velocity: w = 1. clean: w = m^2, which makes it |z_hat - z|^2 where the head predicts z_hat: low noise levels, whose
+    velocities are differences divided by a small m, do not dominate the loss and its gradient. A head that predicts
+    velocities has m = sigma, so that v = noise - z.
+    """
+
+    prediction: Literal["clean", "velocity"] = "velocity"
+    unit: Literal["clean", "velocity"] = "velocity"
+    sigma_min: float = 0.05
+
+    @classmethod
+    def of(cls, params: Params) -> PhysicsLoss:
+        """As the settings say."""
+        return cls(params.physics.prediction, params.train.physics_loss, params.physics.sigma_min)
+
+    def divisor(self, sigma_BT: torch.Tensor) -> torch.Tensor:
+        """m, shaped (B, 1, T, 1, 1)."""
+        sigma = sigma_BT[:, None, :, None, None]
+        return sigma.clamp_min(self.sigma_min) if self.prediction == "clean" else sigma
+
+    def target(self, batch: Batch) -> torch.Tensor:
+        """v (B, C_z, T, h, w)."""
+        v = velocity(batch.physics, batch.noise_physics)
+        if self.prediction == "velocity":
+            return v
+        return v * (batch.sigma_physics[:, None, :, None, None] / self.divisor(batch.sigma_physics))
+
+    def weight(self, sigma_BT: torch.Tensor) -> torch.Tensor:
+        """w (B, T)."""
+        if self.unit == "velocity":
+            return torch.ones_like(sigma_BT)
+        return self.divisor(sigma_BT).flatten(1).square()
+
+
+def losses(model: nn.Module, batch: Batch, physics: bool = True, of_physics: PhysicsLoss = PhysicsLoss()) -> Losses:
     """One forward pass of `model`. `physics=False` leaves the physics branch out: the loss of the frozen base."""
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
     out = model(
@@ -39,11 +78,15 @@ def losses(model: nn.Module, batch: Batch, physics: bool = True) -> Losses:
     loss_v = _mean_over_free(out.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
     if not physics:
         return Losses(loss_v, torch.zeros_like(loss_v))
-    target_z = velocity(batch.physics, batch.noise_physics)
-    return Losses(loss_v, _mean_over_free(out.physics, target_z, batch.sigma_physics > 0))
+    weight_z = of_physics.weight(batch.sigma_physics)
+    return Losses(loss_v, _mean_over_free(out.physics, of_physics.target(batch), batch.sigma_physics > 0, weight_z))
 
 
-def _mean_over_free(predicted: torch.Tensor, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of (B, C, F, h, w) over the frames to be predicted, `free` (B, F): (B,)."""
+def _mean_over_free(
+    predicted: torch.Tensor, target: torch.Tensor, free: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of weight x squared error of (B, C, F, h, w) over the frames to be predicted, `free` (B, F): (B,)."""
     error = (predicted.float() - target).square().mean(dim=(1, 3, 4))
+    if weight is not None:
+        error = error * weight
     return (error * free).sum(dim=1) / free.sum(dim=1)

@@ -14,6 +14,7 @@ from phantom.data.shards import LatentSet
 from phantom.data.video import write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad
+from phantom.model.physics import shift_noise
 from phantom.progress import quiet_loading
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.flow import TIMESTEPS, noised, shifted
@@ -39,10 +40,11 @@ class SampleVideos:
     def __call__(self, model: nn.Module) -> list[torch.Tensor]:
         """Video latents (1, C_v, F, h, w), one per clip. Every process must call it: the model may be sharded."""
         model.eval()
-        settings = self.params.evaluate.sampling
+        settings, noise_shift = self.params.evaluate.sampling, self.params.physics.noise_shift
         sigmas = shifted(torch.linspace(1, 0, settings.steps + 1), settings.flow_shift).tolist()
         videos = [
-            euler_sample(model, batch, self.empty_text, sigmas, settings.guidance_scale) for batch in self.batches
+            euler_sample(model, batch, self.empty_text, sigmas, settings.guidance_scale, noise_shift)
+            for batch in self.batches
         ]
         model.train()
         return videos
@@ -64,7 +66,12 @@ class SampleVideos:
 
 @torch.no_grad()
 def euler_sample(
-    model: nn.Module, batch: Batch, empty_text: torch.Tensor, sigmas: list[float], guidance_scale: float
+    model: nn.Module,
+    batch: Batch,
+    empty_text: torch.Tensor,
+    sigmas: list[float],
+    guidance_scale: float,
+    noise_shift: float = 1.0,
 ) -> torch.Tensor:
     """Integrates both branches with Euler steps along `sigmas`, from the noise of `batch`. Condition frames stay fixed.
 
@@ -82,5 +89,6 @@ def euler_sample(
             unconditional = model(video, physics, timestep, empty_text).sample.float()
             velocity = unconditional + guidance_scale * (velocity - unconditional)
         video = video + (next_sigma - sigma) * velocity * free_v
-        physics = physics + (next_sigma - sigma) * out.physics.float() * free_z
+        sigma_z, next_sigma_z = (float(shift_noise(torch.tensor(s), noise_shift)) for s in (sigma, next_sigma))
+        physics = physics + (next_sigma_z - sigma_z) * out.physics.float() * free_z
     return video

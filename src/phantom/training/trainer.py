@@ -34,7 +34,7 @@ from phantom.training.gradient_norm import HeadGradient
 from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
-from phantom.training.objective import Losses, losses
+from phantom.training.objective import Losses, PhysicsLoss, losses
 from phantom.training.recursive_weight import RecursiveWeight
 from phantom.training.run_identity import run_identity
 from phantom.training.sample_videos import SampleVideos
@@ -85,18 +85,21 @@ class Trainer:
         self.accelerator = process_group.join(self.settings)
         self.device = self.accelerator.device
         self.latents = latents = open_latents(params, root, "train", self.device)
-        self.model = build_model(params, latents[0].physics.shape[0]).to(self.device).train()
+        channels = latents[0].physics.shape[0]
+        self.model = build_model(params, channels, latents.standardized_by).to(self.device).train()
         if self.settings.compile:
             compile_blocks(self.model)
         half = self.settings.precision == "bfloat16"
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
-        self.head = HeadGradient(self.model.physics_ends)
+        self.of_physics = PhysicsLoss.of(params)
+        self.head = HeadGradient(self.model.physics_ends, self.of_physics)
         self.weight = RecursiveWeight(self.settings.recursive_weight, held)
         self.window = LossWindow(self.device)
         self.throughput = Throughput(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.history = 0, list[dict[str, Any]]()
         self.reads_are_free = self.device.type == "cpu"  # on a GPU, reading a tensor is a host sync
+        self.stalled = False  # whether it was said that alpha_z does not grow
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
         self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
         found = self._find_checkpoint()
@@ -140,7 +143,7 @@ class Trainer:
                     last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
                         with self.throughput.excluded(), self.autocast():
-                            figures |= validation(self.learner.model, self.device)
+                            figures |= self._validate(validation, last)
                     if self.step % settings.log_every == 0 or last:
                         note = self._log(figures)
                     if samples and self.step % settings.sample_every == 0:
@@ -171,9 +174,13 @@ class Trainer:
         Metrics that are tensors may still be computing: there is no host sync here, except where the norm is measured.
         """
         weight, learner, size = self.weight, self.learner, self.settings.batch_size
-        measured, alpha = weight.due(self.step), weight.alpha
+        twin_alone = self.step < self.settings.twin_steps
+        measured = weight.due(self.step) and not twin_alone
+        alpha = weight.full if twin_alone else weight.alpha
         self._checkpoint_activations(learner.backwards if measured else 1)
         batches = [batch.to(self.device) for batch in micro_batches]
+        if twin_alone:
+            batches = [batch.uncoupled() for batch in batches]
         forward = partial(self._forward, batches)
         if measured:
             seen = learner.measured_backward(forward, self._observe_norms)
@@ -188,11 +195,14 @@ class Trainer:
             total += loss_v + alpha * loss_z
         process_group.sum_over_processes([total])
         rate = self._learning_rate()
-        figures = {"loss": total, "alpha": weight.alpha, "resets": weight.resets, **self.norms, "learning_rate": rate}
-        figures["grad_norm"] = norm = learner.update(rate)
+        alpha = alpha if twin_alone else weight.alpha  # 0 after a reset at this very step
+        figures = {"loss": total, "alpha": alpha, "resets": weight.resets, **self.norms, "learning_rate": rate}
+        figures["grad_norm"] = norm = learner.update(rate, self.step)
+        self.window.count_step(norm > self.settings.optimizer.clip_norm)
         self.bad = torch.where(torch.isfinite(norm), 0, self.bad + 1)
         self.throughput.count(batches[0], size)
-        weight.advance()
+        if not twin_alone:
+            weight.advance()
         self.step += 1
         if measured or self.reads_are_free:
             self._stop_if_bad()
@@ -204,15 +214,24 @@ class Trainer:
         with self.head.watching() if watches else nullcontext():
             for batch in batches:
                 with self.autocast():
-                    each = losses(self.learner.model, batch)
+                    each = losses(self.learner.model, batch, of_physics=self.of_physics)
                 if watches:
                     self.head.add(batch, self.settings.batch_size)
                 yield each
 
     def _observe_norms(self, norms: dict[str, float]) -> float:
         """Passes measured norms to the schedule of alpha_z. Returns alpha_z, 0 after a reset."""
-        self.norms = norms
+        ratio = self.weight.relative(norms["grad_norm_physics"])
+        self.norms = {**norms, "grad_norm_physics_relative": ratio}
         self.weight.observe(norms["grad_norm_physics"], self._head_norm())
+        if self.weight.is_stalled and self.tracker and not self.stalled:
+            self.stalled = True
+            say(
+                f"train {self.name}: step {self.step}: alpha_z has been reset at every measurement for more than "
+                f"{self.settings.recursive_weight.stalled_after} steps, so the physics loss has no weight; raise "
+                f"train.recursive_weight.threshold (the norm is now {norms['grad_norm_physics']:.3g})"
+            )
+            self.tracker.set_tag("alpha_z", f"stalled at step {self.step}")
         return self.weight.alpha
 
     def _head_norm(self) -> float:
@@ -287,9 +306,18 @@ class Trainer:
         shown |= {"MFU": speed["mfu"]} if "mfu" in speed else {}
         return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
+    def _validate(self, validation: Validation, last: bool) -> dict[str, float]:
+        """Held-out figures of the weights that are exported; at the end also those that take further passes."""
+        model, figures = self.learner.model, dict[str, float]()
+        if last and self.settings.ema_decay:
+            figures = {f"{name}_raw": value for name, value in validation(model, self.device).items()}
+        with self.learner.averaged():
+            figures |= validation(model, self.device)
+            return figures | (validation.probe(model, self.device) if last else {})
+
     def _write_samples(self, samples: SampleVideos) -> None:
         """Writes sample videos next to the checkpoints and to MLflow."""
-        with self.autocast():
+        with self.autocast(), self.learner.averaged():
             made = samples(self.learner.model)
         if self.tracker:
             folder = f"samples/step-{self.step:07d}"

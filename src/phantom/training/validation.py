@@ -1,8 +1,9 @@
-"""Held-out losses of both branches at fixed quantiles of sigma with fixed noise, and that of the frozen base."""
+"""Held-out losses at fixed quantiles of sigma with fixed noise, beside the frozen base's, and what z contributes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from phantom.data.shards import LatentSet
 from phantom.encoders.text import pad
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.flow import shifted
-from phantom.training.objective import losses
+from phantom.training.objective import PhysicsLoss, losses
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of u, before the shift
 MAX_CLIPS = 32
@@ -22,38 +23,82 @@ class Validation:
     """A fixed set of held-out samples: every clip at every quantile, every other clip with its longest prefix."""
 
     def __init__(self, latents: LatentSet, params: Params, batch_size: int) -> None:
+        self.of_physics = PhysicsLoss.of(params)
         by_shape: dict[tuple, list[Batch]] = defaultdict(list)
-        for index in range(min(MAX_CLIPS, len(latents))):
-            clip = latents[index]
-            prefix = clip.prefixes[max(clip.prefixes)] if clip.prefixes and index % 2 else None
-            text = pad([clip.text], params.encode.text_tokens)
-            for quantile in QUANTILES:
-                sigma = float(shifted(torch.tensor(quantile), params.train.flow_shift))
-                generator = sample_generator(params.train.seed, index)
-                by_shape[clip.video.shape].append(sample(clip.video, clip.physics, prefix, text, sigma, generator))
+        for quantile in QUANTILES:  # outside: neighbours in a batch are different clips at one noise level
+            sigma = float(shifted(torch.tensor(quantile), params.train.flow_shift))
+            for index in range(min(MAX_CLIPS, len(latents))):
+                clip = latents[index]
+                prefix = clip.prefixes[max(clip.prefixes)] if clip.prefixes and index % 2 else None
+                text = pad([clip.text], params.encode.text_tokens)
+                made = sample(
+                    clip.video,
+                    clip.physics,
+                    prefix,
+                    text,
+                    sigma,
+                    sample_generator(params.train.seed, index),
+                    noise_shift=params.physics.noise_shift,
+                )
+                by_shape[clip.video.shape].append(made)
         self.batches = [
             Batch.collate(samples[start : start + batch_size])
             for samples in by_shape.values()
             for start in range(0, len(samples), batch_size)
         ]
+        mean = latents.statistics.mean if latents.statistics and not latents.standardized_by else (0.0,)
+        self._mean = torch.tensor(mean).view(1, -1, 1, 1, 1)  # the best constant prediction of z
         self._base_loss: float | None = None
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Means: `val_loss_video`, `val_loss_physics`, and `val_loss_video_base`, L_v of the frozen base alone.
+        """Means over all samples.
 
-        The video branch is frozen, so L_v can fall only slightly: it means something next to the base's.
+        val_loss_video, val_loss_physics. val_loss_video_base: L_v of the frozen base alone; the video branch is frozen,
+        so L_v can fall only slightly below it. val_physics_explained: 1 - |z_hat - z|^2 / |z - mean|^2, which is 0 for
+        the best constant and 1 for the truth.
         """
         if not self.batches:
             return {}
-        model.eval()
-        found = [losses(model, batch.to(device)) for batch in self.batches]
+        video, physics, explained = self._run(model, device, self.batches)
         if self._base_loss is None:
-            base = [losses(model, batch.to(device), physics=False).video for batch in self.batches]
-            self._base_loss = float(torch.cat(base).mean())
-        model.train()
+            self._base_loss = self._run(model, device, self.batches, physics=False)[0]
         return {
-            "val_loss_video": float(torch.cat([f.video for f in found]).mean()),
-            "val_loss_physics": float(torch.cat([f.physics for f in found]).mean()),
+            "val_loss_video": video,
+            "val_loss_physics": physics,
             "val_loss_video_base": self._base_loss,
+            "val_physics_explained": explained,
         }
+
+    def probe(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """L_v where the physics states are another clip's, and where they are noise alone.
+
+        If these do not differ from val_loss_video, the video branch does not read z, whatever the loss says.
+        """
+        if not self.batches:
+            return {}
+        other = [replace(batch, physics=batch.physics.roll(1, 0)) for batch in self.batches]
+        noise = [replace(batch, physics=batch.noise_physics) for batch in self.batches]  # z_sigma of it is noise alone
+        return {
+            "val_loss_video_other_z": self._run(model, device, other)[0],
+            "val_loss_video_noise_z": self._run(model, device, noise)[0],
+        }
+
+    @torch.no_grad()
+    def _run(
+        self, model: nn.Module, device: torch.device, batches: list[Batch], physics: bool = True
+    ) -> tuple[float, float, float]:
+        """Means of L_v and L_z, and the explained share of z."""
+        model.eval()
+        found = [losses(model, batch.to(device), physics, self.of_physics) for batch in batches]
+        model.train()
+        video, loss_z = (torch.cat([getattr(each, name) for each in found]).cpu() for name in ("video", "physics"))
+        sigma = torch.cat([batch.sigma_physics.amax(dim=1, keepdim=True) for batch in batches])  # of all free tubelets
+        squared = loss_z / self.of_physics.weight(sigma)[:, 0] * self.of_physics.divisor(sigma).flatten().square()
+        variance = torch.cat([self._variance(batch) for batch in batches])
+        return float(video.mean()), float(loss_z.mean()), 1 - float(squared.sum() / variance.sum())
+
+    def _variance(self, batch: Batch) -> torch.Tensor:
+        """(B,) mean of |z - mean|^2 over what is to be predicted."""
+        free = (batch.sigma_physics > 0).float()
+        error = (batch.physics - self._mean).square().mean(dim=(1, 3, 4))
+        return (error * free).sum(dim=1) / free.sum(dim=1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from phantom.config import Train
 from phantom.model import PhantomTransformer3DModel
 from phantom.training import process_group
 from phantom.training.checkpoint import Checkpoint
-from phantom.training.learner import MOMENTS, Forward, Tensors, Weight, load_into, make_optimizer
+from phantom.training.learner import MOMENTS, Forward, Tensors, Weight, ema_decay, load_into, make_optimizer
 from phantom.training.objective import Losses
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,7 +78,7 @@ class ZeroLearner:
         self._discard_gradient()
         return self.backward(forward, weight({"grad_norm_physics": norm}))
 
-    def update(self, rate: float) -> torch.Tensor:
+    def update(self, rate: float, step: int) -> torch.Tensor:
         """Clips and applies the gradient, unless it is not finite. Returns its norm."""
         norm = self._norm()
         if not math.isfinite(norm):
@@ -88,8 +89,12 @@ class ZeroLearner:
         self.model.step()
         if self.decay:
             for shard in self._shards():
-                self.zero.optimizer.state[shard]["average"].lerp_(shard, 1 - self.decay)
+                self.zero.optimizer.state[shard]["average"].lerp_(shard, 1 - ema_decay(self.decay, step))
         return norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Nothing: DeepSpeed's parameters cannot be exchanged for a while. Validation sees the raw weights."""
+        return nullcontext()
 
     def tensors(self, keep: bool) -> Tensors:
         """As `Learner.tensors`. A collective: every process must call it."""
