@@ -91,7 +91,7 @@ def test_a_terminal_gets_a_bar():
 
 
 def test_stages_load_weights_silently(make_params, tiny_base, capfd):
-    params = make_params()
+    params = make_params("physics.prediction=clean")  # without the line on the floor under L_z
     build_model(params, tiny.PHYSICS_CHANNELS)
     sample.load(tiny_base, params, text=True)
     printed = capfd.readouterr()

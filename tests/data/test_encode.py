@@ -14,6 +14,7 @@ from phantom.data.files import sha256
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
 from phantom.data.shards import LATENTS, LatentSet
 from phantom.data.video import read_frames
+from phantom.data.workers import Partition
 from phantom.encoders import load_encoders
 from phantom.errors import UserError
 from phantom.training.data_loader import open_latents
@@ -250,3 +251,23 @@ def test_clips_made_with_other_settings_are_refused(encode_params, tmp_path, cha
     with pytest.raises(UserError, match=said):
         encode(encode_params(change), tmp_path)
     assert not (tmp_path / LATENTS).exists()
+
+
+def test_the_index_has_the_statistics_of_the_training_clips_whoever_encoded_them(encode_params, tmp_path):
+    """As measured on what is stored; also after a shard is made again, whose neighbours are read for it."""
+    params, found = encode_params(), []
+    write_clips(tmp_path, LENGTHS)
+    for way in ("alone", "workers", "again"):
+        if way == "workers":
+            shutil.rmtree(tmp_path / LATENTS)
+            for number in range(2):
+                encode(params, tmp_path, Partition(number, 2))
+            encode(params, tmp_path, merge=True)
+        else:
+            encode(params, tmp_path, shard="shard-00000.safetensors" if way == "again" else None)
+        index = json.loads((tmp_path / LATENTS / shards.INDEX).read_text())
+        assert not any("physics_sums" in clip for clip in index["clips"])
+        latents = LatentSet(tmp_path / LATENTS, "train")
+        assert latents.statistics == shards.measure_statistics(latents)
+        found.append(latents.statistics)
+    assert found[0] == found[1] == found[2] and len(found[0].mean) == latents[0].physics.shape[0]

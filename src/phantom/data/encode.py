@@ -30,9 +30,11 @@ from phantom.data.shards import (
     Latents,
     LatentSet,
     ShardWriter,
+    combine_sums,
     index_entry,
     make_recipe,
     measure_statistics,
+    statistics_sample,
     store_key,
     write_shard_metadata,
     write_tensors,
@@ -197,7 +199,8 @@ def _encode_missing(
     """Encodes the `clips` that no finished shard holds into the worker's folder; returns how many were done already."""
     folder = job.work / partition.folder
     with worker_lock(folder, str(partition)):
-        writer = ShardWriter(folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store)
+        sampled = frozenset(statistics_sample([clip.id for clip in job.clips if clip.split == "train"]))
+        writer = ShardWriter(folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store, sampled)
         finished = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
         # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
         by_shape: dict[tuple[int, int, int], list[Clip]] = defaultdict(list)
@@ -346,6 +349,7 @@ def _publish(job: EncodeJob, kept: int, out: Path) -> EncodeResult:
     link(source, new / EMPTY_TEXT)
     empty = index_entry(source)
     errors = _summarize_errors([*encoded.values()])
+    sums = {id_: clip.pop("physics_sums", None) for id_, clip in encoded.items()}
     index = {
         "format": FORMAT,
         "recipe": job.recipe,
@@ -357,7 +361,12 @@ def _publish(job: EncodeJob, kept: int, out: Path) -> EncodeResult:
         "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in job.clips],
     }
     _write_index(new, index)
-    statistics = measure_statistics(LatentSet(new, "train", job.store))
+    sampled = [sums[id_] for id_ in statistics_sample([clip.id for clip in job.clips if clip.split == "train"])]
+    statistics = None
+    if job.physics_storage != NOT_STORED:
+        # Shards adopted from a finished data/latents do not have the sums any more: those clips are read.
+        is_known = all(sampled)
+        statistics = combine_sums(sampled) if is_known else measure_statistics(LatentSet(new, "train", job.store))
     _write_index(new, index | {"physics_statistics": statistics and asdict(statistics)})
     replace_folder(new, out)
     shutil.rmtree(job.work, ignore_errors=True)  # a worker about to exit may still hold a file there

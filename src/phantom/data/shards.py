@@ -16,7 +16,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
@@ -94,24 +94,33 @@ class Statistics:
         return (z - mean) / std
 
 
-def measure_statistics(latents: LatentSet) -> Statistics | None:
-    """Of up to `STATISTICS_CLIPS` clips, chosen by a hash of their ids: the same whatever their order and shards.
+def statistics_sample(ids: Sequence[str]) -> list[str]:
+    """The `STATISTICS_CLIPS` of the training clips `ids` that come first by a hash: independent of order and shards."""
+    return sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:STATISTICS_CLIPS]
 
-    None where there is no clip, or its z is not stored. Six significant digits.
-    """
-    order = sorted(range(len(latents)), key=lambda i: hashlib.sha256(latents.ids[i].encode()).digest())
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for index in order[:STATISTICS_CLIPS]:
-        z = latents[index].physics.double()
-        if not z.numel():
-            return None
-        count += z[0].numel()
-        total, squares = total + z.sum(dim=(1, 2, 3)), squares + z.square().sum(dim=(1, 2, 3))
-    if not count:
+
+def channel_sums(z: torch.Tensor) -> list[Any]:
+    """Of z (C_z, T, h, w): the number of values per channel, and per channel their sum and the sum of their squares."""
+    z = z.double()
+    return [z[0].numel(), z.sum(dim=(1, 2, 3)).tolist(), z.square().sum(dim=(1, 2, 3)).tolist()]
+
+
+def combine_sums(sums: Sequence[Sequence[Any]]) -> Statistics | None:
+    """Mean and standard deviation, to six significant digits, of clips with these `channel_sums`; None without any."""
+    if not sums:
         return None
+    count = sum(of[0] for of in sums)
+    total, squares = (torch.tensor([of[part] for of in sums], dtype=torch.float64).sum(dim=0) for part in (1, 2))
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
     return Statistics(*(tuple(float(f"{x:.6g}") for x in value.tolist()) for value in (mean, std)))
+
+
+def measure_statistics(latents: LatentSet) -> Statistics | None:
+    """Statistics of a set of training clips, read for this; None where there are none with physics latents."""
+    index = {id_: number for number, id_ in enumerate(latents.ids)}
+    states = (latents[index[id_]].physics for id_ in statistics_sample(latents.ids))
+    return combine_sums([channel_sums(z) for z in states if z.numel()])
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
@@ -151,13 +160,21 @@ class ShardWriter:
 
     A shard is finished once its metadata is beside it (`shard-00000.json`); a new writer on the same folder uses the
     lowest free numbers. With a `store`, shards are uploaded there and only their metadata stays. `storage` is the
-    format of the physics latents.
+    format of the physics latents. The metadata of clips in
+    `statistics_ids` hold their `channel_sums`, so that nobody has to read them again to standardise z.
     """
 
     def __init__(
-        self, folder: Path, megabytes: int, dtype: torch.dtype, storage: str = "raw", store: Folder | None = None
+        self,
+        folder: Path,
+        megabytes: int,
+        dtype: torch.dtype,
+        storage: str = "raw",
+        store: Folder | None = None,
+        statistics_ids: Collection[str] = (),
     ) -> None:
         self.folder, self.limit, self.dtype, self.storage, self.store = folder, megabytes * 2**20, dtype, storage, store
+        self.statistics_ids = statistics_ids
         folder.mkdir(parents=True, exist_ok=True)
         paths = sorted(folder.glob("shard-*.json"))
         self.finished: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
@@ -191,6 +208,9 @@ class ShardWriter:
                     "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
                 }
             )
+            if clip.id in self.statistics_ids and clip.physics.numel():
+                stored = dequantize(quantize(clip.physics, self.storage, self.dtype), self.storage)
+                self._clips[-1]["physics_sums"] = channel_sums(stored)
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.limit:
             self.close()
 
@@ -275,7 +295,7 @@ class LatentSet:
         is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
         remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
         self._files = {file["file"]: _locate(folder, file, store, remote_sizes) for file in files}
-        self.statistics: Statistics | None = index["physics_statistics"] and Statistics(**index["physics_statistics"])
+        self.statistics: Statistics | None = _read_statistics(index)
         self.standardized_by: Statistics | None = None  # set it to have z standardised
         self._checked: dict[int, str] = {}  # clip index -> version of the file whose checksum matched
         self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
@@ -345,6 +365,11 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         hasher.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def _read_statistics(index: dict[str, Any]) -> Statistics | None:
+    found = index["physics_statistics"]
+    return found and Statistics(tuple(found["mean"]), tuple(found["std"]))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
