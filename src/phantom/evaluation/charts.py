@@ -42,17 +42,17 @@ def chart(
         return None
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points] + ([level[1]] if level else [])
-    across = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, False)
-    up = _Axis(min(ys) if log else min(0.0, *ys), max(ys), HEIGHT - BOTTOM, TOP, log)
+    across = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, False)
+    up = Axis(min(ys) if log else min(0.0, *ys), max(ys), HEIGHT - BOTTOM, TOP, log)
 
     parts = [f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(_summary(title, drawn))}">']
     for value in up.ticks():
         y = up.at(value)
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
     for value in across.ticks():
         x = across.at(value)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 14:g}" text-anchor="middle">{_short(value)}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 14:g}" text-anchor="middle">{short(value)}</text>')
     parts.append(f'<text class="tick" x="{LEFT - 8:g}" y="{HEIGHT - 14:g}" text-anchor="end">step</text>')
     foot = HEIGHT - BOTTOM
     parts += [
@@ -72,7 +72,7 @@ def chart(
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Maps values from `low` to `high` to coordinates from `start` to `end`."""
 
     low: float
@@ -82,20 +82,22 @@ class _Axis:
     log: bool
 
     def at(self, value: float) -> float:
+        """The coordinate of a value."""
         low, high, value = (
             (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         )
         return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Three to six round values within the axis; on a logarithmic axis powers of ten, or finer if few fit."""
+        """Three to six round values within the axis. On a logarithmic axis powers of ten, or finer if few fit."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
                 found = [s * 10.0**p for p in powers for s in steps if self.low <= s * 10.0**p <= self.high]
                 if len(found) > 2:
                     break
-            return found[:: math.ceil(len(found) / 6)] or [self.low]
+            if len(found) > 1:
+                return found[:: math.ceil(len(found) / 6)]
         rough = ((self.high - self.low) or abs(self.high) or 1.0) / 4
         size = 10 ** math.floor(math.log10(rough))
         step = size * next(s for s in (1, 2, 2.5, 5, 10) if s * size >= rough)
@@ -103,7 +105,8 @@ class _Axis:
         return [i * step for i in range(first, last + 1)]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A tick's value in few characters."""
     return (
         f"{value:.6g}"
         if not value or 1e-3 <= abs(value) < 1e5

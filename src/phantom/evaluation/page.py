@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,16 +111,16 @@ class Page:
         return self.shape[0] < PIXELATED_WIDTH
 
 
-def render(page: Page) -> str:
-    """The page as HTML. All text is escaped."""
+def render(page: Any, template: str = "page.html") -> str:
+    """`page` as HTML, by a template of this package. All text is escaped."""
     environment = Environment(
         loader=PackageLoader("phantom", "evaluation"),
-        autoescape=lambda name: name == "page.html",
+        autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(page=page)
+    return environment.get_template(template).render(page=page)
 
 
 def embed_file(path: Path) -> str:

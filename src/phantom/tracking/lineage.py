@@ -61,11 +61,24 @@ def data_and_code_tags(params: Params, root: Path = Path()) -> dict[str, str]:
 def parent_tags(client: Any, experiment_id: str) -> dict[str, str]:
     """Tags that make a run a child of the pipeline run, created by the first stage; none outside a pipeline."""
     name = os.environ.get(PIPELINE_ENV)
-    if not name:
-        return {}
+    return {PARENT_TAG: _pipeline_run_id(client, experiment_id, name)} if name else {}
+
+
+def open_pipeline_run(name: str, tracking: Tracking, root: Path = Path()) -> str:
+    """The id of the pipeline run `name`, which is created, with store and experiment, if it does not exist.
+
+    Call it before several processes start stages of one pipeline, which would each create it.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=tracking.uri)
+    return _pipeline_run_id(client, get_experiment_id(client, tracking, root), name)
+
+
+def _pipeline_run_id(client: Any, experiment_id: str, name: str) -> str:
     found = client.search_runs([experiment_id], f"tags.pipeline = '{name}'", max_results=1)
     run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={"pipeline": name})
-    return {PARENT_TAG: run.info.run_id}
+    return run.info.run_id
 
 
 def log_dataset(client: Any, run_id: str, tags: dict[str, str]) -> None:

@@ -46,8 +46,7 @@ class Validation:
             for samples in by_shape.values()
             for start in range(0, len(samples), batch_size)
         ]
-        mean = latents.statistics.mean if latents.statistics and not latents.standardized_by else (0.0,)
-        self._mean = torch.tensor(mean).view(1, -1, 1, 1, 1)  # the best constant prediction of z
+        self._mean = best_constant(latents)
         self._base_loss: float | None = None
 
     def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -92,13 +91,26 @@ class Validation:
         found = [losses(model, batch.to(device), physics, self.of_physics) for batch in batches]
         model.train()
         video, loss_z = (torch.cat([getattr(each, name) for each in found]).cpu() for name in ("video", "physics"))
-        sigma = torch.cat([batch.sigma_physics.amax(dim=1, keepdim=True) for batch in batches])  # of all free tubelets
-        squared = loss_z / self.of_physics.weight(sigma)[:, 0] * self.of_physics.divisor(sigma).flatten().square()
-        variance = torch.cat([self._variance(batch) for batch in batches])
+        pairs = zip(batches, found, strict=True)
+        squared = torch.cat([clean_error(batch, each.physics.cpu(), self.of_physics) for batch, each in pairs])
+        variance = torch.cat([variance_of_z(batch, self._mean) for batch in batches])
         return float(video.mean()), float(loss_z.mean()), 1 - float(squared.sum() / variance.sum())
 
-    def _variance(self, batch: Batch) -> torch.Tensor:
-        """(B,) mean of |z - mean|^2 over what is to be predicted."""
-        free = (batch.sigma_physics > 0).float()
-        error = (batch.physics - self._mean).square().mean(dim=(1, 3, 4))
-        return (error * free).sum(dim=1) / free.sum(dim=1)
+
+def best_constant(latents: LatentSet) -> torch.Tensor:
+    """The best constant prediction of z, (1, C_z or 1, 1, 1, 1): its mean over the training set."""
+    mean = latents.statistics.mean if latents.statistics and not latents.standardized_by else (0.0,)
+    return torch.tensor(mean).view(1, -1, 1, 1, 1)
+
+
+def clean_error(batch: Batch, loss_z: torch.Tensor, of_physics: PhysicsLoss) -> torch.Tensor:
+    """(B,) |z_hat - z|^2 of the samples whose `loss_z` (B,) was measured as `of_physics` says."""
+    sigma = batch.sigma_physics.amax(dim=1, keepdim=True)  # of all free tubelets
+    return loss_z / of_physics.weight(sigma)[:, 0] * of_physics.divisor(sigma).flatten().square()
+
+
+def variance_of_z(batch: Batch, mean: torch.Tensor) -> torch.Tensor:
+    """(B,) mean of |z - mean|^2 over what is to be predicted."""
+    free = (batch.sigma_physics > 0).float()
+    error = (batch.physics - mean).square().mean(dim=(1, 3, 4))
+    return (error * free).sum(dim=1) / free.sum(dim=1)

@@ -1,0 +1,130 @@
+"""Paired losses on held-out clips: the same clips, noise levels and noises for every model, stored clip by clip.
+
+The difference between two models on one clip has little of the noise that either loss has: most of it is the clip's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from phantom.config import Params
+from phantom.data.shards import LatentSet
+from phantom.encoders.text import pad
+from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.objective import PhysicsLoss, losses
+from phantom.training.validation import best_constant, clean_error, variance_of_z
+
+SEED = 0  # of the noises: the same for all models, whatever seed they were trained from
+BATCH = 8
+CONDITIONS = ("text", "prefix")  # from the caption alone, and after the longest condition prefix
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """What is measured: up to `clips` held-out clips at each noise level of `sigmas`."""
+
+    clips: int
+    sigmas: tuple[float, ...]
+
+
+@torch.no_grad()
+def heldout_losses(
+    model: nn.Module,
+    latents: LatentSet,
+    params: Params,
+    heldout: Heldout,
+    device: torch.device,
+    physics: bool = True,
+) -> dict[str, Any]:
+    """Figures of `model` on the clips of `latents`, JSON-able: `ids`; `clips`, name -> a value per clip; `by_sigma`.
+
+    Of each clip: L_v over all noise levels and both conditions, L_v from text and after a prefix, L_v with another
+    clip's z and with noise as z, and the share of z that is explained, 1 - |z_hat - z|^2 / |z - mean|^2. A clip
+    without condition prefixes, or without another clip of its shape, has null there. by_sigma: mean L_v and explained
+    share at each noise level. physics=False: the frozen base, which has L_v alone.
+    """
+    of_physics, mean = PhysicsLoss(params.physics.prediction, "clean", params.physics.sigma_min), best_constant(latents)
+    count, half = min(heldout.clips, len(latents)), params.train.precision == "bfloat16"
+    shape = (count, len(heldout.sigmas), len(CONDITIONS))
+    own, other, noise, error, variance = (torch.full(shape, torch.nan) for _ in range(5))
+    model.eval()
+
+    def loss(batch: Batch) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            found = losses(model, batch.to(device), physics, of_physics)
+        return type(found)(*(value.cpu() for value in found))
+
+    for group in _groups(latents, count):
+        for (level, sigma), (column, condition) in product(enumerate(heldout.sigmas), enumerate(CONDITIONS)):
+            samples = _samples(latents, group, params, sigma, condition)
+            for numbers, batch, rolled in _batches(samples):
+                found = loss(batch)
+                own[numbers, level, column] = found.video
+                if physics:
+                    error[numbers, level, column] = clean_error(batch, found.physics, of_physics)
+                    variance[numbers, level, column] = variance_of_z(batch, mean)
+                    noise[numbers, level, column] = loss(replace(batch, physics=batch.noise_physics)).video
+                    if len(samples) > 1:
+                        other[numbers, level, column] = loss(replace(batch, physics=rolled)).video
+
+    by_clip = {
+        "heldout_loss_video": own.nanmean(dim=(1, 2)),
+        **{f"heldout_loss_video_{name}": own[:, :, i].nanmean(dim=1) for i, name in enumerate(CONDITIONS)},
+    }
+    by_sigma = {"heldout_loss_video": own.nanmean(dim=(0, 2))}
+    if physics:
+        by_clip |= {
+            "heldout_loss_video_other_z": other.nanmean(dim=(1, 2)),
+            "heldout_loss_video_noise_z": noise.nanmean(dim=(1, 2)),
+            "heldout_physics_explained": 1 - error.nansum(dim=(1, 2)) / variance.nansum(dim=(1, 2)),
+        }
+        by_sigma["heldout_physics_explained"] = 1 - error.nansum(dim=(0, 2)) / variance.nansum(dim=(0, 2))
+    return {
+        "ids": latents.ids[:count],
+        "clips": {name: _rounded(values) for name, values in by_clip.items()},
+        "by_sigma": {name: _rounded(values) for name, values in by_sigma.items()},
+    }
+
+
+def _groups(latents: LatentSet, count: int) -> list[list[int]]:
+    """The first `count` clips, grouped by their shape."""
+    found: dict[tuple, list[int]] = defaultdict(list)
+    for index in range(count):
+        found[latents.shapes[index]].append(index)
+    return list(found.values())
+
+
+def _samples(
+    latents: LatentSet, clips: Sequence[int], params: Params, sigma: float, condition: str
+) -> list[tuple[int, Batch]]:
+    """Clip and sample of each clip that has the condition."""
+    made = []
+    for index in clips:
+        clip = latents[index]
+        if condition == "prefix" and not clip.prefixes:
+            continue
+        prefix = clip.prefixes[max(clip.prefixes)] if condition == "prefix" else None
+        text, generator = pad([clip.text], params.encode.text_tokens), sample_generator(SEED, index)
+        shift = params.physics.noise_shift
+        made.append((index, sample(clip.video, clip.physics, prefix, text, sigma, generator, noise_shift=shift)))
+    return made
+
+
+def _batches(samples: list[tuple[int, Batch]]) -> Iterator[tuple[list[int], Batch, torch.Tensor]]:
+    """Clips, batch, and the physics states of the next clip for each: the last one's is the first."""
+    for start in range(0, len(samples), BATCH):
+        part = samples[start : start + BATCH]
+        following = [samples[(start + i + 1) % len(samples)][1].physics for i in range(len(part))]
+        yield [index for index, _ in part], Batch.collate([one for _, one in part]), torch.cat(following)
+
+
+def _rounded(values: torch.Tensor) -> list[float | None]:
+    """Six significant digits; null for NaN."""
+    return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]

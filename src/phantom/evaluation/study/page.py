@@ -1,0 +1,299 @@
+"""The page of a study: the verdict first, then what it was made from. Made from results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phantom.errors import listed
+from phantom.evaluation.charts import Chart, chart
+from phantom.evaluation.page import Cell, Table, TableRow, render
+from phantom.evaluation.study.figures import CURVES, FIGURES
+from phantom.evaluation.study.plots import Row, dots
+from phantom.evaluation.study.results import page_path, paired_interval, seed_means
+from phantom.evaluation.study.spec import Study, study_digest
+from phantom.evaluation.study.verdict import is_significant, magnitude
+
+COLOURS = 8  # classes key0 to key7 of the style sheet
+INTERVENTIONS = {"heldout_loss_video_other_z": "another clip's z", "heldout_loss_video_noise_z": "noise as z"}
+NOTES = (
+    (
+        "Held-out L_v",
+        "The flow-matching loss of the video branch on clips that were not trained on: the same clips, noise levels "
+        "and noises for every arm and seed, and for the frozen base. Lower is better.",
+    ),
+    (
+        "Interval",
+        "95%, of the mean difference, from a hierarchical bootstrap: seeds are drawn with replacement, then clips. "
+        "With few seeds it is too narrow: the variance between n seeds comes out (n - 1) / n of what it is.",
+    ),
+    (
+        "Permutation p",
+        "Exact, over seeds: the share of all flips of the signs of the seeds' mean differences whose mean is at least "
+        "as far from zero. Its smallest value is given by the number of seeds alone.",
+    ),
+    (
+        "Smallest effect",
+        "The true difference that a t test over these seeds would find in 80% of studies, from the spread between the "
+        "seeds' differences.",
+    ),
+    (
+        "Share of the gap",
+        "The gain over the reference, as a share of what the reference gained over the frozen base.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """The data of the template. `warnings` are shown in red."""
+
+    title: str
+    question: str
+    verdict: str
+    warnings: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    primary: Chart | None
+    differences: Chart | None
+    curves: Sequence[Chart]
+    tables: Mapping[str, Table]
+    notes: Sequence[tuple[str, str]] = NOTES
+    modes: Sequence[tuple[str, str]] = field(default=())  # the shared style sheet asks for it
+
+
+def write_page(name: str, results: Mapping[str, Any], root: Path = Path()) -> Path:
+    """Writes `studies/<name>/index.html`. Returns its path."""
+    path = page_path(name, root)
+    path.write_text(render(make_page(results, study_digest(name, root)), "study/page.html"), encoding="utf-8")
+    return path
+
+
+def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
+    """The page of `results`. digest: sha256 of study.yaml as it is now."""
+    study = Study.model_validate(results["study"])
+    title = capitalized(FIGURES[study.primary.figure].title)
+    tables = {
+        "differences": _differences(study, results),
+        "interventions": _interventions(study, results),
+        "figures": _figures(study, results),
+        "levels": _levels(study, results),
+        "equality": _equality(study, results),
+        "settings": _settings(study, results),
+    }
+    return StudyPage(
+        title=results["name"],
+        question=study.question,
+        verdict=results["verdict"],
+        warnings=_warnings(study, results, digest),
+        facts=_facts(study, results),
+        primary=dots(
+            f"{title[0].upper()}{title[1:]}, each seed", _arm_rows(study, results), _base_level(study, results)
+        ),
+        differences=dots(
+            "Differences, each seed, with 95% intervals", _difference_rows(study, results), ("no difference", 0.0)
+        ),
+        curves=_curves(study, results),
+        tables={name: table for name, table in tables.items() if table},
+    )
+
+
+def capitalized(text: str) -> str:
+    """`text` with a capital first letter; the others stay."""
+    return text[:1].upper() + text[1:]
+
+
+def _warnings(study: Study, results: Mapping[str, Any], digest: str) -> list[str]:
+    reference, found = study.compare[0].reference, []
+    for label, costs in results["equality"].items():
+        if costs["unequal"]:
+            keys = listed([key.replace("_", " ") for key in costs["unequal"]])
+            found.append(f"{label} is not equal to {reference}: {keys} differ.")
+    if results["finished"] < results["expected"]:
+        found.append(f"{results['finished']} of {results['expected']} runs are finished.")
+    if results["sha256"] != digest:
+        found.append("study.yaml was changed after these results were made.")
+    if results["earlier"]:
+        found.append("study.yaml was changed after a first run; its commits tell what was written before.")
+    if len(results["made_with"]) > 1:
+        found.append("The runs were made with different commits or versions.")
+    if results["set"]:
+        found.append(f"Run with settings that study.yaml does not state: {listed(results['set'])}.")
+    return found
+
+
+def _facts(study: Study, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    made, test = results["made_with"], study.test
+    dirty = " with uncommitted changes"
+    commits = [f"{one['commit'][:12]}{dirty if one['dirty'] == 'true' else ''}" for one in made]
+    costs = next(iter(results["equality"].values()))
+    return [
+        ("Primary metric", f"{FIGURES[study.primary.figure].title}, {study.primary.better} is better"),
+        ("Test", f"sign flips over seeds, {test.sides}-sided, level {test.level:g}"),
+        ("Arms x seeds", f"{len(study.arms)} x {len(study.seeds)}"),
+        ("Held-out clips", f"{len(results['clip_ids'])}, at sigma {listed(study.heldout_sigmas, 8)}"),
+        ("Training", f"{costs['steps']:,} steps, {costs['samples']:,} samples"),
+        ("Held equal", listed([key.replace("_", " ") for key in study.equal]) or "nothing"),
+        ("Preset", study.preset),
+        ("Commit", listed(list(dict.fromkeys(commits)))),
+        ("study.yaml", f"sha256 {results['sha256'][:16]}"),
+    ]
+
+
+def _colour(study: Study, label: str) -> str:
+    return f"key{study.labels.index(label) % COLOURS}"
+
+
+def _arm_rows(study: Study, results: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for label in study.labels:
+        means = seed_means(results["runs"], label, study.primary.figure)
+        if means:
+            points = {f"seed {seed}": value for seed, value in means.items()}
+            rows.append(Row(label, _colour(study, label), points, float(np.mean(list(means.values())))))
+    return rows
+
+
+def _base_level(study: Study, results: Mapping[str, Any]) -> tuple[str, float] | None:
+    values = (results["base"] or {"clips": {}})["clips"].get(study.primary.figure)
+    return ("frozen base", float(np.nanmean(np.array(values, dtype=float)))) if values else None
+
+
+def _difference_rows(study: Study, results: Mapping[str, Any]) -> list[Row]:
+    return [
+        Row(
+            f"{found['arm']} - {found['reference']}",
+            _colour(study, found["arm"]),
+            {f"seed {seed}": value for seed, value in zip(found["seeds"], found["by_seed"], strict=True)},
+            found["difference"],
+            (found["low"], found["high"]),
+        )
+        for found in results["comparisons"]
+        if found["seeds"]
+    ]
+
+
+def _differences(study: Study, results: Mapping[str, Any]) -> Table | None:
+    found = [one for one in results["comparisons"] if one["seeds"]]
+    if not found:
+        return None
+
+    def cells(key: str, form: str) -> list[Cell]:
+        return [Cell("" if one[key] is None else format(one[key], form)) for one in found]
+
+    better = -1 if study.primary.better == "lower" else 1
+    shown = []
+    for one in found:
+        passed = is_significant(study, one)
+        tone = ("good" if better * one["difference"] > 0 else "bad") if passed else ""
+        shown.append(Cell(magnitude(one), "passes the test" if passed else "does not pass the test", tone))
+    rows = [
+        TableRow("Difference", "mean, 95% interval", shown),
+        TableRow("Permutation p", f"{study.test.sides}-sided, over seeds", cells("p", ".3g")),
+        TableRow("Smallest p possible", "with this number of seeds", cells("smallest_p", ".3g")),
+        TableRow("Smallest effect", f"80% power at level {study.test.level:g}", cells("detectable", ".3g")),
+        TableRow("Share of the gap", "of the reference to the frozen base", cells("share_of_gap", ".1%")),
+    ]
+    columns = [f"{one['arm']} - {one['reference']}" for one in found]
+    note = "Only the first comparison is what the study was made for; the others are not corrected for their number."
+    kinds = [_colour(study, one["arm"]) for one in found]
+    return Table("Paired differences", columns, kinds, [("", rows)], note if len(found) > 1 else "")
+
+
+def _interventions(study: Study, results: Mapping[str, Any]) -> Table | None:
+    own, runs = "heldout_loss_video", results["runs"]
+    labels = [label for label in study.labels if seed_means(runs, label, own)]
+    if not labels:
+        return None
+    rows = [TableRow("own z", "as in training", [Cell(_mean(runs, label, own)) for label in labels])]
+    for figure, name in INTERVENTIONS.items():
+        cells = []
+        for label in labels:
+            found = paired_interval(runs, label, figure, own)
+            delta = f"{found[0]:+.3g} [{found[1]:+.3g}, {found[2]:+.3g}]" if found else ""
+            cells.append(Cell(_mean(runs, label, figure), delta, "good" if found and found[1] > 0 else ""))
+        rows.append(TableRow(name, "and its difference to own z", cells))
+    note = "If L_v does not rise when z is replaced, the video branch does not read z, whatever the losses say."
+    return Table("Interventions on z", labels, [_colour(study, label) for label in labels], [("", rows)], note)
+
+
+def _figures(study: Study, results: Mapping[str, Any]) -> Table:
+    rows = []
+    base = (results["base"] or {"clips": {}})["clips"]
+    for name, figure in FIGURES.items():
+        cells = [
+            Cell(_mean(results["runs"], label, name), _spread(results["runs"], label, name)) for label in study.labels
+        ]
+        known = base.get(name)
+        cells.append(Cell(f"{np.nanmean(np.array(known, dtype=float)):.5g}" if known else ""))
+        if any(cell.text for cell in cells):
+            rows.append(TableRow(figure.title, figure.note, cells))
+    columns, kinds = [*study.labels, "frozen base"], [*(_colour(study, label) for label in study.labels), "base"]
+    return Table("All figures", columns, kinds, [("", rows)], "Means over seeds, and the deviation between them.")
+
+
+def _levels(study: Study, results: Mapping[str, Any]) -> Table | None:
+    sigmas, name, runs = study.heldout_sigmas, "heldout_loss_video", results["runs"]
+    if not runs:
+        return None
+
+    def at(number: int, label: str) -> str:
+        values = [run["by_sigma"][name][number] for run in runs if run["arm"] == label]
+        return f"{np.mean(values):.5g}" if values else ""
+
+    rows = []
+    for number, sigma in enumerate(sigmas):
+        cells = [Cell(at(number, label)) for label in study.labels]
+        cells.append(Cell(f"{results['base']['by_sigma'][name][number]:.5g}" if results["base"] else ""))
+        rows.append(TableRow(f"sigma {sigma:g}", "", cells))
+    columns, kinds = [*study.labels, "frozen base"], [*(_colour(study, label) for label in study.labels), "base"]
+    return Table("Held-out L_v by noise level", columns, kinds, [("", rows)])
+
+
+def _equality(study: Study, results: Mapping[str, Any]) -> Table:
+    rows = []
+    for key in ("steps", "samples", "trainable_parameters", "flops"):
+        cells = []
+        for label in study.labels:
+            costs = results["equality"][label]
+            text = f"{costs[key]:.4g}" if key == "flops" else f"{costs[key]:,}"
+            cells.append(Cell(text, "not equal", "bad") if key in costs["unequal"] else Cell(text))
+        note = "held equal" if key in study.equal else "not asked to be equal"
+        rows.append(TableRow(key.replace("_", " "), note, cells))
+    note = f"From `phantom plan`, against {study.compare[0].reference}."
+    return Table("What the arms cost", study.labels, [_colour(study, x) for x in study.labels], [("", rows)], note)
+
+
+def _settings(study: Study, results: Mapping[str, Any]) -> Table:
+    keys = next(iter(results["settings"].values()))
+    rows = [TableRow(key, "", [Cell(str(results["settings"][label][key])) for label in study.labels]) for key in keys]
+    return Table("Settings that differ", study.labels, [_colour(study, x) for x in study.labels], [("", rows)])
+
+
+def _curves(study: Study, results: Mapping[str, Any]) -> list[Chart]:
+    drawn = []
+    for name in CURVES:
+        lines = {label: _mean_curve(results["runs"], label, name) for label in study.labels}
+        title = FIGURES[name].title.replace(" at the last validation", " at validation")
+        drawn.append(chart(capitalized(title), lines, "Mean over seeds.", log=name != "val_physics_explained"))
+    return [one for one in drawn if one]
+
+
+def _mean_curve(runs: Sequence[Mapping[str, Any]], label: str, name: str) -> list[tuple[float, float]]:
+    """A curve's mean over the seeds, at the steps that all of them have."""
+    found = [dict(run["curves"][name]) for run in runs if run["arm"] == label and name in run["curves"]]
+    steps = set.intersection(*(set(one) for one in found)) if found else set()
+    return [(step, float(np.mean([one[step] for one in found]))) for step in sorted(steps)]
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], label: str, figure: str) -> str:
+    means = seed_means(runs, label, figure)
+    return f"{np.mean(list(means.values())):.5g}" if means else ""
+
+
+def _spread(runs: Sequence[Mapping[str, Any]], label: str, figure: str) -> str:
+    means = list(seed_means(runs, label, figure).values())
+    return f"± {np.std(means, ddof=1):.2g}" if len(means) > 1 else ""

@@ -1,0 +1,78 @@
+"""The result of a study in a few sentences, made from its numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phantom.errors import listed
+from phantom.evaluation.study.figures import FIGURES
+from phantom.evaluation.study.spec import Study
+
+
+def verdict(
+    study: Study, found: Mapping[str, Any], unequal: Mapping[str, Sequence[str]], finished: int, expected: int
+) -> str:
+    """The verdict on a comparison as `results.compare` returns it.
+
+    unequal: what differs, of the arms for which something does. finished, expected: numbers of runs.
+    """
+    arm, reference, title = found["arm"], found["reference"], FIGURES[found["figure"]].title
+    missing = "" if finished == expected else f" So far {finished} of {expected} runs are finished."
+    if not found["seeds"]:
+        return f"Nothing can be said: {arm} and {reference} have no finished run of the same seed.{missing}"
+    return f"{_statement(study, found, title)}{_equality(found, unequal)}{missing}"
+
+
+def is_significant(study: Study, found: Mapping[str, Any]) -> bool:
+    """Whether a comparison passes the study's test."""
+    return found["p"] is not None and found["p"] <= study.test.level
+
+
+def size(found: Mapping[str, Any]) -> str:
+    """Difference and interval, and the numbers of seeds and clips."""
+    return f"{magnitude(found)} ({counts(found)})"
+
+
+def magnitude(found: Mapping[str, Any]) -> str:
+    """The difference with its interval."""
+    return f"{found['difference']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}]"
+
+
+def counts(found: Mapping[str, Any]) -> str:
+    """The numbers of seeds and clips."""
+    seeds = f"{len(found['seeds'])} seed{'s' if len(found['seeds']) != 1 else ''}"
+    return f"{seeds} x {found['clips']} clips" if found["clips"] else seeds
+
+
+def _statement(study: Study, found: Mapping[str, Any], title: str) -> str:
+    arm, reference, test = found["arm"], found["reference"], study.test
+    if is_significant(study, found):
+        gain = found["difference"] < 0 if study.primary.better == "lower" else found["difference"] > 0
+        side = "below" if found["difference"] < 0 else "above"
+        low, high = sorted(abs(found[name]) for name in ("low", "high"))
+        # An interval that reaches beyond zero keeps its signs.
+        shown = f"{abs(found['difference']):.4g} [{low:.4g}, {high:.4g}] ({counts(found)})"
+        shown = shown if found["low"] * found["high"] > 0 else size(found)
+        text = f"{arm}'s {title} is {side} {reference}'s by {shown}, permutation p = {found['p']:.3g}"
+        text += "." if gain else f": {arm} is worse."
+    else:
+        text = (
+            f"{arm} is not distinguishable from {reference}: its {title} differs by {size(found)}, "
+            f"permutation p = {found['p']:.3g} (level {test.level:g})."
+        )
+    if found["smallest_p"] > test.level:
+        seeds = len(found["seeds"])
+        return (
+            f"{text} With {seeds} seed{'s' if seeds != 1 else ''} this test cannot give a p below "
+            f"{found['smallest_p']:.3g}, so no difference, however large, could have passed it."
+        )
+    return f"{text} The smallest effect that this design could have seen is {found['detectable']:.3g}."
+
+
+def _equality(found: Mapping[str, Any], unequal: Mapping[str, Sequence[str]]) -> str:
+    ours = {label: keys for label, keys in unequal.items() if label in (found["arm"], found["reference"])}
+    if not ours:
+        return ""
+    keys = [key.replace("_", " ") for label in ours for key in ours[label]]
+    return f" The two arms are not equal in {listed(list(dict.fromkeys(keys)))}."

@@ -1,0 +1,178 @@
+"""Runs a study: every arm from every seed, each once; and its results and page, from the runs that are finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phantom.config import Params, Role, select
+from phantom.errors import UserError, listed
+from phantom.evaluation.study.page import write_page
+from phantom.evaluation.study.results import compare_arms, make_results, read_results, write_results
+from phantom.evaluation.study.spec import FILE, RESULTS, STUDIES, Study, load_study, study_digest, study_names
+from phantom.evaluation.study.statistics import smallest_p
+from phantom.orchestration.study_processes import pipeline_name, run_all
+from phantom.orchestration.study_runs import SETTINGS, StudyRun, study_runs
+from phantom.progress import say
+
+
+def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: Path = Path()) -> dict[str, Any]:
+    """Runs what is not finished of a study, `workers` at a time. Returns its results (`results.make_results`).
+
+    overrides: `key=value` for all arms; an arm's own settings prevail. Raises UserError if the study, its settings or
+    the latents are wrong; Interrupted after a stop signal, once the runs have saved; StageFailed if a run failed.
+    """
+    study = load_study(name, root)
+    runs = study_runs(study, tuple(overrides), root)
+    for line in remarks(study, runs, root):
+        say(f"study {name}: {line}")
+    waiting = [run for run in runs if run.read(root) is None]
+    if len(waiting) < len(runs):
+        say(f"study {name}: {len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    if waiting:
+        _open_parent(name, runs[0].params, root)
+        run_all(name, runs, waiting, workers, lambda run: _primary_text(study, run, root), root)
+    return write_report(name, collect(name, study, runs, tuple(overrides), root), root)
+
+
+def report_study(name: str, overrides: Sequence[str] = (), root: Path = Path()) -> dict[str, Any]:
+    """Writes results and page of the runs that are finished here, or the page of results that came with the checkout.
+
+    Returns the results. Raises UserError if there are neither.
+    """
+    study, kept = load_study(name, root), read_results(name, root)
+    try:
+        found = collect(name, study, study_runs(study, tuple(overrides), root), tuple(overrides), root)
+    except UserError as error:
+        if kept is None:
+            raise
+        say(f"study {name}: {error}; the page is made from {STUDIES / name / RESULTS}")
+        found = None
+    is_current = kept is not None and kept["sha256"] == study_digest(name, root)
+    if kept is not None and (found is None or found["finished"] < (kept["finished"] if is_current else 1)):
+        write_page(name, kept, root)
+        return kept
+    if found is None or not found["finished"]:
+        raise UserError(f"study {name!r}: no run is finished; `phantom study run {name}` runs it")
+    return write_report(name, found, root)
+
+
+def write_report(name: str, results: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
+    """Writes results.json and the page. Returns the results, with the digests of what study.yaml was before."""
+    before = read_results(name, root)
+    earlier = [*before["earlier"], before["sha256"]] if before else []
+    results = {**results, "earlier": [digest for digest in dict.fromkeys(earlier) if digest != results["sha256"]]}
+    write_results(name, results, root)
+    write_page(name, results, root)
+    return results
+
+
+def remarks(study: Study, runs: Sequence[StudyRun], root: Path = Path()) -> list[str]:
+    """What has to be known before the study runs: arms that are not equal, a test that cannot be passed."""
+    found = []
+    for label, costs in _equality(study, runs, root).items():
+        if costs["unequal"]:
+            keys = listed([f"{key} {costs[key]:,}" for key in costs["unequal"]])
+            found.append(f"arm {label!r} is not equal to {study.compare[0].reference!r}: {keys}")
+    least = smallest_p(len(study.seeds), study.test.sides)
+    if least > study.test.level:
+        found.append(
+            f"{len(study.seeds)} seeds cannot give a p below {least:.3g}, so the test at level {study.test.level:g} "
+            "cannot be passed; more seeds lower it"
+        )
+    return found
+
+
+def collect(
+    name: str, study: Study, runs: Sequence[StudyRun], overrides: tuple[str, ...] = (), root: Path = Path()
+) -> dict[str, Any]:
+    """The results of the runs that are finished."""
+    from phantom import __version__
+
+    figures = [(run, run.read(root)) for run in runs]
+    measured = [(run, found) for run, found in figures if found is not None]
+    made = sorted({json.dumps(found["made"], sort_keys=True) for _, found in measured})
+    ids: list[str] = next((found["ids"] for _, found in measured), [])
+    facts = {
+        "name": name,
+        "sha256": study_digest(name, root),
+        "set": list(overrides),
+        "version": __version__,
+        "made_with": [json.loads(one) for one in made],
+        "clip_ids": ids,
+    }
+    kept = ("clips", "by_sigma", "scalars", "curves")
+    rows = [
+        {"arm": run.arm, "seed": run.seed, **{key: found[key] for key in kept}}
+        for run, found in measured
+        if run.arm is not None
+    ]
+    base = next(({key: found[key] for key in kept[:2]} for run, found in measured if run.arm is None), None)
+    return make_results(study, facts, _equality(study, runs, root), differing_settings(runs), rows, base)
+
+
+def differing_settings(runs: Sequence[StudyRun]) -> dict[str, dict[str, Any]]:
+    """By arm, the settings that are not the same in all arms, by dotted name."""
+    from phantom.tracking.runs import flatten_settings
+
+    flat: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.arm is not None and run.arm not in flat:
+            settings = flatten_settings(select(run.params, SETTINGS, without=(Role.NOT_IN_RESULT,)))
+            flat[run.arm] = settings | {"alpha_z": "held at 0" if run.held else "grows"}
+    keys = [key for key in next(iter(flat.values())) if len({found[key] for found in flat.values()}) > 1]
+    return {label: {key: found[key] for key in keys} for label, found in flat.items()}
+
+
+def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, Any]:
+    """What each arm costs, from `phantom plan`, and where it differs from the reference."""
+    from phantom.planning.plan import plan
+
+    costs: dict[str, dict[str, int]] = {}
+    for run in runs:
+        if run.arm is not None and run.arm not in costs:
+            planned, steps = plan(run.params, "H200", 1, root=root), run.params.train.steps  # no figure is of the GPU
+            costs[run.arm] = {
+                "steps": steps,
+                "samples": planned["time"]["samples"],
+                "trainable_parameters": planned["parameters"]["trainable"],
+                "flops": steps * planned["flops"]["model_per_step"],
+            }
+    return compare_arms(study, costs)
+
+
+def _open_parent(name: str, params: Params, root: Path) -> None:
+    """Makes the store and the parent run before several processes could at once; without a server nothing is logged."""
+    from phantom.tracking.lineage import open_pipeline_run
+
+    try:
+        open_pipeline_run(pipeline_name(name), params.tracking, root)
+    except Exception as error:  # of any type, as in `Tracker`; the runs say it too, and train on
+        say(f"mlflow: {params.tracking.uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
+
+
+def _primary_text(study: Study, run: StudyRun, root: Path) -> str:
+    """The primary figure of a finished run."""
+    found = run.read(root) or {"clips": {}, "scalars": {}}
+    name = study.primary.figure
+    values = [value for value in found["clips"].get(name) or [found["scalars"].get(name)] if value is not None]
+    return f"{name} {sum(values) / len(values):.5g}" if values else "finished"
+
+
+def list_studies(root: Path = Path()) -> list[dict[str, Any]]:
+    """Every study with its question and state, without reading settings or latents."""
+    rows = []
+    for name in study_names(root):
+        tree = yaml.safe_load((root / STUDIES / name / FILE).read_text(encoding="utf-8"))
+        results, digest = read_results(name, root), study_digest(name, root)
+        state = "not run"
+        if results:
+            state = f"{results['finished']} of {results['expected']} runs"
+            state += "" if results["sha256"] == digest else ", of another study.yaml"
+        question = " ".join(str(tree.get("question", "")).split()) if isinstance(tree, dict) else ""
+        rows.append({"name": name, "question": question, "state": state, "verdict": results and results["verdict"]})
+    return rows

@@ -1,0 +1,161 @@
+"""Studies run for real on random latents: each run once, resumed after a stop, with the same results again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from markupsafe import escape
+
+from phantom.errors import StageFailed, UserError
+from phantom.evaluation.study.spec import load_study
+from phantom.orchestration.study import list_studies, report_study, run_study
+from phantom.orchestration.study_runs import study_runs
+from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, "-m", "phantom.cli", "study"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_base):
+    """A checkout in which the toy study was run, and its results."""
+    root = tmp_path_factory.mktemp("study")
+    write_study_latents(root, tiny_base)
+    write_study(root, toy_study(tiny_base))
+    return root, run_here(root)
+
+
+def test_every_arm_is_trained_from_every_seed_and_measured_clip_by_clip(finished):
+    root, results = finished
+    assert [(run["seed"], run["arm"]) for run in results["runs"]] == [
+        (0, "control"), (0, "phantom"), (1, "control"), (1, "phantom"),
+    ]  # fmt: skip
+    for run in results["runs"]:
+        assert len(run["clips"]["heldout_loss_video"]) == 4 == len(results["clip_ids"])
+        assert len(run["by_sigma"]["heldout_loss_video"]) == 2
+        assert [step for step, _ in run["curves"]["val_loss_video"]] == [1, 2]
+    assert results["base"]["clips"].keys() == {f"heldout_loss_video{x}" for x in ("", "_text", "_prefix")}
+    assert json.loads((root / "studies/toy/results.json").read_text()) == results
+    page = (root / "studies/toy/index.html").read_text()
+    assert str(escape(results["verdict"])) in page and results["sha256"][:16] in page
+
+
+def test_the_runs_lie_under_one_parent_in_mlflow(finished):
+    root, _ = finished
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (parent,) = client.search_runs(["1"], "tags.pipeline = 'study toy'")
+    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {(run.data.tags["arm"], run.data.tags["seed"]) for run in children} == {
+        ("control", "0"), ("control", "1"), ("phantom", "0"), ("phantom", "1"),
+    }  # fmt: skip
+    assert {run.info.run_name for run in children} >= {"toy: phantom, seed 1"}
+
+
+def test_nothing_is_run_twice_and_the_results_are_the_same(finished, tiny_base):
+    root, results = finished
+    folders = root / "checkpoints/studies"
+    before = {path: path.stat().st_mtime_ns for path in folders.rglob("figures-*.json")}
+    text = (root / "studies/toy/results.json").read_bytes(), (root / "studies/toy/index.html").read_bytes()
+    assert run_study("toy", root=root) == results
+    assert report_study("toy", root=root) == results
+    assert before == {path: path.stat().st_mtime_ns for path in folders.rglob("figures-*.json")}
+    assert text == ((root / "studies/toy/results.json").read_bytes(), (root / "studies/toy/index.html").read_bytes())
+    # Another study with one arm more finds those that are the same.
+    more = toy_study(tiny_base)
+    more["arms"].append({"label": "slower", "settings": {"train.optimizer.learning_rate": 1e-4}})
+    write_study(root, more, "more")
+    runs = study_runs(load_study("more", root), (), root)
+    assert [run.arm for run in runs if run.read(root) is None] == ["slower", "slower"]
+
+
+def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base):
+    write_study_latents(tmp_path, tiny_base)
+    study = toy_study(tiny_base, steps=40)
+    study["seeds"] = [0]
+    write_study(tmp_path, study)
+    command = [*COMMAND, "run", "toy", "--workers", "2"]
+    environment = {**os.environ, **ENVIRONMENT}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 120
+        while not list(tmp_path.rglob("step-*/state.json")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    assert "run again to go on" in said.splitlines()[-1]
+    assert list(tmp_path.rglob("step-*/state.json")) and not list(tmp_path.rglob("result.json"))
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "(3/3)" in again.stderr and "study toy: 80/80 steps" in again.stderr
+    logs = "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
+    assert "continues after step" in logs
+    stopped = json.loads((tmp_path / "studies/toy/results.json").read_text())
+    # The same study without a stop has the same figures.
+    other = tmp_path / "other"
+    write_study_latents(other, tiny_base)
+    write_study(other, study)
+    assert run_here(other)["runs"] == stopped["runs"]
+
+
+def test_arms_that_are_not_equal_are_said_before_and_in_red(finished, tiny_base, capsys):
+    root, _ = finished
+    study = toy_study(tiny_base)
+    study["arms"][1]["settings"] = {"physics.num_layers": 1}
+    write_study(root, study, "unequal")
+    with pytest.raises(UserError, match="no run is finished"):
+        report_study("unequal", ["train.steps=3"], root)
+    results = report_study("unequal", root=root)  # the control's runs are those of the toy study
+    assert results["equality"]["phantom"]["unequal"] == ["trainable_parameters", "flops"]
+    assert results["finished"] == 2 and results["verdict"].startswith("Nothing can be said")
+    page = (root / "studies/unequal/index.html").read_text()
+    assert "phantom is not equal to control: trainable parameters, flops differ." in page
+    assert 'class="delta bad">not equal' in page
+
+
+def test_latents_of_another_recipe_are_refused_in_one_line(finished, tiny_base):
+    root, _ = finished
+    study = toy_study(tiny_base)
+    study["arms"][1]["settings"] = {"physics.tubelets_per_latent": 1}
+    write_study(root, study, "refused")
+    with pytest.raises(UserError) as refused:
+        run_study("refused", root=root)
+    assert str(refused.value).startswith("arm 'phantom': data/latents: made with physics.tubelets_per_latent 2")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_fails_ends_the_study_with_its_line(tmp_path, tiny_base):
+    write_study_latents(tmp_path, tiny_base)
+    study = toy_study(tiny_base)
+    study["settings"]["train.optimizer.learning_rate"] = 1e30
+    study["settings"]["train.max_bad_steps"] = 1
+    write_study(tmp_path, study)
+    with pytest.raises(StageFailed) as failed:
+        run_study("toy", root=tmp_path)
+    assert str(failed.value).startswith("control, seed 0: train: 1 steps in a row without")
+    assert str(failed.value).endswith("log.txt)")
+
+
+def test_without_runs_here_the_page_is_made_from_committed_results(finished, tmp_path):
+    root, results = finished
+    target = tmp_path / "studies/toy"
+    target.mkdir(parents=True)
+    for name in ("study.yaml", "results.json"):
+        (target / name).write_bytes((root / "studies/toy" / name).read_bytes())
+    assert report_study("toy", root=tmp_path) == results
+    assert (target / "index.html").read_bytes() == (root / "studies/toy/index.html").read_bytes()
+    (row,) = list_studies(tmp_path)
+    assert row["state"] == "4 of 4 runs" and row["verdict"] == results["verdict"]
+    with (target / "study.yaml").open("a") as file:
+        file.write("# a change\n")
+    report_study("toy", root=tmp_path)
+    assert "study.yaml was changed after these results were made" in (target / "index.html").read_text()
+    assert list_studies(tmp_path)[0]["state"] == "4 of 4 runs, of another study.yaml"
+    assert not list_studies(Path("/nowhere"))
