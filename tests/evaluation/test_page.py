@@ -1,6 +1,5 @@
 """The page as a browser shows it."""
 
-import shutil
 import time
 
 import numpy as np
@@ -70,26 +69,6 @@ def test_a_chart_leaves_out_what_it_cannot_draw():
     assert "nan" not in drawn.svg and "inf" not in drawn.svg
     flat = chart("Flat", {"a": [(5, 0.0), (6, 0.0)]})
     assert "nan" not in flat.svg and flat.svg.count("<text") >= 2
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    flags += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"]
-    for flag in flags:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
 
 
 @pytest.fixture

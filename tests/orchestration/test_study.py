@@ -78,7 +78,7 @@ def test_nothing_is_run_twice_and_the_results_are_the_same(finished, tiny_base):
 
 def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base):
     write_study_latents(tmp_path, tiny_base)
-    study = toy_study(tiny_base, steps=40)
+    study = toy_study(tiny_base, steps=24)
     study["seeds"] = [0]
     write_study(tmp_path, study)
     command = [*COMMAND, "run", "toy", "--workers", "2"]
@@ -94,7 +94,7 @@ def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base):
     assert list(tmp_path.rglob("step-*/state.json")) and not list(tmp_path.rglob("result.json"))
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "(3/3)" in again.stderr and "study toy: 80/80 steps" in again.stderr
+    assert "(3/3)" in again.stderr and "study toy: 48/48 steps" in again.stderr
     logs = "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
     assert "continues after step" in logs
     stopped = json.loads((tmp_path / "studies/toy/results.json").read_text())

@@ -78,10 +78,10 @@ def remarks(study: Study, runs: Sequence[StudyRun], root: Path = Path()) -> list
         if costs["unequal"]:
             keys = listed([f"{key} {costs[key]:,}" for key in costs["unequal"]])
             found.append(f"arm {label!r} is not equal to {study.compare[0].reference!r}: {keys}")
-    least = smallest_p(len(study.seeds), study.test.sides)
-    if least > study.test.level:
+    seeds, test = len(study.seeds), study.test
+    if (least := smallest_p(seeds, test.sides)) > test.level:
         found.append(
-            f"{len(study.seeds)} seeds cannot give a p below {least:.3g}, so the test at level {study.test.level:g} "
+            f"with {seeds} seed{'s' if seeds > 1 else ''} no p is below {least:.3g}, so the test at level {test.level:g} "
             "cannot be passed; more seeds lower it"
         )
     return found

@@ -16,7 +16,7 @@ from phantom.evaluation.study.figures import CURVES, FIGURES
 from phantom.evaluation.study.plots import Row, dots
 from phantom.evaluation.study.results import page_path, paired_interval, seed_means
 from phantom.evaluation.study.spec import Study, study_digest
-from phantom.evaluation.study.verdict import is_significant, magnitude
+from phantom.evaluation.study.verdict import is_significant
 
 COLOURS = 8  # classes key0 to key7 of the style sheet
 INTERVENTIONS = {"heldout_loss_video_other_z": "another clip's z", "heldout_loss_video_noise_z": "noise as z"}
@@ -185,13 +185,15 @@ def _differences(study: Study, results: Mapping[str, Any]) -> Table | None:
         return [Cell("" if one[key] is None else format(one[key], form)) for one in found]
 
     better = -1 if study.primary.better == "lower" else 1
-    shown = []
+    shown, tests = [], []
     for one in found:
-        passed = is_significant(study, one)
-        tone = ("good" if better * one["difference"] > 0 else "bad") if passed else ""
-        shown.append(Cell(magnitude(one), "passes the test" if passed else "does not pass the test", tone))
+        shown.append(Cell(f"{one['difference']:+.4g}", f"[{one['low']:+.4g}, {one['high']:+.4g}]"))
+        passed, gained = is_significant(study, one), better * one["difference"] > 0
+        outcome = Cell("passed", "better" if gained else "worse", "good" if gained else "bad")
+        tests.append(outcome if passed else Cell("not passed"))
     rows = [
-        TableRow("Difference", "mean, 95% interval", shown),
+        TableRow("Difference", "mean, and 95% interval", shown),
+        TableRow("Test", f"p at most {study.test.level:g}", tests),
         TableRow("Permutation p", f"{study.test.sides}-sided, over seeds", cells("p", ".3g")),
         TableRow("Smallest p possible", "with this number of seeds", cells("smallest_p", ".3g")),
         TableRow("Smallest effect", f"80% power at level {study.test.level:g}", cells("detectable", ".3g")),
@@ -213,7 +215,7 @@ def _interventions(study: Study, results: Mapping[str, Any]) -> Table | None:
         cells = []
         for label in labels:
             found = paired_interval(runs, label, figure, own)
-            delta = f"{found[0]:+.3g} [{found[1]:+.3g}, {found[2]:+.3g}]" if found else ""
+            delta = f"{found[0]:+.4g} [{found[1]:+.4g}, {found[2]:+.4g}]" if found else ""
             cells.append(Cell(_mean(runs, label, figure), delta, "good" if found and found[1] > 0 else ""))
         rows.append(TableRow(name, "and its difference to own z", cells))
     note = "If L_v does not rise when z is replaced, the video branch does not read z, whatever the losses say."

@@ -30,13 +30,8 @@ def is_significant(study: Study, found: Mapping[str, Any]) -> bool:
 
 
 def size(found: Mapping[str, Any]) -> str:
-    """Difference and interval, and the numbers of seeds and clips."""
-    return f"{magnitude(found)} ({counts(found)})"
-
-
-def magnitude(found: Mapping[str, Any]) -> str:
-    """The difference with its interval."""
-    return f"{found['difference']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}]"
+    """The difference with its interval, and the numbers of seeds and clips."""
+    return f"{found['difference']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}] ({counts(found)})"
 
 
 def counts(found: Mapping[str, Any]) -> str:

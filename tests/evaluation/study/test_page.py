@@ -1,0 +1,130 @@
+"""The page of a study: what it says, that it is whole, and how a browser shows it."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from phantom.evaluation.page import render
+from phantom.evaluation.study.page import make_page
+from phantom.evaluation.study.plots import Row, dots
+from tests.evaluation.study.made_up import ODD, made_up, make_run, make_study
+
+VOID = {"meta", "link", "br", "img", "input", "line", "polyline", "path"}
+
+
+class Page(HTMLParser):
+    """Text by tag, the tags that are open, and attributes that name something elsewhere."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: dict[str, list[str]] = {}
+        self.count: dict[str, int] = {}
+        self.elsewhere: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.elsewhere += [value for key, value in attrs if key in ("src", "href") and not value.startswith("data:")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if self.open and data.strip():
+            self.text.setdefault(self.open[-1], []).append(data.strip())
+
+
+def html(results, digest="0" * 64) -> str:
+    return render(make_page(results, digest), "study/page.html")
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Four arms, one of them not equal to the others."""
+    study = make_study(6, ("control", "phantom", "former", "wide"))
+    gains = {"control": 0, "phantom": 0.002, "former": 0, "wide": -0.001}
+    return made_up(study, gains, wide={"flops": 2 * 10**13})
+
+
+def test_the_page_is_whole_and_opens_with_the_verdict(several):
+    page = Page(html(several))
+    assert page.open == [] and page.elsewhere == [] and "script" not in page.count
+    assert page.text["p"][:2] == [ODD, several["verdict"]]
+    assert page.text["li"] == ["wide is not equal to control: flops differ."]
+    headings = ["The primary metric", "Paired differences", "Interventions on z", "Validation while training"]
+    headings += ["What the arms cost", "Settings that differ", "All figures", "Held-out L_v by noise level"]
+    assert page.text["h2"] == [*headings, "What is what"]
+
+
+def test_every_seed_of_every_arm_has_a_point(several):
+    text = html(several)
+    assert text.count('<circle class="point"') == 4 * 6 + 3 * 6  # by arm, and by comparison
+    assert "<title>seed 5: 0.1" in text and text.count("polyline") == 2 * 4
+    assert "frozen base" in text and "not equal" in text and "nan" not in text.lower().replace("nanmean", "")
+
+
+def test_the_same_results_give_the_same_bytes(several):
+    assert html(several) == html(several)
+
+
+def test_texts_are_escaped(several):
+    text = html(several)
+    assert "Does &lt;b&gt;z&lt;/b&gt; &amp; &#34;the rest&#34; {{ 7 * 7 }} help?" in text and ODD not in text
+    drawn = dots("a", [Row('<i>"', "key0", {"<b>": 1.0}, 1.0)])
+    assert "<i>" not in drawn.svg and "<b>" not in drawn.svg
+    assert dots("nothing", [Row("a", "key0", {}, 0.0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"set": ["train.steps=3"]}, "Run with settings that study.yaml does not state: train.steps=3."),
+        ({"finished": 3}, "3 of 24 runs are finished."),
+        ({"earlier": ["1" * 64]}, "study.yaml was changed after a first run"),
+        ({"sha256": "2" * 64}, "study.yaml was changed after these results were made."),
+        ({"made_with": [{"commit": c, "dirty": "true", "torch": "2"} for c in "ab"]}, "different commits or versions"),
+    ],
+)
+def test_what_weakens_a_result_is_said_in_red(several, changes, said):
+    assert any(said in warning for warning in Page(html({**several, **changes})).text["li"])
+
+
+def test_a_study_with_hardly_a_run_has_a_page():
+    study = make_study(2)
+    page = Page(html(made_up(study, {"control": 0})))
+    assert page.open == [] and page.text["p"][1].startswith("Nothing can be said")
+    none = made_up(study, {})
+    assert Page(html({**none, "base": None, "made_with": []})).open == []
+    run = make_run("control", 0, 0) | {"curves": {}, "scalars": {}}
+    assert Page(html({**none, "runs": [run], "finished": 1})).open == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window_and_nothing_is_fetched(browser, several, tmp_path, width, scheme):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    (tmp_path / "index.html").write_text(html(several))
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get((tmp_path / "index.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(18, 19, 23)"
+    assert dark == (scheme == "dark")
+    red = browser.execute_script("return getComputedStyle(document.querySelector('.warnings')).color")
+    assert red == ("rgb(239, 125, 112)" if dark else "rgb(179, 54, 43)")
+    ActionChains(browser).send_keys(Keys.TAB).perform()  # the first table, which scrolls by keys
+    assert browser.execute_script("return document.activeElement.getAttribute('aria-label')") == "Paired differences"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert browser.get_log("browser") == []
