@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 from markupsafe import escape
 
-from phantom.errors import StageFailed, UserError
+from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.evaluation.study.spec import load_study
 from phantom.orchestration.study import list_studies, report_study, run_study
-from phantom.orchestration.study_runs import study_runs
-from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-m", "phantom.cli", "study"]
+from phantom.orchestration.study_processes import Child
+from phantom.orchestration.study_runs import StudyRun, study_runs
+from tests.orchestration.studies import measure_base_here, run_here, toy_study, write_study, write_study_latents
 
 
 @pytest.fixture(scope="module")
@@ -76,28 +74,30 @@ def test_nothing_is_run_twice_and_the_results_are_the_same(finished, tiny_base):
     assert [run.arm for run in runs if run.read(root) is None] == ["slower", "slower"]
 
 
-def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base):
+def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_study_latents(tmp_path, tiny_base)
     study = toy_study(tiny_base, steps=24)
     study["seeds"] = [0]
     write_study(tmp_path, study)
-    command = [*COMMAND, "run", "toy", "--workers", "2"]
-    environment = {**os.environ, **ENVIRONMENT}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 120
+
+    def stop_when_saved():
+        end = time.monotonic() + 300
         while not list(tmp_path.rglob("step-*/state.json")) and time.monotonic() < end:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == 75, said
-    assert "run again to go on" in said.splitlines()[-1]
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    measure_base_here(tmp_path)
+    watcher = threading.Thread(target=stop_when_saved, daemon=True)
+    watcher.start()
+    with pytest.raises(Interrupted, match=r"stopped with 1 of 3 runs finished; the others are saved, run again"):
+        run_study("toy", 2, root=tmp_path)
+    watcher.join()
     assert list(tmp_path.rglob("step-*/state.json")) and not list(tmp_path.rglob("result.json"))
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "(3/3)" in again.stderr and "study toy: 48/48 steps" in again.stderr
-    logs = "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
-    assert "continues after step" in logs
-    stopped = json.loads((tmp_path / "studies/toy/results.json").read_text())
+    stopped = run_study("toy", 2, root=tmp_path)
+    said = capsys.readouterr().err
+    assert "(3/3)" in said and "study toy: 48/48 steps" in said
+    assert "continues after step" in "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
     # The same study without a stop has the same figures.
     other = tmp_path / "other"
     write_study_latents(other, tiny_base)
@@ -131,16 +131,25 @@ def test_latents_of_another_recipe_are_refused_in_one_line(finished, tiny_base):
     assert "\n" not in str(refused.value)
 
 
-def test_a_run_that_fails_ends_the_study_with_its_line(tmp_path, tiny_base):
-    write_study_latents(tmp_path, tiny_base)
-    study = toy_study(tiny_base)
-    study["settings"]["train.optimizer.learning_rate"] = 1e30
-    study["settings"]["train.max_bad_steps"] = 1
-    write_study(tmp_path, study)
-    with pytest.raises(StageFailed) as failed:
-        run_study("toy", root=tmp_path)
-    assert str(failed.value).startswith("control, seed 0: train: 1 steps in a row without")
-    assert str(failed.value).endswith("log.txt)")
+@pytest.mark.parametrize(
+    ("outcome", "kind", "said"),
+    [
+        ({"code": 2, "error": "x: wrong"}, UserError, "phantom, seed 1: x: wrong"),
+        ({"code": 75, "error": "stopped"}, Interrupted, "phantom, seed 1: stopped"),
+        ({"code": 1, "error": "bad"}, StageFailed, "phantom, seed 1: bad (checkpoints/studies/a/log.txt)"),
+        (None, StageFailed, "phantom, seed 1: its process was killed (out of memory?), see checkpoints/studies/a/log"),
+    ],
+)
+def test_a_run_that_fails_ends_the_study_with_its_line(tmp_path, make_params, outcome, kind, said):
+    child = Child.__new__(Child)
+    child.run = StudyRun("phantom", 1, False, make_params(), {}, Path("checkpoints/studies/a"), "figures.json")
+    child.outcome = tmp_path / "outcome.json"
+    if outcome:
+        child.outcome.write_text(json.dumps(outcome))
+    child.process = SimpleNamespace(returncode=1)
+    with pytest.raises(kind) as failed:
+        child.raise_failure()
+    assert str(failed.value).startswith(said)
 
 
 def test_without_runs_here_the_page_is_made_from_committed_results(finished, tmp_path):

@@ -81,8 +81,8 @@ def remarks(study: Study, runs: Sequence[StudyRun], root: Path = Path()) -> list
     seeds, test = len(study.seeds), study.test
     if (least := smallest_p(seeds, test.sides)) > test.level:
         found.append(
-            f"with {seeds} seed{'s' if seeds > 1 else ''} no p is below {least:.3g}, so the test at level {test.level:g} "
-            "cannot be passed; more seeds lower it"
+            f"with {seeds} seed{'s' if seeds > 1 else ''} no p is below {least:.3g}, so the test at level "
+            f"{test.level:g} cannot be passed; more seeds lower it"
         )
     return found
 
