@@ -76,7 +76,7 @@ def upward(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 def reduced(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
     """The arrows that do not follow from others, top to bottom."""
-    order = [package for row in reversed(ROWS) for package in row]
+    order = [package for row in reversed(ROWS) for package in reversed(row)]
     reach: dict[str, set[str]] = {}
     for package in order:  # from the bottom: what a package leads to is known when its turn comes
         reach[package] = graph[package].union(*(reach[target] for target in graph[package]))

@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from phantom.config import apply_overrides, preset_path, validate
-from phantom.evaluation.study.spec import load_study
 from phantom.orchestration import study_processes
 from phantom.orchestration.study import run_study
 from phantom.orchestration.study_child import run_one
-from phantom.orchestration.study_runs import StudyRun, study_runs
+from phantom.orchestration.study_runs import StudyRun
 from phantom.tracking.lineage import PIPELINE_ENV
 from tests.training.random_latents import write_latents
 from tests.training.runs import QUICK
@@ -77,9 +76,3 @@ def run_here(root: Path, name: str = "toy") -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_processes, "Child", RunHere)
         return run_study(name, root=root)
-
-
-def measure_base_here(root: Path, name: str = "toy") -> None:
-    """Measures the frozen base of a study in this process, so that only its arms are left to run."""
-    base = study_runs(load_study(name, root), (), root)[0]
-    RunHere(base, name, 1, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from phantom.evaluation.study.spec import load_study
 from phantom.orchestration.study import list_studies, report_study, run_study
 from phantom.orchestration.study_processes import Child
 from phantom.orchestration.study_runs import StudyRun, study_runs
-from tests.orchestration.studies import measure_base_here, run_here, toy_study, write_study, write_study_latents
+from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +81,24 @@ def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base, monkeypa
     study = toy_study(tiny_base, steps=24)
     study["seeds"] = [0]
     write_study(tmp_path, study)
+    phantom = tmp_path / study_runs(load_study("toy", tmp_path), (), tmp_path)[-1].folder
 
     def stop_when_saved():
         end = time.monotonic() + 300
-        while not list(tmp_path.rglob("step-*/state.json")) and time.monotonic() < end:
+        while not list(phantom.rglob("step-*/state.json")) and time.monotonic() < end:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    measure_base_here(tmp_path)
-    watcher = threading.Thread(target=stop_when_saved, daemon=True)
-    watcher.start()
-    with pytest.raises(Interrupted, match=r"stopped with 1 of 3 runs finished; the others are saved, run again"):
-        run_study("toy", 2, root=tmp_path)
-    watcher.join()
-    assert list(tmp_path.rglob("step-*/state.json")) and not list(tmp_path.rglob("result.json"))
-    stopped = run_study("toy", 2, root=tmp_path)
+    threading.Thread(target=stop_when_saved, daemon=True).start()
+    with pytest.raises(Interrupted, match=r"stopped with \d of 3 runs finished; the others are saved, run again"):
+        run_study("toy", 2, root=tmp_path)  # in processes of their own
     said = capsys.readouterr().err
-    assert "(3/3)" in said and "study toy: 48/48 steps" in said
-    assert "continues after step" in "".join(log.read_text() for log in tmp_path.rglob("log.txt"))
+    assert "study toy: base: heldout_loss_video " in said and re.search(r"study toy: \d+/48 steps", said)
+    assert list(phantom.rglob("step-*/state.json")) and not list(phantom.rglob("result.json"))
+    stopped = run_here(tmp_path)
+    said = capsys.readouterr().err
+    assert "train phantom: continues after step" in said and "(3/3)" in said
+    assert not list(tmp_path.rglob("step-*"))  # nothing resumes from them any more
     # The same study without a stop has the same figures.
     other = tmp_path / "other"
     write_study_latents(other, tiny_base)
