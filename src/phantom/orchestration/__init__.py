@@ -1,1 +1,1 @@
-"""What runs when, on this machine: the stages, `phantom run`, `phantom up`, approval and `phantom doctor`."""
+"""What runs when, on this machine: the stages, `phantom run`, `up`, `study`, `doctor` and approval."""

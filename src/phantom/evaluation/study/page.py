@@ -280,7 +280,9 @@ def _curves(study: Study, results: Mapping[str, Any]) -> list[Chart]:
     for name in CURVES:
         lines = {label: _mean_curve(results["runs"], label, name) for label in study.labels}
         title = FIGURES[name].title.replace(" at the last validation", " at validation")
-        drawn.append(chart(capitalized(title), lines, "Mean over seeds.", log=name != "val_physics_explained"))
+        unit = " In the unit of each arm's train.physics_loss." if name == "val_loss_physics" else ""
+        is_loss = name != "val_physics_explained"
+        drawn.append(chart(capitalized(title), lines, f"Mean over seeds.{unit}", log=is_loss))
     return [one for one in drawn if one]
 
 

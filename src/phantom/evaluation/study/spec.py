@@ -66,7 +66,7 @@ class Study(Section):
     settings: dict[str, Any] = {}  # of all arms, by dotted name
     arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=12)]
     compare: Annotated[tuple[Comparison, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=20)]
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=16)]  # 2^16 flips of signs
     equal: tuple[Equality, ...]  # what has to be the same in all arms
     heldout_clips: Positive = 96
     heldout_sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.3, 0.643, 0.833, 0.955)
