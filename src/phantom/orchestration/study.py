@@ -15,6 +15,7 @@ from phantom.evaluation.study.page import write_page
 from phantom.evaluation.study.results import compare_arms, make_results, read_results, write_results
 from phantom.evaluation.study.spec import FILE, RESULTS, STUDIES, Study, load_study, study_digest, study_names
 from phantom.evaluation.study.statistics import smallest_p
+from phantom.orchestration.privacy import stay_offline
 from phantom.orchestration.study_processes import pipeline_name, run_all
 from phantom.orchestration.study_runs import SETTINGS, StudyRun, study_runs
 from phantom.progress import say
@@ -34,6 +35,7 @@ def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: 
     if len(waiting) < len(runs):
         say(f"study {name}: {len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     if waiting:
+        stay_offline(runs[0].params)  # the processes of the runs inherit it
         _open_parent(name, runs[0].params, root)
         run_all(name, runs, waiting, workers, lambda run: _primary_text(study, run, root), root)
     return write_report(name, collect(name, study, runs, tuple(overrides), root), root)

@@ -215,7 +215,7 @@ def _interventions(study: Study, results: Mapping[str, Any]) -> Table | None:
         cells = []
         for label in labels:
             found = paired_interval(runs, label, figure, own)
-            delta = f"{found[0]:+.4g} [{found[1]:+.4g}, {found[2]:+.4g}]" if found else ""
+            delta = f"{found[0]:+.3g} [{found[1]:+.3g}, {found[2]:+.3g}]" if found else ""
             cells.append(Cell(_mean(runs, label, figure), delta, "good" if found and found[1] > 0 else ""))
         rows.append(TableRow(name, "and its difference to own z", cells))
     note = "If L_v does not rise when z is replaced, the video branch does not read z, whatever the losses say."
