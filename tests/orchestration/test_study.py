@@ -16,7 +16,9 @@ import pytest
 from markupsafe import escape
 
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.evaluation.heldout_loss import heldout_losses
 from phantom.evaluation.study.spec import load_study
+from phantom.orchestration import study_child
 from phantom.orchestration.study import list_studies, report_study, run_study
 from phantom.orchestration.study_processes import Child
 from phantom.orchestration.study_runs import StudyRun, study_runs
@@ -104,6 +106,25 @@ def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base, monkeypa
     write_study_latents(other, tiny_base)
     write_study(other, study)
     assert run_here(other)["runs"] == stopped["runs"]
+
+
+def test_a_run_that_dies_while_it_is_measured_is_not_trained_again(tmp_path, tiny_base, monkeypatch, capsys):
+    write_study_latents(tmp_path, tiny_base)
+    write_study(tmp_path, toy_study(tiny_base, steps=1) | {"seeds": [0]})
+
+    def die(*args, physics=True):
+        if physics:
+            raise MemoryError
+        return heldout_losses(*args, physics=physics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_child, "heldout_losses", die)
+        with pytest.raises(MemoryError):
+            run_here(tmp_path)
+    assert "train control: 1/1 steps" in capsys.readouterr().err
+    assert run_here(tmp_path)["finished"] == 2
+    said = capsys.readouterr().err
+    assert "train: 1/1 steps" in said and "train control" not in said and "1 of 3 runs are finished already" in said
 
 
 def test_arms_that_are_not_equal_are_said_before_and_in_red(finished, tiny_base, capsys):
