@@ -82,5 +82,5 @@ def test_an_arms_settings_prevail_over_those_of_the_command_and_these_over_the_s
 
 def test_the_committed_studies_are_valid():
     study = load_study("physics-branch", ROOT)
-    assert study.labels == ["control", "phantom", "former control", "former phantom"]
+    assert study.labels == ["control", "phantom", "control with lead", "phantom with lead"]
     assert len(study_digest("physics-branch", ROOT)) == 64
