@@ -30,6 +30,7 @@ SHARED = (
     "train.seed=4",
     "train.ema_decay=0.5",
     "train.recursive_weight.every=2",
+    "train.validate_every=2",  # of the averaged weights, which take the place of the trained ones meanwhile
 )  # of `single_process`
 
 

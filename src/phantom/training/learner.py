@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from phantom.config import Optimizer, Train
 from phantom.model import PhantomTransformer3DModel
@@ -95,6 +96,10 @@ class Learner:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        """Exchanges weights and averages. What FSDP has gathered and kept, the root unit's weights, is dropped."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         for parameter, average in zip(self.parameters, self.average or (), strict=False):
             weight = parameter.detach().clone()
             parameter.copy_(average)
