@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -78,6 +79,16 @@ class WorldSpec:
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a body is drawn: a ball, or a box whose sides are 1.7 radii."""
+
+    colour: str
+    radius: float
+    shape: Literal["ball", "box"] = "ball"
+    visible: bool = True
+
+
+@dataclass(frozen=True)
 class Scene:
     """Trajectories of N bodies: positions (T, N, 2) in px, angles (T, N) in rad, velocities (T, N, 2) in px/s."""
 
@@ -85,6 +96,19 @@ class Scene:
     positions: np.ndarray
     angles: np.ndarray
     velocities: np.ndarray
+    changed_look: tuple[int, int, Look] | None = None  # (frame, body, look from that frame on)
+
+    def look(self, body: int, frame: int) -> Look:
+        """How `body` is drawn in `frame`."""
+        if self.changed_look and body == self.changed_look[1] and frame >= self.changed_look[0]:
+            return self.changed_look[2]
+        spec = self.spec
+        if body:
+            return Look(spec.second_colour, spec.second_radius)
+        return Look(spec.colour, spec.radius, "box" if spec.kind == "incline" else "ball")
+
+
+Meddle = Callable[[int, pymunk.Space, list[pymunk.Body]], None]  # called at the start of every frame
 
 
 def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None = None) -> WorldSpec:
@@ -155,15 +179,20 @@ def caption(spec: WorldSpec) -> str:
     return f"{text}, {spec.background} background."
 
 
-def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES) -> Scene:
-    """Simulates `frames` frames at 4 frames per second."""
+def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, meddle: Meddle | None = None) -> Scene:
+    """Simulates `frames` frames at 4 frames per second.
+
+    meddle: changes the world at the start of a frame, for worlds that break its laws.
+    """
     space = pymunk.Space()
     space.gravity = (0.0, spec.gravity)
     space.iterations = 30
     bodies, launch = _BUILD[spec.kind](space, spec)
     positions, angles, velocities = [], [], []
     released, time, dt = False, 0.0, 1.0 / (FPS * SUBSTEPS)
-    for _ in range(frames):
+    for frame in range(frames):
+        if meddle is not None:
+            meddle(frame, space, bodies)
         positions.append([tuple(b.position) for b in bodies])
         angles.append([b.angle for b in bodies])
         velocities.append([tuple(b.velocity) if released else (0.0, 0.0) for b in bodies])
@@ -337,16 +366,8 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
         px, py = spec.start
         dx, dy = np.array([y - py, px - x]) / max(math.hypot(x - px, y - py), 1e-9) * 0.5
         _polygon(canvas, [(px - dx, py - dy), (px + dx, py + dy), (x + dx, y + dy), (x - dx, y - dy)], STRING)
-    if spec.kind == "incline":
-        half, angle = spec.radius * 0.85, scene.angles[t, 0]
-        c, s = math.cos(angle) * half, math.sin(angle) * half
-        corners = [(-c + s, -s - c), (c + s, s - c), (c - s, s + c), (-c - s, -s + c)]
-        _polygon(canvas, [(x + a, y + b) for a, b in corners], COLOURS[spec.colour])
-    else:
-        _disc(canvas, x, y, spec.radius, COLOURS[spec.colour])
-    if spec.kind == "collision":
-        x, y = scene.positions[t, 1]
-        _disc(canvas, x, y, spec.second_radius, COLOURS[spec.second_colour])
+    for body in range(scene.positions.shape[1]):
+        _draw_body(canvas, scene, body, t)
     if spec.kind == "occluder":
         half = 8.0
         wall = [
@@ -356,6 +377,19 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
             (32 - half, spec.floor),
         ]
         _polygon(canvas, wall, OCCLUDER)
+
+
+def _draw_body(canvas: np.ndarray, scene: Scene, body: int, t: int) -> None:
+    look, (x, y) = scene.look(body, t), scene.positions[t, body]
+    if not look.visible:
+        return
+    if look.shape == "ball":
+        _disc(canvas, x, y, look.radius, COLOURS[look.colour])
+        return
+    half, angle = look.radius * 0.85, scene.angles[t, body]
+    c, s = math.cos(angle) * half, math.sin(angle) * half
+    corners = [(-c + s, -s - c), (c + s, s - c), (c - s, s + c), (-c - s, -s + c)]
+    _polygon(canvas, [(x + a, y + b) for a, b in corners], COLOURS[look.colour])
 
 
 def is_visible(scene: Scene, body: int = 0) -> np.ndarray:
