@@ -226,6 +226,31 @@ def score_vbench2(
     show(result, as_json, vbench2.as_text(result))
 
 
+@score.command("likephys")
+def score_likephys(
+    context: typer.Context,
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option(help="worlds, or a folder in LikePhys' layout; by default from the settings.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Noise levels per clip; by default from the settings.")] = None,
+    physics: Physics = True,
+    work: Annotated[Path, typer.Option(help="Cache of the losses, keyed by content, and of the worlds.")] = Path(
+        "checkpoints/likephys"
+    ),
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on LikePhys: how often it denoises a possible video worse than an impossible one (50: chance)."""
+    with stage("score", context, params, set_) as tree:
+        from phantom.evaluation.likephys import run
+        from phantom.evaluation.likephys.score import as_text
+
+        result = run.score_likephys(tree, model, data, steps, physics, work)
+    show(result, as_json, as_text(result))
+
+
 @app.command()
 def report(
     files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")],

@@ -12,7 +12,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: YAML's yes and no
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 KeyValue = Annotated[str, Field(pattern=r"^[^=\s]+=[^\n]*$", description="KEY=VALUE")]
-Benchmark = Literal["physics-iq", "videophy", "videophy2", "vbench2"]
+Benchmark = Literal["physics-iq", "videophy", "videophy2", "vbench2", "likephys"]
 
 
 def _check_order(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:

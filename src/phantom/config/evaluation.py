@@ -75,6 +75,21 @@ class VBench2(Section):
     judge: Judge
 
 
+class LikePhys(Section):
+    """LikePhys: matched possible and impossible clips, ranked by the model's denoising loss."""
+
+    data: str  # "worlds", or a folder in the layout of the published data set
+    groups: Positive  # of each of the worlds' scenarios
+    frames: Positive  # 4m + 1, evenly spaced over the clip
+    timesteps: Positive
+    guidance_scale: PositiveFloat  # 1: the conditional loss alone, which is half of the work
+
+    @model_validator(mode="after")
+    def _frames(self) -> LikePhys:
+        check_clip_length(self, "frames")
+        return self
+
+
 class Evaluate(Section):
     """Which videos are sampled from each model, and how they are scored."""
 
@@ -87,3 +102,4 @@ class Evaluate(Section):
     videophy: VideoPhy
     videophy2: VideoPhy
     vbench2: VBench2
+    likephys: LikePhys

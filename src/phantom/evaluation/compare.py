@@ -11,11 +11,18 @@ from typing import Any
 from phantom.errors import UserError
 from phantom.evaluation import vbench2, videophy, videophy2
 from phantom.evaluation.gains import gain, prompt_gain
+from phantom.evaluation.likephys.table import PPE
 from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
 from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, delta_cell, gain_bar
 from phantom.evaluation.side_by_side import video_walls
 
-TITLES = {"physics-iq": "Physics-IQ", "videophy": "VideoPhy", "videophy2": "VideoPhy-2", "vbench2": "VBench-2.0"}
+TITLES = {
+    "physics-iq": "Physics-IQ",
+    "videophy": "VideoPhy",
+    "videophy2": "VideoPhy-2",
+    "vbench2": "VBench-2.0",
+    "likephys": "LikePhys",
+}
 # Scores from the paper (arXiv 2604.08503, tables of the main text), under the names and in the units of our fields.
 PAPER = {
     ("physics-iq", "original"): {
@@ -125,7 +132,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
         title="Models compared",
         lede=f"{len(models)} models; differences are to {first}.",
         bars=[
-            *((_title(key), _bars(table, first, gains[_title(key)])) for key, table in found.items()),
+            *((_title(key), _bars(table, first, gains[_title(key)], key[0])) for key, table in found.items()),
             *(plot for key, table in found.items() for plot in _plots(key, table, first)),
         ],
         tables=[
@@ -208,11 +215,14 @@ def _kinds(names: Sequence[str], base: str) -> list[str]:
     return ["base" if name == base else "phantom" if name == others[-1] else "control" for name in names]
 
 
-def _bars(table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, Any] | None]) -> list[Bar]:
+def _bars(
+    table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, Any] | None], benchmark: str = ""
+) -> list[Bar]:
     kinds = _kinds(list(table), base)
     reference = table[base]["score"] if base in table else None
+    figure = PPE if benchmark == "likephys" else PHYSICS_IQ[0]
     return [
-        gain_bar(name, kind, scores["score"], None if name == base else reference, gains.get(name))
+        gain_bar(name, kind, scores["score"], None if name == base else reference, gains.get(name), figure)
         for kind, (name, scores) in zip(kinds, table.items(), strict=True)
     ]
 
@@ -326,6 +336,8 @@ def _figures_of(benchmark: str, table: Mapping[str, Scores]) -> list[Figure]:
     """The figures of a benchmark's table: all known conventions, or all top-level numbers of the score files."""
     if benchmark == "physics-iq":
         return list(PHYSICS_IQ)
+    if benchmark == "likephys":
+        return [PPE]
     if benchmark == "vbench2":
         total = Figure("score", "Total", "mean of the five groups, 0 to 100", 2, 1)
         return [total, *(Figure(group, group, "mean of its dimensions", 2, 1) for group in vbench2.GROUPS)]

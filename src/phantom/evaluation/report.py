@@ -149,9 +149,16 @@ def _mode(mode: str, params: Params) -> str:
     return f"{MODES[mode].capitalize()} ({frames})" if frames > 1 else MODES[mode].capitalize()
 
 
-def gain_bar(name: str, kind: str, score: float | None, base: float | None, gained: Mapping[str, Any] | None) -> Bar:
+def gain_bar(
+    name: str,
+    kind: str,
+    score: float | None,
+    base: float | None,
+    gained: Mapping[str, Any] | None,
+    figure: Figure = PHYSICS_IQ[0],
+) -> Bar:
     """A score as a bar, with its gain over the base and the confidence interval of the gain."""
-    cell = delta_cell(PHYSICS_IQ[0], score, base)
+    cell = delta_cell(figure, score, base)
     delta = cell.delta
     if gained:
         delta += f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")

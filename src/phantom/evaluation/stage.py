@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,14 +20,20 @@ from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
+from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
+from phantom.evaluation.likephys.run import score_models as score_likephys
+from phantom.evaluation.likephys.table import table as likephys_table
 from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.provenance import component_identities, record, short_digest
 from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
-from phantom.evaluation.sampling_spec import Settings, VideoRequest
+from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
-PHYSICS_IQ = "physics-iq"  # the one of `evaluate.benchmarks` that is measured here, without a judge
+PHYSICS_IQ, LIKEPHYS = (
+    "physics-iq",
+    "likephys",
+)  # those of `evaluate.benchmarks` that are measured here, without a judge
 ORDER = ("base", "control", "phantom")
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
@@ -58,7 +64,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
             settings = Settings.for_physics_iq(params, mode)
             requests[mode] = settings, physics_iq_requests(rows, place, settings)
     for benchmark in wanted:
-        if benchmark != PHYSICS_IQ:
+        if benchmark not in (PHYSICS_IQ, LIKEPHYS):
             requests[benchmark] = Settings.for_prompts(params), prompted.video_requests(params, benchmark)
     videos = sample_models(params, root, requests)
     by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in requests}
@@ -72,6 +78,13 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     }
     evaluation |= {name: compare.figures(name, models) for name, models in scored.items()}
     tables = [compare.against_base(name, models) for name, models in scored.items()]
+    if LIKEPHYS in wanted:
+        ranked = score_likephys(params, find_models(params, root), root, root / LIKEPHYS_WORK)
+        scores[LIKEPHYS] = {name: found["score"] for name, found in ranked.items()}
+        evaluation[LIKEPHYS] = {
+            name: {key: value for key, value in found.items() if key != "per_group"} for name, found in ranked.items()
+        }
+        tables.append(likephys_table(ranked))
     page = report.evaluation_page(evaluation, params, root, place, rows, modes, tables)
     _write(root / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
     _write(root / PAGE, page)
@@ -85,21 +98,26 @@ def sample_models(
 
     requests: settings and videos by mode or benchmark.
     """
-    variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
     folders: dict[tuple[str, str], Path] = {}
+    for model in find_models(params, root):
+        for what, (settings, videos) in requests.items():
+            provenance = record(model, videos, settings)
+            out = root / WORK / f"{model.name}-{short_digest(provenance)}" / what
+            sample(model, videos, settings, out, provenance)
+            folders[what, model.name] = out
+    return folders
+
+
+def find_models(params: Params, root: Path) -> Iterator[Model]:
+    """Base, Phantom and, if there is one, the control; each pipeline is loaded when it is first needed."""
+    variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
     for folder, names in variants.items():
         if not (root / folder / "config.json").is_file():  # trained without a control
             continue
         pipeline = cache(partial(load, root / folder, params))  # one in memory at a time
         identities = component_identities(root / folder)
         for name, physics in names.items():
-            model = exported_model(name, identities, pipeline, physics)
-            for what, (settings, videos) in requests.items():
-                provenance = record(model, videos, settings)
-                out = root / WORK / f"{name}-{short_digest(provenance)}" / what
-                sample(model, videos, settings, out, provenance)
-                folders[what, name] = out
-    return folders
+            yield exported_model(name, identities, pipeline, physics)
 
 
 def _benchmark(params: Params, root: Path) -> tuple[Path, str, Path | None]:

@@ -103,7 +103,7 @@ STAGES: dict[str, Stage] = {
             written_last=EVALUATION.path,
             settings=(
                 *("models", "evaluate", "data.frames", "data.fps", "data.height", "data.width"),
-                "encode.text_tokens",
+                *("data.worlds.seed", "encode.text_tokens"),
             ),
             runs_as_job=True,
             retries=1,
