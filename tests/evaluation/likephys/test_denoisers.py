@@ -119,7 +119,9 @@ def test_both_branches_of_phantom_are_noised_and_the_base_is_its_video_branch():
     assert denoiser.levels[1].noise[2].item() == pytest.approx(sigma_z)
     x, z = denoiser.encode(FRAMES)
     generators = [torch.Generator().manual_seed(seed) for seed in (42, 42 + PHYSICS_SEED)]
-    eps_v, eps_z = ([torch.randn(of.shape, generator=g) for _ in range(3)][2] for of, g in zip((x, z), generators))
+    eps_v, eps_z = (
+        [torch.randn(of.shape, generator=g) for _ in range(3)][2] for of, g in zip((x, z), generators, strict=True)
+    )
     with torch.no_grad():
         out = pipe.transformer(
             (1 - sigma) * x + sigma * eps_v,
