@@ -78,5 +78,5 @@ def test_folders_are_in_the_layout_of_likephys_and_without_loss_before_the_viola
 
 
 def test_lengths_that_show_no_violation_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"frames: found 9, accepted for simulated worlds: 11 to 29"):
+    with pytest.raises(UserError, match=r"frames: found 9, accepted for simulated worlds: 21 to 29"):
         write_groups(tmp_path, seed=0, per_scenario=1, frames=9, size=64)

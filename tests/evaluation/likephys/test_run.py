@@ -18,7 +18,7 @@ from phantom.evaluation.likephys.score import as_text
 from phantom.evaluation.report import NAMES
 from tests.evaluation.test_stage import save_export
 
-SMALL = ("evaluate.likephys.groups=1", "evaluate.likephys.frames=13", "evaluate.likephys.timesteps=2")
+SMALL = ("evaluate.likephys.groups=1", "evaluate.likephys.frames=21", "evaluate.likephys.timesteps=2")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,6 @@ def test_worlds_make_the_same_folder_that_is_read_back(make_params, work):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert run.worlds_folder(make_params(*SMALL), work) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert run.worlds_folder(make_params(*SMALL, "data.worlds.seed=1"), work) != folder
 
 
 def test_an_interrupted_score_goes_on_and_nothing_is_computed_twice(make_params, models, published, work, monkeypatch):
@@ -102,7 +101,7 @@ def test_an_interrupted_score_goes_on_and_nothing_is_computed_twice(make_params,
     assert len(done) == 1 + 2 * 4 + 2 * 3
     assert run.score_likephys(params, models / "models/phantom", str(published), work=work) == first
     assert len(done) == 15
-    assert list(first)[0] == "score" and list(first["losses"]) == ["video", "physics", "joint"]
+    assert next(iter(first)) == "score" and list(first["losses"]) == ["video", "physics", "joint"]
     assert first["groups"] == 4 and first["clips"] == 14
     assert [row["name"] for row in first["trivial"]] == ["last frame held", "constant change"]
 

@@ -39,6 +39,7 @@ VIOLATIONS = {
 }
 ANYWHERE = ("vanishes", "jumps", "changes_colour", "changes_size", "changes_shape", "stops", "reverses")
 
+LEAST_FRAMES, MOST_FRAMES = 21, worlds.SCENE_FRAMES - 11  # of a clip; no window starts after frame 11
 MARGIN = 5  # frames of the clip before a violation is first seen, and from then on to its end
 LEAST_SPEED = 4.0  # px/s of a body that stops, reverses or vanishes
 SEEN_PIXELS, SEEN_LEVELS, SEEN_FRAMES = 20, 30, 3  # a change is visible: so many pixels of 64 x 64, by so much, so long
@@ -91,8 +92,8 @@ def make_group(seed: int, scenario: str, number: int, frames: int = 29, size: in
 
     Raises ValueError for clips too short to show them.
     """
-    if not 2 * MARGIN < frames <= worlds.SCENE_FRAMES - 11:
-        raise ValueError(f"frames: found {frames}, accepted: {2 * MARGIN + 1} to {worlds.SCENE_FRAMES - 11}")
+    if not LEAST_FRAMES <= frames <= MOST_FRAMES:
+        raise ValueError(f"frames: found {frames}, accepted: {LEAST_FRAMES} to {MOST_FRAMES}")
     clip, found = _find_world(seed, scenario, number, frames, size)
     # Chosen in the same way as the valid clip, so that neither is the likelier one by choice: the next group's.
     other = _find_world(seed, scenario, number + 1, frames, size)[0].frames

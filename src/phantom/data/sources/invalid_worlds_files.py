@@ -23,7 +23,7 @@ def write_groups(folder: Path, seed: int, per_scenario: int, frames: int, size: 
     The mp4 are lossless (but for the chroma of 2 x 2 pixels), so that clips of a group stay equal up to the violation.
     `moments.json` is written last. Raises UserError for lengths that show no violations.
     """
-    least, most = 2 * invalid_worlds.MARGIN + 1, worlds.SCENE_FRAMES - 11
+    least, most = invalid_worlds.LEAST_FRAMES, invalid_worlds.MOST_FRAMES
     if not least <= frames <= most:
         raise UserError(f"evaluate.likephys.frames: found {frames}, accepted for simulated worlds: {least} to {most}")
     moments: dict[str, dict[str, int]] = {}
