@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
+from transformers import T5Config, T5EncoderModel
 
 from phantom.encoders import VideoEncoder
 from phantom.errors import UserError
@@ -150,6 +160,50 @@ def test_wan_by_hand_and_with_guidance():
     with torch.no_grad():
         v = pipe.transformer((1 - sigma) * x + sigma * noise, 1000 * sigma[None], text).sample
     assert found[1] == pytest.approx(((1 - sigma) ** 2 * (v - (noise - x)).square().mean()).item(), rel=1e-3)
+
+
+def cogvideox(rotary):
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=32,
+        num_layers=1,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=5,
+        max_text_seq_length=226,
+        use_rotary_positional_embeddings=rotary,
+    )
+    vae = AutoencoderKLCogVideoX(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    text = T5EncoderModel(T5Config(vocab_size=384, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)).eval()
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    return CogVideoXPipeline(tiny.tiny_tokenizer(), text, vae.eval(), transformer.eval(), scheduler)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_cogvideox_predicts_v(rotary):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = cogvideox(rotary)
+    denoiser = find_denoiser(pipe, 3, 1.0, 2)
+    found = denoiser.errors(FRAMES, "a ball", 42)["video"]
+    assert len(found) == 3 and np.isfinite(found).all()
+    assert found[0] == pytest.approx(0, abs=1e-6)  # without a signal, the noise is given
+    assert denoiser.encode(FRAMES)[0].shape == (1, 2, 4, 8, 8)
+    assert find_denoiser(pipe, 3, 1.0, 3).errors(FRAMES, "a ball", 42)["video"] == pytest.approx(found, rel=1e-4)
 
 
 def test_unknown_pipelines_and_schedulers_are_refused_in_one_line():
