@@ -79,10 +79,11 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     evaluation |= {name: compare.figures(name, models) for name, models in scored.items()}
     tables = [compare.against_base(name, models) for name, models in scored.items()]
     if LIKEPHYS in wanted:
-        ranked = score_likephys(params, find_models(params, root), root, root / LIKEPHYS_WORK)
-        scores[LIKEPHYS] = {name: found["score"] for name, found in ranked.items()}
+        found = score_likephys(params, find_models(params, root), root, root / LIKEPHYS_WORK)
+        ranked = {name: found[name] for name in ORDER if name in found}
+        scores[LIKEPHYS] = {name: result["score"] for name, result in ranked.items()}
         evaluation[LIKEPHYS] = {
-            name: {key: value for key, value in found.items() if key != "per_group"} for name, found in ranked.items()
+            name: {key: value for key, value in result.items() if key != "per_group"} for name, result in ranked.items()
         }
         tables.append(likephys_table(ranked))
     page = report.evaluation_page(evaluation, params, root, place, rows, modes, tables)
