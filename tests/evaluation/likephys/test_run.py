@@ -108,6 +108,7 @@ def test_an_interrupted_score_goes_on_and_nothing_is_computed_twice(make_params,
     # The base is another model, another number of levels another loss; another clip is not the same.
     base = run.score_likephys(params, models / "models/phantom", str(published), physics=False, work=work)
     assert list(base["losses"]) == ["video"] and len(done) == 29
+    assert (first["model"], base["model"]) == ("phantom", "phantom, its base alone")
     run.score_likephys(params, models / "models/phantom", str(published), steps=3, work=work)
     assert len(done) == 43
     shutil.copy(published / "river_videos/subgroup_000/over_bounce_00.mp4", published / "river_videos/subgroup_001")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def score_likephys(
     physics: False scores the frozen base of an export. Raises UserError.
     """
     found = find_model(model, params, physics, text=True)
+    if not physics:
+        found = replace(found, name=f"{found.name}, its base alone")
     steps = params.evaluate.likephys.timesteps if steps is None else steps
     data = data or params.evaluate.likephys.data
     return _described(summarize(model_losses(params, found, data, steps, work)), params, found, data, steps)
