@@ -11,10 +11,11 @@ from phantom.config import preset_path
 from phantom.data.sources import invalid_worlds, worlds
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
+from phantom.evaluation.compare import compare
 from phantom.evaluation.likephys import run
 from phantom.evaluation.likephys.denoisers import Denoiser
 from phantom.evaluation.likephys.folder import PROMPTS, read_folder, read_sampled
-from phantom.evaluation.likephys.score import as_text
+from phantom.evaluation.likephys.score import GroupLosses, as_text, summarize
 from phantom.evaluation.report import NAMES
 from tests.evaluation.test_stage import save_export
 
@@ -141,7 +142,16 @@ def test_any_pipeline_that_is_known_is_scored_from_the_command_line(
     cli.app(["score", "likephys", "--model", str(tiny_base), "--data", str(published), *small], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert next(iter(found)) == "score" and 0 <= found["score"] <= 100 and list(found["losses"]) == ["video"]
-    assert found["protocol"]["timesteps"] == 2 and found["protocol"]["noise_seed"] == 42
+    assert found["settings"]["timesteps"] == 2 and found["settings"]["noise_seed"] == 42
+
+
+def test_models_are_compared_on_a_page_where_lower_is_better(tmp_path):
+    groups = [GroupLosses("fall", f"{i}", {"video": {"valid": [0.5], "jumps": [float(i % 3)]}}) for i in range(6)]
+    for name, score in (("a", 40.0), ("b", 30.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**summarize(groups), "score": score}))
+    compare([str(tmp_path / "a.json"), str(tmp_path / "b.json")], tmp_path / "page")
+    page = (tmp_path / "page/index.html").read_text()
+    assert "LikePhys" in page and '<span class="delta good">−10.0</span>' in page
 
 
 def test_bad_input_is_one_line(make_params, models, published, work, tmp_path):

@@ -88,7 +88,7 @@ def model_losses(params: Params, model: Model, data: str, steps: int, work: Path
 
 def _described(result: dict[str, Any], params: Params, model: Model, data: str, steps: int) -> dict[str, Any]:
     settings = params.evaluate.likephys
-    protocol = {
+    described = {
         "timesteps": steps,
         "frames": settings.frames,
         "height": params.data.height,
@@ -97,7 +97,7 @@ def _described(result: dict[str, Any], params: Params, model: Model, data: str, 
         "flow_shift": params.evaluate.sampling.flow_shift,
         "noise_seed": SEED,
     }
-    return {**result, "model": model.name, "data": data, "protocol": protocol}
+    return {**result, "model": model.name, "data": data, "settings": described}
 
 
 def worlds_folder(params: Params, work: Path = WORK) -> Path:
