@@ -8,14 +8,12 @@ import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 
+from phantom.generation.schedulers import make_scheduler, shifted_copy
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.physics import shift_noise, standardize, velocity_floor, velocity_of
+from phantom.model.noise import shift_noise, velocity_of
+from phantom.model.physics import standardize, velocity_floor
 from tests import tiny
 from tests.model.build import FRAMES, SIDE, TUBELETS, inputs, per_frame, phantom
-
-
-def shifted_flow(u: torch.Tensor, shift: float) -> torch.Tensor:
-    return shift * u / (1 + (shift - 1) * u)
 
 
 def alike(**physics) -> tuple[PhantomTransformer3DModel, PhantomTransformer3DModel]:
@@ -71,14 +69,19 @@ def test_shifted_noise_keeps_the_ends_and_the_form_of_the_flow_shift(shift):
     sigma = torch.linspace(0, 1, 11, dtype=torch.float64)
     shifted = shift_noise(sigma, shift)
     assert shifted[[0, -1]].tolist() == pytest.approx([0, 1]) and (shifted.diff() > 0).all()
-    assert torch.allclose(shift_noise(shifted_flow(sigma, 5.0), shift), shifted_flow(sigma, 5.0 * shift))
+    assert torch.allclose(shift_noise(shift_noise(sigma, 5.0), shift), shift_noise(sigma, 5.0 * shift))
+    scheduler = make_scheduler("unipc", 5.0)
+    scheduler.set_timesteps(10)
+    other = shifted_copy(scheduler, shift, 10, torch.device("cpu"))
+    assert torch.allclose(shift_noise(scheduler.sigmas, shift), other.sigmas, atol=1e-6)
 
 
 def test_z_is_standardised_by_the_statistics_of_the_config():
     z = torch.randn(2, 3, 5, 4, 4) * 7 + 2
-    config = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 4.0]}
-    assert torch.allclose(standardize(z, config)[:, 2], (z[:, 2] - 3) / 4)
-    assert standardize(z, {"mean": None, "std": None}) is z
+    found = standardize(z, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0])
+    assert torch.allclose(found[:, 2], (z[:, 2] - 3) / 4)
+    assert torch.equal(standardize(z[1], [1.0, 2.0, 3.0], [1.0, 2.0, 4.0]), found[1])  # without a batch
+    assert standardize(z, None, None) is z
 
 
 def test_a_velocity_head_narrower_than_its_tokens_has_a_floor():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phantom.model.physics import shift_noise, velocity_of
+from phantom.model.noise import shift_noise, velocity_of
 from phantom.training.conditioning import Batch, sample, sample_generator
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.objective import PhysicsLoss, losses

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom.data.shards import Latents
+from phantom.model.noise import shift_noise
 from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
-from phantom.training.flow import noised, shifted, velocity
+from phantom.training.flow import noised, velocity
 from phantom.training.objective import losses
 from phantom.training.sampler import DistributedBatchSampler, epoch_batches
 
@@ -80,8 +81,8 @@ def test_noise_moves_along_the_velocity():
     step = noised(x, noise, torch.tensor(0.6)) - noised(x, noise, torch.tensor(0.5))
     assert torch.allclose(step, 0.1 * velocity(x, noise), atol=1e-6)
     u = torch.linspace(0, 1, 11)
-    assert torch.equal(shifted(u, 1.0), u)
-    assert (shifted(u, 5.0)[1:-1] > u[1:-1]).all() and shifted(u, 5.0)[[0, -1]].tolist() == [0, 1]
+    assert torch.equal(shift_noise(u, 1.0), u)
+    assert (shift_noise(u, 5.0)[1:-1] > u[1:-1]).all() and shift_noise(u, 5.0)[[0, -1]].tolist() == [0, 1]
 
 
 @given(

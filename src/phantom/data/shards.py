@@ -34,6 +34,7 @@ from phantom.data.quantization import NOT_STORED, dequantize, quantization_error
 from phantom.data.storage import Folder, LocalFolder
 from phantom.data.tensors import CorruptFile, TensorFile
 from phantom.errors import UserError
+from phantom.model.physics import standardize
 from phantom.progress import say
 
 LATENTS = Path("data/latents")
@@ -88,10 +89,7 @@ class Statistics:
 
     def apply(self, z: torch.Tensor) -> torch.Tensor:
         """(z - mean) / std for z (C_z, T, h, w); empty tensors stay empty."""
-        if not z.numel():
-            return z
-        mean, std = (torch.tensor(value).view(-1, 1, 1, 1) for value in (self.mean, self.std))
-        return (z - mean) / std
+        return standardize(z, self.mean, self.std) if z.numel() else z
 
 
 def statistics_sample(ids: Sequence[str]) -> list[str]:

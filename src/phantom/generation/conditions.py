@@ -110,7 +110,7 @@ def encode_conditions(
         is_condition[rows, : x.shape[2]] = True
         video[rows, :, : x.shape[2]] = x
         if physics is not None:
-            z = standardize(physics_encoder.encode(frames[None]), physics_config)
+            z = standardize(physics_encoder.encode(frames[None]), physics_config["mean"], physics_config["std"])
             physics[rows, :, : z.shape[2]] = z
     return Conditioning(is_condition, video, physics)
 

@@ -35,7 +35,7 @@ def make_scheduler(kind: str, flow_shift: float) -> SchedulerMixin:
 def shifted_copy(scheduler: SchedulerMixin, shift: float, steps: int, device: torch.device) -> SchedulerMixin:
     """A scheduler like `scheduler`, whose timesteps are set, with a flow shift `shift` times as large.
 
-    Its noise levels are `model.physics.shift_noise` of the original's, step by step.
+    Its noise levels are `model.noise.shift_noise` of the original's, step by step.
     """
     if shift == 1:
         return copy.deepcopy(scheduler)

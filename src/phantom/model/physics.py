@@ -7,6 +7,7 @@ text embeddings (paper, section "Physics branch"). Fields of its config that are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,6 @@ import torch
 from torch import nn
 
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, width
-
-TIMESTEPS = 1000  # t = 1000 sigma, as in Wan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +71,12 @@ def velocity_floor(config: dict[str, Any]) -> float:
     return max(0.0, 1 - width(config) / token) if config["prediction"] == "velocity" else 0.0
 
 
-def standardize(z: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
-    """(z - mean) / std per channel for z (B, C_z, T, h, w), if the config of the branch has statistics."""
-    if config["mean"] is None:
+def standardize(z: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> torch.Tensor:
+    """(z - mean) / std per channel for z (..., C_z, T, h, w); z as it is where there are no statistics."""
+    if mean is None or std is None:
         return z
-    mean, std = (torch.tensor(config[name], device=z.device).view(1, -1, 1, 1, 1) for name in ("mean", "std"))
-    return (z - mean) / std
-
-
-def shift_noise(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """sigma_z = r sigma / (1 + (r - 1) sigma), the noise level of z beside sigma of the video: lower for r < 1.
-
-    The form of Wan's flow shift, so that a sampler with flow shift s for the video has r s for the physics branch.
-    """
-    return sigma if shift == 1 else shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def velocity_of(clean: torch.Tensor, states: torch.Tensor, sigma_BT: torch.Tensor, sigma_min: float) -> torch.Tensor:
-    """v = (z_sigma - z_hat) / max(sigma, sigma_min) of predicted clean states, float32; 0 where sigma is 0.
-
-    clean, states: z_hat and z_sigma (B, C_z, T, h, w). sigma_BT: (B, T), or (B, 1) for all tubelets.
-    """
-    sigma = sigma_BT.float()[:, None, :, None, None]
-    return (states.float() - clean.float()) / sigma.clamp_min(sigma_min) * (sigma > 0)
+    center, scale = (torch.tensor(values, device=z.device).view(-1, 1, 1, 1) for values in (mean, std))
+    return (z - center) / scale
 
 
 def paired_blocks(physics_layers: int, video_layers: int) -> list[int]:

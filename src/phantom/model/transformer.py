@@ -21,16 +21,14 @@ from torch import nn
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
+from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
 from phantom.model.physics import (
-    TIMESTEPS,
     PhysicsConfig,
     complete,
     copy_weights,
     paired_blocks,
     physics_block,
     physics_embeddings_and_head,
-    shift_noise,
-    velocity_of,
 )
 from phantom.model.positions import (
     RotaryEmb,
@@ -308,7 +306,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             if time_Bn.shape[1] > 1:
                 time_Bn = time_Bn.unflatten(1, (frames, -1))[:, latent_of_tubelet(frames, count, time_Bn.device), 0]
             sigma_z = shift_noise(time_Bn / TIMESTEPS, config_z["noise_shift"])
-            if config_z["noise_shift"] != 1:
+            if config_z["noise_shift"] != 1:  # else t as it was given: t / 1000 * 1000 may be another float
                 time_Bn = sigma_z * TIMESTEPS
             x_z = self.physics_ends.embed(physics_states)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)

@@ -17,9 +17,8 @@ from torch.utils.data import Dataset
 from phantom.config import Params
 from phantom.data.shards import LatentSet
 from phantom.encoders.text import pad
-from phantom.model.physics import shift_noise
+from phantom.model.noise import shift_noise
 from phantom.model.positions import latent_of_tubelet
-from phantom.training.flow import shifted
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class TrainingSet(Dataset[Batch]):
             latents.physics,
             prefix,
             pad([text], self.text_tokens),
-            float(shifted(torch.tensor(u_sigma), train.flow_shift)),
+            float(shift_noise(torch.tensor(u_sigma), train.flow_shift)),
             generator,
             coupled=u_coupling >= train.coupling_dropout,
             noise_shift=self.noise_shift,

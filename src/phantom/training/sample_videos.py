@@ -14,10 +14,10 @@ from phantom.data.shards import LatentSet
 from phantom.data.video import write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad
-from phantom.model.physics import shift_noise
+from phantom.model.noise import TIMESTEPS, shift_noise
 from phantom.progress import quiet_loading
 from phantom.training.conditioning import Batch, sample, sample_generator
-from phantom.training.flow import TIMESTEPS, noised, shifted
+from phantom.training.flow import noised
 
 CLIPS = 2
 
@@ -41,7 +41,7 @@ class SampleVideos:
         """Video latents (1, C_v, F, h, w), one per clip. Every process must call it: the model may be sharded."""
         model.eval()
         settings, noise_shift = self.params.evaluate.sampling, self.params.physics.noise_shift
-        sigmas = shifted(torch.linspace(1, 0, settings.steps + 1), settings.flow_shift).tolist()
+        sigmas = shift_noise(torch.linspace(1, 0, settings.steps + 1), settings.flow_shift).tolist()
         videos = [
             euler_sample(model, batch, self.empty_text, sigmas, settings.guidance_scale, noise_shift)
             for batch in self.batches
@@ -89,6 +89,6 @@ def euler_sample(
             unconditional = model(video, physics, timestep, empty_text).sample.float()
             velocity = unconditional + guidance_scale * (velocity - unconditional)
         video = video + (next_sigma - sigma) * velocity * free_v
-        sigma_z, next_sigma_z = (float(shift_noise(torch.tensor(s), noise_shift)) for s in (sigma, next_sigma))
-        physics = physics + (next_sigma_z - sigma_z) * out.physics.float() * free_z
+        step_z = shift_noise(next_sigma, noise_shift) - shift_noise(sigma, noise_shift)
+        physics = physics + step_z * out.physics.float() * free_z
     return video

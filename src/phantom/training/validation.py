@@ -11,8 +11,8 @@ from torch import nn
 from phantom.config import Params
 from phantom.data.shards import LatentSet
 from phantom.encoders.text import pad
+from phantom.model.noise import shift_noise
 from phantom.training.conditioning import Batch, sample, sample_generator
-from phantom.training.flow import shifted
 from phantom.training.objective import PhysicsLoss, losses
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of u, before the shift
@@ -26,7 +26,7 @@ class Validation:
         self.of_physics = PhysicsLoss.of(params)
         by_shape: dict[tuple, list[Batch]] = defaultdict(list)
         for quantile in QUANTILES:  # outside: neighbours in a batch are different clips at one noise level
-            sigma = float(shifted(torch.tensor(quantile), params.train.flow_shift))
+            sigma = float(shift_noise(torch.tensor(quantile), params.train.flow_shift))
             for index in range(min(MAX_CLIPS, len(latents))):
                 clip = latents[index]
                 prefix = clip.prefixes[max(clip.prefixes)] if clip.prefixes and index % 2 else None

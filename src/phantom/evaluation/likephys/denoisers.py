@@ -5,6 +5,7 @@ Legend: n noise levels, F frames, C channels of the latents.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,14 +18,12 @@ from phantom.evaluation.likephys.noise_levels import NoiseLevels, noise_levels
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.model.physics import standardize
 
-PHYSICS_SEED = (
-    1_000_000  # added to the seed for the noise of z, so that the video's is the same with and without physics
-)
+PHYSICS_SEED = 1_000_000  # added to the seed for z's noise: the video's is the same with and without physics
 
 Latents = tuple[torch.Tensor, ...]  # one per modality, each (1, ...)
 
 
-class Denoiser:
+class Denoiser(ABC):
     """A model that predicts the noise of clips. `modalities` names its losses: video, and physics if it has that."""
 
     modalities: tuple[str, ...] = ("video",)
@@ -61,17 +60,17 @@ class Denoiser:
                 found[name] += of.noise_error(*tensors).tolist()
         return found
 
+    @abstractmethod
     def encode(self, frames: torch.Tensor) -> Latents:
         """uint8 RGB (F, H, W, 3) -> the latents of each modality."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, prompt: str) -> Any:
         """What the transformer gets of a prompt, for one sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, z: Latents, timesteps: torch.Tensor, text: Any) -> Latents:
         """Predictions for noisy latents (n, ...) at `timesteps` (n,)."""
-        raise NotImplementedError
 
     def _text(self, prompt: str) -> Any:
         if prompt not in self._texts:
@@ -91,7 +90,8 @@ class PhantomDenoiser(Denoiser):
 
     def encode(self, frames: torch.Tensor) -> Latents:
         encoder = PhysicsEncoder(self.pipe.physics_encoder, self.device, self._physics_config["tubelets_per_latent"])
-        z = standardize(encoder.encode(frames[None]), self._physics_config)
+        config = self._physics_config
+        z = standardize(encoder.encode(frames[None]), config["mean"], config["std"])
         return VideoEncoder(self.pipe.vae, self.device).encode(frames[None]), z
 
     def embed(self, prompt: str) -> Any:

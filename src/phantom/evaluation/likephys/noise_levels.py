@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from phantom.errors import UserError
-from phantom.model.physics import shift_noise
+from phantom.model.noise import shift_noise
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class NoiseLevels:
         return (predicted - noise).square().flatten(1).mean(1)
 
     def shifted(self, shift: float) -> NoiseLevels:
-        """The levels of the physics branch beside these of the video's flow (`model.physics.shift_noise`)."""
+        """The levels of the physics branch beside these of the video's flow (`model.noise.shift_noise`)."""
         sigma = shift_noise(self.noise, shift)
         return NoiseLevels(self.timesteps, 1 - sigma, sigma, "flow")
 
@@ -59,8 +59,7 @@ def noise_levels(scheduler: Any, count: int) -> NoiseLevels:
     index = torch.tensor([int(n * total / count) for n in range(count)])
     if config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("Flow"):
         shift = 1.0 if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift", 1.0))
-        u = 1 - index.float() / total
-        sigma = shift * u / (1 + (shift - 1) * u)
+        sigma = shift_noise(1 - index.float() / total, shift)
         return NoiseLevels(sigma * total, 1 - sigma, sigma, "flow")
     kinds: dict[Any, Literal["v", "noise"]] = {"epsilon": "noise", "v_prediction": "v"}
     kind = kinds.get(config.get("prediction_type"))
