@@ -16,8 +16,7 @@ from torch import nn
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet
-from phantom.encoders.text import pad
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.conditioning import Batch, heldout_sample, sample_generator
 from phantom.training.objective import PhysicsLoss, losses
 from phantom.training.validation import best_constant, clean_error, variance_of_z
 
@@ -110,10 +109,8 @@ def _samples(
         clip = latents[index]
         if condition == "prefix" and not clip.prefixes:
             continue
-        prefix = clip.prefixes[max(clip.prefixes)] if condition == "prefix" else None
-        text, generator = pad([clip.text], params.encode.text_tokens), sample_generator(SEED, index)
-        shift = params.physics.noise_shift
-        made.append((index, sample(clip.video, clip.physics, prefix, text, sigma, generator, noise_shift=shift)))
+        prefix_frames = max(clip.prefixes) if condition == "prefix" else None
+        made.append((index, heldout_sample(clip, params, sigma, sample_generator(SEED, index), prefix_frames)))
     return made
 
 

@@ -52,7 +52,7 @@ def run_one(folder: Path) -> StudyRunResult:
 
 
 def _run_arm(folder: Path, told: dict[str, Any], heldout: Heldout) -> dict[str, Any]:
-    params, name = validate(told["params"]), "control" if told["held"] else "phantom"
+    params, name = validate(told["params"]), told["name"]
     export = folder / "models" / name
     if not (export / "result.json").is_file():
         trainer = Trainer(params, folder, name, told["held"])

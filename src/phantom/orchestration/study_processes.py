@@ -81,7 +81,6 @@ class Child:
         self.outcome.unlink(missing_ok=True)
         ours = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
             OUTCOME_ENV: str(self.outcome.resolve()),
             PIPELINE_ENV: pipeline_name(study),
@@ -126,7 +125,7 @@ def prepare_folder(run: StudyRun, study: str, root: Path) -> None:
     if not link.is_symlink():
         link.symlink_to(os.path.relpath((root / "data").resolve(), folder.resolve()))
     told = {key: value for key, value in asdict(run).items() if key not in ("params", "folder")}
-    told |= {"study": study, "params": run.params.model_dump(mode="json", by_alias=True)}
+    told |= {"study": study, "name": run.name, "params": run.params.model_dump(mode="json", by_alias=True)}
     new = folder / f".{RUN_FILE}.new"
     new.write_text(json.dumps(told, indent=1), encoding="utf-8")
     new.replace(folder / RUN_FILE)

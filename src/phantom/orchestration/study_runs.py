@@ -20,11 +20,12 @@ from typing import Any
 from phantom.config import Params, Role, select
 from phantom.errors import UserError
 from phantom.evaluation.study.spec import Arm, Study, arm_params
+from phantom.orchestration.stages import STAGES
 
 RUNS = Path("checkpoints/studies")
 RUN_FILE = "run.json"  # what the process of a run is told
 FORMAT = 1  # of the figures
-SETTINGS = ("train", "models", "physics", "coupling")  # those that a run's result depends on, beside the latents
+SETTINGS = STAGES["train"].settings  # those that a run's result depends on, beside the latents
 SQLITE = "sqlite:///"
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from phantom.config import Params
-from phantom.data.shards import LatentSet
+from phantom.data.shards import Latents, LatentSet
 from phantom.encoders.text import pad
 from phantom.model.noise import shift_noise
 from phantom.model.positions import latent_of_tubelet
@@ -106,6 +106,21 @@ def sample(
         text=text,
         coupled=torch.tensor([coupled]),
         sigma_physics=shift_noise(sigmas[:, latent], noise_shift),
+    )
+
+
+def heldout_sample(
+    clip: Latents, params: Params, sigma: float, generator: torch.Generator, prefix_frames: int | None
+) -> Batch:
+    """A batch of one of a held-out clip: with its caption, and with a condition prefix of so many frames or none."""
+    return sample(
+        clip.video,
+        clip.physics,
+        None if prefix_frames is None else clip.prefixes[prefix_frames],
+        pad([clip.text], params.encode.text_tokens),
+        sigma,
+        generator,
+        noise_shift=params.physics.noise_shift,
     )
 
 

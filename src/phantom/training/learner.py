@@ -88,19 +88,22 @@ class Learner:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """A context in which the model has the moving average of its weights, if there is one: what is exported."""
-        self._swap()
+        if self.average is None:
+            yield
+            return
+        self._swap(self.average)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(self.average)
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, averages: list[torch.Tensor]) -> None:
         """Exchanges weights and averages. What FSDP has gathered and kept, the root unit's weights, is dropped."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        for parameter, average in zip(self.parameters, self.average or (), strict=False):
+        for parameter, average in zip(self.parameters, averages, strict=True):
             weight = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(weight)

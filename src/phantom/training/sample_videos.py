@@ -16,7 +16,7 @@ from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad
 from phantom.model.noise import TIMESTEPS, shift_noise
 from phantom.progress import quiet_loading
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.conditioning import Batch, heldout_sample, sample_generator
 from phantom.training.flow import noised
 
 CLIPS = 2
@@ -31,9 +31,8 @@ class SampleVideos:
         for index in range(min(CLIPS, len(latents))):
             clip = latents[index]
             prefix_frames = max(clip.prefixes) if clip.prefixes and index % 2 else None
-            prefix = clip.prefixes[prefix_frames] if prefix_frames else None
-            text = pad([clip.text], params.encode.text_tokens)
-            batch = sample(clip.video, clip.physics, prefix, text, 1.0, sample_generator(params.train.seed, index))
+            generator = sample_generator(params.train.seed, index)
+            batch = heldout_sample(clip, params, 1.0, generator, prefix_frames)
             self.batches.append(batch.to(device))
             self.names.append(f"{clip.id}-after-{prefix_frames}-frames" if prefix_frames else clip.id)
 

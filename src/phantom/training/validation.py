@@ -10,9 +10,8 @@ from torch import nn
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet
-from phantom.encoders.text import pad
 from phantom.model.noise import shift_noise
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.conditioning import Batch, heldout_sample, sample_generator
 from phantom.training.objective import PhysicsLoss, losses
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of u, before the shift
@@ -29,17 +28,9 @@ class Validation:
             sigma = float(shift_noise(torch.tensor(quantile), params.train.flow_shift))
             for index in range(min(MAX_CLIPS, len(latents))):
                 clip = latents[index]
-                prefix = clip.prefixes[max(clip.prefixes)] if clip.prefixes and index % 2 else None
-                text = pad([clip.text], params.encode.text_tokens)
-                made = sample(
-                    clip.video,
-                    clip.physics,
-                    prefix,
-                    text,
-                    sigma,
-                    sample_generator(params.train.seed, index),
-                    noise_shift=params.physics.noise_shift,
-                )
+                prefix_frames = max(clip.prefixes) if clip.prefixes and index % 2 else None
+                generator = sample_generator(params.train.seed, index)
+                made = heldout_sample(clip, params, sigma, generator, prefix_frames)
                 by_shape[clip.video.shape].append(made)
         self.batches = [
             Batch.collate(samples[start : start + batch_size])
