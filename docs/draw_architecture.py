@@ -13,6 +13,8 @@ from html import escape
 from itertools import product
 from pathlib import Path
 
+from phantom.orchestration.imports import imported_names
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "phantom"
 BASE = ("config", "errors", "progress", "cores")  # one box: modules that any package may use
@@ -51,16 +53,7 @@ def sources() -> dict[str, list[Path]]:
 
 def imports(path: Path) -> set[str]:
     """The packages that a file imports from, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        match node:
-            case ast.ImportFrom(module="phantom", names=names, level=0):
-                found |= {package_of(f"phantom.{alias.name}") for alias in names}
-            case ast.ImportFrom(module=str(module), level=0) if module.startswith("phantom."):
-                found.add(package_of(module))
-            case ast.Import(names=names):
-                found |= {package_of(alias.name) for alias in names if alias.name.startswith("phantom.")}
-    return found
+    return {package_of(name) for name in imported_names(path) if name != "phantom"}
 
 
 def arrows() -> dict[str, set[str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from phantom.orchestration.imports import imported_names
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"
@@ -33,21 +33,11 @@ MODULES = {
 
 
 def imports(file: Path, module: str) -> set[str]:
-    """The modules of this project that a file imports, also inside functions, except under TYPE_CHECKING."""
-    found: set[str] = set()
-    skipped: set[ast.AST] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
-        if node in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert not node.level, f"{file}: a relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (names & MODULES.keys()) or {node.module}
-    return {name for name in found if name in MODULES and name != module}
+    """The modules that a file imports: for `from package import module` the module, else the package."""
+    names = imported_names(file)
+    found = names & MODULES.keys()
+    packages = {name.rpartition(".")[0] for name in found}
+    return found - packages - {module}
 
 
 IMPORTS = {module: imports(file, module) for module, file in MODULES.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,32 +43,18 @@ def test_the_site_fetches_nothing(site):
     ]
 
 
-def test_search_works_from_disk(site, tmp_path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
+def test_search_works_from_disk(site, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    for flag in [*flags, "disable-component-update", "disable-sync", f"user-data-dir={tmp_path}"]:
-        options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        browser.get((site / "api" / "model" / "coupling.html").as_uri() + "?q=recursive+weight")
-        found = WebDriverWait(browser, 60).until(
-            lambda page: page.find_elements(By.CSS_SELECTOR, "a.md-search-result__link")
-        )
-        assert any("equations.html" in link.get_attribute("href") for link in found)
-        script = "return [...document.querySelectorAll('[src], link[rel=stylesheet]')].map(e => e.src || e.href)"
-        loaded = browser.execute_script(script)
-        assert loaded and not [address for address in loaded if address.startswith("http")]
-    finally:
-        browser.quit()
+    browser.get((site / "api" / "model" / "coupling.html").as_uri() + "?q=recursive+weight")
+    found = WebDriverWait(browser, 60).until(
+        lambda page: page.find_elements(By.CSS_SELECTOR, "a.md-search-result__link")
+    )
+    assert any("equations.html" in link.get_attribute("href") for link in found)
+    script = "return [...document.querySelectorAll('[src], link[rel=stylesheet]')].map(e => e.src || e.href)"
+    loaded = browser.execute_script(script)
+    assert loaded and not [address for address in loaded if address.startswith("http")]
 
 
 def test_equations_are_mathml(site):

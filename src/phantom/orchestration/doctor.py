@@ -24,8 +24,8 @@ from phantom.config import Params
 from phantom.cores import cores
 from phantom.errors import UserError
 from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
+from phantom.planning.gpus import GIB
 
-GIB = 2**30
 DISK_RESERVE = 5 * GIB  # for clips, logs and reports
 # Direct dependencies; the rest of constraints.txt comes with them.
 TORCH_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")

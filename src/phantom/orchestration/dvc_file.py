@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Role, shortest_names
+from phantom.orchestration.imports import imported_names
 from phantom.orchestration.stages import EVALUATION, STAGES, Stage
 
 SOURCE = Path("src")
@@ -44,23 +45,17 @@ def code_dependencies(modules: tuple[str, ...], root: Path) -> list[str]:
         if file in files or file is None:
             continue
         files |= {file, *(path for path in file.parent.iterdir() if path.suffix in (".html", ".j2"))}
-        open_files += [found for name in imports(file) if (found := _file(name, source)) and _counts(found, source)]
+        open_files += [
+            found for name in _with_packages(file) if (found := _file(name, source)) and _counts(found, source)
+        ]
     files = {file for file in files if not _is_empty(file)}
     return sorted(str(path.relative_to(root)) for path in _folded(source / "phantom", files))
 
 
-def imports(file: Path) -> Iterator[str]:
-    """The dotted names that a source file imports from this project, including parent packages."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "phantom":
-                yield from (".".join(parts[:end]) for end in range(2, len(parts) + 1))
+def _with_packages(file: Path) -> set[str]:
+    """What a file imports, and the packages around it, whose `__init__.py` run first."""
+    parts = [name.split(".") for name in imported_names(file)]
+    return {".".join(name[:end]) for name in parts for end in range(2, len(name) + 1)}
 
 
 def _counts(file: Path, source: Path) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from phantom.errors import UserError
 
+GIB = 2**30
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from phantom.config import Params
 from phantom.errors import UserError
+from phantom.planning.gpus import GIB
 from phantom.planning.parts import Parts
 
-GIB = 2**30
 RUNTIME_BYTES = 2 * GIB  # CUDA context and NCCL buffers
 
 # Bytes per token that a block saves for its backward pass, under autocast (bfloat16) and without it (float32), with an

@@ -13,8 +13,8 @@ from typing import Any
 from phantom.config import Params
 from phantom.data.manifest import CLIPS, MANIFEST
 from phantom.errors import UserError
-from phantom.planning.gpus import find_gpu
-from phantom.planning.memory import GIB, changes_to_fit, memory_per_gpu, micro_batch
+from phantom.planning.gpus import GIB, find_gpu
+from phantom.planning.memory import changes_to_fit, memory_per_gpu, micro_batch
 from phantom.planning.parts import Parts, read_encoders, read_parts
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from phantom.model.flops import Shape, costs
-from phantom.planning.gpus import peak_flops
+from phantom.planning.gpus import GIB, peak_flops
 from phantom.training.conditioning import Batch
 
-GIB = 2**30
 FIGURES = ("samples_per_second", "tflops_per_second", "mfu", "data_wait", "memory_gib")
 
 

@@ -43,13 +43,11 @@ def read_file_range(path: Path, start: int, stop: int) -> np.ndarray:
     return raw[:at]
 
 
-class ConcatenatedFile(io.RawIOBase):
-    """Several files read as one, in the given order."""
+class SeekableReader(io.RawIOBase):
+    """A binary file of known size with a position; a subclass reads from there in `readinto`."""
 
-    def __init__(self, parts: list[BinaryIO]) -> None:
-        self._parts, self._position = parts, 0
-        sizes = [part.seek(0, io.SEEK_END) for part in parts]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -61,8 +59,18 @@ class ConcatenatedFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self._starts[-1])[whence])
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
         return self._position
+
+
+class ConcatenatedFile(SeekableReader):
+    """Several files read as one, in the given order."""
+
+    def __init__(self, parts: list[BinaryIO]) -> None:
+        self._parts = parts
+        sizes = [part.seek(0, io.SEEK_END) for part in parts]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        super().__init__(self._starts[-1])
 
     def readinto(self, buffer: Any) -> int:
         for part, start, stop in zip(self._parts, self._starts, self._starts[1:], strict=False):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from phantom.data.storage.cache import Cache
-from phantom.data.storage.files import CHUNK_BYTES, Entry, NotFound, escapes_folder, read_file_range
+from phantom.data.storage.files import CHUNK_BYTES, Entry, NotFound, SeekableReader, escapes_folder, read_file_range
 from phantom.errors import StageFailed, UserError
 
 S3 = "s3://"
@@ -192,24 +192,12 @@ class S3Folder:
             raise _translate(where.translate({10: "\\n", 13: "\\r"}), error) from None
 
 
-class _RangeReader(io.RawIOBase):
+class _RangeReader(SeekableReader):
     """A seekable file object over an S3 object: each read is a range request."""
 
     def __init__(self, folder: S3Folder, entry: Entry) -> None:
-        self._folder, self._entry, self._position = folder, entry, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self._entry.size)[whence])
-        return self._position
+        super().__init__(entry.size)
+        self._folder, self._entry = folder, entry
 
     def readinto(self, buffer: Any) -> int:
         view, first = memoryview(buffer).cast("B"), self._position
