@@ -9,8 +9,7 @@ from pathlib import Path
 def imported_names(file: Path) -> set[str]:
     """The dotted names that a source file imports from this project, also inside functions, not under TYPE_CHECKING.
 
-    `from phantom.data import video` gives phantom.data and phantom.data.video: whether the latter is a module is left to
-    the caller.
+    `from phantom.data import video` gives phantom.data and phantom.data.video: the caller knows which are modules.
     """
     found: set[str] = set()
     skipped: set[ast.AST] = set()
