@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params, Role, select
+from phantom.training.run_identity import SECTIONS as TRAINING_SECTIONS
 
 HOUR = 3600  # s
 
@@ -89,7 +90,7 @@ STAGES: dict[str, Stage] = {
             reads=(LATENTS, FROZEN_MODELS),
             writes=(PHANTOM, CONTROL),
             written_last=Path("models/phantom/result.json"),
-            settings=("models", "physics", "coupling", "train"),
+            settings=TRAINING_SECTIONS,
             runs_as_job=True,
             retries=5,
             timeout_seconds=30 * 24 * HOUR,

@@ -7,6 +7,8 @@ import json
 
 from phantom.config import Params, Role, select
 
+SECTIONS = ("models", "physics", "coupling", "train")  # the settings that the result of training depends on
+
 
 def run_identity(params: Params, latents: str, held: bool) -> str:
     """A hash of the settings that the weights depend on and the digest of the `latents`. Equal runs resume each other.
@@ -16,7 +18,7 @@ def run_identity(params: Params, latents: str, held: bool) -> str:
 
     held: alpha_z is held at 0 (the control).
     """
-    parts = select(params, ("train", "models", "physics", "coupling"), without=tuple(Role))
+    parts = select(params, SECTIONS, without=tuple(Role))
     if params.train.optimizer.decay == "constant":
         del parts["train"]["steps"]
     parts |= {"latents": latents, "held": held}

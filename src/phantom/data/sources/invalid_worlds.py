@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pymunk
@@ -271,8 +272,8 @@ def _retimed(scene: Scene, at: np.ndarray) -> Scene:
     return replace(scene, positions=positions, angles=angles)
 
 
-def _with_look(scene: Scene, frame: int, **changes: object) -> Scene:
-    look: Look = replace(scene.look(0, 0), **changes)  # type: ignore[arg-type]
+def _with_look(scene: Scene, frame: int, **changes: Any) -> Scene:
+    look: Look = replace(scene.look(0, 0), **changes)
     return replace(scene, changed_look=(frame, 0, look))
 
 

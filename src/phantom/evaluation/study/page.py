@@ -90,9 +90,7 @@ def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
         verdict=results["verdict"],
         warnings=_warnings(study, results, digest),
         facts=_facts(study, results),
-        primary=dots(
-            f"{title[0].upper()}{title[1:]}, each seed", _arm_rows(study, results), _base_level(study, results)
-        ),
+        primary=dots(f"{title}, each seed", _arm_rows(study, results), _base_level(study, results)),
         differences=dots(
             "Differences, each seed, with 95% intervals", _difference_rows(study, results), ("no difference", 0.0)
         ),
