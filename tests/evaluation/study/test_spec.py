@@ -81,6 +81,8 @@ def test_an_arms_settings_prevail_over_those_of_the_command_and_these_over_the_s
 
 
 def test_the_committed_studies_are_valid():
-    study = load_study("physics-branch", ROOT)
-    assert study.labels == ["control", "phantom", "control with lead", "phantom with lead"]
-    assert len(study_digest("physics-branch", ROOT)) == 64
+    for name, lead in (("physics-branch", 1.0), ("physics-lead", 0.3)):
+        study = load_study(name, ROOT)
+        assert study.labels == ["control", "phantom"]
+        assert {arm_params(study, arm, 0).physics.noise_shift for arm in study.arms} == {lead}
+        assert len(study_digest(name, ROOT)) == 64
