@@ -12,6 +12,7 @@ from phantom.data import shards
 from phantom.data.encode import encode, prefix_lengths
 from phantom.data.files import sha256
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
+from phantom.data.physics_statistics import measure_statistics
 from phantom.data.shards import LATENTS, LatentSet
 from phantom.data.video import read_frames
 from phantom.data.workers import Partition
@@ -268,6 +269,6 @@ def test_the_index_has_the_statistics_of_the_training_clips_whoever_encoded_them
         index = json.loads((tmp_path / LATENTS / shards.INDEX).read_text())
         assert not any("physics_sums" in clip for clip in index["clips"])
         latents = LatentSet(tmp_path / LATENTS, "train")
-        assert latents.statistics == shards.measure_statistics(latents)
+        assert latents.statistics == measure_statistics(latents)
         found.append(latents.statistics)
     assert found[0] == found[1] == found[2] and len(found[0].mean) == latents[0].physics.shape[0]

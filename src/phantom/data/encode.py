@@ -18,6 +18,7 @@ from phantom.config import Params
 from phantom.data.clip_frames import read_clip_frames
 from phantom.data.files import exclusive, fresh_folder, link, replace_folder, sha256
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
+from phantom.data.physics_statistics import combine_sums, measure_statistics, statistics_sample
 from phantom.data.prefetch import prefetch
 from phantom.data.quantization import NOT_STORED, POOL_SIZE, physics_storage
 from phantom.data.shards import (
@@ -30,11 +31,8 @@ from phantom.data.shards import (
     Latents,
     LatentSet,
     ShardWriter,
-    combine_sums,
     index_entry,
     make_recipe,
-    measure_statistics,
-    statistics_sample,
     store_key,
     write_shard_metadata,
     write_tensors,

@@ -16,7 +16,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
@@ -30,16 +30,15 @@ from safetensors.torch import save_file
 
 from phantom.config import Params
 from phantom.data.files import fsync, sha256
+from phantom.data.physics_statistics import Statistics, channel_sums
 from phantom.data.quantization import NOT_STORED, dequantize, quantization_error, quantize, tensor_suffixes
 from phantom.data.storage import Folder, LocalFolder
 from phantom.data.tensors import CorruptFile, TensorFile
 from phantom.errors import UserError
-from phantom.model.physics import standardize
 from phantom.progress import say
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
-STATISTICS_CLIPS = 256  # read to standardise z: 8 GB of ViT-L features of 121 frames
 FORMAT = 2  # version of the index and shard layout
 CLIP_METADATA_KEYS = ("id", "video", "prefixes", "xxh3", "physics_error")  # in the JSON beside a shard
 # The settings that determine latents. Batching, sharding and where they are stored do not.
@@ -80,47 +79,6 @@ class Latents:
     text: torch.Tensor  # (tokens, D), without padding
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each channel of z, (C_z,), over a sample of the training clips."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, z: torch.Tensor) -> torch.Tensor:
-        """(z - mean) / std for z (C_z, T, h, w); empty tensors stay empty."""
-        return standardize(z, self.mean, self.std) if z.numel() else z
-
-
-def statistics_sample(ids: Sequence[str]) -> list[str]:
-    """The `STATISTICS_CLIPS` of the training clips `ids` that come first by a hash: independent of order and shards."""
-    return sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:STATISTICS_CLIPS]
-
-
-def channel_sums(z: torch.Tensor) -> list[Any]:
-    """Of z (C_z, T, h, w): the number of values per channel, and per channel their sum and the sum of their squares."""
-    z = z.double()
-    return [z[0].numel(), z.sum(dim=(1, 2, 3)).tolist(), z.square().sum(dim=(1, 2, 3)).tolist()]
-
-
-def combine_sums(sums: Sequence[Sequence[Any]]) -> Statistics | None:
-    """Mean and standard deviation, to six significant digits, of clips with these `channel_sums`; None without any."""
-    if not sums:
-        return None
-    count = sum(of[0] for of in sums)
-    total, squares = (torch.tensor([of[part] for of in sums], dtype=torch.float64).sum(dim=0) for part in (1, 2))
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
-    return Statistics(*(tuple(float(f"{x:.6g}") for x in value.tolist()) for value in (mean, std)))
-
-
-def measure_statistics(latents: LatentSet) -> Statistics | None:
-    """Statistics of a set of training clips, read for this; None where there are none with physics latents."""
-    index = {id_: number for number, id_ in enumerate(latents.ids)}
-    states = (latents[index[id_]].physics for id_ in statistics_sample(latents.ids))
-    return combine_sums([channel_sums(z) for z in states if z.numel()])
-
-
 def make_recipe(params: Params) -> dict[str, Any]:
     """The settings that determine latents, by dotted name, as JSON values."""
     return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE_KEYS}))
@@ -158,8 +116,8 @@ class ShardWriter:
 
     A shard is finished once its metadata is beside it (`shard-00000.json`); a new writer on the same folder uses the
     lowest free numbers. With a `store`, shards are uploaded there and only their metadata stays. `storage` is the
-    format of the physics latents. The metadata of clips in
-    `statistics_ids` hold their `channel_sums`, so that nobody has to read them again to standardise z.
+    format of the physics latents. The metadata of the clips `statistics_ids` hold their `channel_sums`, so that nobody
+    has to read them again to standardise z.
     """
 
     def __init__(

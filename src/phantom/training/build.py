@@ -8,7 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.config import Params
-from phantom.data.shards import Statistics
+from phantom.data.physics_statistics import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig

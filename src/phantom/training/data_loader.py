@@ -10,8 +10,9 @@ import torch
 
 from phantom.config import Params
 from phantom.data.online import OnlineLatents
+from phantom.data.physics_statistics import measure_statistics
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import LATENTS, LatentSet, check_recipe, measure_statistics
+from phantom.data.shards import LATENTS, LatentSet, check_recipe
 from phantom.data.storage import open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.training.conditioning import Batch, TrainingSet
