@@ -7,8 +7,6 @@ are ignored.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -19,13 +17,12 @@ from phantom.config import Data
 from phantom.data.prefetch import prefetch
 from phantom.data.sources import clips
 from phantom.data.sources.clips import SourceContents, SourceVideo, caption_text, printable, read_failure
+from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
 from phantom.errors import UserError
 
 CSV, JSONL = "captions.csv", "captions.jsonl"
-MAX_CELL = 2**30  # characters; csv's default limit would reject the whole file for one long caption
-QUOTE_HINT = "is a quote not closed, or not doubled, there or before?"
 CAPTION_READERS = 16  # caption files read in parallel
 
 
@@ -86,22 +83,8 @@ def _captions(folder: Folder, names: list[str], videos: list[str]) -> Iterator[t
 
 
 def _csv_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(MAX_CELL)
-    try:
-        with io.TextIOWrapper(folder.open(CSV), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)  # otherwise an unclosed quote swallows the following rows
-            columns = reader.fieldnames or []
-            if not {"file", "caption"} <= set(columns):
-                raise UserError(f"{folder}/{CSV}: columns {','.join(columns) or 'missing'}, expected file,caption")
-            for row in reader:
-                caption: Any = row["caption"]
-                if None in row:
-                    caption = BadClip("more cells than columns: a caption that holds a comma stands in quotes")
-                yield row["file"] or "", caption
-    except UnicodeDecodeError:
-        raise UserError(f"{folder}/{CSV}: not UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{folder}/{CSV} line {reader.reader.line_num}: {error}; {QUOTE_HINT}") from None
+    for row in csv_rows(folder, CSV, ("file", "caption")):
+        yield row["file"] or "", BadClip(TOO_MANY_CELLS) if None in row else row["caption"]
 
 
 def _jsonl_captions(folder: Folder) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,6 @@ be present, in any subfolder; clips are read directly from the zips and never un
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import re
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO, cast
 from phantom.config import Data, OpenVid
 from phantom.data.sources import clips
 from phantom.data.sources.clips import FilteredOut, SourceContents, SourceVideo, caption_text
-from phantom.data.sources.folder import MAX_CELL, QUOTE_HINT
+from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
 from phantom.data.video import BadClip, probe
 from phantom.errors import UserError
@@ -109,7 +108,7 @@ def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[Sour
             if name not in locations:
                 raise FilteredOut("absent")
             if None in row:
-                raise BadClip("more cells than columns: a caption that holds a comma stands in quotes")
+                raise BadClip(TOO_MANY_CELLS)
             video = SourceVideo(
                 id_, f"part_{locations[name][0]:03d}/{name}", caption_text(row["caption"]), versions[name]
             )
@@ -199,19 +198,7 @@ def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:
     needed = ["video", "caption"]
     needed += [column for key, column in RANGES.items() if getattr(settings, key) != (None, None)]
     needed += ["camera motion"] if settings.camera_motion is not None else []
-    csv.field_size_limit(MAX_CELL)
-    try:
-        with io.TextIOWrapper(folder.open(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
-            if missing := [column for column in needed if column not in columns]:
-                found = ", ".join(columns) or "none"
-                raise UserError(f"{folder}/{path}: no column {missing[0]!r}, found: {found}")
-            yield from reader
-    except UnicodeDecodeError:
-        raise UserError(f"{folder}/{path}: not UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{folder}/{path} line {reader.reader.line_num}: {error}; {QUOTE_HINT}") from None
+    return csv_rows(folder, path, needed)
 
 
 def _filter(row: dict[str, Any], settings: OpenVid) -> None:
