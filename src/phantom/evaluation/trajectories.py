@@ -19,6 +19,7 @@ CONSERVED = ("fall", "projectile", "pendulum", "occluder")
 STEADY = 0.05  # relative deviation of the simulated energy from its initial value that counts as conserved
 HALF_WALL = 8.0  # half the width of the occluding wall
 FOUND = 0.25  # share of a body's area that must be visible for it to be found
+MISS = 16.0  # pixels: the error of a body that is not found, and the largest of one that is
 SCENERY = [*worlds.BACKGROUNDS.values(), worlds.FLOOR]  # colours that are not bodies, in all worlds
 EXTRA_SCENERY = {"occluder": [worlds.OCCLUDER], "pendulum": [worlds.STRING]}  # likewise, by kind of world
 
@@ -48,7 +49,8 @@ def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
 def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
     """The figures of a generated video, from uint8 RGB `frames` (T, H, W, 3) and its entry in trajectories.json.
 
-    position_error: mean distance to the simulated centres, over frames in which the body is fully visible and found.
+    position_error: mean distance to the simulated centres, over frames that should show the whole body; at most MISS,
+        which is also the error of a body that is not found: a video is not better for showing less.
     missing: share of the frames that should show the body in which it is not found.
     energy_drift: mean relative deviation of the body's energy from the conserved value. momentum_drift: the same for
         the horizontal momentum of two balls. None if nothing is conserved or too little is found.
@@ -66,7 +68,8 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, An
         true, visible = np.array(body["positions"]), np.array(body["visible"])
         seen = ~np.isnan(found[:, 0])
         whole = visible & _is_whole(known, body, true)
-        errors += np.linalg.norm(found - true, axis=1)[whole & seen].tolist()
+        distance = np.linalg.norm(found - true, axis=1)
+        errors += np.where(seen, np.minimum(distance, MISS), MISS)[whole].tolist()
         missing += (~seen)[visible].tolist()
         last = visible & (np.arange(count) >= count - truth_fps)
         vanished += bool(last.any() and not seen[last].any())
