@@ -27,10 +27,11 @@ from torch.profiler import ProfilerActivity, profile
 from phantom.config import Params, load_params, preset_path
 from phantom.data.shards import LatentSet
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.noise import sample_generator
 from phantom.training.activation_checkpointing import checkpointing_func
 from phantom.training.build import build_model
 from phantom.training.compilation import compile_blocks
-from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
+from phantom.training.conditioning import Batch, TrainingSet, sample
 from phantom.training.data_loader import read_batches
 from phantom.training.learner import Learner
 from phantom.training.objective import Losses, losses

@@ -11,8 +11,9 @@ import torch
 from phantom.data.shards import LATENTS, LatentSet
 from phantom.encoders.text import pad
 from phantom.evaluation.heldout_loss import Heldout, heldout_losses
+from phantom.model.noise import sample_generator
 from phantom.training.build import build_model
-from phantom.training.conditioning import sample, sample_generator
+from phantom.training.conditioning import sample
 from phantom.training.objective import PhysicsLoss, losses
 from tests import tiny
 from tests.training.random_latents import write_latents

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from phantom.data.sources.worlds_files import write_benchmark
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import prompted, sample, stage
+from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.noise import sample_generator
 from phantom.orchestration.run import score_rows
 from phantom.tracking.records import log_stage
 from phantom.tracking.registry import flatten_metrics
@@ -27,7 +30,7 @@ from tests.evaluation import judges
 SMALL = ("data.worlds.scenarios=2", "evaluate.sampling.steps=2", "evaluate.batch_size=2")
 
 
-def save_export(folder, base, seed):
+def save_export(folder, base, seed, coupling_std=0.2):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         physics = PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS)
@@ -35,7 +38,7 @@ def save_export(folder, base, seed):
         with torch.no_grad():  # an untrained coupling leaves the video as the base's
             for name, parameter in model.trainable_parameters():
                 if "coupling" in name:
-                    parameter.normal_(std=0.2)
+                    parameter.normal_(std=coupling_std)
     model.save_export(
         folder,
         physics_encoder_id=str(base / "physics_encoder"),
@@ -105,6 +108,44 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     assert page.count('<svg viewBox="0 0 560') == 2  # no gradient norms in this history
 
 
+def test_interventions_on_z_change_the_videos_as_far_as_they_read_it(make_params, checkout, tiny_base):
+    params = make_params(*SMALL, "evaluate.interventions=[oracle, other, noise]", "evaluate.physics_iq.modes=[multi]")
+    write_benchmark(checkout / "data/benchmark", params)
+    evaluate(params, checkout)
+    evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
+    assert list(evaluation["physics_iq"]["multi"]) == ["base", "control", "phantom"]
+    found = evaluation["interventions"]["multi"]
+    assert list(found) == ["own", "oracle", "other", "noise"]
+    assert found["own"]["position_error"] == evaluation["worlds"]["multi"]["phantom"]["position_error"]
+    assert len(set(videos(checkout).values())) == 2 * (3 + 3)
+    change = found["oracle"]["gain"]["position_error"]
+    assert change["gain"] == pytest.approx(found["oracle"]["position_error"] - found["own"]["position_error"])
+    assert change["low"] <= change["gain"] <= change["high"]
+    page = (checkout / "reports/index.html").read_text()
+    assert "Interventions on z" in page and "z of another recording" in page
+
+    # A coupling that adds nothing: the same videos, whatever z is.
+    save_export(checkout / "models/phantom", tiny_base, 0, coupling_std=0.0)
+    shutil.rmtree(checkout / stage.WORK)
+    evaluate(params, checkout)
+    of_phantom = [data for path, data in videos(checkout).items() if "phantom" in path.parts[2]]
+    assert len(of_phantom) == 2 * 4 and len(set(of_phantom)) == 2
+
+
+def test_a_replaced_z_is_noised_to_the_level_of_the_next_step():
+    pipe = SimpleNamespace(
+        scheduler=SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0])),
+        transformer=SimpleNamespace(config=SimpleNamespace(physics={"noise_shift": 0.5})),
+    )
+    clean, noises = torch.ones(1, 2, 3, 1, 1), [torch.Generator().manual_seed(0)]
+    replace = ReplaceStates(clean, noises)
+    z = torch.zeros_like(clean)
+    first, last = replace(pipe, 0, z), replace(pipe, 1, z)
+    noise = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(first[0], 2 / 3 + noise / 3)  # sigma_z = r sigma / (1 + (r - 1) sigma) = 1/3
+    assert torch.equal(last, clean)
+
+
 def test_interrupted_work_goes_on_and_nothing_is_made_twice(params, checkout, monkeypatch):
     made, generate = [], sample.generate
 
@@ -143,7 +184,7 @@ def test_a_video_does_not_depend_on_what_it_is_batched_with(params, checkout):
     prompts = [row.description for row in rows]
 
     def noises():
-        return [sample.noise(settings.seed, row.name.id) for row in rows]
+        return [sample_generator(settings.seed, row.name.id) for row in rows]
 
     together = sample.generate(pipe, prompts, conditions, noises(), settings)
     for number in (1, 0):

@@ -7,13 +7,14 @@ import torch
 from benchmarks.peak import Peak
 
 from phantom.config import Params
+from phantom.model.noise import sample_generator
 from phantom.planning.gpus import GPUS
 from phantom.planning.memory import GIB
 from phantom.planning.plan import plan
 from phantom.planning.table import as_text
 from phantom.training.activation_checkpointing import checkpointing_func
 from phantom.training.build import build_model
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.conditioning import Batch, sample
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
 from tests import tiny

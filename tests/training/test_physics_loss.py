@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phantom.model.noise import shift_noise, velocity_of
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.model.noise import sample_generator, shift_noise, velocity_of
+from phantom.training.conditioning import Batch, sample
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.objective import PhysicsLoss, losses
 from tests import tiny

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom.data.shards import Latents
-from phantom.model.noise import shift_noise
-from phantom.training.conditioning import Batch, TrainingSet, sample, sample_generator
-from phantom.training.flow import noised, velocity
+from phantom.model.noise import noised, sample_generator, shift_noise, velocity
+from phantom.training.conditioning import Batch, TrainingSet, sample
 from phantom.training.objective import losses
 from phantom.training.sampler import DistributedBatchSampler, epoch_batches
 

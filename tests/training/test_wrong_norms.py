@@ -21,10 +21,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from phantom.config import load_params, preset_path
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.noise import sample_generator
 from phantom.training import layout, process_group
 from phantom.training.activation_checkpointing import checkpointing_func
 from phantom.training.compilation import compile_blocks
-from phantom.training.conditioning import Batch, sample, sample_generator
+from phantom.training.conditioning import Batch, sample
 from phantom.training.gradient_norm import HeadGradient, SplitGradients
 from phantom.training.learner import make_optimizer
 from phantom.training.objective import losses

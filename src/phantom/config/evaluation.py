@@ -97,6 +97,7 @@ class Evaluate(Section):
     seed: NonNegative
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report
+    interventions: tuple[Literal["oracle", "other", "noise"], ...]  # what replaces z in further videos of Phantom
     sampling: Sampling
     physics_iq: PhysicsIQ
     videophy: VideoPhy

@@ -61,6 +61,15 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
     return _interval(total) | {"prompts": len(together), "paired": sum(together) / len(together)}
 
 
+def mean_gain(base: Sequence[float | None], other: Sequence[float | None], seed: int = 0) -> dict[str, Any] | None:
+    """The mean of `other` - `base`, pair by pair, with an interval as in `gain`; None with fewer than two pairs."""
+    pairs = zip(base, other, strict=True)
+    differences = np.array([b - a for a, b in pairs if a is not None and b is not None])
+    if len(differences) < 2:
+        return None
+    return _interval(differences[_draw(len(differences), np.random.default_rng(seed))].mean(1))
+
+
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, bool]:
     """The difference `theirs` - `ours` on one prompt, and whether it is over common seeds."""
     if common := ours["seeds"].keys() & theirs["seeds"].keys():

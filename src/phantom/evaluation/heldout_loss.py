@@ -16,7 +16,8 @@ from torch import nn
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet
-from phantom.training.conditioning import Batch, heldout_sample, sample_generator
+from phantom.model.noise import sample_generator
+from phantom.training.conditioning import Batch, heldout_sample
 from phantom.training.objective import PhysicsLoss, losses
 from phantom.training.validation import best_constant, clean_error, variance_of_z
 

@@ -24,6 +24,7 @@ CODE = (
     "encoders",
     "data/video.py",
     "data/physics_iq/video.py",
+    "evaluation/interventions.py",
     "evaluation/sample.py",
     "evaluation/sampling_spec.py",
     "evaluation/physics_iq/conditions.py",
@@ -44,6 +45,8 @@ def record(model: Model, requests: Iterable[VideoRequest], settings: Settings) -
     """Everything that determines the content of the videos, JSON-able."""
     package = Path(phantom.__file__).parent
     rows = [[r.file, r.prompt, r.noise, r.condition and digest(r.condition[0])] for r in requests]
+    if model.states:
+        rows.append([model.states, *(r.truth and digest(r.truth[0]) for r in requests)])
     return {
         "model": model.identity,
         "settings": settings.record(),

@@ -61,7 +61,7 @@ PHYSICS_IQ = (
     Figure("verified", "Verified score", "Physics-IQ Verified, 0 to 100", 1, 1),
 )
 WORLDS = (
-    Figure("position_error", "Position error", "of the bodies, in pixels of 64", 1, -1),
+    Figure("position_error", "Position error", "of the bodies, in pixels of 64; 16 where one is not found", 1, -1),
     Figure("position_error_unseen", "… beyond training", "where parameters lie outside of the trained ranges", 1, -1),
     Figure("missing", "Body missing, %", "of the frames that should show it", 1, -1, 100),
     Figure("energy_drift", "Energy drift, %", "mean departure from the energy that is conserved", 0, -1, 100),

@@ -26,12 +26,14 @@ from phantom.data.physics_iq.layout import Row
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
-from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.interventions import ReplaceStates, replacement
+from phantom.evaluation.physics_iq.conditions import find_condition, find_truth, read_condition
 from phantom.evaluation.provenance import claim, component_identities, digest, record
 from phantom.evaluation.sampling_spec import Mode, Model, SampleResult, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.export import read_export_config
+from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
 
 
@@ -90,6 +92,7 @@ def physics_iq_requests(rows: Sequence[Row], root: Path, settings: Settings) -> 
             row.description,
             (settings.seed, row.name.id),
             find_condition(root, row.name, settings),
+            truth=find_truth(root, row.name, settings),
         )
         for row in rows
     ]
@@ -115,9 +118,10 @@ def sample(
         with track(f"sample {model.name}, {settings.mode}", len(requests) * steps, "steps", done * steps) as bar:
             for batch in missing:
                 conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
-                noises = [noise(*request.noise) for request in batch]
+                noises = [sample_generator(*request.noise) for request in batch]
                 prompts = [request.prompt for request in batch]
-                videos = generate(pipe, prompts, conditions, noises, settings, model.physics, bar.advance)
+                replace = replacement(pipe, model.states, batch, requests, settings) if model.states else None
+                videos = generate(pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace)
                 for request, frames in zip(batch, videos, strict=True):
                     path = out / request.file
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +147,7 @@ def generate(
     settings: Settings,
     physics: bool = True,
     advance: Callable[[int], None] = lambda steps: None,
+    replace: ReplaceStates | None = None,
 ) -> np.ndarray:
     """Videos as uint8 RGB (B, F, H, W, 3), which start with the condition frames.
 
@@ -159,9 +164,9 @@ def generate(
 
     videos_per_step = len(prompts) if isinstance(pipe, PhantomPipeline) else 1
 
-    def after_step(*_: Any) -> dict[str, Any]:
+    def after_step(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         advance(videos_per_step)
-        return {}
+        return {"physics_latents": replace(pipe, step, tensors["physics_latents"])} if replace else {}
 
     common: dict[str, Any] = {
         "height": settings.height,
@@ -190,6 +195,7 @@ def generate(
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
             output_type="uint8",
+            callback_on_step_end_tensor_inputs=["physics_latents"] if replace else [],
             **arguments,
         ).frames
     # Few other pipelines accept a batch of conditions.
@@ -232,9 +238,3 @@ def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
         pipe.scheduler = make_scheduler(params.evaluate.sampling.scheduler, params.evaluate.sampling.flow_shift)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def noise(seed: int, number: int) -> torch.Generator:
-    """The noise generator of video `number`: the same for every model and in every batch."""
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from phantom.config import Params, Sampling
 from phantom.data.physics_iq.layout import SECONDS
 
+Source = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
 Mode = Literal["single", "multi"]  # of Physics-IQ: one condition frame, or several
 
 
@@ -70,6 +71,7 @@ class VideoRequest:
     noise: tuple[int, int]
     condition: tuple[Path, int] | None = None  # image or video file, and its frames per second
     copies: tuple[str, ...] = ()  # further file names of the same video
+    truth: tuple[Path, int] | None = None  # the recording after the condition, and its frames per second
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Model:
     identity: dict[str, Any]
     load: Callable[[], DiffusionPipeline]
     physics: bool = True  # for Phantom: False runs the frozen video branch alone
+    states: Source | None = None  # what z is replaced by; None: the model's own
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
 from phantom.evaluation.gains import gain
+from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
 from phantom.evaluation.likephys.run import score_models as score_likephys
 from phantom.evaluation.likephys.table import table as likephys_table
+from phantom.evaluation.page import Table
 from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.provenance import component_identities, record, short_digest
 from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
@@ -66,18 +68,27 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     for benchmark in wanted:
         if benchmark not in (PHYSICS_IQ, LIKEPHYS):
             requests[benchmark] = Settings.for_prompts(params), prompted.video_requests(params, benchmark)
-    videos = sample_models(params, root, requests)
+    videos = sample_models(find_models(params, root), root, requests)
     by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in requests}
     modes = {what: by_name.pop(what) for what in requests if what not in wanted}
 
-    evaluation = _physics_iq(params, root, place, rows, modes) if place else {}
+    evaluation: dict[str, Any] = {}
+    tables: list[Table] = []
+    if place:
+        models = intervened_models(params, root)
+        replaced = sample_models(models, root, {mode: requests[mode] for mode in modes})
+        folders = {m: {**own, **{x.name: replaced[m, x.name] for x in models}} for m, own in modes.items()}
+        evaluation = _physics_iq(params, root, place, rows, folders)
+        if models:
+            evaluation["interventions"] = take_interventions(evaluation, models, params.evaluate.physics_iq.protocol)
+            tables.append(interventions_table(evaluation["interventions"]))
     scored = {name: prompted.score_models(params, name, folders, root / WORK) for name, folders in by_name.items()}
     scores = {
         mode: {name: found["score"] for name, found in models.items()}
         for mode, models in (evaluation.get("physics_iq", {}) | scored).items()
     }
     evaluation |= {name: compare.figures(name, models) for name, models in scored.items()}
-    tables = [compare.against_base(name, models) for name, models in scored.items()]
+    tables += [compare.against_base(name, models) for name, models in scored.items()]
     if LIKEPHYS in wanted:
         found = score_likephys(params, find_models(params, root), root, root / LIKEPHYS_WORK)
         ranked = {name: found[name] for name in ORDER if name in found}
@@ -93,14 +104,14 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
 
 
 def sample_models(
-    params: Params, root: Path, requests: Mapping[str, tuple[Settings, Sequence[VideoRequest]]]
+    models: Iterable[Model], root: Path, requests: Mapping[str, tuple[Settings, Sequence[VideoRequest]]]
 ) -> dict[tuple[str, str], Path]:
     """Generates the videos of every model; returns their folder by (mode or benchmark, model).
 
     requests: settings and videos by mode or benchmark.
     """
     folders: dict[tuple[str, str], Path] = {}
-    for model in find_models(params, root):
+    for model in models:
         for what, (settings, videos) in requests.items():
             provenance = record(model, videos, settings)
             out = root / WORK / f"{model.name}-{short_digest(provenance)}" / what
@@ -119,6 +130,12 @@ def find_models(params: Params, root: Path) -> Iterator[Model]:
         identities = component_identities(root / folder)
         for name, physics in names.items():
             yield exported_model(name, identities, pipeline, physics)
+
+
+def intervened_models(params: Params, root: Path) -> list[Model]:
+    """Phantom with z replaced while sampling, as `evaluate.interventions` says."""
+    own = next(model for model in find_models(params, root) if model.name == "phantom")
+    return [replace(own, name=f"phantom-{source}", states=source) for source in params.evaluate.interventions]
 
 
 def _benchmark(params: Params, root: Path) -> tuple[Path, str, Path | None]:

@@ -1,9 +1,10 @@
-"""Noise levels of flow matching, x_sigma = (1 - sigma) x + sigma noise, in both branches."""
+"""Flow matching in both branches: x_sigma = (1 - sigma) x + sigma noise, velocity dx/dsigma = noise - x."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 TIMESTEPS = 1000  # t = 1000 sigma, as in Wan
@@ -21,6 +22,16 @@ def shift_noise(sigma: Sigma, shift: float) -> Sigma:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
+def noised(x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x_sigma. `sigma` broadcasts against `x`; where it is 0, x is unchanged."""
+    return (1 - sigma) * x + sigma * noise
+
+
+def velocity(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The velocity, the target of training; the same at every sigma."""
+    return noise - x
+
+
 def velocity_of(clean: torch.Tensor, states: torch.Tensor, sigma_BT: torch.Tensor, sigma_min: float) -> torch.Tensor:
     """v = (z_sigma - z_hat) / max(sigma, sigma_min) of predicted clean states, float32; 0 where sigma is 0.
 
@@ -28,3 +39,9 @@ def velocity_of(clean: torch.Tensor, states: torch.Tensor, sigma_BT: torch.Tenso
     """
     sigma = sigma_BT.float()[:, None, :, None, None]
     return (states.float() - clean.float()) / sigma.clamp_min(sigma_min) * (sigma > 0)
+
+
+def sample_generator(seed: int, number: int) -> torch.Generator:
+    """The random generator of sample or video `number` of a run: the same in every batch and process."""
+    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from phantom.config import Params
 from phantom.data.shards import Latents, LatentSet
 from phantom.encoders.text import pad
-from phantom.model.noise import shift_noise
+from phantom.model.noise import sample_generator, shift_noise
 from phantom.model.positions import latent_of_tubelet
 
 
@@ -122,9 +121,3 @@ def heldout_sample(
         generator,
         noise_shift=params.physics.noise_shift,
     )
-
-
-def sample_generator(seed: int, number: int) -> torch.Generator:
-    """The random generator of sample `number` of a run."""
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from phantom.model.noise import velocity
 from phantom.training.conditioning import Batch
-from phantom.training.flow import velocity
 from phantom.training.layout import gather
 from phantom.training.objective import PhysicsLoss
 

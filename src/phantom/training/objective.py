@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from phantom.config import Params
-from phantom.model.noise import TIMESTEPS
+from phantom.model.noise import TIMESTEPS, noised, velocity
 from phantom.training.conditioning import Batch
-from phantom.training.flow import noised, velocity
 
 
 class Losses(NamedTuple):

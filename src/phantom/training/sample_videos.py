@@ -14,10 +14,9 @@ from phantom.data.shards import LatentSet
 from phantom.data.video import write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad
-from phantom.model.noise import TIMESTEPS, shift_noise
+from phantom.model.noise import TIMESTEPS, noised, sample_generator, shift_noise
 from phantom.progress import quiet_loading
-from phantom.training.conditioning import Batch, heldout_sample, sample_generator
-from phantom.training.flow import noised
+from phantom.training.conditioning import Batch, heldout_sample
 
 CLIPS = 2
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from phantom.config import Params
 from phantom.data.shards import LatentSet
-from phantom.model.noise import shift_noise
-from phantom.training.conditioning import Batch, heldout_sample, sample_generator
+from phantom.model.noise import sample_generator, shift_noise
+from phantom.training.conditioning import Batch, heldout_sample
 from phantom.training.objective import PhysicsLoss, losses
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of u, before the shift

@@ -1,4 +1,4 @@
-"""The condition frames of a Physics-IQ video, read from the benchmark's files."""
+"""The condition frames of a Physics-IQ video, and the recording that follows, read from the benchmark's files."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ def read_condition(condition: tuple[Path, int], settings: Settings) -> np.ndarra
             )
         frames = [frames[i] for i in picks]
     return np.stack([cv2.cvtColor(_resize(frame, size), cv2.COLOR_BGR2RGB) for frame in frames])
+
+
+def find_truth(root: Path, name: layout.Name, settings: Settings) -> tuple[Path, int] | None:
+    """The file with the 5 s to predict, and its frames per second; None if there is none."""
+    rate = layout.source_rate(root, name, settings.fps)
+    return (layout.testing_video(root, name, rate), rate) if rate else None
+
+
+def read_truth(truth: tuple[Path, int], settings: Settings) -> np.ndarray:
+    """The frames after the condition, uint8 RGB (num_frames - k, H, W, 3); the last one fills up what is too short."""
+    path, rate = truth
+    size = (settings.width, settings.height)
+    frames = [_resize(frame, size) for frame in video.frames(path)]
+    # Times count from the last condition frame, which is one frame of the source before the first one here.
+    picks = [round((i + 1) * rate / settings.fps) - 1 for i in range(settings.num_frames - settings.prefix_frames)]
+    return np.stack([cv2.cvtColor(frames[min(pick, len(frames) - 1)], cv2.COLOR_BGR2RGB) for pick in picks])
 
 
 def _resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
