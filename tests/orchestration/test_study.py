@@ -40,13 +40,38 @@ def test_every_arm_is_trained_from_every_seed_and_measured_clip_by_clip(finished
         (0, "control"), (0, "phantom"), (1, "control"), (1, "phantom"),
     ]  # fmt: skip
     for run in results["runs"]:
-        assert len(run["clips"]["heldout_loss_video"]) == 4 == len(results["clip_ids"])
+        assert len(run["clips"]["heldout_loss_video"]) == 4 == len(results["ids"]["heldout"])
         assert len(run["by_sigma"]["heldout_loss_video"]) == 2
         assert [step for step, _ in run["curves"]["val_loss_video"]] == [1, 2]
     assert results["base"]["clips"].keys() == {f"heldout_loss_video{x}" for x in ("", "_text", "_prefix")}
     assert json.loads((root / "studies/toy/results.json").read_text()) == results
     page = (root / "studies/toy/index.html").read_text()
     assert str(escape(results["verdict"])) in page and results["sha256"][:16] in page
+
+
+def test_a_study_may_measure_likephys_and_positions_of_the_same_runs(finished, tiny_base, capsys):
+    root, before = finished
+    study = toy_study(tiny_base)
+    study["settings"] |= {"evaluate.likephys.timesteps": 1, "evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
+    primary = [{"figure": name, "better": "lower"} for name in ("position_error", "likephys_error")]
+    measures = {"likephys": {"groups": 1}, "positions": {"scenarios": 2, "interventions": ["oracle", "noise"]}}
+    write_study(root, study | {"seeds": [0], "primary": primary, "measures": measures}, "more")
+    results = run_here(root, "more")
+    assert "train" not in re.sub("study more.*", "", capsys.readouterr().err)  # the arms are those of `toy`
+    for run, old in zip(results["runs"], before["runs"], strict=False):
+        assert run["clips"]["heldout_loss_video"] == old["clips"]["heldout_loss_video"]
+        assert len(run["clips"]["position_error"]) == 2 == len(results["ids"]["positions"])
+        assert len(run["clips"]["likephys_error_joint"]) == 6 == len(results["ids"]["likephys"])
+        assert all(0 <= value <= 100 for value in run["clips"]["likephys_error"])
+        assert "position_error_oracle_z" in run["clips"] and "position_error_other_z" not in run["clips"]
+    assert results["base"]["clips"].keys() & {"position_error", "likephys_error", "likephys_error_joint"} == {
+        "position_error", "likephys_error",
+    }  # fmt: skip
+    assert [found["figure"] for found in results["comparisons"]] == ["position_error", "likephys_error"]
+    assert "position error" in results["verdict"] and "LikePhys error" in results["verdict"]
+    page = (root / "studies/more/index.html").read_text()
+    assert "z of the recording" in page and "LikePhys error" in page
+    assert not list((root / "checkpoints/studies").glob("*/measuring"))
 
 
 def test_the_runs_lie_under_one_parent_in_mlflow(finished):
@@ -164,7 +189,7 @@ def test_latents_of_another_recipe_are_refused_in_one_line(finished, tiny_base):
 )
 def test_a_run_that_fails_ends_the_study_with_its_line(tmp_path, make_params, outcome, kind, said):
     child = Child.__new__(Child)
-    child.run = StudyRun("phantom", 1, False, make_params(), {}, Path("checkpoints/studies/a"), "figures.json")
+    child.run = StudyRun("phantom", 1, False, make_params(), {}, Path("checkpoints/studies/a"))
     child.outcome = tmp_path / "outcome.json"
     if outcome:
         child.outcome.write_text(json.dumps(outcome))

@@ -16,6 +16,7 @@ from phantom.config import Params
 from phantom.cores import cores
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
+from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
@@ -174,7 +175,7 @@ def _physics_iq(
         },
         "physics_iq": {mode: _figures(models, settings.protocol) for mode, models in scored.items()},
     }
-    known_file = place / "trajectories.json"
+    known_file = place / TRAJECTORIES
     if known_file.is_file():
         known = json.loads(known_file.read_text(encoding="utf-8"))
         truth = _truth_figures(rows, place, params, known)

@@ -98,14 +98,14 @@ def collect(
     figures = [(run, run.read(root)) for run in runs]
     measured = [(run, found) for run, found in figures if found is not None]
     made = sorted({json.dumps(found["made"], sort_keys=True) for _, found in measured})
-    ids: list[str] = next((found["ids"] for _, found in measured), [])
+    ids: dict[str, list[str]] = next((found["ids"] for _, found in measured), {"heldout": []})
     facts = {
         "name": name,
         "sha256": study_digest(name, root),
         "set": list(overrides),
         "version": __version__,
         "made_with": [json.loads(one) for one in made],
-        "clip_ids": ids,
+        "ids": ids,
     }
     kept = ("clips", "by_sigma", "scalars", "curves")
     rows = [
@@ -160,7 +160,7 @@ def _open_parent(name: str, params: Params, root: Path) -> None:
 def _primary_text(study: Study, run: StudyRun, root: Path) -> str:
     """The primary figure of a finished run."""
     found = run.read(root) or {"clips": {}, "scalars": {}}
-    name = study.primary.figure
+    name = study.primary[0].figure
     values = [value for value in found["clips"].get(name) or [found["scalars"].get(name)] if value is not None]
     return f"{name} {sum(values) / len(values):.5g}" if values else "finished"
 

@@ -33,16 +33,16 @@ SQLITE = "sqlite:///"
 class StudyRun:
     """One run: an arm from a seed, or with `arm` None the measurement of the frozen base.
 
-    folder: relative to the checkout. figures: name of the file of its figures, in the folder.
+    folder: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in the
+    folder that the figures are written to.
     """
 
     arm: str | None
     seed: int
     held: bool
     params: Params
-    heldout: Mapping[str, Any]
+    measures: Mapping[str, Mapping[str, Any]]
     folder: Path
-    figures: str
 
     @property
     def title(self) -> str:
@@ -60,9 +60,13 @@ class StudyRun:
         return self.params.train.steps if self.arm is not None else 0
 
     def read(self, root: Path) -> dict[str, Any] | None:
-        """Its figures; None if it is not finished."""
-        path = root / self.folder / self.figures
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """Its figures, with `ids` by measure; None if it is not finished."""
+        paths = {name: root / self.folder / measure["file"] for name, measure in self.measures.items()}
+        if not all(path.is_file() for path in paths.values()):
+            return None
+        parts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+        clips = {key: values for part in parts.values() for key, values in part["clips"].items()}
+        return parts["heldout"] | {"clips": clips, "ids": {name: part["ids"] for name, part in parts.items()}}
 
 
 def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) -> list[StudyRun]:
@@ -70,8 +74,6 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
     from phantom.data.shards import LATENTS, LatentSet, check_recipe
     from phantom.data.storage import open_folder
 
-    heldout = {"clips": study.heldout_clips, "sigmas": list(study.heldout_sigmas)}
-    figures = f"figures-{_digest([FORMAT, heldout])[:8]}.json"
     digest = ""
     found: list[StudyRun] = []
     for seed in study.seeds:
@@ -87,11 +89,28 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
                 _check_latents(arm, params, latents.recipe, check_recipe)
             settings = select(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
             key = _digest({"settings": settings, "held": arm.held, "latents": digest})
-            found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), heldout, RUNS / key, figures))
+            measures = _measures(study, params)
+            found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), measures, RUNS / key))
     base = found[0].params
     models = select(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
     key = _digest({"base": models, "latents": digest})
-    return [StudyRun(None, study.seeds[0], False, base, heldout, RUNS / f"base-{key}", figures), *found]
+    return [StudyRun(None, study.seeds[0], False, base, found[0].measures, RUNS / f"base-{key}"), *found]
+
+
+def _measures(study: Study, params: Params) -> dict[str, dict[str, Any]]:
+    """`StudyRun.measures`: everything that the figures depend on beside model and latents names their file."""
+    evaluate, size = params.evaluate, [params.data.height, params.data.width]
+    worlds = {"seed": params.data.worlds.seed, "size": size}
+    found: dict[str, dict[str, Any]] = {"heldout": {"clips": study.heldout_clips, "sigmas": list(study.heldout_sigmas)}}
+    if study.measures.likephys:
+        settings = evaluate.likephys.model_dump(mode="json", exclude={"data", "groups"})
+        flow_shift = evaluate.sampling.flow_shift
+        found["likephys"] = {**study.measures.likephys.model_dump(), **settings, "flow_shift": flow_shift, **worlds}
+    if study.measures.positions:
+        sampling = evaluate.sampling.model_dump(mode="json") | {"noise_seed": evaluate.seed}
+        rate = evaluate.physics_iq.model_dump(mode="json", include={"fps", "prefix_frames"})
+        found["positions"] = {**study.measures.positions.model_dump(mode="json"), **rate, **sampling, **worlds}
+    return {name: {**of, "file": f"figures-{_digest([FORMAT, of])[:8]}.json"} for name, of in found.items()}
 
 
 def _check_single(arm: Arm, params: Params) -> None:

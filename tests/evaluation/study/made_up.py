@@ -62,5 +62,5 @@ def made_up(study: Study, gains: dict[str, float], **costs: dict[str, int]) -> d
     settings = {label: {"alpha_z": str(number)} for number, label in enumerate(study.labels)}
     made = {"commit": "0123456789abcdef", "dirty": "false", "torch": "2.9"}
     facts = {"name": "made-up", "sha256": "0" * 64, "set": [], "version": "0", "made_with": [made], "earlier": []}
-    facts["clip_ids"] = [f"clip-{i}" for i in range(20)]
+    facts["ids"] = {"heldout": [f"clip-{i}" for i in range(20)]}
     return make_results(study, facts, compare_arms(study, found), settings, runs, make_base())

@@ -13,12 +13,12 @@ def test_a_difference_is_paired_by_seed_and_clip():
     runs = [make_run(arm, seed, 0) for seed in (0, 1) for arm in study.labels]
     for run, values in zip(runs, ([1.0, 3.0], [0.5, 2.0], [1.0, None], [0.0, 2.0]), strict=True):
         run["clips"]["heldout_loss_video"] = values
-    found = compare(study, study.compare[0], runs)
+    found = compare(study, study.compare[0], study.primary[0], runs)
     # The second clip is missing in one run, so only the first counts: -0.5 and -1.
-    assert (found["difference"], found["by_seed"], found["clips"]) == (-0.75, [-0.5, -1.0], 1)
+    assert (found["difference"], found["by_seed"], found["count"]) == (-0.75, [-0.5, -1.0], 1)
     assert (found["p"], found["smallest_p"], found["share_of_gap"]) == (0.5, 0.5, None)
     base = {"clips": {"heldout_loss_video": [2.5, 3.0]}}  # the control gained (2.75 - mean of 1, 3, 1) over it
-    assert compare(study, study.compare[0], runs, base)["share_of_gap"] == pytest.approx(
+    assert compare(study, study.compare[0], study.primary[0], runs, base)["share_of_gap"] == pytest.approx(
         0.75 / (2.75 - 5 / 3), rel=1e-5
     )
 
@@ -67,5 +67,17 @@ def test_a_figure_of_the_run_has_no_clips():
     figure = {"figure": "val_physics_explained", "better": "higher"}
     results = made_up(make_study(6, primary=figure), {"control": 0, "phantom": 0})
     (found,) = results["comparisons"]
-    assert found["clips"] is None and found["difference"] == 0 and found["p"] == 1
+    assert found["count"] == 1 and found["difference"] == 0 and found["p"] == 1
     assert "(6 seeds)" in results["verdict"]
+
+
+def test_every_primary_figure_has_its_comparisons_and_its_statement():
+    both = [{"figure": "heldout_loss_video", "better": "lower"}, {"figure": "val_loss_video", "better": "lower"}]
+    study = make_study(6, ("control", "phantom", "third"), primary=both)
+    results = made_up(study, {"control": 0, "phantom": 0.004, "third": 0})
+    assert [(found["arm"], found["figure"]) for found in results["comparisons"]] == [
+        (arm, one["figure"]) for arm in ("phantom", "third") for one in both
+    ]
+    first, second = results["verdict"].split("phantom's ")[1:]
+    assert first.startswith("held-out L_v is below") and second.startswith("L_v at the last validation is below")
+    assert "third" not in results["verdict"]

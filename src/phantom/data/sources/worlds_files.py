@@ -21,6 +21,7 @@ from phantom.progress import track
 CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s of condition, then 5 s to predict
 TRUTH_SIZE = 256  # the scorer compares at a quarter of this size: the 64 pixels of a generated video
 VIEW = "perspective-center"
+TRAJECTORIES = "trajectories.json"  # ground truth, written last
 BENCHMARK_SEED = 500_000  # added to the worlds' seed, so that no scenario is a training clip
 
 
@@ -67,7 +68,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
 def write_benchmark(folder: Path, params: Params) -> None:
     """Writes `scenarios` worlds, two takes each, as videos, switch frames, masks and descriptions (Physics-IQ).
 
-    `trajectories.json` holds the ground truth: the position of each body of take 1 in every test frame.
+    `TRAJECTORIES` holds the ground truth: the position of each body of take 1 in every test frame.
     """
     settings = params.data.worlds
     seed = BENCHMARK_SEED + settings.seed
@@ -91,7 +92,7 @@ def write_benchmark(folder: Path, params: Params) -> None:
             bar.advance()
     layout.write_descriptions(folder, rows)
     text = json.dumps(known, indent=1) + "\n"
-    (folder / "trajectories.json").write_text(text, encoding="utf-8")
+    (folder / TRAJECTORIES).write_text(text, encoding="utf-8")
 
 
 def trajectory(scene: worlds.Scene) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class GroupLosses:
         pairs = [valid > other for valid in by[VALID] for other in by.get(variation, ())]
         return float(np.mean(pairs)) if pairs else float("nan")
 
+    def error(self, kind: str) -> float:
+        """The mean share over the violations, in %."""
+        violations = [name for name in self.losses[kind] if name != VALID and not name.startswith(BENIGN)]
+        return 100 * float(np.nanmean([self.share(kind, name) for name in violations]))
+
 
 class Ranking:
     """The shares of all groups by one kind of loss, and resamples of their means (the first row: the sample itself).

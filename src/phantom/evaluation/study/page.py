@@ -12,14 +12,24 @@ import numpy as np
 from phantom.errors import listed
 from phantom.evaluation.charts import Chart, chart
 from phantom.evaluation.page import Cell, Table, TableRow, render
-from phantom.evaluation.study.figures import CURVES, FIGURES
+from phantom.evaluation.study.figures import CURVES, FIGURES, UNITS
 from phantom.evaluation.study.plots import Row, dots
 from phantom.evaluation.study.results import page_path, paired_interval, seed_means
 from phantom.evaluation.study.spec import Study, study_digest
 from phantom.evaluation.study.verdict import is_significant
 
 COLOURS = 8  # classes key0 to key7 of the style sheet
-INTERVENTIONS = {"heldout_loss_video_other_z": "another clip's z", "heldout_loss_video_noise_z": "noise as z"}
+INTERVENTIONS = {  # own figure -> the same with z replaced
+    "heldout_loss_video": {
+        "heldout_loss_video_other_z": "another clip's z",
+        "heldout_loss_video_noise_z": "noise as z",
+    },
+    "position_error": {
+        "position_error_oracle_z": "z of the recording",
+        "position_error_other_z": "z of another recording",
+        "position_error_noise_z": "noise as z",
+    },
+}
 NOTES = (
     (
         "Held-out L_v",
@@ -57,8 +67,7 @@ class StudyPage:
     verdict: str
     warnings: Sequence[str]
     facts: Sequence[tuple[str, str]]
-    primary: Chart | None
-    differences: Chart | None
+    primary: Sequence[tuple[str, Sequence[Chart], Table | None]]  # title, drawings and differences of each figure
     curves: Sequence[Chart]
     tables: Mapping[str, Table]
     notes: Sequence[tuple[str, str]] = NOTES
@@ -75,9 +84,7 @@ def write_page(name: str, results: Mapping[str, Any], root: Path = Path()) -> Pa
 def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
     """The page of `results`. digest: sha256 of study.yaml as it is now."""
     study = Study.model_validate(results["study"])
-    title = capitalized(FIGURES[study.primary.figure].title)
     tables = {
-        "differences": _differences(study, results),
         "interventions": _interventions(study, results),
         "figures": _figures(study, results),
         "levels": _levels(study, results),
@@ -90,13 +97,20 @@ def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
         verdict=results["verdict"],
         warnings=_warnings(study, results, digest),
         facts=_facts(study, results),
-        primary=dots(f"{title}, each seed", _arm_rows(study, results), _base_level(study, results)),
-        differences=dots(
-            "Differences, each seed, with 95% intervals", _difference_rows(study, results), ("no difference", 0.0)
-        ),
+        primary=[_primary(study, results, primary.figure) for primary in study.primary],
         curves=_curves(study, results),
         tables={name: table for name, table in tables.items() if table},
     )
+
+
+def _primary(study: Study, results: Mapping[str, Any], figure: str) -> tuple[str, list[Chart], Table | None]:
+    title = capitalized(FIGURES[figure].title)
+    found = [one for one in results["comparisons"] if one["figure"] == figure and one["seeds"]]
+    drawn = (
+        dots(f"{title}, each seed", _arm_rows(study, results, figure), _base_level(results, figure)),
+        dots("Differences, each seed, with 95% intervals", _difference_rows(study, found), ("no difference", 0.0)),
+    )
+    return title, [chart for chart in drawn if chart], _differences(study, found)
 
 
 def capitalized(text: str) -> str:
@@ -129,10 +143,14 @@ def _facts(study: Study, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     commits = [f"{one['commit'][:12]}{dirty if one['dirty'] == 'true' else ''}" for one in made]
     costs = next(iter(results["equality"].values()))
     return [
-        ("Primary metric", f"{FIGURES[study.primary.figure].title}, {study.primary.better} is better"),
+        *(
+            ("Primary metric", f"{FIGURES[primary.figure].title}, {primary.better} is better")
+            for primary in study.primary
+        ),
         ("Test", f"sign flips over seeds, {test.sides}-sided, level {test.level:g}"),
         ("Arms x seeds", f"{len(study.arms)} x {len(study.seeds)}"),
-        ("Held-out clips", f"{len(results['clip_ids'])}, at sigma {listed(study.heldout_sigmas, 8)}"),
+        ("Held-out clips", f"{len(results['ids']['heldout'])}, at sigma {listed(study.heldout_sigmas, 8)}"),
+        *((UNITS[name].capitalize(), str(len(ids))) for name, ids in results["ids"].items() if name != "heldout"),
         ("Training", f"{costs['steps']:,} steps, {costs['samples']:,} samples"),
         ("Held equal", listed([key.replace("_", " ") for key in study.equal]) or "nothing"),
         ("Preset", study.preset),
@@ -145,22 +163,22 @@ def _colour(study: Study, label: str) -> str:
     return f"key{study.labels.index(label) % COLOURS}"
 
 
-def _arm_rows(study: Study, results: Mapping[str, Any]) -> list[Row]:
+def _arm_rows(study: Study, results: Mapping[str, Any], figure: str) -> list[Row]:
     rows = []
     for label in study.labels:
-        means = seed_means(results["runs"], label, study.primary.figure)
+        means = seed_means(results["runs"], label, figure)
         if means:
             points = {f"seed {seed}": value for seed, value in means.items()}
             rows.append(Row(label, _colour(study, label), points, float(np.mean(list(means.values())))))
     return rows
 
 
-def _base_level(study: Study, results: Mapping[str, Any]) -> tuple[str, float] | None:
-    values = (results["base"] or {"clips": {}})["clips"].get(study.primary.figure)
-    return ("frozen base", float(np.nanmean(np.array(values, dtype=float)))) if values else None
+def _base_level(results: Mapping[str, Any], figure: str) -> tuple[str, float] | None:
+    values = [value for value in (results["base"] or {"clips": {}})["clips"].get(figure, []) if value is not None]
+    return ("frozen base", float(np.mean(values))) if values else None
 
 
-def _difference_rows(study: Study, results: Mapping[str, Any]) -> list[Row]:
+def _difference_rows(study: Study, comparisons: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [
         Row(
             f"{found['arm']} - {found['reference']}",
@@ -169,20 +187,18 @@ def _difference_rows(study: Study, results: Mapping[str, Any]) -> list[Row]:
             found["difference"],
             (found["low"], found["high"]),
         )
-        for found in results["comparisons"]
-        if found["seeds"]
+        for found in comparisons
     ]
 
 
-def _differences(study: Study, results: Mapping[str, Any]) -> Table | None:
-    found = [one for one in results["comparisons"] if one["seeds"]]
+def _differences(study: Study, found: Sequence[Mapping[str, Any]]) -> Table | None:
     if not found:
         return None
 
     def cells(key: str, form: str) -> list[Cell]:
         return [Cell("" if one[key] is None else format(one[key], form)) for one in found]
 
-    better = -1 if study.primary.better == "lower" else 1
+    better = -1 if found[0]["better"] == "lower" else 1
     shown, tests = [], []
     for one in found:
         shown.append(Cell(f"{one['difference']:+.4g}", f"[{one['low']:+.4g}, {one['high']:+.4g}]"))
@@ -198,26 +214,29 @@ def _differences(study: Study, results: Mapping[str, Any]) -> Table | None:
         TableRow("Share of the gap", "of the reference to the frozen base", cells("share_of_gap", ".1%")),
     ]
     columns = [f"{one['arm']} - {one['reference']}" for one in found]
-    note = "Only the first comparison is what the study was made for; the others are not corrected for their number."
+    note = "The study was made for the first comparison; the others are not corrected for their number."
     kinds = [_colour(study, one["arm"]) for one in found]
     return Table("Paired differences", columns, kinds, [("", rows)], note if len(found) > 1 else "")
 
 
 def _interventions(study: Study, results: Mapping[str, Any]) -> Table | None:
-    own, runs = "heldout_loss_video", results["runs"]
-    labels = [label for label in study.labels if seed_means(runs, label, own)]
+    runs, groups = results["runs"], []
+    labels = [label for label in study.labels if seed_means(runs, label, "heldout_loss_video")]
     if not labels:
         return None
-    rows = [TableRow("own z", "as in training", [Cell(_mean(runs, label, own)) for label in labels])]
-    for figure, name in INTERVENTIONS.items():
-        cells = []
-        for label in labels:
-            found = paired_interval(runs, label, figure, own)
-            delta = f"{found[0]:+.3g} [{found[1]:+.3g}, {found[2]:+.3g}]" if found else ""
-            cells.append(Cell(_mean(runs, label, figure), delta, "good" if found and found[1] > 0 else ""))
-        rows.append(TableRow(name, "and its difference to own z", cells))
-    note = "If L_v does not rise when z is replaced, the video branch does not read z, whatever the losses say."
-    return Table("Interventions on z", labels, [_colour(study, label) for label in labels], [("", rows)], note)
+    for own, replaced in INTERVENTIONS.items():
+        rows = [TableRow("own z", "as in training", [Cell(_mean(runs, label, own)) for label in labels])]
+        for figure, name in replaced.items():
+            found = [paired_interval(runs, label, figure, own) for label in labels]
+            if not any(found):
+                continue
+            deltas = [f"{d[0]:+.3g} [{d[1]:+.3g}, {d[2]:+.3g}]" if d else "" for d in found]
+            values = [_mean(runs, label, figure) for label in labels]
+            rows.append(TableRow(name, "and its difference to own z", list(map(Cell, values, deltas))))
+        if len(rows) > 1:
+            groups.append((capitalized(FIGURES[own].title), rows))
+    note = "If nothing changes when z is replaced, the video branch does not read z, whatever the losses say."
+    return Table("Interventions on z", labels, [_colour(study, label) for label in labels], groups, note)
 
 
 def _figures(study: Study, results: Mapping[str, Any]) -> Table:
@@ -227,8 +246,8 @@ def _figures(study: Study, results: Mapping[str, Any]) -> Table:
         cells = [
             Cell(_mean(results["runs"], label, name), _spread(results["runs"], label, name)) for label in study.labels
         ]
-        known = base.get(name)
-        cells.append(Cell(f"{np.nanmean(np.array(known, dtype=float)):.5g}" if known else ""))
+        known = [value for value in base.get(name, []) if value is not None]
+        cells.append(Cell(f"{np.mean(known):.5g}" if known else ""))
         if any(cell.text for cell in cells):
             rows.append(TableRow(figure.title, figure.note, cells))
     columns, kinds = [*study.labels, "frozen base"], [*(_colour(study, label) for label in study.labels), "base"]

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from phantom.errors import UserError
-from phantom.evaluation.study.figures import FIGURES
-from phantom.evaluation.study.spec import PAGE, RESULTS, STUDIES, Comparison, Study
+from phantom.evaluation.study.spec import PAGE, RESULTS, STUDIES, Comparison, Primary, Study
 from phantom.evaluation.study.statistics import (
     detectable_effect,
     hierarchical_bootstrap,
@@ -37,13 +36,13 @@ def make_results(
     facts: name, digest, commit and the like. equality: by arm, as `compare_arms` returns it. settings: by arm, those
     that differ between arms. runs: the finished ones. base: figures of the frozen base, as of a run.
     """
-    comparisons = [compare(study, one, runs, base) for one in study.compare]
+    comparisons = [compare(study, one, primary, runs, base) for one in study.compare for primary in study.primary]
     count = len(study.arms) * len(study.seeds)
     unequal = {label: found["unequal"] for label, found in equality.items() if found["unequal"]}
     return {
         **facts,
         "study": study.model_dump(mode="json"),
-        "verdict": verdict(study, comparisons[0], unequal, len(runs), count),
+        "verdict": verdict(study, comparisons[: len(study.primary)], unequal, len(runs), count),
         "comparisons": comparisons,
         "equality": dict(equality),
         "settings": {label: dict(found) for label, found in settings.items()},
@@ -54,22 +53,25 @@ def make_results(
     }
 
 
-def compare(study: Study, comparison: Comparison, runs: Runs, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Primary figure of `arm` - `reference` over the seeds that both have, with interval, test and power.
+def compare(
+    study: Study, comparison: Comparison, primary: Primary, runs: Runs, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A primary figure of `arm` - `reference` over the seeds that both have, with interval, test and power.
 
     by_seed: the mean difference of each seed. low, high: 95% interval. detectable: smallest true difference that would
     be found with 80% power at the test's level, None for one seed. share_of_gap: the gain over the reference as a share
     of the reference's gain over the frozen base, None without a base or such a gain.
     """
-    figure, test = study.primary.figure, study.test
+    figure, test = primary.figure, study.test
     ours, theirs = (by_seed(runs, label, figure) for label in (comparison.arm, comparison.reference))
     seeds = [seed for seed in study.seeds if seed in ours and seed in theirs]
-    found: dict[str, Any] = {"arm": comparison.arm, "reference": comparison.reference, "figure": figure, "seeds": seeds}
+    found: dict[str, Any] = {"arm": comparison.arm, "reference": comparison.reference, **primary.model_dump()}
+    found["seeds"] = seeds
     if not seeds:
         return found | dict.fromkeys(("difference", "low", "high", "p", "smallest_p", "detectable", "share_of_gap"))
     d_SC = np.array([ours[seed] for seed in seeds]) - np.array([theirs[seed] for seed in seeds])
     d_SC = d_SC[:, ~np.isnan(d_SC).any(axis=0)]
-    mean_S, sign = d_SC.mean(axis=1), -1 if study.primary.better == "lower" else 1
+    mean_S, sign = d_SC.mean(axis=1), -1 if primary.better == "lower" else 1
     low, high = hierarchical_bootstrap(d_SC)
     several = len(seeds) > 1
     spread = float(mean_S.std(ddof=1)) if several else math.nan
@@ -77,7 +79,7 @@ def compare(study: Study, comparison: Comparison, runs: Runs, base: Mapping[str,
         "difference": significant(float(d_SC.mean())),
         "low": significant(low),
         "high": significant(high),
-        "clips": d_SC.shape[1] if FIGURES[figure].by_clip else None,
+        "count": d_SC.shape[1],  # of the figure's units: clips, groups, scenarios
         "by_seed": [significant(float(value)) for value in mean_S],
         "p": sign_flip_test(sign * mean_S, test.sides),
         "smallest_p": smallest_p(len(seeds), test.sides),

@@ -10,20 +10,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from phantom.config import Params, Section, apply_overrides, preset_path, validate
 from phantom.config.base import NonNegative, Positive
 from phantom.errors import UserError, listed
+from phantom.evaluation.sampling_spec import Source
 from phantom.evaluation.study.figures import FIGURES
 
 STUDIES = Path("studies")
 FILE, RESULTS, PAGE = "study.yaml", "results.json", "index.html"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-OF_THE_STUDY = ("train.seed", "train.control", "compute.train", "train.processes")  # settings an arm cannot state
+OF_THE_STUDY = (  # settings that an arm cannot state
+    *("train.seed", "train.control", "compute.train", "train.processes"),
+    *("evaluate.likephys.groups", "data.worlds.scenarios"),
+)
 Equality = Literal["steps", "samples", "trainable_parameters", "flops"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w .+-]*$", max_length=40, description="letters, digits, . + -")]
 Sigma = Annotated[float, Field(gt=0, le=1)]
+
+
+def as_tuple(value: Any) -> Any:
+    """One mapping in place of a list of them."""
+    return (value,) if isinstance(value, dict) else value
 
 
 class Arm(Section):
@@ -35,7 +44,7 @@ class Arm(Section):
 
 
 class Primary(Section):
-    """The figure that the verdict is about, and which direction is better."""
+    """A figure that the verdict is about, and which direction is better."""
 
     figure: str
     better: Literal["lower", "higher"]
@@ -56,11 +65,32 @@ class Comparison(Section):
     reference: str
 
 
+class LikePhysMeasure(Section):
+    """LikePhys on simulated worlds: groups of each scenario; the rest as in `evaluate.likephys`."""
+
+    groups: Positive
+
+
+class PositionsMeasure(Section):
+    """Videos after several condition frames, against the simulator; and with z replaced while sampling."""
+
+    scenarios: Positive
+    interventions: tuple[Source, ...] = ()
+
+
+class Measures(Section):
+    """What is measured of each run beside the losses on held-out clips."""
+
+    likephys: LikePhysMeasure | None = None
+    positions: PositionsMeasure | None = None
+
+
 class Study(Section):
     """A study. The verdict is about the first comparison."""
 
     question: str
-    primary: Primary
+    primary: Annotated[tuple[Primary, ...], BeforeValidator(as_tuple), Field(min_length=1, max_length=4)]
+    measures: Measures = Measures()
     test: Test
     preset: str
     settings: dict[str, Any] = {}  # of all arms, by dotted name
@@ -78,7 +108,11 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Study:
-        _check_known("primary.figure", self.primary.figure, list(FIGURES))
+        for number, primary in enumerate(self.primary):
+            _check_known(f"primary.{number}.figure", primary.figure, list(FIGURES))
+            measure = FIGURES[primary.figure].measure
+            if measure in Measures.model_fields and getattr(self.measures, measure) is None:
+                raise ValueError(f"primary.{number}.figure: found {primary.figure!r}, accepted with measures.{measure}")
         for number, comparison in enumerate(self.compare):
             for name in ("arm", "reference"):
                 _check_known(f"compare.{number}.{name}", getattr(comparison, name), self.labels)
@@ -143,7 +177,11 @@ def arm_params(study: Study, arm: Arm, seed: int, overrides: tuple[str, ...] = (
     Raises UserError, naming the arm and the nearest setting, if they are not valid.
     """
     tree = yaml.safe_load(preset_path(study.preset).read_text(encoding="utf-8"))
-    of_the_run = {"train.seed": seed, "train.control": False, "compute.train": "local"}
+    of_the_run: dict[str, Any] = {"train.seed": seed, "train.control": False, "compute.train": "local"}
+    if study.measures.likephys:
+        of_the_run["evaluate.likephys.groups"] = study.measures.likephys.groups
+    if study.measures.positions:
+        of_the_run["data.worlds.scenarios"] = study.measures.positions.scenarios
     layers = (_as_overrides(study.settings), overrides, _as_overrides(arm.settings), _as_overrides(of_the_run))
     for layer in layers:
         tree = apply_overrides(tree, layer)

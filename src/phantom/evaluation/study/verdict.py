@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phantom.errors import listed
-from phantom.evaluation.study.figures import FIGURES
+from phantom.evaluation.study.figures import FIGURES, UNITS
 from phantom.evaluation.study.spec import Study
 
 
 def verdict(
-    study: Study, found: Mapping[str, Any], unequal: Mapping[str, Sequence[str]], finished: int, expected: int
+    study: Study, found: Sequence[Mapping[str, Any]], unequal: Mapping[str, Sequence[str]], finished: int, expected: int
 ) -> str:
-    """The verdict on a comparison as `results.compare` returns it.
+    """The verdict on the first comparison by each primary figure, as `results.compare` returns them.
 
     unequal: what differs, of the arms for which something does. finished, expected: numbers of runs.
     """
-    arm, reference, title = found["arm"], found["reference"], FIGURES[found["figure"]].title
+    first = found[0]
     missing = "" if finished == expected else f" So far {finished} of {expected} runs are finished."
-    if not found["seeds"]:
-        return f"Nothing can be said: {arm} and {reference} have no finished run of the same seed.{missing}"
-    return f"{_statement(study, found, title)}{_equality(found, unequal)}{missing}"
+    if not first["seeds"]:
+        arms = f"{first['arm']} and {first['reference']}"
+        return f"Nothing can be said: {arms} have no finished run of the same seed.{missing}"
+    statements = " ".join(_statement(study, one) for one in found if one["seeds"])
+    return f"{statements}{_power(study, first)}{_equality(first, unequal)}{missing}"
 
 
 def is_significant(study: Study, found: Mapping[str, Any]) -> bool:
@@ -35,15 +37,16 @@ def size(found: Mapping[str, Any]) -> str:
 
 
 def counts(found: Mapping[str, Any]) -> str:
-    """The numbers of seeds and clips."""
+    """The numbers of seeds, and of clips, groups or scenarios."""
     seeds = f"{len(found['seeds'])} seed{'s' if len(found['seeds']) != 1 else ''}"
-    return f"{seeds} x {found['clips']} clips" if found["clips"] else seeds
+    units = UNITS.get(FIGURES[found["figure"]].measure)
+    return f"{seeds} x {found['count']} {units}" if units else seeds
 
 
-def _statement(study: Study, found: Mapping[str, Any], title: str) -> str:
-    arm, reference, test = found["arm"], found["reference"], study.test
+def _statement(study: Study, found: Mapping[str, Any]) -> str:
+    arm, reference, test, title = found["arm"], found["reference"], study.test, FIGURES[found["figure"]].title
     if is_significant(study, found):
-        gain = found["difference"] < 0 if study.primary.better == "lower" else found["difference"] > 0
+        gain = found["difference"] < 0 if found["better"] == "lower" else found["difference"] > 0
         side = "below" if found["difference"] < 0 else "above"
         low, high = sorted(abs(found[name]) for name in ("low", "high"))
         # An interval that reaches beyond zero keeps its signs.
@@ -57,12 +60,18 @@ def _statement(study: Study, found: Mapping[str, Any], title: str) -> str:
             f"permutation p = {found['p']:.3g} (level {test.level:g})."
         )
     if found["smallest_p"] > test.level:
-        seeds = len(found["seeds"])
-        return (
-            f"{text} With {seeds} seed{'s' if seeds != 1 else ''} this test cannot give a p below "
-            f"{found['smallest_p']:.3g}, so no difference, however large, could have passed it."
-        )
+        return text
     return f"{text} The smallest effect that this design could have seen is {found['detectable']:.3g}."
+
+
+def _power(study: Study, found: Mapping[str, Any]) -> str:
+    if found["smallest_p"] <= study.test.level:
+        return ""
+    seeds = len(found["seeds"])
+    return (
+        f" With {seeds} seed{'s' if seeds != 1 else ''} this test cannot give a p below {found['smallest_p']:.3g}, "
+        "so no difference, however large, could have passed it."
+    )
 
 
 def _equality(found: Mapping[str, Any], unequal: Mapping[str, Sequence[str]]) -> str:
