@@ -18,7 +18,7 @@ from markupsafe import escape
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.evaluation.heldout_loss import heldout_losses
 from phantom.evaluation.study.spec import load_study
-from phantom.orchestration import study_child
+from phantom.orchestration import study_measures
 from phantom.orchestration.study import list_studies, report_study, run_study
 from phantom.orchestration.study_processes import Child
 from phantom.orchestration.study_runs import StudyRun, study_runs
@@ -143,7 +143,7 @@ def test_a_run_that_dies_while_it_is_measured_is_not_trained_again(tmp_path, tin
         return heldout_losses(*args, physics=physics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_child, "heldout_losses", die)
+        patch.setattr(study_measures, "heldout_losses", die)
         with pytest.raises(MemoryError):
             run_here(tmp_path)
     assert "train control: 1/1 steps" in capsys.readouterr().err
