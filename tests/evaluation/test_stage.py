@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from phantom.data.sources.worlds_files import write_benchmark
+from phantom.data.manifest import MANIFEST, write_manifest
+from phantom.data.sources.worlds_files import write_benchmark, write_clips
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import prompted, sample, stage
@@ -18,6 +19,7 @@ from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
+from phantom.evaluation.trivial import predictions
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.noise import sample_generator
@@ -27,7 +29,11 @@ from phantom.tracking.registry import flatten_metrics
 from tests import tiny
 from tests.evaluation import judges
 
-SMALL = ("data.worlds.scenarios=2", "evaluate.sampling.steps=2", "evaluate.batch_size=2")
+SMALL = (
+    *("data.worlds.scenarios=2", "data.worlds.train_clips=2", "data.worlds.heldout_clips=1"),
+    *("evaluate.sampling.steps=2", "evaluate.batch_size=2"),
+)
+MODELS = ("base", "control", "phantom")
 
 
 def save_export(folder, base, seed, coupling_std=0.2):
@@ -65,12 +71,24 @@ def checkout(made, tmp_path):
 @pytest.fixture
 def params(make_params, checkout):
     params = make_params(*SMALL)
-    write_benchmark(checkout / "data/benchmark", params)
+    write_worlds(checkout, params)
     return params
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(predictions, "DRAWS", 2)
+
+
+def write_worlds(root, params):
+    write_benchmark(root / "data/benchmark", params)
+    (root / "data/clips").mkdir()
+    write_manifest(root / "data/clips" / MANIFEST, write_clips(root / "data/clips", params))
+
+
 def videos(root):
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*.mp4") if "evaluate" in path.parts}
+    found = (path for name in MODELS for path in root.glob(f"checkpoints/evaluate/{name}-*/**/*.mp4"))
+    return {path.relative_to(root): path.read_bytes() for path in sorted(found)}
 
 
 def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
@@ -84,6 +102,16 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
         for figures in models.values():
             assert 0 <= figures["score"] <= 100
             assert [row["scenario"] for row in figures["per_scenario"]] == ["fall-1", "projectile-1"]
+    for mode, found in evaluation["trivial"].items():
+        assert ("constant_velocity" in found) == (mode == "multi")
+        assert found["last_frame"]["score"] < found["other_take"]["score"] == max(f["score"] for f in found.values())
+        assert found["other_take"]["worlds"]["position_error"] < 2 < found["last_frame"]["worlds"]["position_error"]
+        phantom = evaluation["physics_iq"][mode]["phantom"]["score"]
+        lead = found["other_take"]["phantom_gain"]["score"]["gain"]
+        assert lead == pytest.approx(phantom - found["other_take"]["score"], abs=0.01)
+        nearer = found["last_frame"]["phantom_gain"]["position_error"]["gain"]
+        own = evaluation["worlds"][mode]["phantom"]["position_error"]
+        assert nearer == pytest.approx(own - found["last_frame"]["worlds"]["position_error"])
     assert result.scores["single"]["phantom"] == evaluation["physics_iq"]["single"]["phantom"]["score"]
 
     # What others read of it: rows of equal columns, and the metric that decides on the champion.
@@ -105,12 +133,13 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     page = (checkout / "reports/index.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2 * (1 + 1 + 6) and page.count("data:image/png") == 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert page.count('class="bar trivial"') == 4 + 5 and "Phantom ahead by" in page
     assert page.count('<svg viewBox="0 0 560') == 2  # no gradient norms in this history
 
 
 def test_interventions_on_z_change_the_videos_as_far_as_they_read_it(make_params, checkout, tiny_base):
     params = make_params(*SMALL, "evaluate.interventions=[oracle, other, noise]", "evaluate.physics_iq.modes=[multi]")
-    write_benchmark(checkout / "data/benchmark", params)
+    write_worlds(checkout, params)
     evaluate(params, checkout)
     evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
     assert list(evaluation["physics_iq"]["multi"]) == ["base", "control", "phantom"]
@@ -289,7 +318,7 @@ def test_mlflow_has_the_figures_and_videos_of_every_benchmark(make_params, check
         f"tracking.uri={store}",
         f"tracking.artifacts={tmp_path}/artifacts",
     )
-    write_benchmark(checkout / "data/benchmark", params)
+    write_worlds(checkout, params)
     log_stage("evaluate", params, evaluate(params, checkout), checkout)
     client = mlflow.MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name(params.tracking.experiment).experiment_id])

@@ -127,6 +127,7 @@ def test_results_do_not_depend_on_where_they_are_made_or_recorded():
 def test_identity_files_are_outputs_of_earlier_stages():
     assert [str(path) for path in identity_files("train")] == ["data/latents/index.json"]
     assert [str(path) for path in identity_files("evaluate")] == [
+        "data/clips/manifest.jsonl",
         "models/phantom/config.json",
         "models/phantom/history.json",
         "models/control/history.json",

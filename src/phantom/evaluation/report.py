@@ -29,6 +29,7 @@ from phantom.evaluation.page import (
 )
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.sampling_spec import Settings
+from phantom.evaluation.trivial.predictions import TITLES
 
 NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
@@ -116,7 +117,10 @@ def evaluation_page(
                 ("Base", params.models.base),
                 ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
             ],
-            bars=[(_mode(mode, params), _bars(found)) for mode, found in evaluation["physics_iq"].items()],
+            bars=[
+                (_mode(mode, params), [*_bars(found), *_trivial_bars(evaluation.get("trivial", {}).get(mode, {}))])
+                for mode, found in evaluation["physics_iq"].items()
+            ],
             tables=[*(_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]), *tables],
             scenes=scenes,
             modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
@@ -170,6 +174,14 @@ def _bars(models: Mapping[str, Any]) -> list[Bar]:
     return [
         gain_bar(NAMES[name], name, found["score"], None if name == "base" else base, found["gain"])
         for name, found in models.items()
+    ]
+
+
+def _trivial_bars(predictions: Mapping[str, Any]) -> list[Bar]:
+    figure = PHYSICS_IQ[0]
+    return [
+        Bar(TITLES[name][0], "trivial", found["score"] or 0.0, _text(figure, found["score"]))
+        for name, found in predictions.items()
     ]
 
 

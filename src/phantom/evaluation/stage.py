@@ -16,11 +16,12 @@ from phantom.config import Params
 from phantom.cores import cores
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
+from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, trajectories
-from phantom.evaluation.gains import gain
+from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
 from phantom.evaluation.likephys.run import score_models as score_likephys
@@ -30,6 +31,8 @@ from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.provenance import component_identities, record, short_digest
 from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
+from phantom.evaluation.trivial.run import predict
+from phantom.evaluation.trivial.table import table as trivial_table
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
@@ -80,6 +83,9 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
         replaced = sample_models(models, root, {mode: requests[mode] for mode in modes})
         folders = {m: {**own, **{x.name: replaced[m, x.name] for x in models}} for m, own in modes.items()}
         evaluation = _physics_iq(params, root, place, rows, folders)
+        if params.evaluate.physics_iq.benchmark == "worlds":
+            evaluation["trivial"] = _trivial(params, root, place, rows, evaluation)
+            tables.append(trivial_table(evaluation))
         if models:
             evaluation["interventions"] = take_interventions(evaluation, models, params.evaluate.physics_iq.protocol)
             tables.append(interventions_table(evaluation["interventions"]))
@@ -151,18 +157,7 @@ def _physics_iq(
 ) -> dict[str, Any]:
     """The entries of evaluation.json for Physics-IQ, and for simulated worlds, whose physics is known."""
     settings = params.evaluate.physics_iq
-    benchmark, _, descriptions = _benchmark(params, root)
-    found = score_folders(
-        [folder for folders in modes.values() for folder in folders.values()],
-        benchmark,
-        descriptions,
-        protocol=settings.protocol,
-        mask_codec=settings.mask_codec,
-        workers=cores(),
-        cache=root / WORK / "scores",
-    )
-    scores = iter(found)  # scored in one call, so that each recording is decoded once for all models
-    scored = {mode: {name: next(scores) for name in folders} for mode, folders in modes.items()}
+    scored = _score(params, root, modes)
     evaluation: dict[str, Any] = {
         "benchmark": {
             "name": PHYSICS_IQ,
@@ -185,6 +180,51 @@ def _physics_iq(
             for mode, folders in modes.items()
         }
     return evaluation
+
+
+def _score(params: Params, root: Path, modes: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The Physics-IQ scores of folders of videos by mode and name, likewise."""
+    settings = params.evaluate.physics_iq
+    benchmark, _, descriptions = _benchmark(params, root)
+    found = score_folders(
+        [folder for folders in modes.values() for folder in folders.values()],
+        benchmark,
+        descriptions,
+        protocol=settings.protocol,
+        mask_codec=settings.mask_codec,
+        workers=cores(),
+        cache=root / WORK / "scores",
+    )
+    scores = iter(found)  # scored in one call, so that each recording is decoded once for all models
+    return {mode: {name: next(scores) for name in folders} for mode, folders in modes.items()}
+
+
+def _trivial(
+    params: Params, root: Path, place: Path, rows: Sequence[Row], evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entries of evaluation.json for predictions without a model, with Phantom's gain over each."""
+    folders = predict(params, root, place, rows, root / WORK)
+    known = json.loads((place / TRAJECTORIES).read_text(encoding="utf-8"))
+
+    def figures(mode: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        ours, our_world = (evaluation[part][mode]["phantom"]["per_scenario"] for part in ("physics_iq", "worlds"))
+        world = _world_figures(rows, folders[mode][name], worlds.FPS, known)
+        theirs, own = ([row["position_error"] for row in rows] for rows in (world["per_scenario"], our_world))
+        return {
+            **{key: found[key] for key in PARTS},
+            "verified": found["verified"]["score"],
+            "phantom_gain": {
+                "score": gain(found["per_scenario"], ours, params.evaluate.physics_iq.protocol),
+                "position_error": mean_gain(theirs, own),
+            },
+            "per_scenario": found["per_scenario"],
+            "worlds": world,
+        }
+
+    return {
+        mode: {name: figures(mode, name, found) for name, found in scored.items()}
+        for mode, scored in _score(params, root, folders).items()
+    }
 
 
 def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:

@@ -71,13 +71,11 @@ def write_benchmark(folder: Path, params: Params) -> None:
     `TRAJECTORIES` holds the ground truth: the position of each body of take 1 in every test frame.
     """
     settings = params.data.worlds
-    seed = BENCHMARK_SEED + settings.seed
     rows, known = [], {}
     with track("prepare benchmark", settings.scenarios, "scenarios") as bar:
         for index in range(settings.scenarios):
-            # Each kind appears first within the trained ranges, then outside of them.
-            spec = worlds.draw_spec(seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
-            for take, shown in ((1, spec), (2, worlds.second_take(spec, seed, index))):
+            spec = benchmark_spec(settings.seed, index)
+            for take, shown in ((1, spec), (2, worlds.second_take(spec, BENCHMARK_SEED + settings.seed, index))):
                 name = layout.Name(
                     id=index + 1 + (take - 1) * settings.scenarios,
                     view=VIEW,
@@ -93,6 +91,11 @@ def write_benchmark(folder: Path, params: Params) -> None:
     layout.write_descriptions(folder, rows)
     text = json.dumps(known, indent=1) + "\n"
     (folder / TRAJECTORIES).write_text(text, encoding="utf-8")
+
+
+def benchmark_spec(seed: int, index: int) -> worlds.WorldSpec:
+    """Scenario `index` for `data.worlds.seed`: each kind first within the trained ranges, then outside of them."""
+    return worlds.draw_spec(BENCHMARK_SEED + seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
 
 
 def trajectory(scene: worlds.Scene) -> dict[str, Any]:

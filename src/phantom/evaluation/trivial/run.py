@@ -1,0 +1,119 @@
+"""Writes the predictions without a model into folders like those of a model; they are reused by digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import phantom
+from phantom.config import Params
+from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
+from phantom.data.physics_iq import layout
+from phantom.data.physics_iq.layout import Row
+from phantom.data.sources import worlds
+from phantom.data.sources.worlds_files import TEST_FRAMES, benchmark_spec
+from phantom.data.video import read_frames, write_mp4
+from phantom.evaluation.physics_iq.conditions import find_condition, read_condition, read_truth
+from phantom.evaluation.provenance import claim, digest, short_digest
+from phantom.evaluation.sampling_spec import Settings
+from phantom.evaluation.trivial.predictions import (
+    constant_velocity,
+    last_frame,
+    nearest_continuations,
+    simulated_anew,
+)
+from phantom.progress import track
+
+# The code, relative to the package, that decides what a prediction shows.
+CODE = (
+    "evaluation/trivial/predictions.py",
+    "evaluation/trivial/run.py",
+    "evaluation/physics_iq/conditions.py",
+    "evaluation/sampling_spec.py",
+    "data/physics_iq/video.py",
+    "data/sources/worlds.py",
+    "data/sources/worlds_files.py",
+    "data/video.py",
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One kind of prediction: what it depends on besides the conditions, JSON-able, and how videos are made of them."""
+
+    name: str
+    depends: Any
+    make: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]  # uint8 RGB (T, H, W, 3), one per row
+
+
+def predict(params: Params, root: Path, place: Path, rows: Sequence[Row], work: Path) -> dict[str, dict[str, Path]]:
+    """Writes the videos that are missing; returns their folders by mode and prediction.
+
+    place: folder of the simulated worlds' benchmark, with `rows`. work: where the folders are made. Raises UserError.
+    """
+    folders: dict[str, dict[str, Path]] = {}
+    for mode in params.evaluate.physics_iq.modes:
+        settings = replace(Settings.for_physics_iq(params, mode), fps=worlds.FPS, frames=TEST_FRAMES)
+        found = _predictions(params, root, place, rows, settings)
+        folders[mode] = {one.name: _write(one, place, rows, settings, work) for one in found}
+    return folders
+
+
+def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], settings: Settings) -> list[Prediction]:
+    """Those of a mode: a velocity takes two condition frames, and only clips of the same worlds are looked up."""
+    specs = [benchmark_spec(params.data.worlds.seed, row.name.id - 1) for row in rows]
+    known = [asdict(spec) for spec in specs]
+    numbers = [row.name.id for row in rows]
+    found = [Prediction("last_frame", None, partial(map, last_frame))]
+    if settings.prefix_frames > 1:
+        found.append(Prediction("constant_velocity", known, lambda given: map(constant_velocity, given, specs)))
+    if params.data.source == "worlds":
+        clips = [clip for clip in read_manifest(root / CLIPS / MANIFEST) if clip.split == "train"]
+        longest = max(clip.frames for clip in clips)
+        stored = (read_frames(root / CLIPS / clip.path)[0] for clip in clips)
+        digests = [clip.sha256 for clip in clips]
+        found.append(Prediction("nearest_clip", digests, lambda given: nearest_continuations(given, stored, longest)))
+    seeds = repeat(settings.seed)
+    found.append(Prediction("simulator", known, lambda given: map(simulated_anew, given, specs, seeds, numbers)))
+    takes = layout.recordings(place)
+    second = [layout.testing_video(place, takes[row.name.scenario, row.name.view, 2], worlds.FPS) for row in rows]
+    taken = (read_truth((path, worlds.FPS), settings)[: settings.frames] for path in second)
+    found.append(Prediction("other_take", [digest(path) for path in second], lambda given: taken))
+    return found
+
+
+def _write(prediction: Prediction, place: Path, rows: Sequence[Row], settings: Settings, work: Path) -> Path:
+    """The folder of a prediction's videos, which are written if they are not all there."""
+    files = [find_condition(place, row.name, settings) for row in rows]
+    package = Path(phantom.__file__).parent
+    items = [
+        prediction.depends,
+        [[row.name.generated, digest(path)] for row, (path, _) in zip(rows, files, strict=True)],
+    ]
+    record = {
+        "model": {"prediction": prediction.name},
+        "settings": {key: value for key, value in settings.record().items() if key != "sampling"},
+        "items": hashlib.sha256(json.dumps(items).encode()).hexdigest(),
+        "code": [digest(package / part) for part in CODE],
+    }
+    out = work / f"{prediction.name}-{short_digest(record)}" / settings.mode
+    claim(out, record)
+    if all((out / row.name.generated).is_file() for row in rows):
+        return out
+    made = prediction.make([read_condition(file, settings) for file in files])
+    with track(f"predict {prediction.name}, {settings.mode}", len(rows), "videos") as bar:
+        for row, frames in zip(rows, made, strict=True):
+            path = out / row.name.generated
+            part = path.with_suffix(".part")
+            write_mp4(part, frames, fps=settings.fps)
+            part.replace(path)
+            bar.advance()
+    return out

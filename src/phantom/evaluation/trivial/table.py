@@ -1,0 +1,44 @@
+"""The table of the predictions without a model in the report of the evaluate stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from phantom.evaluation.page import Cell, Table, TableRow
+from phantom.evaluation.report import MODES, NAMES, PHYSICS_IQ, WORLDS, delta_cell
+from phantom.evaluation.trivial.predictions import TITLES
+
+SCORE, AGAINST_SIMULATOR = PHYSICS_IQ[0], WORLDS[:3]
+
+
+def table(evaluation: Mapping[str, Any]) -> Table:
+    """Phantom and each prediction by mode, with Phantom's gain over it."""
+    groups = []
+    for mode, found in evaluation["trivial"].items():
+        phantom = evaluation["physics_iq"][mode]["phantom"] | evaluation["worlds"][mode]["phantom"]
+        rows = [
+            _row(*TITLES[name], figures | figures["worlds"], _gain_cell(figures["phantom_gain"]["score"]))
+            for name, figures in found.items()
+        ]
+        groups.append((MODES[mode].capitalize(), [_row(NAMES["phantom"], "", phantom, Cell("")), *rows]))
+    columns = [SCORE.name, "Phantom ahead by", *(figure.name for figure in AGAINST_SIMULATOR)]
+    note = (
+        "What the scale is worth: a model that is no better than the nearest training clip has learnt no more than a "
+        "look-up. The other take is what the benchmark's own variation allows. Phantom's lead is in points of the "
+        "score, with its 95% interval over scenarios."
+    )
+    return Table("Without a model", columns, [""] * len(columns), groups, note)
+
+
+def _row(name: str, note: str, figures: Mapping[str, Any], lead: Cell) -> TableRow:
+    score, *others = (delta_cell(figure, figures[figure.key], None) for figure in (SCORE, *AGAINST_SIMULATOR))
+    return TableRow(name, note, [score, lead, *others])
+
+
+def _gain_cell(gain: Mapping[str, Any] | None) -> Cell:
+    """Phantom's gain with its interval; coloured if all of the interval is above 0."""
+    if not gain:
+        return Cell("–")
+    interval = f"{gain['low']:+.1f} to {gain['high']:+.1f}".replace("-", "−")
+    return Cell(f"{gain['gain']:+.1f}".replace("-", "−"), interval, "good" if gain["low"] > 0 else "")
