@@ -7,6 +7,7 @@ import pytest
 
 from phantom.evaluation.charts import chart
 from phantom.evaluation.page import Bar, Cell, Page, Scene, SceneVideo, Table, TableRow, embed_frames, render
+from phantom.evaluation.report import gain_bar
 
 FPS, SECONDS = 4, 5
 ODD = 'A ball <b>rolls</b> & "hits" {{ 7 * 7 }} </script>'
@@ -219,3 +220,10 @@ def test_nothing_is_wider_than_the_window(shown, width):
     shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert shown.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("low", "high", "tone"), [(-0.4, 9.4, ""), (0.8, 8.1, "good"), (-8.1, -0.8, "bad")])
+def test_a_gain_is_coloured_only_if_its_interval_excludes_zero(low, high, tone):
+    base = 50.0
+    bar = gain_bar("Phantom", "phantom", base + (low + high) / 2, base, {"low": low, "high": high})
+    assert bar.tone == tone and f"{high:+.1f}".replace("-", "−") in bar.delta

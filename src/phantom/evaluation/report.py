@@ -161,12 +161,13 @@ def gain_bar(
     gained: Mapping[str, Any] | None,
     figure: Figure = PHYSICS_IQ[0],
 ) -> Bar:
-    """A score as a bar, with its gain over the base and the confidence interval of the gain."""
+    """A score as a bar, with its gain over the base and the interval of the gain; coloured if that excludes 0."""
     cell = delta_cell(figure, score, base)
-    delta = cell.delta
-    if gained:
-        delta += f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")
-    return Bar(name, kind, score or 0.0, cell.text, delta, cell.tone)
+    if not gained:
+        return Bar(name, kind, score or 0.0, cell.text, cell.delta)
+    interval = f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")
+    is_clear = gained["low"] * gained["high"] > 0
+    return Bar(name, kind, score or 0.0, cell.text, cell.delta + interval, cell.tone if is_clear else "")
 
 
 def _bars(models: Mapping[str, Any]) -> list[Bar]:
