@@ -251,6 +251,24 @@ def score_likephys(
     show(result, as_json, as_text(result))
 
 
+@score.command("shapes")
+def score_shapes(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom), or frozen parts (models/mini).")],
+    worlds: Annotated[int, typer.Option(help="Number of held-out simulated worlds.")] = 36,
+    physics: Physics = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether bodies keep their area and colour in a model's videos of simulated worlds, and start in time."""
+    with stage("score", context, params, set_) as tree:
+        from phantom.evaluation import model_shapes
+
+        result = model_shapes.score_shapes(tree, model, worlds, physics)
+    show(result, as_json, model_shapes.as_text(result))
+
+
 @app.command()
 def report(
     files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")],

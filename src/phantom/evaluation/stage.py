@@ -20,7 +20,7 @@ from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
 from phantom.errors import UserError
-from phantom.evaluation import compare, prompted, report, trajectories
+from phantom.evaluation import compare, prompted, report, shapes, trajectories
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
@@ -243,20 +243,25 @@ def _world_figures(rows: Sequence[Row], folder: Path, fps: int, known: dict[str,
     found = []
     for row in rows:
         frames, _ = read_frames(folder / row.name.generated)
-        world = known[f"{row.name.id:04d}"]
-        found.append({"scenario": row.name.scenario, **trajectories.compare(frames, fps, world)})
-    return trajectories.summary(found)
+        found.append(_against_world(row, frames, fps, known))
+    return trajectories.summary(found) | shapes.summary(found)
 
 
 def _truth_figures(rows: Sequence[Row], place: Path, params: Params, known: dict[str, Any]) -> dict[str, Any]:
     """`_world_figures` of the recordings, at the size of the generated videos: the error of tracking itself."""
     size, found = (params.data.width, params.data.height), []
     for row in rows:
-        world = known[f"{row.name.id:04d}"]
-        frames, _ = read_frames(layout.testing_video(place, row.name, world["fps"]))
+        fps = known[f"{row.name.id:04d}"]["fps"]
+        frames, _ = read_frames(layout.testing_video(place, row.name, fps))
         small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
-        found.append({"scenario": row.name.scenario, **trajectories.compare(small, world["fps"], world)})
-    return trajectories.summary(found)
+        found.append(_against_world(row, small, fps, known))
+    return trajectories.summary(found) | shapes.summary(found)
+
+
+def _against_world(row: Row, frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
+    world = known[f"{row.name.id:04d}"]
+    compared = trajectories.compare(frames, fps, world) | shapes.compare(frames, fps, world)
+    return {"scenario": row.name.scenario, **compared}
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ squared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -24,8 +25,20 @@ SCENERY = [*worlds.BACKGROUNDS.values(), worlds.FLOOR]  # colours that are not b
 EXTRA_SCENERY = {"occluder": [worlds.OCCLUDER], "pendulum": [worlds.STRING]}  # likewise, by kind of world
 
 
-def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
-    """Centres (T, 2) of body `number` in uint8 RGB `frames` (T, H, W, 3); nan where it is not found.
+@dataclass(frozen=True)
+class Track:
+    """A body in every frame of a video, nan where it is not found.
+
+    centres (T, 2) and areas (T,) in pixels of 64 x 64; colours (T, 3): the median RGB of its pixels, 0 to 255.
+    """
+
+    centres: np.ndarray
+    areas: np.ndarray
+    colours: np.ndarray
+
+
+def track(frames: np.ndarray, known: dict[str, Any], number: int) -> Track:
+    """Finds body `number` in uint8 RGB `frames` (T, H, W, 3).
 
     A body is the largest connected component of pixels closer to its colour than to any other colour of its world.
     """
@@ -34,16 +47,18 @@ def track(frames: np.ndarray, known: dict[str, Any], number: int) -> np.ndarray:
     height, width = frames.shape[1:3]
     scale = np.array([worlds.SIZE / width, worlds.SIZE / height])
     least = FOUND * np.pi * known["bodies"][number]["radius"] ** 2 / scale.prod()
-    centres = np.full((len(frames), 2), np.nan)
+    found = Track(*(np.full((len(frames), *shape), np.nan) for shape in ((2,), (), (3,))))
     for t, frame in enumerate(frames):
         distance = np.linalg.norm(frame[:, :, None].astype(np.float32) - palette, axis=-1)
         mask = (distance.argmin(-1) == number).astype(np.uint8)
-        count, _, stats, middles = cv2.connectedComponentsWithStats(mask)
+        count, labels, stats, middles = cv2.connectedComponentsWithStats(mask)
         if count > 1:
             largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
             if stats[largest, cv2.CC_STAT_AREA] >= least:
-                centres[t] = (middles[largest] + 0.5) * scale
-    return centres
+                found.centres[t] = (middles[largest] + 0.5) * scale
+                found.areas[t] = stats[largest, cv2.CC_STAT_AREA] * scale.prod()
+                found.colours[t] = np.median(frame[labels == largest], axis=0)
+    return found
 
 
 def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +79,10 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, An
     vanished = hidden = lost = 0
     centres = []
     for number, body in enumerate(known["bodies"]):
-        found = track(shown, known, number)
+        found = track(shown, known, number).centres
         true, visible = np.array(body["positions"]), np.array(body["visible"])
         seen = ~np.isnan(found[:, 0])
-        whole = visible & _is_whole(known, body, true)
+        whole = visible & is_whole(known, body, true)
         distance = np.linalg.norm(found - true, axis=1)
         errors += np.where(seen, np.minimum(distance, MISS), MISS)[whole].tolist()
         missing += (~seen)[visible].tolist()
@@ -112,12 +127,13 @@ def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _is_whole(known: dict[str, Any], body: dict[str, Any], true: np.ndarray) -> np.ndarray:
-    """Whether the body is fully inside the frame and not behind the wall: bool (T,)."""
-    reach = body["radius"] * (1.21 if known["kind"] == "incline" else 1.0)  # the corners of a box extend further
-    whole = ((true >= reach) & (true <= worlds.SIZE - reach)).all(1)
+def is_whole(known: dict[str, Any], body: dict[str, Any], centres: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """Whether a body at `centres` (T, 2) is fully inside the frame and not behind the wall, by `margin`: bool (T,)."""
+    corners = 1.21 if known["kind"] == "incline" else 1.0  # those of a box extend further
+    reach = corners * body["radius"] + margin
+    whole = ((centres >= reach) & (centres <= worlds.SIZE - reach)).all(1)
     if known["kind"] == "occluder":
-        whole &= np.abs(true[:, 0] - worlds.SIZE / 2) >= HALF_WALL + reach
+        whole &= np.abs(centres[:, 0] - worlds.SIZE / 2) >= HALF_WALL + reach
     return whole
 
 

@@ -98,10 +98,13 @@ def benchmark_spec(seed: int, index: int) -> worlds.WorldSpec:
     return worlds.draw_spec(BENCHMARK_SEED + seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
 
 
-def trajectory(scene: worlds.Scene) -> dict[str, Any]:
-    """Ground truth of `scene` in the test frames, for metrics that need known physics. Lengths in 1/64 of the image."""
+def trajectory(scene: worlds.Scene, first: int = CONDITION_FRAMES, count: int = TEST_FRAMES) -> dict[str, Any]:
+    """Ground truth of `count` frames of `scene`, by default of the test frames, for metrics that need known physics.
+
+    Lengths are in 1/64 of the image.
+    """
     spec = scene.spec
-    test = slice(CONDITION_FRAMES, CONDITION_FRAMES + TEST_FRAMES)
+    test = slice(first, first + count)
     looks = [(spec.colour, spec.radius), (spec.second_colour, spec.second_radius)]
     return {
         "kind": spec.kind,
