@@ -60,15 +60,22 @@ def up(
 def pretrain(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("models/mini"),
     seed: Annotated[int, typer.Option(help="Seed of clips, weights and batches.", min=0)] = 0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Keep vae, physics_encoder or video_model of --out as it is; repeatable."),
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Checkpoints and finished parts of a run, which a later run uses.")] = Path(
+        "checkpoints/pretrain"
+    ),
     as_json: AsJson = False,
 ) -> None:
-    """Pretrain the frozen parts of the mini preset again, in models/mini: an hour or two on two cores."""
+    """Pretrain the frozen parts of the mini preset again, in models/mini: hours on two cores; resumes after Ctrl-C."""
     from phantom.pretraining.stage import pretrain
 
     try:
-        made = pretrain(out, seed)
+        made = pretrain(out, seed, work, keep or ())
     except KeyboardInterrupt:
-        raise Interrupted("pretrain: interrupted; finished parts are kept, run again to go on") from None
+        raise Interrupted("pretrain: interrupted; what was saved is kept, run again to go on") from None
     show(made, as_json, "\n".join(f"{name}: {figures}" for name, figures in made["heldout"].items()))
 
 

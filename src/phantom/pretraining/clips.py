@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,29 +20,38 @@ TRAINING_SEED, HELDOUT_SEED = 1000, 2000  # distinct from the seeds of a pipelin
 
 @dataclass(frozen=True)
 class Clips:
-    """frames uint8 (N, F, H, W, 3), captions, number of bodies (N,), and for the first body its states (x, y, vx, vy)
-    float32 (N, F, 4) and visibility (N, F)."""
+    """frames uint8 (N, F, H, W, 3), captions, number of bodies (N,), the frame from which on bodies move (N,), which is
+    negative if they moved before, and for the first body its states (x, y, vx, vy) float32 (N, F, 4) and visibility
+    (N, F)."""
 
     frames: torch.Tensor
     captions: list[str]
     bodies: torch.Tensor
+    released: torch.Tensor
     states: torch.Tensor
     visible: torch.Tensor
 
 
 def draw(count: int, seed: int, name: str) -> Clips:
-    """Draws `count` clips of the worlds of `seed`, alternating kinds."""
-    frames, captions, bodies, states, visible = [], [], [], [], []
+    """Draws `count` clips of the worlds of `seed`, alternating kinds.
+
+    Every second round of kinds starts at rest or in motion, as the pipeline's own clips do; the others start with the
+    motion or during it, so that there are enough single frames from which motion continues.
+    """
+    frames, captions, bodies, released, states, visible = [], [], [], [], [], []
     with TemporaryDirectory() as folder, track(f"draw {name} clips", count, "clips") as bar:
         for index in range(count):
             spec = worlds.draw_spec(seed, index)
             scene = worlds.simulate(spec)
-            window = slice(spec.first_frame, spec.first_frame + FRAMES)
+            release = math.ceil(spec.release * worlds.FPS)
+            first = max(spec.first_frame, release) if index // len(worlds.KINDS) % 2 else spec.first_frame
+            window = slice(first, first + FRAMES)
             path = Path(folder) / "clip.mp4"
-            write_mp4(path, worlds.render(scene, spec.first_frame, FRAMES), fps=worlds.FPS)
+            write_mp4(path, worlds.render(scene, first, FRAMES), fps=worlds.FPS)
             frames.append(read_frames(path)[0])
             captions.append(worlds.caption(spec))
             bodies.append(scene.positions.shape[1])
+            released.append(release - first)
             states.append(np.concatenate([scene.positions[window, 0], scene.velocities[window, 0]], axis=-1))
             visible.append(worlds.is_visible(scene)[window])
             bar.advance()
@@ -49,6 +59,7 @@ def draw(count: int, seed: int, name: str) -> Clips:
         torch.from_numpy(np.stack(frames)),
         captions,
         torch.tensor(bodies),
+        torch.tensor(released),
         torch.from_numpy(np.stack(states)).float(),
         torch.from_numpy(np.stack(visible)),
     )

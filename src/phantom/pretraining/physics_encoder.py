@@ -9,6 +9,7 @@ the loss weight on moving patches.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ def moving_places(pixels: torch.Tensor) -> torch.Tensor:
     return (change > MOTION_THRESHOLD).flatten(1)
 
 
-def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
+def train_physics_encoder(clips: Clips, steps: int, seed: int, checkpoints: Path) -> VJEPA2Model:
     """L1 between the predictor's output and the teacher's layer-normalised features, at its first and last depth.
 
     L = hidden + VISIBLE_WEIGHT visible, each (1 - MOVING_SHARE) mean over still + MOVING_SHARE mean over moving tokens.
@@ -107,7 +108,7 @@ def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
     first = torch.nn.Linear(CONFIG.pred_hidden_size, CONFIG.hidden_size)
     side, tubelets = CONFIG.crop_size // CONFIG.patch_size, CONFIG.frames_per_clip // CONFIG.tubelet_size
 
-    def loss(generator: torch.Generator) -> torch.Tensor:
+    def loss(generator: torch.Generator, step: int) -> torch.Tensor:
         chosen = torch.randint(len(clips.frames), (BATCH,), generator=generator)
         depth = WINDOW_TUBELETS[int(torch.randint(len(WINDOW_TUBELETS), (1,), generator=generator))]
         start = CONFIG.tubelet_size * int(torch.randint(tubelets - depth + 1, (1,), generator=generator))
@@ -130,8 +131,8 @@ def train_physics_encoder(clips: Clips, steps: int, seed: int) -> VJEPA2Model:
         with torch.no_grad():
             torch._foreach_lerp_(list(teacher.parameters()), list(student.encoder.parameters()), 1 - decay)
 
-    trained = [p for p in (*student.parameters(), *first.parameters()) if p.requires_grad]
-    fit("physics encoder", trained, loss, steps, PEAK_LEARNING_RATE, seed, update_teacher, 0.04)
+    models = torch.nn.ModuleList([student, first, teacher])
+    fit("physics encoder", models, loss, steps, PEAK_LEARNING_RATE, seed, checkpoints, update_teacher, 0.04)
     student.encoder.load_state_dict(teacher.state_dict())
     return student.eval().requires_grad_(True)
 

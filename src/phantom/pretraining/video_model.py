@@ -1,11 +1,13 @@
 """A small WanTransformer3DModel with its text encoder, trained by flow matching on captioned clips.
 
-As in Wan2.2-TI2V: text-to-video, or image-to-video with a clean first latent frame whose tokens have timestep 0.
+As in Wan2.2-TI2V: text-to-video, or image-to-video with a clean first latent frame whose tokens have timestep 0; here
+also video-to-video, with up to three of them.
 """
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,18 +21,19 @@ from phantom.pretraining.loop import fit
 from phantom.progress import track
 
 BATCH = 16
-PEAK_LEARNING_RATE = 2e-3
+PEAK_LEARNING_RATE = 1.5e-3
 FLOW_SHIFT = 3.0
-IMAGE_SHARE = 0.5  # of samples with the first latent frame as condition
+CONDITIONED_SHARE = 0.6  # of samples with a condition
+MAX_PREFIX = 3  # latent frames of a condition: 9 frames, as `encode.max_prefix_frames` of the mini preset
 CAPTION_DROPOUT = 0.1
-EMA_DECAY = 0.998
+EMA_DECAY = 0.999
 TEXT_TOKENS = 96
 SAMPLING_STEPS, GUIDANCE = 20, 3.0  # for `caption_agreement`
 
 TRANSFORMER = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
-    "attention_head_dim": 32,
+    "attention_head_dim": 36,
     "in_channels": 16,
     "out_channels": 16,
     "text_dim": 64,
@@ -62,8 +65,21 @@ def encode_clips(vae: AutoencoderKLWan, clips: Clips) -> torch.Tensor:
     return torch.cat(latents)
 
 
+def draw_prefixes(released: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Condition lengths in latent frames (B,), 0 for none, for clips that start to move in frame `released` (B,).
+
+    A condition ends when the motion has begun, as in the benchmark: when a body at rest will be released can be seen
+    from no frame, and a model that has learnt to wait holds bodies in mid-air.
+    """
+    batch = len(released)
+    shortest = 1 + torch.ceil(released.clamp(min=0) / 4).long()
+    length = torch.randint(1, MAX_PREFIX + 1, (batch,), generator=generator).maximum(shortest)
+    given = torch.rand(batch, generator=generator) < CONDITIONED_SHARE
+    return torch.where(given & (length <= MAX_PREFIX), length, 0)
+
+
 def train_video_model(
-    latents: torch.Tensor, captions: list[str], steps: int, seed: int
+    latents: torch.Tensor, clips: Clips, steps: int, seed: int, checkpoints: Path
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """L = |v - (noise - x)|^2 over the frames that are not conditions. Returns the EMA of both models."""
     torch.manual_seed(seed)
@@ -72,21 +88,20 @@ def train_video_model(
     models = torch.nn.ModuleList([transformer, text_model])
     average = copy.deepcopy(models).requires_grad_(False)
 
-    def loss(generator: torch.Generator) -> torch.Tensor:
+    def loss(generator: torch.Generator, step: int) -> torch.Tensor:
         chosen = torch.randint(len(latents), (BATCH,), generator=generator)
         x = latents[chosen]
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
-        text = ["" if drop else captions[i] for i, drop in zip(chosen.tolist(), dropped, strict=True)]
+        text = ["" if drop else clips.captions[i] for i, drop in zip(chosen.tolist(), dropped, strict=True)]
         embeds = _embed(tokenizer, text_model, text)
         u = torch.rand(BATCH, generator=generator)
         sigma = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
-        is_condition = torch.zeros(BATCH, x.shape[2], dtype=torch.bool)
-        is_condition[:, 0] = torch.rand(BATCH, generator=generator) < IMAGE_SHARE
+        is_condition = torch.arange(x.shape[2]) < draw_prefixes(clips.released[chosen], generator)[:, None]
         sigma = torch.where(is_condition, 0.0, sigma[:, None])  # (B, F)
         s = sigma[:, None, :, None, None]
         noise = torch.randn(x.shape, generator=generator)
-        places = (x.shape[3] // 2) * (x.shape[4] // 2)
-        timestep = (sigma * 1000).repeat_interleave(places, dim=1)
+        tokens = (x.shape[3] // 2) * (x.shape[4] // 2)
+        timestep = (sigma * 1000).repeat_interleave(tokens, dim=1)
         v = transformer((1 - s) * x + s * noise, timestep, embeds, return_dict=False)[0]
         error = (v - (noise - x)).square().mean(dim=(1, 3, 4))
         return error[~is_condition].mean()
@@ -96,7 +111,8 @@ def train_video_model(
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(models.parameters()), 1 - decay)
 
-    fit("video model", list(models.parameters()), loss, steps, PEAK_LEARNING_RATE, seed, update_average, 0.01)
+    both = torch.nn.ModuleList([models, average])
+    fit("video model", both, loss, steps, PEAK_LEARNING_RATE, seed, checkpoints, update_average, 0.01)
     return average[0], average[1]
 
 
