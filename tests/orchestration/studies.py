@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +61,7 @@ class RunHere(study_processes.Child):
     """A run in this process, which has everything imported."""
 
     def __init__(self, run: StudyRun, study: str, threads: int, root: Path) -> None:
-        self.run, self.folder, self.steps = run, root / run.folder, 0
+        self.run, self.folder = run, root / run.folder
         study_processes.prepare_folder(run, study, root)
         (self.folder / study_processes.LOG).touch()
         os.environ[PIPELINE_ENV] = study_processes.pipeline_name(study)
@@ -71,8 +72,20 @@ class RunHere(study_processes.Child):
         self.process = SimpleNamespace(poll=lambda: 0, returncode=0)  # type: ignore[assignment]
 
 
+class OneThread(Executor):
+    """Runs at once what is submitted, in the caller's thread: training handles signals, as only the main one can."""
+
+    def __init__(self, _workers: int) -> None: ...
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 def run_here(root: Path, name: str = "toy") -> dict[str, Any]:
     """`run_study` without processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_processes, "Child", RunHere)
+        patch.setattr(study_processes, "ThreadPoolExecutor", OneThread)
         return run_study(name, root=root)

@@ -149,7 +149,7 @@ def run_stage(
             pass_fds=[] if lock is None else [lock],
         )
         try:
-            code = process.wait() if attached else _tail(process, log, on_line or say)
+            code = process.wait() if attached else tail(process, log, on_line or say)
         except BaseException:
             _stop(process)
             raise
@@ -159,6 +159,23 @@ def run_stage(
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
     return StageRun(stage, outcome is not None, time.monotonic() - started)
+
+
+def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback) -> int:
+    """Passes each line of the log to `on_line` until the process exits. Returns its exit code."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        pending = ""
+        while True:
+            ended = process.poll() is not None
+            pending += lines.read()
+            *complete, pending = re.split(r"[\r\n]", pending)
+            for line in filter(str.strip, complete):
+                on_line(line)
+            if ended:
+                if pending.strip():
+                    on_line(pending)
+                return process.returncode
+            time.sleep(0.1)
 
 
 def write_params(path: Path, overrides: list[str]) -> list[str]:
@@ -277,23 +294,6 @@ def _environment(outcome: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     ours = {"PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", OUTCOME_ENV: str(outcome.resolve())}
     return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
-
-
-def _tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback) -> int:
-    """Passes each line of the log to `on_line` until the process exits. Returns its exit code."""
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        pending = ""
-        while True:
-            ended = process.poll() is not None
-            pending += lines.read()
-            *complete, pending = re.split(r"[\r\n]", pending)
-            for line in filter(str.strip, complete):
-                on_line(line)
-            if ended:
-                if pending.strip():
-                    on_line(pending)
-                return process.returncode
-            time.sleep(0.1)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,31 @@ def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: 
     overrides: `key=value` for all arms; an arm's own settings prevail. Raises UserError if the study, its settings or
     the latents are wrong; Interrupted after a stop signal, once the runs have saved; StageFailed if a run failed.
     """
+    study, runs = open_study(name, overrides, root)
+    waiting = [run for run in runs if run.read(root) is None]
+    if waiting:
+        run_all(name, runs, waiting, workers, lambda run: primary_text(study, run, root), root)
+    return write_report(name, collect(name, study, runs, tuple(overrides), root), root)
+
+
+def open_study(
+    name: str, overrides: Sequence[str] = (), root: Path = Path(), show: Callable[[str], None] = say
+) -> tuple[Study, list[StudyRun]]:
+    """A study and its runs, before any of them is run. Shows what has to be known, a line at a time.
+
+    Raises as `run_study` does.
+    """
     study = load_study(name, root)
     runs = study_runs(study, tuple(overrides), root)
     for line in remarks(study, runs, root):
-        say(f"study {name}: {line}")
-    waiting = [run for run in runs if run.read(root) is None]
-    if len(waiting) < len(runs):
-        say(f"study {name}: {len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-    if waiting:
+        show(f"study {name}: {line}")
+    finished = sum(run.read(root) is not None for run in runs)
+    if finished:
+        show(f"study {name}: {finished} of {len(runs)} runs are finished already")
+    if finished < len(runs):
         stay_offline(runs[0].params)  # the processes of the runs inherit it
         _open_parent(name, runs[0].params, root)
-        run_all(name, runs, waiting, workers, lambda run: _primary_text(study, run, root), root)
-    return write_report(name, collect(name, study, runs, tuple(overrides), root), root)
+    return study, runs
 
 
 def report_study(name: str, overrides: Sequence[str] = (), root: Path = Path()) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def _open_parent(name: str, params: Params, root: Path) -> None:
         say(f"mlflow: {params.tracking.uri}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
 
 
-def _primary_text(study: Study, run: StudyRun, root: Path) -> str:
+def primary_text(study: Study, run: StudyRun, root: Path) -> str:
     """The primary figure of a finished run."""
     found = run.read(root) or {"clips": {}, "scalars": {}}
     name = study.primary[0].figure

@@ -1,4 +1,7 @@
-"""The processes of a study's runs, side by side, with one progress bar; a stop signal lets each of them save."""
+"""The processes of a study's runs, side by side: for `phantom study run` with one progress bar, and for the flow.
+
+A stop signal, or a cancelled flow, lets each of them save.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,23 @@ import re
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 
 from phantom.cores import cores
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
-from phantom.orchestration.run import STOP_TIMEOUT_SECONDS
+from phantom.orchestration.run import STOP_TIMEOUT_SECONDS, LineCallback, tail
 from phantom.orchestration.study_runs import RUN_FILE, StudyRun
 from phantom.progress import Bar, say, track
 from phantom.tracking.lineage import PIPELINE_ENV
 
 LOG = "log.txt"
-POLL_SECONDS = 0.2
-STEP = re.compile(r"^train[^:]*: (\d+)/\d+ steps", re.MULTILINE)  # a line of the child's progress
+STEP = re.compile(r"^train[^:]*: (\d+)/\d+ steps")  # a line of the child's progress
 
 
 def pipeline_name(study: str) -> str:
@@ -44,38 +47,101 @@ def run_all(
 
     Raises Interrupted after a stop signal, once the runs have saved, and what the first run to fail did.
     """
-    queue, active = deque(waiting), list[Child]()
     total, ended = sum(run.steps for run in runs), len(runs) - len(waiting)
     done_before = total - sum(run.steps for run in waiting)
-    threads = max(1, cores() // workers)
-    with track(f"study {name}", max(total, 1), "steps", done_before) as bar:
+    processes = Processes(name, workers, root)
+    with track(f"study {name}", max(total, 1), "steps", done_before) as bar, ThreadPoolExecutor(workers) as threads:
+        steps = _Steps(bar)
         try:
-            while queue or active:
-                while queue and len(active) < workers:
-                    active.append(Child(queue.popleft(), name, threads, root))
-                time.sleep(POLL_SECONDS)
-                for child in list(active):
-                    child.show_steps(bar)
-                    if child.process.poll() is None:
-                        continue
-                    active.remove(child)
-                    child.raise_failure()
-                    ended += 1
-                    say(f"study {name}: {child.run.title}: {describe(child.run)} ({ended}/{len(runs)})")
+            futures = {threads.submit(processes.run, run, steps.of(run)): run for run in waiting}
+            for future in as_completed(futures):
+                future.result()
+                run = futures[future]
+                steps.show(run, run.steps)
+                ended += 1
+                say(f"study {name}: {run.title}: {describe(run)} ({ended}/{len(runs)})")
         except KeyboardInterrupt:
             raise Interrupted(
                 f"study {name}: stopped with {ended} of {len(runs)} runs finished; the others are saved, run again to "
                 "go on"
             ) from None
         finally:
-            _stop(active)
+            processes.stop()
+
+
+class Processes:
+    """Runs each in a process of its own, for callers in several threads; `workers` share the cores."""
+
+    def __init__(self, study: str, workers: int, root: Path = Path()) -> None:
+        self.study, self.root, self.threads = study, root, max(1, cores() // workers)
+        self.stopped = False
+        self._active: list[Child] = []
+        self._lock = Lock()
+
+    def run(self, run: StudyRun, on_line: LineCallback) -> bool:
+        """Runs it unless it is finished, with each line of its log to `on_line`. Returns whether it ran.
+
+        Raises what the run did if it failed, and Interrupted after `stop`.
+        """
+        if run.read(self.root) is not None:
+            return False
+        with self._lock:
+            if self.stopped:
+                raise Interrupted(f"{run.title}: stopped before it began")
+            child = Child(run, self.study, self.threads, self.root)
+            self._active.append(child)
+        tail(child.process, child.folder / LOG, on_line)
+        with self._lock:
+            self._active.remove(child)
+        child.raise_failure()
+        return True
+
+    def stop(self) -> None:
+        """Lets the active runs save and end, and no other begin. For the main thread, which signals interrupt."""
+        self.stopped = True
+        with self._lock:
+            active = list(self._active)
+        for number, seconds in STOP_TIMEOUT_SECONDS.items():
+            alive = [child for child in active if child.process.poll() is None]
+            for child in alive:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, number)
+            end = time.monotonic() + seconds
+            for child in alive:
+                try:
+                    child.process.wait(max(0.0, end - time.monotonic()))
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                    continue
+
+
+class _Steps:
+    """Shows on one bar how far the runs are, as the lines of their logs tell."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._lock, self._shown = bar, Lock(), dict[str, int]()
+
+    def of(self, run: StudyRun) -> LineCallback:
+        """What to call with each line of the run's log."""
+
+        def read(line: str) -> None:
+            if found := STEP.match(line):
+                self.show(run, int(found[1]))
+
+        return read
+
+    def show(self, run: StudyRun, steps: int) -> None:
+        """Advances the bar to `steps` of the run."""
+        with self._lock:
+            if (more := steps - self._shown.get(run.title, 0)) > 0:
+                self._bar.advance(more, note=run.title)
+                self._shown[run.title] = steps
 
 
 class Child:
     """A run in a process of its own, in a session of its own: Ctrl-C comes to it through this process."""
 
     def __init__(self, run: StudyRun, study: str, threads: int, root: Path) -> None:
-        self.run, self.folder, self.steps = run, root / run.folder, 0
+        self.run, self.folder = run, root / run.folder
         prepare_folder(run, study, root)
         self.outcome = self.folder / "outcome.json"
         self.outcome.unlink(missing_ok=True)
@@ -85,25 +151,18 @@ class Child:
             OUTCOME_ENV: str(self.outcome.resolve()),
             PIPELINE_ENV: pipeline_name(study),
         }
-        with (self.folder / LOG).open("wb") as log:
+        log = self.folder / LOG
+        log.write_bytes(b"")
+        with log.open("ab") as output:  # to append: a process that outlived an earlier command may still write to it
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "phantom.cli", "study", "one", str(run.folder)],
                 cwd=root,
                 env={**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
-
-    def show_steps(self, bar: Bar) -> None:
-        """Advances `bar` by the steps since the last call, as the child's log tells."""
-        ended = self.process.poll() == 0
-        found = STEP.findall((self.folder / LOG).read_text(encoding="utf-8", errors="replace"))
-        steps = self.run.steps if ended else int(found[-1]) if found else 0
-        if steps > self.steps:
-            bar.advance(steps - self.steps, note=self.run.title)
-            self.steps = steps
 
     def raise_failure(self) -> None:
         """Raises what the child did, if it failed."""
@@ -129,18 +188,3 @@ def prepare_folder(run: StudyRun, study: str, root: Path) -> None:
     new = folder / f".{RUN_FILE}.new"
     new.write_text(json.dumps(told, indent=1), encoding="utf-8")
     new.replace(folder / RUN_FILE)
-
-
-def _stop(active: Sequence[Child]) -> None:
-    """Stops children: on the first two signals they save."""
-    for number, seconds in STOP_TIMEOUT_SECONDS.items():
-        alive = [child for child in active if child.process.poll() is None]
-        for child in alive:
-            with suppress(ProcessLookupError):
-                os.killpg(child.process.pid, number)
-        end = time.monotonic() + seconds
-        for child in alive:
-            try:
-                child.process.wait(max(0.0, end - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                continue
