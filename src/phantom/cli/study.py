@@ -1,4 +1,4 @@
-"""`phantom study run`, `report`, `list`: arms x seeds of studies/<name>/study.yaml, their statistics and page."""
+"""`phantom study run`, `report`, `list`, `params`: arms x seeds of studies/<name>/study.yaml, and what they show."""
 
 from __future__ import annotations
 
@@ -54,6 +54,23 @@ def list_(as_json: AsJson = False) -> None:
         lines += [f"{row['name']}: {row['question']}", f"    {row['state']}", f"    {row['verdict'] or ''}"]
     text = "\n".join(line for line in lines if line.strip())
     show(found, as_json, text or "studies: there is none; docs/studies.md says how to write one")
+
+
+@study.command("params")
+def params(
+    context: typer.Context,
+    name: Name,
+    arm: Annotated[str, typer.Option(metavar="LABEL", help="The arm.")],
+    seed: Annotated[int | None, typer.Option(help="By default the first of the study.", min=0)] = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what `dvc exp run` has to set for an arm: -S KEY=VALUE for each setting that params.yaml has otherwise."""
+    from phantom.orchestration.study_experiment import as_arguments, check_outputs, experiment_settings
+
+    found = experiment_settings(name, arm, seed, _overrides(context, set_))
+    check_outputs()
+    show(found, as_json, as_arguments(found))
 
 
 @study.command("one", hidden=True)
