@@ -42,9 +42,8 @@ def pool(cluster: Cluster) -> Iterator[Prefect]:
 
 
 def deploy(pool: Prefect) -> None:
-    """Deploys the flow and starts a worker, as the command of the worker's pod does."""
-    (pool.checkout / "flows").mkdir()
-    shutil.copy(ROOT / "flows/full_pipeline.py", pool.checkout / "flows")
+    """Deploys the flows and starts a worker, as the command of the worker's pod does."""
+    shutil.copytree(ROOT / "flows", pool.checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prefect.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, pool.checkout)
     pool.command("prefect", "work-pool", "create", "phantom", "--type", "process")
@@ -56,8 +55,10 @@ def deploy(pool: Prefect) -> None:
 def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Prefect, cluster: Cluster, make_params):
     root = two_pods(cluster, make_params, "train.steps=40")
     deploy(pool)
-    (deployed,) = pool.ask("/deployments/filter", {})
-    assert deployed["name"] == "full-pipeline" and deployed["work_pool_name"] == "phantom"
+    found = {deployment["name"]: deployment for deployment in pool.ask("/deployments/filter", {})}
+    assert found.keys() == {"full-pipeline", "study"}
+    deployed = found["full-pipeline"]
+    assert deployed["work_pool_name"] == "phantom"
     assert [schedule["active"] for schedule in deployed["schedules"]] == [False]  # nightly, off
 
     first = pool.run()

@@ -56,10 +56,10 @@ class Prefect:
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def run(self, *arguments: str) -> str:
-        """Schedules a run of the deployment and returns its name."""
+    def run(self, *arguments: str, deployment: str = "phantom/full-pipeline") -> str:
+        """Schedules a run of a deployment and returns its name."""
         before = set(self.states())
-        self.command("prefect", "deployment", "run", "phantom/full-pipeline", *arguments)
+        self.command("prefect", "deployment", "run", deployment, *arguments)
         (name,) = set(self.states()) - before
         return name
 

@@ -39,12 +39,11 @@ class Up(Prefect):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     checkout = make_checkout(tmp_path_factory.mktemp("up") / "checkout")
-    (checkout / "flows").mkdir()
-    shutil.copy(ROOT / "flows/full_pipeline.py", checkout / "flows")
+    shutil.copytree(ROOT / "flows", checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.toml", checkout)
     started = Up(checkout)
     try:
-        wait(lambda: "Ctrl-C here stops all of it" in started.said() or started.process.poll() is not None)
+        wait(lambda: "Study " in started.said() or started.process.poll() is not None)
         assert started.process.poll() is None, started.said()
         yield started
     finally:
@@ -58,6 +57,7 @@ def test_it_says_where_everything_is_and_both_servers_answer(running: Up):
     assert f"Prefect  http://127.0.0.1:{running.port}\n" in said
     assert f"MLflow   http://127.0.0.1:{running.mlflow}\n" in said
     assert f"PREFECT_API_URL={running.api} " in said and "deployment run phantom/full-pipeline --watch" in said
+    assert "deployment run phantom-study/study --watch -p name=NAME" in said
     with urllib.request.urlopen(f"http://127.0.0.1:{running.mlflow}/health", timeout=30) as answer:
         assert answer.read() == b"OK"
     assert (running.checkout / "mlflow.db").is_file() and (running.checkout / ".prefect/prefect.db").is_file()
@@ -154,6 +154,9 @@ def test_a_taken_port_and_a_folder_without_a_checkout_are_refused_before_anythin
         up(make_params())
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows/full_pipeline.py").touch()
+    with pytest.raises(UserError, match=r"no flows/study\.py there"):
+        up(make_params())
+    (tmp_path / "flows/study.py").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

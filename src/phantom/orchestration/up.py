@@ -1,4 +1,4 @@
-"""`phantom up`: a Prefect server, MLflow and the served deployment on this machine, until Ctrl-C."""
+"""`phantom up`: a Prefect server, MLflow and the served deployments on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from phantom.orchestration.run import WORK_DIR, shell_command
 from phantom.progress import say
 
 HOST = "127.0.0.1"
-DEPLOYMENT = "full-pipeline"
-FLOW = Path("flows/full_pipeline.py")
+PIPELINE, STUDY = "phantom/full-pipeline", "phantom-study/study"  # deployments
+FLOWS = {PIPELINE: Path("flows/full_pipeline.py"), STUDY: Path("flows/study.py")}  # the scripts that serve them
 START_TIMEOUT_SECONDS = 300.0  # of each process, on a busy machine
 STOP_TIMEOUT_SECONDS = 15.0
-SAVE_TIMEOUT_SECONDS = 120.0  # of the deployment, whose running stage saves first
+SAVE_TIMEOUT_SECONDS = 120.0  # of a deployment, whose running stages save first
 
 
 def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
-    """Starts the three processes, prints their addresses, and stops them all on Ctrl-C or SIGTERM.
+    """Starts the processes, prints their addresses, and stops them all on Ctrl-C or SIGTERM.
 
     A port that is not given is the default (4200, 5000) or, if that is taken, a free one. MLflow is not started where
     `tracking.uri` is an http address. Raises UserError if a given port is taken or the working directory is no
     checkout, StageFailed if a process exits or does not answer in time.
     """
-    if not FLOW.is_file():
-        raise UserError(f"{Path.cwd()}: no {FLOW} there; `phantom up` runs in a checkout of this project")
+    for flow in FLOWS.values():
+        if not flow.is_file():
+            raise UserError(f"{Path.cwd()}: no {flow} there; `phantom up` runs in a checkout of this project")
     ports = {
         "prefect": _choose_port(prefect_port, 4200, "--prefect-port"),
         "mlflow": _choose_port(mlflow_port, 5000, "--mlflow-port"),
@@ -54,7 +55,6 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
     server = [*python, "prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])]
     mlflow = [*python, "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])]
     mlflow += ["--backend-store-uri", params.tracking.uri, "--default-artifact-root", params.tracking.artifacts]
-    flow = [sys.executable, str(FLOW)]
 
     children: dict[str, subprocess.Popen[bytes]] = {}
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -64,8 +64,10 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
             children["mlflow"] = _start("mlflow", mlflow, env)
             _wait(f"{mlflow_url}/health", "mlflow", children)
         _wait(f"{api}/health", "prefect", children)
-        children["deployment"] = _start("deployment", flow, env)
-        _wait(f"{api}/deployments/name/phantom/{DEPLOYMENT}", "deployment", children)
+        for flow in FLOWS.values():
+            children[flow.stem] = _start(flow.stem, [sys.executable, str(flow)], env)
+        for deployment, flow in FLOWS.items():
+            _wait(f"{api}/deployments/name/{deployment}", flow.stem, children)
         _announce(api, mlflow_url if "mlflow" in children else params.tracking.uri)
         while True:
             _check(children)
@@ -81,8 +83,10 @@ def _announce(api: str, mlflow_url: str) -> None:
     variable = "" if api == f"http://{HOST}:4200/api" else f"PREFECT_API_URL={api} "
     say(f"Prefect  {api.removesuffix('/api')}")
     say(f"MLflow   {mlflow_url}")
-    say(f"Run      {variable}{shell_command('prefect')} deployment run phantom/{DEPLOYMENT} --watch")
+    run = f"{variable}{shell_command('prefect')} deployment run"
+    say(f"Run      {run} {PIPELINE} --watch")
     say("""         ... -p params='{"train": {"steps": 50}}' changes settings; Ctrl-C here stops all of it""")
+    say(f"Study    {run} {STUDY} --watch -p name=NAME -p workers=2")
 
 
 def _start(name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -113,9 +117,9 @@ def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Stops the deployment first: a running stage saves, and its flow reports the final state to the server."""
+    """Stops the deployments first: running stages save, and their flows report the final state to the server."""
     for name, child in reversed(children.items()):
-        timeout = SAVE_TIMEOUT_SECONDS if name == "deployment" else STOP_TIMEOUT_SECONDS
+        timeout = STOP_TIMEOUT_SECONDS if name in ("prefect", "mlflow") else SAVE_TIMEOUT_SECONDS
         signals = ((signal.SIGINT, timeout), (signal.SIGTERM, STOP_TIMEOUT_SECONDS), (signal.SIGKILL, 5.0))
         for signal_number, seconds in signals:
             with suppress(ProcessLookupError, KeyboardInterrupt):
