@@ -21,6 +21,15 @@ def test_kinds_take_turns_and_captions_say_what_is_seen():
         assert (spec.second_colour in text) == (spec.kind == "collision")
 
 
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_clips_id_and_caption_name_its_world(unseen):
+    spec = worlds.draw_spec(7, 31, unseen=unseen)
+    id_, caption = worlds.clip_id(spec, 31), worlds.caption(spec)
+    assert worlds.find_spec(id_, caption, 7) == spec
+    for other in ((id_, caption, 8), (id_, caption + "!", 7), (f"1{id_}", caption, 7), ("holiday-2", caption, 7)):
+        assert worlds.find_spec(*other) is None
+
+
 @pytest.mark.parametrize("index", range(60))
 def test_unseen_worlds_leave_the_trained_ranges_and_seen_ones_do_not(index):
     def outside(spec):

@@ -52,7 +52,7 @@ def draw(count: int, seed: int, name: str) -> Clips:
             captions.append(worlds.caption(spec))
             bodies.append(scene.positions.shape[1])
             released.append(release - first)
-            states.append(np.concatenate([scene.positions[window, 0], scene.velocities[window, 0]], axis=-1))
+            states.append(worlds.states(scene)[window])
             visible.append(worlds.is_visible(scene)[window])
             bar.advance()
     return Clips(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
+from phantom.data.state_probe import STATE, StateProbe, of_tubelets, r2_scores, tokens_of_tubelets
 from phantom.encoders.vjepa import PhysicsEncoder, preprocess
 from phantom.pretraining.clips import Clips
 from phantom.pretraining.loop import fit
@@ -28,7 +29,6 @@ FUTURE_SHARE = 0.85  # of batches that mask the next tubelet: only those require
 VISIBLE_WEIGHT = 0.2  # of the loss on visible tokens
 MOVING_SHARE = 0.8  # of the loss on moving patches, which are a few percent of all
 MOTION_THRESHOLD = 0.25  # change of a normalised pixel, about 14 grey levels
-PROBE_RIDGE = (1e2, 1e3, 1e4)
 
 CONFIG = VJEPA2Config(
     patch_size=8,
@@ -163,27 +163,13 @@ def _predict(
 
 @torch.no_grad()
 def probe(model: VJEPA2Model, train: Clips, test: Clips) -> dict[str, float]:
-    """R2 on `test` of a ridge regression from a tubelet's features to the body's x, y, vx, vy.
+    """R2 on `test` of a linear probe (`StateProbe`) from a tubelet's features to the body's x, y, vx, vy.
 
-    Excludes clips with two bodies, and tubelets in which the body is hidden or out of the picture. The ridge penalty is
-    chosen on a fifth of `train`.
+    Excludes clips with two bodies, and tubelets in which the body is hidden or out of the picture.
     """
-    x, y, owner = _probe_data(model, train)
-    x_test, y_test, _ = _probe_data(model, test)
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    centre = y.mean(0)
-    held = owner % 5 == 0
-    best, ridge = -float("inf"), PROBE_RIDGE[0]
-    gram, target = x[~held].T @ x[~held], x[~held].T @ (y[~held] - centre)
-    for value in PROBE_RIDGE:
-        weights = torch.linalg.solve(gram + value * torch.eye(len(gram)), target)
-        score = float(_r2(x[held] @ weights + centre, y[held]).mean())
-        if score > best:
-            best, ridge = score, value
-    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(len(gram)), x.T @ (y - centre))
-    r2 = _r2(x_test @ weights + centre, y_test).tolist()
-    return dict(zip(("x", "y", "vx", "vy"), r2, strict=True))
+    z, states, _ = _probe_data(model, test)
+    r2 = r2_scores(StateProbe.fit(*_probe_data(model, train)).read(z), states)
+    return dict(zip(STATE, r2.tolist(), strict=True))
 
 
 def _probe_data(model: VJEPA2Model, clips: Clips) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -193,16 +179,12 @@ def _probe_data(model: VJEPA2Model, clips: Clips) -> tuple[torch.Tensor, torch.T
     with track("probe features", len(clips.frames), "clips") as bar:
         for start in range(0, len(clips.frames), 8):
             window = slice(start, start + 8)
-            z = encoder.encode(clips.frames[window])[:, :, 1:]  # tubelet 0 is the repeated first frame
-            state = clips.states[window, 1:].unflatten(1, (-1, 2)).mean(2)
-            seen = clips.visible[window, 1:].unflatten(1, (-1, 2)).all(2) & (clips.bodies[window, None] == 1)
-            owner = torch.arange(start, start + len(z))[:, None].expand(-1, z.shape[2])
-            features.append(z.permute(0, 2, 1, 3, 4).flatten(2)[seen])
+            z = encoder.encode(clips.frames[window])
+            state, seen = of_tubelets(clips.states[window], clips.visible[window], z.shape[2])
+            seen = seen & (clips.bodies[window, None] == 1)
+            owner = torch.arange(start, start + len(z))[:, None].expand_as(seen)
+            features.append(tokens_of_tubelets(z)[seen])
             targets.append(state[seen])
             owners.append(owner[seen])
             bar.advance(len(z))
     return torch.cat(features), torch.cat(targets), torch.cat(owners)
-
-
-def _r2(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    return 1 - (predicted - true).square().sum(0) / (true - true.mean(0)).square().sum(0)

@@ -8,6 +8,7 @@ condition frame may show the start of a motion or its middle, as in Physics-IQ. 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -177,6 +178,19 @@ def caption(spec: WorldSpec) -> str:
         "occluder": f"A {spec.colour} ball rolls {pace} to the {way} behind a wall",
     }[spec.kind]
     return f"{text}, {spec.background} background."
+
+
+def clip_id(spec: WorldSpec, index: int) -> str:
+    """The id of the clip of world `index`."""
+    return f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
+
+
+def find_spec(id_: str, caption_: str, seed: int) -> WorldSpec | None:
+    """The world of `seed` whose clip has this id and caption; None if there is none."""
+    if not (found := re.fullmatch(r"(\d+)-\w+(-unseen)?", id_)):
+        return None
+    spec = draw_spec(seed, int(found[1]), unseen=bool(found[2]))
+    return spec if (clip_id(spec, int(found[1])), caption(spec)) == (id_, caption_) else None
 
 
 def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, meddle: Meddle | None = None) -> Scene:
@@ -390,6 +404,11 @@ def _draw_body(canvas: np.ndarray, scene: Scene, body: int, t: int) -> None:
     c, s = math.cos(angle) * half, math.sin(angle) * half
     corners = [(-c + s, -s - c), (c + s, s - c), (c - s, s + c), (-c - s, -s + c)]
     _polygon(canvas, [(x + a, y + b) for a, b in corners], COLOURS[look.colour])
+
+
+def states(scene: Scene, body: int = 0) -> np.ndarray:
+    """Position and velocity of `body`, (T, 4): x, y in px and vx, vy in px/s."""
+    return np.concatenate([scene.positions[:, body], scene.velocities[:, body]], axis=-1)
 
 
 def is_visible(scene: Scene, body: int = 0) -> np.ndarray:

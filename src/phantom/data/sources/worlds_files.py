@@ -47,7 +47,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
                     f"data.min_frames: found {data.min_frames}, accepted where data.source is worlds: {count}"
                 )
             frames = worlds.render(worlds.simulate(spec), spec.first_frame, count, data.height)
-            name = f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
+            name = worlds.clip_id(spec, index)
             path = folder / f"{name}.mp4"
             write_mp4(path, frames, fps=worlds.FPS)
             clips.append(
