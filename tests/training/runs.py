@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,11 @@ def history(root: Path = Path(), name: str = "phantom") -> list[dict[str, float]
     return json.loads((root / "models" / name / "history.json").read_text())
 
 
+def heldout(root: Path = Path(), name: str = "phantom") -> dict[str, Any]:
+    """The exported held-out figures, and losses by clip."""
+    return json.loads((root / "models" / name / "heldout.json").read_text())
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether all tensors are equal, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -68,5 +74,7 @@ def assert_same_training(root: Path, other: Path) -> None:
     for a, b in zip(history(root), history(other), strict=True):
         for key in ("grad_norm_physics", "grad_norm", "loss", "loss_video", "loss_physics"):
             assert b[key] == pytest.approx(a[key], rel=1e-5), key
+        for key in ("val_loss_video", "val_coupling_ratio_block_0"):
+            assert (a[key] is None and b[key] is None) or b[key] == pytest.approx(a[key], rel=1e-4), key
     expected, found = weights(root), weights(other)
     assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())

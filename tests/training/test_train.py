@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
@@ -16,7 +18,8 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.training import process_group
 from phantom.training.build import build_model
 from phantom.training.trainer import train
-from tests.training.runs import history, same, weights
+from phantom.training.validation import Validation
+from tests.training.runs import heldout, history, same, weights
 
 
 def test_a_run_trains_exports_and_logs_to_mlflow(run_params, tmp_path):
@@ -53,6 +56,46 @@ def test_a_run_trains_exports_and_logs_to_mlflow(run_params, tmp_path):
     assert "samples_per_second" in runs["train phantom"].data.metrics
     models = client.search_logged_models([experiment], f"source_run_id = '{runs['train phantom'].info.run_id}'")
     assert {m.name for m in models} == {"step-2", "step-4", "step-6"}
+
+
+def test_a_run_ends_with_a_verdict_that_compares_it_with_base_and_control(run_params, tmp_path, monkeypatch):
+    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    params = run_params("train.validate_every=4", "train.control=true", "train.ema_decay=0.5", store)
+    result = train(params)
+    assert json.loads(Path("models/phantom/result.json").read_text()) == asdict(result)
+    found, control, last = heldout(), heldout(name="control"), history()[-1]
+    assert found["clips"]["ids"] == control["clips"]["ids"] == ["clip-12", "clip-13", "clip-14", "clip-15"]
+    assert found["clips"]["loss_video_base"] == control["clips"]["loss_video_base"]
+    figures = found["figures"]
+    pairs = zip(control["clips"]["loss_video"], found["clips"]["loss_video"], strict=True)
+    assert figures["val_gap_control"] == pytest.approx(sum(a - b for a, b in pairs) / 4, rel=1e-3)
+    assert "val_gap_control" not in control["figures"]
+    assert {k: v for k, v in figures.items() if not k.startswith("val_gap_control")} == {
+        k: last[k] for k in figures if k in last
+    }
+    assert last["val_gap_base"] == pytest.approx(last["val_loss_video_base"] - last["val_loss_video"], rel=1e-3)
+    assert "the frozen base's" in result.verdict and "the control's" in result.verdict
+    verdict_of_control = json.loads(Path("models/control/result.json").read_text())["verdict"]
+    assert "the frozen base's" in verdict_of_control and "the control's" not in verdict_of_control
+
+    client = mlflow.MlflowClient(params.tracking.uri)
+    experiment = client.get_experiment_by_name(params.tracking.experiment).experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"train phantom", "train control"}
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    logged = runs["train phantom"].data
+    assert logged.tags["verdict"] == result.verdict
+    assert logged.metrics["val_gap_control"] == pytest.approx(figures["val_gap_control"], rel=1e-5)
+    assert logged.metrics["val_gap_base_low"] == pytest.approx(last["val_gap_base_low"], rel=1e-5)
+
+    shutil.rmtree("models/phantom")  # made again from the last checkpoint, without validating again
+    monkeypatch.setattr(Validation, "__call__", None)
+    assert train(params) == result and heldout() == found
+
+
+def test_without_validation_there_is_no_verdict(run_params):
+    assert train(run_params("train.control=true", "train.steps=1")).verdict == ""
+    assert heldout() == heldout(name="control") == {}
 
 
 def test_bfloat16_training_on_a_bfloat16_base(run_params):

@@ -19,7 +19,7 @@ from phantom.data.shards import LatentSet
 from phantom.model.noise import sample_generator
 from phantom.training.conditioning import Batch, heldout_sample
 from phantom.training.objective import PhysicsLoss, losses
-from phantom.training.validation import best_constant, clean_error, variance_of_z
+from phantom.training.validation import best_constant, clean_error, guess_error
 
 SEED = 0  # of the noises: the same for all models, whatever seed they were trained from
 BATCH = 8
@@ -69,7 +69,7 @@ def heldout_losses(
                 own[numbers, level, column] = found.video
                 if physics:
                     error[numbers, level, column] = clean_error(batch, found.physics, of_physics)
-                    variance[numbers, level, column] = variance_of_z(batch, mean)
+                    variance[numbers, level, column] = guess_error(batch, mean)
                     noise[numbers, level, column] = loss(replace(batch, physics=batch.noise_physics)).video
                     if len(samples) > 1:
                         other[numbers, level, column] = loss(replace(batch, physics=rolled)).video

@@ -71,6 +71,13 @@ class Tracker:
         if time.monotonic() - self._flushed > FLUSH_INTERVAL_SECONDS:
             self._flush()
 
+    def log_summary(self, metrics: dict[str, float]) -> None:
+        """Logs metrics of the run as a whole, under step 0; MLflow shows those logged last."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._metrics += [Metric(k, float(v), now, 0) for k, v in metrics.items() if math.isfinite(v)]
+
     def log_checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
         """Logs a saved checkpoint as a model of the run, with its step, losses and path, and starts its upload."""
         if self._uploader:

@@ -12,6 +12,8 @@ import torch
 from phantom.config import Params
 from phantom.model import PhantomTransformer3DModel
 
+HISTORY, RESULT, HELDOUT = "history.json", "result.json", "heldout.json"
+
 
 def write_export(
     out: Path,
@@ -21,11 +23,15 @@ def write_export(
     recipe: dict[str, Any],
     history: list[dict[str, Any]],
     result: dict[str, Any],
+    heldout: dict[str, Any],
     held: bool,
 ) -> None:
-    """Replaces the folder `out` in one rename: the export (`save_export`), `history.json`, `result.json`, README.md.
+    """Replaces the folder `out` in one rename.
 
-    recipe: how the latents were encoded. held: alpha_z was held at 0 (the control).
+    It holds the export (`save_export`), `history.json`, `result.json`, `heldout.json` and README.md.
+
+    recipe: how the latents were encoded. heldout: figures of the last validation, and losses by clip; may be empty.
+    held: alpha_z was held at 0 (the control).
     """
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -45,16 +51,20 @@ def write_export(
         },
     )
     columns = dict.fromkeys(name for record in history for name in record)
-    files = {
-        # `dvc plots` needs the same keys in every record.
-        "history.json": json.dumps([{name: record.get(name) for name in columns} for record in history], indent=0),
-        "result.json": json.dumps(result, indent=2),
-        "README.md": model_card(params, result, held),
-    }
-    for name, text in files.items():
-        (new / name).write_text(text + "\n", encoding="utf-8")
+    # `dvc plots` needs the same keys in every record.
+    write_json(new / HISTORY, [{name: record.get(name) for name in columns} for record in history], indent=0)
+    write_json(new / HELDOUT, heldout)
+    write_json(new / RESULT, result)
+    (new / "README.md").write_text(model_card(params, result, held) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Writes `value` to `path`, atomically."""
+    part = path.with_name(f".{path.name}.new")
+    part.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def model_card(params: Params, result: dict[str, Any], held: bool) -> str:

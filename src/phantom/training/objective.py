@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from phantom.config import Params
+from phantom.model import PhantomTransformerOutput
 from phantom.model.noise import TIMESTEPS, noised, velocity
 from phantom.training.conditioning import Batch
 
@@ -58,6 +59,11 @@ class PhysicsLoss:
             return v
         return v * (batch.sigma_physics[:, None, :, None, None] / self.divisor(batch.sigma_physics))
 
+    def clean(self, batch: Batch, v: torch.Tensor) -> torch.Tensor:
+        """z_hat of the velocities `v` (B, C_z, T, h, w) that the branch predicts for `batch`: z_sigma - m v."""
+        states = noised(batch.physics, batch.noise_physics, batch.sigma_physics[:, None, :, None, None])
+        return states - self.divisor(batch.sigma_physics) * v
+
     def weight(self, sigma_BT: torch.Tensor) -> torch.Tensor:
         """w (B, T)."""
         if self.unit == "velocity":
@@ -67,19 +73,28 @@ class PhysicsLoss:
 
 def losses(model: nn.Module, batch: Batch, physics: bool = True, of_physics: PhysicsLoss = PhysicsLoss()) -> Losses:
     """One forward pass of `model`. `physics=False` leaves the physics branch out: the loss of the frozen base."""
+    return losses_of(predict(model, batch, physics), batch, of_physics)
+
+
+def predict(model: nn.Module, batch: Batch, physics: bool = True) -> PhantomTransformerOutput:
+    """The velocities that `model` predicts for `batch`; without `physics` those of the frozen base."""
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
-    out = model(
+    return model(
         noised(batch.video, batch.noise_video, sigma_v),
         noised(batch.physics, batch.noise_physics, sigma_z) if physics else None,
         batch.sigma * TIMESTEPS,
         batch.text,
         coupling=batch.coupled,
     )
-    loss_v = _mean_over_free(out.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
-    if not physics:
+
+
+def losses_of(predicted: PhantomTransformerOutput, batch: Batch, of_physics: PhysicsLoss) -> Losses:
+    """The losses of predicted velocities."""
+    loss_v = _mean_over_free(predicted.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
+    if predicted.physics is None:
         return Losses(loss_v, torch.zeros_like(loss_v))
-    weight_z = of_physics.weight(batch.sigma_physics)
-    return Losses(loss_v, _mean_over_free(out.physics, of_physics.target(batch), batch.sigma_physics > 0, weight_z))
+    weight_z, free_z = of_physics.weight(batch.sigma_physics), batch.sigma_physics > 0
+    return Losses(loss_v, _mean_over_free(predicted.physics, of_physics.target(batch), free_z, weight_z))
 
 
 def _mean_over_free(

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,21 @@ from phantom.training.build import build_model
 from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
-from phantom.training.export import write_export
+from phantom.training.export import HELDOUT, RESULT, write_export, write_json
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.objective import Losses, PhysicsLoss, losses
+from phantom.training.paired import gap
 from phantom.training.recursive_weight import RecursiveWeight
 from phantom.training.run_identity import run_identity
 from phantom.training.sample_videos import SampleVideos
 from phantom.training.sampler import DistributedBatchSampler
 from phantom.training.signals import stop_on_signals
 from phantom.training.throughput import Throughput
-from phantom.training.validation import Validation
+from phantom.training.validation import Validation, gap_figures
+from phantom.training.verdict import verdict
 from phantom.training.zero import ZeroLearner
 
 CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "val_loss_physics")
@@ -49,7 +51,7 @@ CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "va
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of a run; losses are those of the last log line."""
+    """The result of a run; losses are those of the last log line. verdict: what it learnt, in words (`verdict`)."""
 
     steps: int
     loss: float
@@ -58,22 +60,48 @@ class TrainResult:
     alpha: float
     resets: int
     out: str
+    verdict: str
 
 
 def train(params: Params, root: Path = Path()) -> TrainResult:
     """Trains `models/phantom` and, with `train.control`, `models/control`: the same with alpha_z held at 0.
 
-    Resumes from the newest intact checkpoint of the same settings and data. Raises UserError; StageFailed after
-    `train.max_bad_steps` steps in a row without a finite gradient; Interrupted after SIGINT or SIGTERM, once a
-    checkpoint is written.
+    Returns Phantom's result, whose verdict compares it with the control. Resumes from the newest intact checkpoint of
+    the same settings and data. Raises UserError; StageFailed after `train.max_bad_steps` steps in a row without a
+    finite gradient; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
     is_zero = params.train.strategy.startswith("zero")
     if (params.train.processes > 1 or is_zero) and not in_torchrun():
         launch(params, ["train"])
-        return TrainResult(**json.loads((root / "models/phantom/result.json").read_text(encoding="utf-8")))
-    result = Trainer(params, root, "phantom", held=False).run()
+        return TrainResult(**json.loads((root / "models/phantom" / RESULT).read_text(encoding="utf-8")))
+    trainer = Trainer(params, root, "phantom", held=False)
+    result, run_id, is_first = trainer.run(), trainer.run_id, trainer.is_first
+    del trainer  # and its memory
     if params.train.control:
         Trainer(params, root, "control", held=True).run()
+        if is_first and result.verdict:
+            result = _compare_with_control(params, root, result, run_id)
+    return result
+
+
+def _compare_with_control(params: Params, root: Path, result: TrainResult, run_id: str | None) -> TrainResult:
+    """Adds the gap to the control to the files of `models/phantom` and to its MLflow run, and to the verdict."""
+    out = root / result.out
+    heldout, control = (
+        json.loads((path / HELDOUT).read_text(encoding="utf-8")) for path in (out, out.parent / "control")
+    )
+    if not control:  # it was trained without validation
+        return result
+    found = gap_figures("control", gap(control["clips"]["loss_video"], heldout["clips"]["loss_video"]))
+    heldout["figures"] |= rounded(found)
+    result = replace(result, verdict=verdict(heldout))
+    write_json(out / HELDOUT, heldout)
+    write_json(out / RESULT, asdict(result))
+    if run_id:
+        tracker = Tracker(params, "train phantom", run_id, root=root)
+        tracker.log_summary(found)
+        tracker.set_tag("verdict", result.verdict)
+        tracker.close()
     return result
 
 
@@ -98,6 +126,7 @@ class Trainer:
         self.throughput = Throughput(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.history = 0, list[dict[str, Any]]()
+        self.heldout: dict[str, Any] = {}  # figures of the last step, and losses by clip
         self.reads_are_free = self.device.type == "cpu"  # on a GPU, reading a tensor is a host sync
         self.stalled = False  # whether it was said that alpha_z does not grow
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
@@ -120,6 +149,11 @@ class Trainer:
         """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
 
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run; None in other processes, and if the server could not be reached."""
+        return self.tracker.run_id if self.tracker else None
+
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
@@ -130,7 +164,7 @@ class Trainer:
         validation = samples = None
         if settings.validate_every or settings.sample_every:
             heldout = open_latents(self.params, self.root, "heldout", self.device)
-            validation = Validation(heldout, self.params, share) if settings.validate_every else None
+            validation = Validation(heldout, self.latents, self.params, share) if settings.validate_every else None
             samples = SampleVideos(heldout, self.params, self.device) if settings.sample_every else None
         batches = self._batches()
         try:
@@ -312,8 +346,10 @@ class Trainer:
         if last and self.settings.ema_decay:
             figures = {f"{name}_raw": value for name, value in validation(model, self.device).items()}
         with self.learner.averaged():
-            figures |= validation(model, self.device)
-            return figures | (validation.probe(model, self.device) if last else {})
+            figures |= validation(model, self.device, last)
+        if last:
+            self.heldout = {"figures": rounded(figures), "clips": validation.by_clip} if figures else {}
+        return figures
 
     def _write_samples(self, samples: SampleVideos) -> None:
         """Writes sample videos next to the checkpoints and to MLflow."""
@@ -336,7 +372,8 @@ class Trainer:
                 "norms": self.norms,
                 "window": self.window.state(),
                 "history": self.history,
-                "mlflow_run": self.tracker.run_id,
+                "heldout": self.heldout,
+                "mlflow_run": self.run_id,
             }
             kept, heldout = self.settings.keep_checkpoints, self._heldout_loss()
             path = checkpoint.save(self.checkpoints, self.step, tensors, state, kept, heldout)
@@ -366,6 +403,8 @@ class Trainer:
         if self.is_first:
             self.window.load(found.state["window"])
         self.step, self.history = found.step, found.state["history"]
+        if self.step == self.settings.steps:
+            self.heldout = found.state.get("heldout", {})  # checkpoints before version 0.2 have none
         if self.is_first and self.step < self.settings.steps:
             say(f"train {self.name}: continues after step {self.step} ({found.path})")
         return found.state["mlflow_run"]
@@ -376,8 +415,10 @@ class Trainer:
         if self.tracker:
             out, result = self.root / "models" / self.name, asdict(self._result())
             recipe, held = self.latents.recipe, self.weight.held
-            write_export(out, self.model, weights, self.params, recipe, self.history, result, held)
+            write_export(out, self.model, weights, self.params, recipe, self.history, result, self.heldout, held)
             self.tracker.log_artifact(out / "history.json")
+            if self.heldout:
+                self.tracker.set_tag("verdict", result["verdict"])
 
     def _result(self) -> TrainResult:
         last: dict[str, Any] = next((r for r in reversed(self.history) if "loss" in r), {})
@@ -389,4 +430,5 @@ class Trainer:
             alpha=last.get("alpha", 0.0),
             resets=self.weight.resets,
             out=str(Path("models") / self.name),
+            verdict=verdict(self.heldout) if self.heldout else "",
         )

@@ -1,0 +1,42 @@
+"""|to_v| / |y_v| of each coupled block: how much the coupling adds to the self-attention output it is added to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+
+class CouplingRatio:
+    """Means over the samples of the forward passes within `watching`, by hooks that exist only there.
+
+    For validation alone: a compiled block calls no hooks, but validation is not compiled. The activations that hooks
+    see are whole under every strategy.
+
+    model: a `PhantomTransformer3DModel`, or DeepSpeed's engine around one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.couplings = {i: block.coupling for i, block in enumerate(model.blocks) if block.coupling is not None}
+        self.ratios: dict[int, list[torch.Tensor]] = {i: [] for i in self.couplings}  # each (B,)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A context in which every forward pass with both branches coupled is counted."""
+        hooks = [module.register_forward_hook(partial(self._add, i)) for i, module in self.couplings.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _add(self, block: int, _: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
+        to_v, y_v = (torch.linalg.vector_norm(x.float(), dim=(1, 2)) for x in (outputs[0], inputs[0]))
+        self.ratios[block].append(to_v / y_v)
+
+    def means(self) -> dict[str, float]:
+        """`val_coupling_ratio_block_<i>` of each coupled block."""
+        return {f"val_coupling_ratio_block_{i}": float(torch.cat(found).mean()) for i, found in self.ratios.items()}
