@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from phantom.config import Params
-from tests.training.runs import SHARED, Workspace, assert_same_training
+from tests.training.runs import SHARED, Workspace, assert_same_training, history
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["phantom.training.trainer", "mlflow.store.tracking.sqlalchemy_store", "tests.tiny"])
@@ -81,6 +83,12 @@ def assert_trains_like(
     run = Run(params, folder)
     assert run.wait(1500) == [0] * ranks, run.log.read_text()
     assert_same_training(reference.folder, folder)
+    for a, b in zip(history(reference.folder), history(folder), strict=True):
+        for key in ("val_loss_video", "val_coupling_ratio_block_0"):
+            if a[key] is not None and strategy.startswith("zero"):
+                assert b[key] > 0, key  # of the raw weights
+            elif a[key] is not None:
+                assert b[key] == pytest.approx(a[key], rel=1e-4), key
 
 
 def free_port() -> int:

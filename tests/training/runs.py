@@ -74,7 +74,5 @@ def assert_same_training(root: Path, other: Path) -> None:
     for a, b in zip(history(root), history(other), strict=True):
         for key in ("grad_norm_physics", "grad_norm", "loss", "loss_video", "loss_physics"):
             assert b[key] == pytest.approx(a[key], rel=1e-5), key
-        for key in ("val_loss_video", "val_coupling_ratio_block_0"):
-            assert (a[key] is None and b[key] is None) or b[key] == pytest.approx(a[key], rel=1e-4), key
     expected, found = weights(root), weights(other)
     assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())
