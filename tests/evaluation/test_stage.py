@@ -112,6 +112,8 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
         nearer = found["last_frame"]["phantom_gain"]["position_error"]["gain"]
         own = evaluation["worlds"][mode]["phantom"]["position_error"]
         assert nearer == pytest.approx(own - found["last_frame"]["worlds"]["position_error"])
+        assert models["phantom"]["gain_over_control"]["scenarios"] == 2
+    assert "its control in Physics-IQ (" in evaluation["verdict"] and "It is worst at the " in evaluation["verdict"]
     assert result.scores["single"]["phantom"] == evaluation["physics_iq"]["single"]["phantom"]["score"]
 
     # What others read of it: rows of equal columns, and the metric that decides on the champion.

@@ -94,6 +94,7 @@ class Page:
 
     title: str
     lede: str
+    verdict: str = ""
     facts: Sequence[tuple[str, str]] = ()
     bars: Sequence[tuple[str, Sequence[Bar]]] = ()
     tables: Sequence[Table] = ()

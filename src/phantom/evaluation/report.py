@@ -114,6 +114,7 @@ def evaluation_page(
                 + ("three models" if "control" in models else "two models")
                 + " from the same condition, the same prompt and the same noise."
             ),
+            verdict=evaluation.get("verdict", ""),
             facts=[
                 ("Benchmark", f"Physics-IQ {settings.physics_iq.protocol}, {benchmark['scenarios']} scenarios"),
                 ("Recordings", "simulated worlds (data/benchmark)" if worlds else str(benchmark["recordings"])),

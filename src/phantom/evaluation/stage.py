@@ -33,6 +33,7 @@ from phantom.evaluation.sample import exported_model, load, open_benchmark, phys
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.evaluation.trivial.run import predict
 from phantom.evaluation.trivial.table import table as trivial_table
+from phantom.evaluation.verdict import verdict
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
@@ -104,6 +105,8 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
             name: {key: value for key, value in result.items() if key != "per_group"} for name, result in ranked.items()
         }
         tables.append(likephys_table(ranked))
+    if said := verdict(evaluation):
+        evaluation = {"verdict": said, **evaluation}
     page = report.evaluation_page(evaluation, params, root, place, rows, modes, tables)
     _write(root / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
     _write(root / PAGE, page)
@@ -228,8 +231,11 @@ def _trivial(
 
 
 def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:
-    """The entries of evaluation.json for one mode: scores, gains over the base, and details as lists."""
-    return {
+    """The entries of evaluation.json for one mode: scores, gains over the base, and details as lists.
+
+    Phantom also has its gain over the control, if there is one.
+    """
+    figures = {
         name: {key: found[key] for key in PARTS}
         | {"verified": found["verified"]["score"]}
         | {"gain": None if name == "base" else gain(models["base"]["per_scenario"], found["per_scenario"], protocol)}
@@ -237,6 +243,10 @@ def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]
         | {"per_scenario": found["per_scenario"]}
         for name, found in models.items()
     }
+    if "control" in models:
+        control, phantom = (models[name]["per_scenario"] for name in ("control", "phantom"))
+        figures["phantom"]["gain_over_control"] = gain(control, phantom, protocol)
+    return figures
 
 
 def _world_figures(rows: Sequence[Row], folder: Path, fps: int, known: dict[str, Any]) -> dict[str, Any]:

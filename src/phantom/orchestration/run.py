@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from phantom.config import Params, load_params
@@ -25,7 +26,7 @@ from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
-from phantom.orchestration.stages import EVALUATION, REGISTERED, REPORT, STAGES
+from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES
 from phantom.progress import say
 from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 
@@ -221,9 +222,12 @@ def write_placeholder(folder: Path, reason: str) -> None:
 
 def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[str, Any]:
     """The summary of a finished run, JSON-able."""
+    evaluation = json.loads((root / EVALUATION.path).read_text(encoding="utf-8"))
+    trained = json.loads((root / PHANTOM.path / "result.json").read_text(encoding="utf-8"))
     return {
         "stages": {run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1)} for run in done},
-        "scores": score_rows(json.loads((root / EVALUATION.path).read_text(encoding="utf-8"))),
+        "scores": score_rows(evaluation),
+        "verdict": [text for text in (trained.get("verdict"), evaluation.get("verdict")) if text],
         "registered": json.loads((root / REGISTERED.path).read_text(encoding="utf-8")),
         "report": str(REPORT.path),
         "mlflow": mlflow_command(params.tracking.uri),
@@ -248,6 +252,7 @@ def as_text(result: dict[str, Any]) -> str:
         console.print(table)
     ran = [stage for stage, run in result["stages"].items() if run["ran"]]
     lines = [f"Ran: {', '.join(ran)}" if ran else "Every stage is up to date", "", drawn.get().rstrip(), ""]
+    lines += [line for text in result["verdict"] for line in (fill(text, 120), "")]
     alias = "champion" if registered["champion"] else "challenger"
     lines.append(f"Model   {registered['name']} version {registered['version']} ({alias})")
     lines.append(f"Report  {result['report']}")
