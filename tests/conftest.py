@@ -11,10 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-import yaml
 
-from phantom.config import Params, apply_overrides, preset_path, validate
+from phantom.config import Params
 from tests import tiny
+from tests.plain import mini_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,14 +77,10 @@ def tiny_scheduler():
 
 @pytest.fixture
 def make_params(tiny_base: Path):
-    """`make_params("train.steps=3", ...)`: the mini preset on the tiny base, with overrides."""
+    """`make_params("train.steps=3", ...)`: the mini preset on the tiny base, as in the paper, with overrides."""
 
     def make(*overrides: str) -> Params:
-        tree = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
-        tree = apply_overrides(
-            tree, [f"models.base={tiny_base}", f"models.physics_encoder={tiny_base / 'physics_encoder'}"]
-        )
-        return validate(apply_overrides(tree, overrides))
+        return mini_params(tiny_base, *overrides)
 
     return make
 

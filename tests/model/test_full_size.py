@@ -6,15 +6,15 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from phantom.config import load_params, preset_path
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.export import is_video_branch
+from tests.plain import full_size_params
 
 
 @pytest.fixture(scope="module")
 def models() -> tuple[WanTransformer3DModel, PhantomTransformer3DModel]:
     """Wan2.2-TI2V-5B, and Phantom on it as the preset has it."""
-    params = load_params(preset_path("wan2.2-ti2v-5b"))
+    params = full_size_params()
     with torch.device("meta"):
         wan = WanTransformer3DModel(
             patch_size=(1, 2, 2),

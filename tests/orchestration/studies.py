@@ -11,19 +11,23 @@ from typing import Any
 import pytest
 import yaml
 
-from phantom.config import apply_overrides, preset_path, validate
 from phantom.orchestration import study_processes
 from phantom.orchestration.study import run_study
 from phantom.orchestration.study_child import run_one
 from phantom.orchestration.study_runs import StudyRun
 from phantom.tracking.lineage import PIPELINE_ENV
+from tests.plain import AS_IN_THE_PAPER, MINI, mini_params
 from tests.training.random_latents import write_latents
 from tests.training.runs import QUICK
 
 
 def toy_study(base: Path, steps: int = 2) -> dict[str, Any]:
     """The contents of study.yaml: Phantom and its control on the tiny base."""
-    quick = dict(one.split("=") for one in QUICK if not one.startswith(("train.control", "train.steps")))
+    quick = dict(
+        one.split("=")
+        for one in (*AS_IN_THE_PAPER, *MINI, *QUICK)
+        if not one.startswith(("train.control", "train.steps"))
+    )
     settings = {key: yaml.safe_load(value) for key, value in quick.items()}
     settings |= {"models.base": str(base), "models.physics_encoder": str(base / "physics_encoder")}
     settings |= {"train.steps": steps, "train.validate_every": 1, "train.checkpoint_every": 1}
@@ -52,9 +56,7 @@ def write_study(root: Path, study: dict[str, Any], name: str = "toy") -> Path:
 
 def write_study_latents(root: Path, base: Path) -> None:
     """data/latents of the toy study: 8 clips to train on, 5 held out."""
-    tree = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
-    models = (f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
-    write_latents(root, validate(apply_overrides(tree, models)), train=8, heldout=5)
+    write_latents(root, mini_params(base), train=8, heldout=5)
 
 
 class RunHere(study_processes.Child):

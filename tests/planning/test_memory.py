@@ -18,7 +18,7 @@ from phantom.training.conditioning import Batch, sample
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
 from tests import tiny
-from tests.planning.settings import paper
+from tests.plain import full_size_params
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -73,7 +73,7 @@ def test_checkpointed_activations_are_the_blocks_inputs(make_params, precision: 
 
 def test_what_each_strategy_shards():
     def memory(strategy: str, gpus: int) -> dict[str, int]:
-        return plan(paper(f"train.strategy={strategy}"), "B200", gpus)["memory_per_gpu"]
+        return plan(full_size_params(f"train.strategy={strategy}"), "B200", gpus)["memory_per_gpu"]
 
     frozen, trained = 2 * 4_999_787_712, 7_289_807_872
     all_parts = ("weights", "optimizer", "ema", "gradients")
@@ -88,7 +88,7 @@ def test_what_each_strategy_shards():
     assert memory("ddp", 1)["optimizer"] == 8 * trained
     # With few activations the peak is where both losses' gradients exist; DeepSpeed holds one set at a time.
     ddp, zero2 = (
-        plan(paper(f"train.strategy={strategy}", "train.processes=1", "train.accumulation=64"), "B200", 1)
+        plan(full_size_params(f"train.strategy={strategy}", "train.processes=1", "train.accumulation=64"), "B200", 1)
         for strategy in ("ddp", "zero2")
     )
     assert ddp["memory_per_gpu"]["gradients"] == 2 * zero2["memory_per_gpu"]["gradients"] == 8 * trained
@@ -106,18 +106,18 @@ def test_what_each_strategy_shards():
 )
 def test_suggested_changes_make_a_run_fit(gpu: str, gpus: int, overrides: list[str]):
     overrides = [f"train.processes={gpus}", *overrides]
-    found = plan(paper(*overrides), gpu, gpus)
+    found = plan(full_size_params(*overrides), gpu, gpus)
     assert not found["fits"] and found["memory_per_gpu"]["total"] > GPUS[gpu].memory_gib * GIB
     assert all(change.startswith("--set train.") for change in found["changes"])
     changes = [change.removeprefix("--set ") for change in found["changes"]]
     assert ("train.strategy=ddp" in changes) == (gpus == 1)  # fsdp2 has nothing to shard on one GPU
-    assert plan(paper(*overrides, *changes), gpu, gpus)["fits"]
-    assert not plan(paper(*overrides, *changes[:-1]), gpu, gpus)["fits"]
+    assert plan(full_size_params(*overrides, *changes), gpu, gpus)["fits"]
+    assert not plan(full_size_params(*overrides, *changes[:-1]), gpu, gpus)["fits"]
     assert all(f"To fit: {change}" in as_text(found) for change in found["changes"])
 
 
 def test_a_run_that_no_change_makes_fit():
-    found = plan(paper(), "4090", 4)
+    found = plan(full_size_params(), "4090", 4)
     assert not found["fits"]
     assert found["changes"][-1].startswith("still ") and found["changes"][-1].endswith("more GPUs, or larger ones")
 

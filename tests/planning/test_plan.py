@@ -15,11 +15,11 @@ from phantom.planning.plan import plan
 from phantom.planning.table import as_text
 from phantom.training.build import build_model
 from tests import tiny
-from tests.planning.settings import paper
+from tests.plain import full_size_params
 
 
 def test_the_papers_model_on_eight_gpus():
-    found = plan(paper(), "H200", 8)
+    found = plan(full_size_params(), "H200", 8)
     assert found["parameters"] == {
         "video_branch": 4_999_787_712,
         "physics_branch": 5_023_777_792,
@@ -44,7 +44,7 @@ def test_the_papers_model_on_eight_gpus():
     [("vitl-fpc64-256", 1024, 61 * 64), ("vith-fpc64-256", 1280, 61 * 64), ("vitg-fpc64-384-ssv2", 1408, 61 * 144)],
 )
 def test_the_physics_encoders_are_known(encoder: str, channels: int, tokens: int):
-    found = plan(paper(f"models.physics_encoder=facebook/vjepa2-{encoder}"), "H200", 8)
+    found = plan(full_size_params(f"models.physics_encoder=facebook/vjepa2-{encoder}"), "H200", 8)
     assert found["tokens"]["physics"] == tokens
     # Only the branch's patch embedding and output head depend on the channels: both weights, and the head's bias.
     more = (channels - 1024) * 4 * (3072 + 3072 + 1)
@@ -66,7 +66,7 @@ def test_a_local_folder_needs_only_its_configs(make_params, tiny_base: Path, tmp
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_has_a_plan_and_is_recognized_by_its_driver_name(gpu: str):
-    found = plan(paper(), gpu, 8)
+    found = plan(full_size_params(), gpu, 8)
     assert found["fits"] == (found["memory_per_gpu"]["total"] <= GPUS[gpu].memory_gib * GIB)
     assert found["time"]["seconds_per_step"] == pytest.approx(
         found["flops"]["model_per_step"] / (8 * 0.4 * GPUS[gpu].peak_flops)
@@ -81,7 +81,7 @@ def test_size_of_the_data_set(make_params, tmp_path: Path):
     params = make_params()
     one = 4 * (16 * 8 * 8 * 8 + 48 * (15 + 1 + 3 + 5) * 8 * 8 + 96 * 32)  # video, physics with three prefixes, text
     storage = plan(params, "H100", 1, root=tmp_path)["storage"]
-    assert (storage["clips"], storage["bytes_per_clip"], storage["bytes"]) == (416, one, 416 * one)
+    assert (storage["clips"], storage["bytes_per_clip"], storage["bytes"]) == (1088, one, 1088 * one)
     assert plan(params, "H100", 1, clips=7, root=tmp_path)["storage"]["bytes"] == 7 * one
     folder = make_params("data.source=folder", "data.path=clips")
     unknown = plan(folder, "H100", 1, root=tmp_path)
@@ -95,25 +95,25 @@ def test_size_of_the_data_set(make_params, tmp_path: Path):
 
 
 def test_epochs():
-    found = plan(paper(), "H100", 8, clips=400_000)
+    found = plan(full_size_params(), "H100", 8, clips=400_000)
     time = found["time"]
     assert time["steps_per_epoch"] == 6250 and time["epochs"] == 3.2  # of 64 clips each
     assert time["hours_per_epoch"] == pytest.approx(time["hours"] / 3.2)
     assert "6,250 steps; a run has 3.2" in as_text(found)
     # The newest three, and the best, which is unknown without validation.
     assert found["storage"]["checkpoints_kept"] == 4
-    assert plan(paper("train.validate_every=0"), "H100", 8)["storage"]["checkpoints_kept"] == 3
+    assert plan(full_size_params("train.validate_every=0"), "H100", 8)["storage"]["checkpoints_kept"] == 3
 
 
 def test_time_scales_with_gpus_and_mfu_and_doubles_with_the_control():
-    base, more = plan(paper(), "H100", 8), plan(paper("train.control=true"), "H100", 16, mfu=0.8)
+    base, more = plan(full_size_params(), "H100", 8), plan(full_size_params("train.control=true"), "H100", 16, mfu=0.8)
     assert more["time"]["seconds_per_step"] == pytest.approx(base["time"]["seconds_per_step"] / 4)
     assert more["time"]["hours"] == pytest.approx(base["time"]["hours"] / 2)
     assert more["time"]["gpu_hours"] == pytest.approx(base["time"]["gpu_hours"])
 
 
 def test_encoding_time_is_the_encoders_flops_at_the_given_mfu(tmp_path: Path):
-    found = plan(paper(), "H200", 8, clips=1000, mfu=0.2)["encoding"]
+    found = plan(full_size_params(), "H200", 8, clips=1000, mfu=0.2)["encoding"]
     flops = found["flops_per_clip"]
     tokens, dim = 61 * 256, 1024  # V-JEPA 2's ViT-L: 24 layers, a feed-forward four times as wide
     whole = 24 * (24 * tokens * dim**2 + 4 * tokens**2 * dim) + 2 * tokens * dim * 1536
@@ -122,14 +122,14 @@ def test_encoding_time_is_the_encoders_flops_at_the_given_mfu(tmp_path: Path):
     seconds = (2 * flops["video_encoder"] + flops["physics_encoder"] + flops["text_encoder"]) / (0.2 * 989.4e12)
     assert found["gpu_seconds_per_clip"] == pytest.approx(seconds)
     assert found["gpu_hours"] == pytest.approx(1000 * seconds / 3600) == pytest.approx(8 * found["hours"])
-    half = plan(paper(), "H200", 16, clips=1000, mfu=0.2)["encoding"]
+    half = plan(full_size_params(), "H200", 16, clips=1000, mfu=0.2)["encoding"]
     assert half["hours"] == pytest.approx(found["hours"] / 2) and half["gpu_hours"] == found["gpu_hours"]
-    online = plan(paper("data.path=x", "train.physics_latents=online"), "H200", 8, root=tmp_path)["encoding"]
+    online = plan(full_size_params("data.path=x", "train.physics_latents=online"), "H200", 8, root=tmp_path)["encoding"]
     assert online["flops_per_clip"] == {**flops, "physics_encoder": 0} and online["hours"] is None
 
 
 def test_the_table_shows_the_numbers_of_the_plan():
-    text = as_text(plan(paper(), "H200", 8, clips=1000))
+    text = as_text(plan(full_size_params(), "H200", 8, clips=1000))
     for figure in (
         "4,999,787,712",
         "7,289,807,872 trained",
@@ -173,12 +173,12 @@ def test_the_table_shows_the_numbers_of_the_plan():
 )
 def test_invalid_settings_are_one_line(overrides: list[str], gpu: str, gpus: int, said: str):
     with pytest.raises(UserError) as error:
-        plan(paper(*overrides), gpu, gpus)
+        plan(full_size_params(*overrides), gpu, gpus)
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
 def test_an_impossible_mfu_and_a_folder_without_configs_are_refused(make_params, tmp_path: Path):
     with pytest.raises(UserError, match=r"--mfu: found 40, accepted"):
-        plan(paper(), "H200", 8, mfu=40)
+        plan(full_size_params(), "H200", 8, mfu=40)
     with pytest.raises(UserError, match=r"models\.base: .*transformer/config\.json: no such file"):
         plan(make_params(f"models.base={tmp_path}"), "H200", 8)

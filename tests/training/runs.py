@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from phantom.config import Params, apply_overrides, preset_path, validate
+from phantom.config import Params
+from tests.plain import mini_params
 from tests.training.random_latents import write_latents
 
 QUICK = (
@@ -44,9 +44,7 @@ class Workspace:
 
     def params(self, *overrides: str) -> Params:
         """The mini preset on the tiny base, `QUICK`, with overrides."""
-        tree = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
-        models = (f"models.base={self.base}", f"models.physics_encoder={self.base / 'physics_encoder'}")
-        return validate(apply_overrides(tree, [*models, *QUICK, *overrides]))
+        return mini_params(self.base, *QUICK, *overrides)
 
 
 def weights(root: Path = Path(), name: str = "phantom") -> dict[str, torch.Tensor]:
