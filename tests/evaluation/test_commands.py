@@ -19,6 +19,7 @@ from phantom.evaluation.gains import gain, prompt_gain
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.physics_iq.folder import score_folder
 from phantom.evaluation.sampling_spec import Settings
+from phantom.model.noise import sample_generator
 from tests.evaluation import benchmark as small
 
 
@@ -173,7 +174,7 @@ def test_the_condition_of_the_multi_frame_mode_is_the_end_of_the_video(benchmark
     assert given.shape == (5, 96, 128, 3)
     assert [round(frame[-2, 64, 0] / 10) for frame in given.astype(int)] == [15, 17, 19, 21, 23]
 
-    made = sample.generate(Video2Video(), ["a"], [given], [sample.noise(0, 1)], slower)
+    made = sample.generate(Video2Video(), ["a"], [given], [sample_generator(0, 1)], slower)
     assert made.shape == (1, 25, 96, 128, 3) and not made[:, slower.written].any()
     assert np.abs(made[0, :5].astype(int) - given).max() == 0
     with pytest.raises(UserError, match="24 frames at 8 per second, too few for 13 condition frames at 4"):
@@ -181,8 +182,8 @@ def test_the_condition_of_the_multi_frame_mode_is_the_end_of_the_video(benchmark
 
 
 def test_noises_are_those_of_the_scenario(tiny_base):
-    first, again, other = (sample.noise(0, number).initial_seed() for number in (1, 1, 2))
-    assert first == again != other != sample.noise(1, 2).initial_seed()
+    first, again, other = (sample_generator(0, number).initial_seed() for number in (1, 1, 2))
+    assert first == again != other != sample_generator(1, 2).initial_seed()
     params = load_params(preset_path("mini"), ["evaluate.sampling.scheduler=euler"])
     pipe = sample.load(tiny_base, params)
     assert isinstance(pipe, WanImageToVideoPipeline) and pipe.config.expand_timesteps

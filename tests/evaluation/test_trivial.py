@@ -57,7 +57,7 @@ def test_constant_velocity_is_right_for_a_rolling_ball_and_ignores_the_floor():
 def test_what_rests_in_the_condition_stays_where_it_is():
     spec, scene = world("collision", release=2.0)
     moved = predictions.constant_velocity(condition(scene, MULTI), spec)
-    still = trajectories.track(moved, trajectory(scene), 1)[:4]
+    still = trajectories.track(moved, trajectory(scene), 1).centres[:4]
     assert np.abs(still - scene.positions[0, 1]).max() < 0.2
 
 

@@ -52,7 +52,7 @@ def test_a_changed_setting_reruns_its_stage_and_later_ones(finished: Path):
     # Results do not depend on where a stage runs or how often it saves.
     assert run_with(finished, "compute.train=kubernetes", "train.checkpoint_every=7", "tracking.experiment=other") == []
     assert run_with(finished, "register.metric=score") == ["register"]
-    assert run_with(finished, "train.steps=240", "register.metric=physics_iq.single.phantom.score") == []
+    assert run_with(finished, "train.steps=720", "register.metric=physics_iq.single.phantom.score") == []
 
 
 def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
@@ -140,10 +140,10 @@ def test_writing_settings_keeps_comments(tmp_path: Path):
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
-    assert pipeline.write_params(path, ["train.steps=240", "data.path=null"]) == []
+    assert pipeline.write_params(path, ["train.steps=720", "data.path=null"]) == []
     assert path.read_text(encoding="utf-8") == text
-    assert pipeline.write_params(path, ["train.steps=17"]) == [f"{path}: train.steps: 240 -> 17"]
-    assert path.read_text(encoding="utf-8") == text.replace("  steps: 240\n", "  steps: 17\n")
+    assert pipeline.write_params(path, ["train.steps=17"]) == [f"{path}: train.steps: 720 -> 17"]
+    assert path.read_text(encoding="utf-8") == text.replace("  steps: 720\n", "  steps: 17\n")
     with pytest.raises(UserError, match=r"train\.steps"):
         pipeline.write_params(path, ["train.steps=none"])
     assert load_params(path).train.steps == 17

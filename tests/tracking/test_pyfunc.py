@@ -16,6 +16,7 @@ from phantom.tracking import pyfunc
 from phantom.tracking.registry import register
 from phantom.training.build import build_model
 from tests import tiny
+from tests.plain import mini_params
 
 SAMPLING = {
     "steps": 2,
@@ -33,8 +34,9 @@ def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory):
     """The model, loaded from the folder that `mlflow.pyfunc.save_model` wrote; its original export is moved away."""
     folder = tmp_path_factory.mktemp("served")
     export = folder / "export"
-    params = load_params_on(tiny_base)
-    build_model(params, tiny.PHYSICS_CHANNELS).save_export(export, metadata={**METADATA, "sampling": SAMPLING})
+    build_model(mini_params(tiny_base), tiny.PHYSICS_CHANNELS).save_export(
+        export, metadata={**METADATA, "sampling": SAMPLING}
+    )
     mlflow.pyfunc.save_model(
         folder / "model",
         python_model=pyfunc.__file__,
@@ -44,13 +46,6 @@ def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory):
     )
     export.rename(folder / "moved")
     return mlflow.pyfunc.load_model(str(folder / "model"))
-
-
-def load_params_on(base: Path):
-    from phantom.config import load_params, preset_path
-
-    overrides = [f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}"]
-    return load_params(preset_path("mini"), overrides)
 
 
 def frames_of(video: bytes, tmp_path: Path) -> np.ndarray:
