@@ -14,7 +14,6 @@ from types import ModuleType
 
 import pytest
 import yaml
-from prefect.exceptions import ParameterTypeError
 
 from phantom.errors import UserError
 from phantom.evaluation.study.spec import load_study
@@ -128,6 +127,8 @@ def test_a_process_that_dies_is_retried_and_wrong_input_is_not(flow, tmp_path, t
 
 
 def test_a_study_that_does_not_exist_or_a_setting_that_is_wrong_fails_in_one_line(flow, tmp_path, tiny_base):
+    from prefect.exceptions import ParameterTypeError  # not above: prefect reads its settings when imported
+
     write_toy(tmp_path, tiny_base, steps=1)
     with pytest.raises(UserError, match=r"^study 'toi': no studies/toi/study\.yaml; nearest: toy$"):
         flow.study("toi")
