@@ -9,6 +9,7 @@ from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, trajectory
 from phantom.errors import UserError
 from phantom.evaluation import model_shapes, shapes
+from phantom.evaluation.trajectories import track_all
 from tests.conftest import ROOT
 from tests.evaluation.test_stage import save_export
 
@@ -29,7 +30,7 @@ def recoloured(frames, known, colour):
 def test_the_rendered_truth_keeps_its_shape_and_starts_on_time(kind, same_world):
     for seed in range(3):
         frames, known = world(kind, seed)
-        found = shapes.compare(frames, worlds.FPS, known, same_world)
+        found = shapes.compare(track_all(frames, known), worlds.FPS, known, same_world)
         assert found["shape_kept"] == found["area_kept"] == found["colour_kept"] == 1
         assert found["starts_on_time"] == (1 if same_world else None)
         assert found["start_delay"] == (pytest.approx(0, abs=0.26) if same_world else None)
@@ -42,13 +43,13 @@ def test_a_body_that_shrinks_or_fades_in_half_of_the_frames_is_kept_in_the_other
 
     shrunk = still.copy()  # its lower part is cut off: 0.3 of its area
     shrunk[10:, y + 2 : y + 9, x - 9 : x + 9] = frames[0, 2, 2]
-    found = shapes.compare(shrunk, worlds.FPS, known)
+    found = shapes.compare(track_all(shrunk, known), worlds.FPS, known)
     assert (found["area_kept"], found["colour_kept"], found["shape_kept"]) == (0.5, 1, 0.5)
 
     paler = still.copy()
     shade = np.array(known["bodies"][0]["colour"]) * 0.6 + frames[0, 2, 2] * 0.4
     paler[10:] = recoloured(still, known, shade)[10:]
-    found = shapes.compare(paler, worlds.FPS, known)
+    found = shapes.compare(track_all(paler, known), worlds.FPS, known)
     assert (found["area_kept"], found["colour_kept"], found["shape_kept"]) == (1, 0.5, 0.5)
 
 
@@ -56,24 +57,24 @@ def test_a_body_that_vanishes_is_not_kept_but_one_that_leaves_at_the_edge_is():
     frames, known = world("pendulum")
     gone = frames.copy()
     gone[10:] = recoloured(frames, known, frames[0, 0, 0])[10:]
-    assert shapes.compare(gone, worlds.FPS, known)["shape_kept"] == 0.5
-    assert shapes.compare(gone, worlds.FPS, known, same_world=False)["shape_kept"] == 0.5
-    assert shapes.compare(gone[10:], worlds.FPS, known)["shape_kept"] == 0
+    assert shapes.compare(track_all(gone, known), worlds.FPS, known)["shape_kept"] == 0.5
+    assert shapes.compare(track_all(gone, known), worlds.FPS, known, same_world=False)["shape_kept"] == 0.5
+    assert shapes.compare(track_all(gone[10:], known), worlds.FPS, known)["shape_kept"] == 0
 
     frames, known = world("fall")
     step = 4
     leaving = np.stack([np.roll(frames[0], t * step, axis=1) for t in range(TEST_FRAMES)])
     for t in range(TEST_FRAMES):
         leaving[t, :, : t * step] = frames[0, :, :1]
-    assert shapes.compare(leaving, worlds.FPS, known)["shape_kept"] > 0.9
+    assert shapes.compare(track_all(leaving, known), worlds.FPS, known)["shape_kept"] > 0.9
 
 
 def test_starts_are_compared_with_the_simulators():
     frames, known = world("collision")  # the second ball starts when it is hit
     held = np.concatenate([np.repeat(frames[:1], 6, 0), frames[:-6]])
-    found = shapes.compare(held, worlds.FPS, known)
+    found = shapes.compare(track_all(held, known), worlds.FPS, known)
     assert found["start_delay"] == pytest.approx(1.5, abs=0.13) and found["starts_on_time"] == 0
-    never = shapes.compare(np.repeat(frames[:1], TEST_FRAMES, 0), worlds.FPS, known)
+    never = shapes.compare(track_all(np.repeat(frames[:1], TEST_FRAMES, 0), known), worlds.FPS, known)
     assert never["start_delay"] > 2 and never["starts_on_time"] == 0
 
 

@@ -18,6 +18,7 @@ from phantom.data.sources.worlds_files import (
 from phantom.data.video import read_frames
 from phantom.evaluation import trajectories
 from phantom.evaluation.sample import open_benchmark
+from phantom.evaluation.trajectories import track_all
 from phantom.evaluation.trivial import predictions, run
 from tests.evaluation.test_provenance import IRRELEVANT, PACKAGE, closure
 
@@ -35,7 +36,7 @@ def condition(scene, frames):
 
 def compare(frames, scene):
     assert frames.shape == (TEST_FRAMES, 64, 64, 3) and frames.dtype == np.uint8
-    return trajectories.compare(frames, worlds.FPS, trajectory(scene))
+    return trajectories.compare(track_all(frames, trajectory(scene)), worlds.FPS, trajectory(scene))
 
 
 def test_the_last_frame_is_held():

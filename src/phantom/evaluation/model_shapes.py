@@ -21,6 +21,7 @@ from phantom.errors import UserError
 from phantom.evaluation import shapes
 from phantom.evaluation.sample import generate, load
 from phantom.evaluation.sampling_spec import Settings
+from phantom.evaluation.trajectories import track_all
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
@@ -94,7 +95,8 @@ def measure(pipe: PhantomPipeline, params: Params, count: int = WORLDS, physics:
                 noises = [sample_generator(settings.seed, start + i) for i in range(len(batch))]
                 videos = generate(pipe, [w.caption for w in batch], conditions, noises, settings, physics)
                 for world, frames in zip(batch, videos, strict=True):
-                    found = shapes.compare(frames[settings.written], worlds.FPS, world.known, settings.mode != "text")
+                    tracks = track_all(frames[settings.written], world.known)
+                    found = shapes.compare(tracks, worlds.FPS, world.known, same_world=settings.mode != "text")
                     rows[settings.mode].append(found)
                 bar.advance(len(batch))
     generated = {name: shapes.summary(found) for name, found in rows.items()}
@@ -109,7 +111,7 @@ def measure_vae(vae: AutoencoderKLWan, params: Params, count: int = WORLDS) -> d
     for world in _draw(params, count):
         frames = encoder.decode(encoder.encode(torch.from_numpy(world.frames)[None]))[0].cpu().numpy()
         for rows, shown in ((recorded, world.frames), (decoded, frames)):
-            rows.append(shapes.compare(shown[-TEST_FRAMES:], worlds.FPS, world.known))
+            rows.append(shapes.compare(track_all(shown[-TEST_FRAMES:], world.known), worlds.FPS, world.known))
     return {"recorded": shapes.summary(recorded), "vae": shapes.summary(decoded)}
 
 

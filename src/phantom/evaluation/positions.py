@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Params
+from phantom.config import Params, StateSource
 from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
-from phantom.evaluation import trajectories
 from phantom.evaluation.provenance import record
 from phantom.evaluation.sample import open_benchmark, physics_iq_requests, sample
-from phantom.evaluation.sampling_spec import Model, Settings, Source
+from phantom.evaluation.sampling_spec import Model, Settings
+from phantom.evaluation.trajectories import compare, track_all
 
 NAME = "position_error"
 
 
 def position_errors(
-    params: Params, model: Model, benchmark: Path, sources: Sequence[Source], out: Path
+    params: Params, model: Model, benchmark: Path, sources: Sequence[StateSource], out: Path
 ) -> dict[str, Any]:
     """Figures of `model` after several condition frames, JSON-able: `ids` of the worlds; `clips`, name -> a value each.
 
@@ -36,8 +36,8 @@ def position_errors(
     def errors(of: Model, folder: Path) -> list[float | None]:
         sample(of, requests, settings, folder, record(of, requests, settings))
         videos = [read_frames(folder / row.name.generated)[0] for row in rows]
-        pairs = zip(videos, worlds, strict=True)
-        return [trajectories.compare(frames, settings.fps, world)[NAME] for frames, world in pairs]
+        tracked = [(track_all(frames, world), world) for frames, world in zip(videos, worlds, strict=True)]
+        return [compare(tracks, settings.fps, world)[NAME] for tracks, world in tracked]
 
     own = errors(model, out / "own")
     clips = {NAME: own}

@@ -1,16 +1,16 @@
 """Whether the bodies of a generated video keep their area and colour, and start to move at the right time.
 
-Bodies are tracked by their colour (`trajectories.track`); lengths are in pixels of a 64 x 64 frame.
+Bodies are tracked by their colour (`trajectories.track_all`); lengths are in pixels of a 64 x 64 frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from phantom.evaluation.trajectories import Track, is_whole, track
+from phantom.evaluation.trajectories import Track, is_whole
 
 AREA_TOLERANCE = 0.2  # relative
 COLOUR_TOLERANCE = 50.0  # Euclidean distance of RGB, 0 to 255: half of that between the most similar bodies' colours
@@ -22,8 +22,10 @@ OUT_OF_SIGHT = 4.0
 FIGURES = ("shape_kept", "area_kept", "colour_kept", "starts_on_time", "start_delay")
 
 
-def compare(frames: np.ndarray, fps: int, known: dict[str, Any], same_world: bool = True) -> dict[str, float | None]:
-    """The figures of a generated video, from uint8 RGB `frames` (T, H, W, 3) and its `worlds_files.trajectory`.
+def compare(
+    tracks: Sequence[Track], fps: int, known: dict[str, Any], same_world: bool = True
+) -> dict[str, float | None]:
+    """The figures of a generated video, from the tracks of its bodies and its `worlds_files.trajectory`.
 
     area_kept, colour_kept, shape_kept: share of the frames that show a body completely, over all bodies, in which its
         area is within 20% of its own, its colour within 50 of its own, and both. A frame without the body counts as not
@@ -35,8 +37,7 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any], same_world: boo
     bodies' colours are known: a body's own area is its median over the video, and starts are None.
     """
     area, colour, delays = [], [], []
-    for number, body in enumerate(known["bodies"]):
-        found = track(frames, known, number)
+    for found, body in zip(tracks, known["bodies"], strict=True):
         counted = _is_expected(found, known, body)
         own = _area(known, body) if same_world else _median(found.areas[counted])
         with np.errstate(invalid="ignore"):  # nan, where it is not found, is not kept

@@ -37,6 +37,11 @@ class Track:
     colours: np.ndarray
 
 
+def track_all(frames: np.ndarray, known: dict[str, Any]) -> list[Track]:
+    """The tracks of all bodies of a world in uint8 RGB `frames` (T, H, W, 3)."""
+    return [track(frames, known, number) for number in range(len(known["bodies"]))]
+
+
 def track(frames: np.ndarray, known: dict[str, Any], number: int) -> Track:
     """Finds body `number` in uint8 RGB `frames` (T, H, W, 3).
 
@@ -61,8 +66,8 @@ def track(frames: np.ndarray, known: dict[str, Any], number: int) -> Track:
     return found
 
 
-def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a generated video, from uint8 RGB `frames` (T, H, W, 3) and its entry in trajectories.json.
+def compare(tracks: Sequence[Track], fps: int, known: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a generated video, from the tracks of its bodies and its entry in trajectories.json.
 
     position_error: mean distance to the simulated centres, over frames that should show the whole body; at most MISS,
         which is also the error of a body that is not found: a video is not better for showing less.
@@ -74,12 +79,12 @@ def compare(frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, An
     """
     truth_fps = known["fps"]
     count = len(known["bodies"][0]["positions"])
-    shown = frames[np.minimum(np.round(np.arange(count) * fps / truth_fps).astype(int), len(frames) - 1)]
+    shown = np.minimum(np.round(np.arange(count) * fps / truth_fps).astype(int), len(tracks[0].areas) - 1)
     errors, missing, drifts = [], [], []
     vanished = hidden = lost = 0
     centres = []
-    for number, body in enumerate(known["bodies"]):
-        found = track(shown, known, number).centres
+    for of_body, body in zip(tracks, known["bodies"], strict=True):
+        found = of_body.centres[shown]
         true, visible = np.array(body["positions"]), np.array(body["visible"])
         seen = ~np.isnan(found[:, 0])
         whole = visible & is_whole(known, body, true)
