@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from phantom.config import load_params, preset_path
 from phantom.errors import UserError
 from phantom.planning.gpus import GPUS, peak_flops
 from phantom.planning.memory import GIB
@@ -37,6 +38,11 @@ def test_the_papers_model_on_eight_gpus():
     assert time["seconds_per_step"] == pytest.approx(flops["model_per_step"] / (8 * 989.4e12 * 0.4))
     assert time["hours"] == pytest.approx(20_000 * time["seconds_per_step"] / 3600)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_shipped_preset_fits_eight_gpus_with_half_the_physics_tokens():
+    found = plan(load_params(preset_path("wan2.2-ti2v-5b")), "H200", 8)
+    assert found["fits"] and found["tokens"] == {"video": 12_090, "physics": 1_984, "text": 512}
 
 
 @pytest.mark.parametrize(
