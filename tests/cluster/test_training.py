@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +16,7 @@ from phantom.errors import UserError
 from phantom.orchestration.run import STAGES
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import meanwhile, until
-from tests.orchestration.pipeline import ROOT, calls, make_checkout
+from tests.orchestration.pipeline import calls, load_flow, make_checkout
 from tests.training.random_latents import write_latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -52,11 +50,7 @@ def two_pods(cluster: Cluster, make_params: Any, *overrides: str) -> Path:
 @pytest.fixture
 def flow(prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The flow's module, with the cluster's checkout as its root."""
-    spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "full_pipeline", module)
-    spec.loader.exec_module(module)
+    module = load_flow("full_pipeline", monkeypatch)
     monkeypatch.setattr(module, "ROOT", cluster.root)
     return module
 

@@ -6,13 +6,28 @@ records. DVC, Prefect and the process tree are real.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_flow(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module flows/<name>.py, under the name that Prefect finds it by."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"flows/{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
 
 STAGE = """
 import json, signal, sys, time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import yaml
 from phantom.config import load_params
 from phantom.errors import StageFailed, UserError
 from phantom.orchestration import run as pipeline
-from tests.orchestration.pipeline import ROOT, calls, make_checkout
+from tests.orchestration.pipeline import ROOT, calls, load_flow, make_checkout
 
 STAGES = list(pipeline.STAGES)
 
@@ -155,11 +154,7 @@ def test_writing_settings_keeps_comments(tmp_path: Path):
 @pytest.fixture
 def flow(finished: Path, monkeypatch: pytest.MonkeyPatch):
     """The flow's module, set up to run in the finished checkout."""
-    spec = importlib.util.spec_from_file_location("full_pipeline", ROOT / "flows/full_pipeline.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "full_pipeline", module)
-    spec.loader.exec_module(module)
+    module = load_flow("full_pipeline", monkeypatch)
     monkeypatch.setattr(module, "ROOT", finished)
     monkeypatch.setenv("PHANTOM_MLFLOW_PAGES", "http://127.0.0.1:5000")
     return module

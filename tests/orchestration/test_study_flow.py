@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +18,7 @@ from phantom.evaluation.study.spec import load_study
 from phantom.orchestration import study_processes
 from phantom.orchestration.study import run_study
 from phantom.orchestration.study_runs import study_runs
-from tests.orchestration.pipeline import ROOT
+from tests.orchestration.pipeline import ROOT, load_flow
 from tests.orchestration.prefect_server import ENDED, Prefect, alive, descendants, free_port, wait
 from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
 
@@ -30,11 +28,7 @@ TITLES = ["base", "control, seed 0", "phantom, seed 0"]
 @pytest.fixture
 def flow(prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The flow's module, set up to run in `tmp_path`, without delays between retries."""
-    spec = importlib.util.spec_from_file_location("study", ROOT / "flows/study.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "study", module)
-    spec.loader.exec_module(module)
+    module = load_flow("study", monkeypatch)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     quick = module.train_and_measure.with_options(retry_delay_seconds=0, retries=1)
     monkeypatch.setattr(module, "train_and_measure", quick)

@@ -6,7 +6,7 @@ Each section of the file is a pydantic model in one of these modules; `tree.Para
 from phantom.config.base import Role, Section
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
-from phantom.config.evaluation import Evaluate, Judge, LikePhys, PhysicsIQ, Sampling, VBench2, VideoPhy
+from phantom.config.evaluation import Evaluate, Judge, LikePhys, PhysicsIQ, Sampling, StateSource, VBench2, VideoPhy
 from phantom.config.loading import (
     PRESETS,
     apply_overrides,
@@ -41,6 +41,7 @@ __all__ = [
     "Role",
     "Sampling",
     "Section",
+    "StateSource",
     "Storage",
     "Tracking",
     "Train",

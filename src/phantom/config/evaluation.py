@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from phantom.config.base import Benchmark, NonNegative, Positive, PositiveFloat, Section, check_clip_length
 
+StateSource = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
 JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # in a judge's command
 
 
@@ -97,7 +98,7 @@ class Evaluate(Section):
     seed: NonNegative
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report
-    interventions: tuple[Literal["oracle", "other", "noise"], ...]  # what replaces z in further videos of Phantom
+    interventions: tuple[StateSource, ...]  # what replaces z in further videos of Phantom
     sampling: Sampling
     physics_iq: PhysicsIQ
     videophy: VideoPhy

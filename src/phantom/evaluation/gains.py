@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from phantom.training.paired import gap
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 IOUS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")
@@ -61,13 +63,10 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
     return _interval(total) | {"prompts": len(together), "paired": sum(together) / len(together)}
 
 
-def mean_gain(base: Sequence[float | None], other: Sequence[float | None], seed: int = 0) -> dict[str, Any] | None:
-    """The mean of `other` - `base`, pair by pair, with an interval as in `gain`; None with fewer than two pairs."""
-    pairs = zip(base, other, strict=True)
-    differences = np.array([b - a for a, b in pairs if a is not None and b is not None])
-    if len(differences) < 2:
-        return None
-    return _interval(differences[_draw(len(differences), np.random.default_rng(seed))].mean(1))
+def mean_gain(base: Sequence[float | None], other: Sequence[float | None]) -> dict[str, float] | None:
+    """The mean of `other` - `base`, pair by pair, as `gain`, with `low` and `high`; None with fewer than two pairs."""
+    found = gap(other, base)
+    return {"gain": found.mean, "low": found.low, "high": found.high} if found else None
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, bool]:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from phantom.config import StateSource
 from phantom.encoders import PhysicsEncoder
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq.conditions import read_condition, read_truth
-from phantom.evaluation.sampling_spec import Settings, Source, VideoRequest
+from phantom.evaluation.sampling_spec import Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.model.noise import noised, sample_generator, shift_noise
 from phantom.model.physics import standardize
@@ -61,7 +62,7 @@ def _recording(request: VideoRequest, settings: Settings) -> np.ndarray:
 
 
 def replacement(
-    pipe: Any, source: Source, batch: Sequence[VideoRequest], requests: Sequence[VideoRequest], settings: Settings
+    pipe: Any, source: StateSource, batch: Sequence[VideoRequest], requests: Sequence[VideoRequest], settings: Settings
 ) -> ReplaceStates:
     """What replaces z of `batch`, some of `requests`; `other`: the recording of the request that follows.
 

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
-from phantom.config import Params, Sampling
+from phantom.config import Params, Sampling, StateSource
 from phantom.data.physics_iq.layout import SECONDS
 
-Source = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
 Mode = Literal["single", "multi"]  # of Physics-IQ: one condition frame, or several
 
 
@@ -82,7 +81,7 @@ class Model:
     identity: dict[str, Any]
     load: Callable[[], DiffusionPipeline]
     physics: bool = True  # for Phantom: False runs the frozen video branch alone
-    states: Source | None = None  # what z is replaced by; None: the model's own
+    states: StateSource | None = None  # what z is replaced by; None: the model's own
 
 
 @dataclass(frozen=True)

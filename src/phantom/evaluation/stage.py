@@ -37,10 +37,8 @@ from phantom.evaluation.verdict import verdict
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
-PHYSICS_IQ, LIKEPHYS = (
-    "physics-iq",
-    "likephys",
-)  # those of `evaluate.benchmarks` that are measured here, without a judge
+# Those of `evaluate.benchmarks` that are measured here, without a judge.
+PHYSICS_IQ, LIKEPHYS = "physics-iq", "likephys"
 ORDER = ("base", "control", "phantom")
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
@@ -144,6 +142,8 @@ def find_models(params: Params, root: Path) -> Iterator[Model]:
 
 def intervened_models(params: Params, root: Path) -> list[Model]:
     """Phantom with z replaced while sampling, as `evaluate.interventions` says."""
+    if not params.evaluate.interventions:
+        return []
     own = next(model for model in find_models(params, root) if model.name == "phantom")
     return [replace(own, name=f"phantom-{source}", states=source) for source in params.evaluate.interventions]
 
@@ -212,7 +212,7 @@ def _trivial(
     def figures(mode: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         ours, our_world = (evaluation[part][mode]["phantom"]["per_scenario"] for part in ("physics_iq", "worlds"))
         world = _world_figures(rows, folders[mode][name], worlds.FPS, known)
-        theirs, own = ([row["position_error"] for row in rows] for rows in (world["per_scenario"], our_world))
+        theirs, own = ([row["position_error"] for row in of] for of in (world["per_scenario"], our_world))
         return {
             **{key: found[key] for key in PARTS},
             "verified": found["verified"]["score"],
@@ -270,7 +270,8 @@ def _truth_figures(rows: Sequence[Row], place: Path, params: Params, known: dict
 
 def _against_world(row: Row, frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:
     world = known[f"{row.name.id:04d}"]
-    compared = trajectories.compare(frames, fps, world) | shapes.compare(frames, fps, world)
+    tracks = trajectories.track_all(frames, world)
+    compared = trajectories.compare(tracks, fps, world) | shapes.compare(tracks, fps, world)
     return {"scenario": row.name.scenario, **compared}
 
 

@@ -51,13 +51,7 @@ def pretrain(
     with their recipes: a later run goes on, and trains only parts that are missing or whose recipe has changed. `out`
     is replaced at the end. Returns the provenance. Raises UserError, and Interrupted when stopped after saving.
     """
-    if unknown := sorted(set(keep) - PARTS.keys()):
-        raise UserError(f"--keep: found {listed(unknown)}, accepted: {', '.join(PARTS)}")
-    if "video_model" in keep and "vae" not in keep:
-        raise UserError("--keep: found video_model without vae, accepted: with it, whose latents it is trained on")
-    for folder in (out / name for part in keep for name in PARTS[part]):
-        if not folder.is_dir():
-            raise UserError(f"--keep: found no {folder}; accepted: parts that {out} has")
+    _check_keep(out, keep)
     train = drawn.draw(CLIPS, drawn.TRAINING_SEED + seed, "training")
     held = drawn.draw(HELDOUT_CLIPS, drawn.HELDOUT_SEED + seed, "held-out")
     recipe = {"seed": seed, "training_clips": _digest(train)}
@@ -101,17 +95,7 @@ def pretrain(
     )
 
     new = work / "mini.new"
-    shutil.rmtree(new, ignore_errors=True)
-    pipeline = WanPipeline(
-        tokenizer=ByT5Tokenizer(),
-        text_encoder=UMT5EncoderModel.from_pretrained(video / "text_encoder"),
-        transformer=WanTransformer3DModel.from_pretrained(video / "transformer"),
-        vae=trained_vae,
-        scheduler=video_model.scheduler(),
-        expand_timesteps=True,
-    )
-    pipeline.save_pretrained(new)
-    shutil.copytree(encoder / "physics_encoder", new / "physics_encoder")
+    pipeline = _assemble(trained_vae, video, encoder, new)
     provenance = {
         "command": COMMAND,
         "parts": made,
@@ -131,6 +115,33 @@ def pretrain(
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(new, out)
     return provenance
+
+
+def _check_keep(out: Path, keep: Sequence[str]) -> None:
+    """Raises UserError for parts that do not exist, or cannot be kept alone."""
+    if unknown := sorted(set(keep) - PARTS.keys()):
+        raise UserError(f"--keep: found {listed(unknown)}, accepted: {', '.join(PARTS)}")
+    if "video_model" in keep and "vae" not in keep:
+        raise UserError("--keep: found video_model without vae, accepted: with it, whose latents it is trained on")
+    for folder in (out / name for part in keep for name in PARTS[part]):
+        if not folder.is_dir():
+            raise UserError(f"--keep: found no {folder}; accepted: parts that {out} has")
+
+
+def _assemble(trained_vae: AutoencoderKLWan, video: Path, encoder: Path, new: Path) -> WanPipeline:
+    """The parts in the layout of `models/mini`, written to the folder `new`."""
+    shutil.rmtree(new, ignore_errors=True)
+    pipeline = WanPipeline(
+        tokenizer=ByT5Tokenizer(),
+        text_encoder=UMT5EncoderModel.from_pretrained(video / "text_encoder"),
+        transformer=WanTransformer3DModel.from_pretrained(video / "transformer"),
+        vae=trained_vae,
+        scheduler=video_model.scheduler(),
+        expand_timesteps=True,
+    )
+    pipeline.save_pretrained(new)
+    shutil.copytree(encoder / "physics_encoder", new / "physics_encoder")
+    return pipeline
 
 
 def _train_or_reuse(work: Path, name: str, recipe: dict[str, Any], make: Callable[[Path], list[Any]]) -> Path:

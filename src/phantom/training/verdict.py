@@ -76,20 +76,21 @@ def _gap(figures: Figures, name: str) -> Gap | None:
 
 def _compared(found: Gap, whose: str) -> str:
     """L_v beside a reference's, whose loss minus this is `found`."""
-    if found.low > 0:
-        return f"{_interval(found)} below {whose}"
-    if found.high < 0:
-        return f"{_interval(_negative(found))} above {whose}"
-    return f"not distinguishable from {whose} ({_interval(found)} below)"
+    return _placed(found, f"below {whose}", f"above {whose}", f"not distinguishable from {whose} ({{}} below)")
 
 
 def _change(found: Gap) -> str:
     """L_v after a change that raises it by `found`."""
+    return _placed(found, "higher", "lower", "not distinguishable ({} higher)")
+
+
+def _placed(found: Gap, positive: str, negative: str, neither: str) -> str:
+    """The gap in words, by the sign of its interval; `neither` has a place for the interval."""
     if found.low > 0:
-        return f"{_interval(found)} higher"
+        return f"{_interval(found)} {positive}"
     if found.high < 0:
-        return f"{_interval(_negative(found))} lower"
-    return f"not distinguishable ({_interval(found)} higher)"
+        return f"{_interval(_negative(found))} {negative}"
+    return neither.format(_interval(found))
 
 
 def _negative(found: Gap) -> Gap:

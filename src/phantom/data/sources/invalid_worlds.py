@@ -219,11 +219,11 @@ def _moves_without_cause(scene: Scene, frame: int, rng: np.random.Generator) -> 
 def _resimulate(scene: Scene, frame: int, change: Callable[[pymunk.Space, list[pymunk.Body]], None]) -> Scene:
     """The same world, changed at the start of `frame`; until then the simulation is the same step by step."""
 
-    def meddle(now: int, space: pymunk.Space, bodies: list[pymunk.Body]) -> None:
+    def on_frame(now: int, space: pymunk.Space, bodies: list[pymunk.Body]) -> None:
         if now == frame:
             change(space, bodies)
 
-    return worlds.simulate(scene.spec, len(scene.positions), meddle)
+    return worlds.simulate(scene.spec, len(scene.positions), on_frame)
 
 
 # --- violations of what is drawn ------------------------------------------------------------------------------------

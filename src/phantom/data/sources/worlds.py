@@ -109,7 +109,7 @@ class Scene:
         return Look(spec.colour, spec.radius, "box" if spec.kind == "incline" else "ball")
 
 
-Meddle = Callable[[int, pymunk.Space, list[pymunk.Body]], None]  # called at the start of every frame
+FrameHook = Callable[[int, pymunk.Space, list[pymunk.Body]], None]  # called at the start of every frame
 
 
 def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None = None) -> WorldSpec:
@@ -193,10 +193,10 @@ def find_spec(id_: str, caption_: str, seed: int) -> WorldSpec | None:
     return spec if (clip_id(spec, int(found[1])), caption(spec)) == (id_, caption_) else None
 
 
-def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, meddle: Meddle | None = None) -> Scene:
+def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | None = None) -> Scene:
     """Simulates `frames` frames at 4 frames per second.
 
-    meddle: changes the world at the start of a frame, for worlds that break its laws.
+    on_frame: may change the world at the start of a frame, for worlds that break its laws.
     """
     space = pymunk.Space()
     space.gravity = (0.0, spec.gravity)
@@ -205,8 +205,8 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, meddle: Meddle | None 
     positions, angles, velocities = [], [], []
     released, time, dt = False, 0.0, 1.0 / (FPS * SUBSTEPS)
     for frame in range(frames):
-        if meddle is not None:
-            meddle(frame, space, bodies)
+        if on_frame is not None:
+            on_frame(frame, space, bodies)
         positions.append([tuple(b.position) for b in bodies])
         angles.append([b.angle for b in bodies])
         velocities.append([tuple(b.velocity) if released else (0.0, 0.0) for b in bodies])

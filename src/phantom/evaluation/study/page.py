@@ -225,7 +225,7 @@ def _interventions(study: Study, results: Mapping[str, Any]) -> Table | None:
     if not labels:
         return None
     for own, replaced in INTERVENTIONS.items():
-        rows = [TableRow("own z", "as in training", [Cell(_mean(runs, label, own)) for label in labels])]
+        rows = [TableRow("own z", "", [Cell(_mean(runs, label, own)) for label in labels])]
         for figure, name in replaced.items():
             found = [paired_interval(runs, label, figure, own) for label in labels]
             if not any(found):

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from phantom.config import Params, Section, apply_overrides, preset_path, validate
+from phantom.config import Params, Section, StateSource, apply_overrides, preset_path, validate
 from phantom.config.base import NonNegative, Positive
 from phantom.errors import UserError, listed
-from phantom.evaluation.sampling_spec import Source
 from phantom.evaluation.study.figures import FIGURES
 
 STUDIES = Path("studies")
@@ -75,7 +74,7 @@ class PositionsMeasure(Section):
     """Videos after several condition frames, against the simulator; and with z replaced while sampling."""
 
     scenarios: Positive
-    interventions: tuple[Source, ...] = ()
+    interventions: tuple[StateSource, ...] = ()
 
 
 class Measures(Section):
