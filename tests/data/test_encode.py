@@ -187,8 +187,9 @@ def test_one_shard_is_made_again_alone_and_its_bytes_are_the_same(encode_params,
 
 
 def test_prefixes_depend_on_the_seed_and_the_clip_alone():
-    def lengths(id_, frames=29, seed=0, longest=13, count=2):
-        return prefix_lengths(Clip(id_, "", "", frames, 4.0, "", "train"), seed, longest, count)
+    def lengths(id_, frames=29, seed=0, longest=13, count=2, moves_from=None):
+        clip = Clip(id_, "", "", frames, 4.0, "", "train", moves_from=moves_from)
+        return prefix_lengths(clip, seed, longest, count)
 
     drawn = [lengths(f"clip {i}") for i in range(200)]
     assert drawn == [lengths(f"clip {i}") for i in range(200)]
@@ -199,6 +200,9 @@ def test_prefixes_depend_on_the_seed_and_the_clip_alone():
     assert lengths("a", frames=5, longest=45, count=3) == [1]
     assert lengths("a", longest=1) == [1]
     assert lengths("a", frames=1) == []
+    assert lengths("a", count=9, moves_from=0) == [1, 5, 9, 13]
+    assert lengths("a", count=9, moves_from=5) == [9, 13]  # frame 5 is the sixth
+    assert lengths("a", moves_from=13) == []
 
 
 def test_bfloat16_is_stored_as_such_and_read_as_float32(encode_params, tmp_path):

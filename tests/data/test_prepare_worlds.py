@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 
 from phantom.data.prepare import prepare
@@ -29,6 +30,16 @@ def test_worlds_give_the_same_bytes_twice(make_params, tmp_path):
     assert (tmp_path / "one/data/benchmark/descriptions.csv").is_file()
     prepare(make_params(*WORLDS, "data.worlds.seed=1"), tmp_path / "two")
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
+
+
+def test_the_manifest_says_from_when_on_bodies_move(make_params, tmp_path):
+    prepare(make_params(*WORLDS, "data.worlds.train_clips=12", "data.frames=29"), tmp_path)
+    clips = [clip for clip in read_result(tmp_path)[0].values() if clip.split == "train"]
+    for clip in clips:
+        frames = read_frames(tmp_path / "data/clips" / clip.path)[0].astype(int)
+        changed = np.abs(frames[1:] - frames[:-1]).max((1, 2, 3)) > 40  # more than codec noise
+        assert not changed[: max(clip.moves_from - 1, 0)].any() and changed[: clip.moves_from + 3].any()
+    assert any(clip.moves_from > 0 for clip in clips[:6]) and all(clip.moves_from == 0 for clip in clips[6:])
 
 
 def test_long_worlds_have_4m_plus_1_frames(make_params, tmp_path):

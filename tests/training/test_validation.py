@@ -172,7 +172,7 @@ class Worlds(LatentSet):
 
     def __getitem__(self, index: int) -> Latents:
         clip, number = super().__getitem__(index), index + 1000 * (self.split == "heldout")
-        spec = worlds.draw_spec(0, number)
+        spec = worlds.clip_spec(0, number)
         scene = worlds.simulate(spec)
         at = spec.first_frame + torch.arange(1, 4 * clip.video.shape[1] - 3)
         states = torch.from_numpy(worlds.states(scene)).float()[at].unflatten(0, (-1, 2)).mean(1)  # (T - 1, 4)

@@ -255,8 +255,11 @@ def _published(job: EncodeJob, out: Path) -> dict[str, Any] | None:
 def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
     """The lengths of the condition prefixes of `clip` to encode: `count` of 1, 5, ..., `longest` frames, or as many as
     are shorter than the clip. A function of (seed, clip id), independent of other clips. A single frame has none.
+
+    All show the motion's beginning, where it is known: when a body at rest will be released can be seen from no frame,
+    and a model that is trained on such conditions learns to wait.
     """
-    choices = range(1, min(longest, clip.frames - 1) + 1, 4)
+    choices = [k for k in range(1, min(longest, clip.frames - 1) + 1, 4) if k > (clip.moves_from or 0)]
     digest = hashlib.sha256(clip.id.encode()).digest()
     rng = np.random.default_rng([seed, int.from_bytes(digest[:8])])
     drawn = rng.choice(choices, size=min(count, len(choices)), replace=False) if choices else ()

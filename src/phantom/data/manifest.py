@@ -32,6 +32,7 @@ class Clip:
     split: Split
     height: int | None = None  # None for the main size, data.height x data.width
     width: int | None = None
+    moves_from: int | None = None  # first frame in which something moves, where it is known: conditions last beyond it
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,25 +32,19 @@ class Clips:
 
 
 def draw(count: int, seed: int, name: str) -> Clips:
-    """Draws `count` clips of the worlds of `seed`, alternating kinds.
-
-    Every second round of kinds starts at rest or in motion, as the pipeline's own clips do; the others start with the
-    motion or during it, so that there are enough single frames from which motion continues.
-    """
+    """Draws `count` clips of the worlds of `seed`, alternating kinds, as the pipeline's own clips are drawn."""
     frames, captions, bodies, released, states, visible = [], [], [], [], [], []
     with TemporaryDirectory() as folder, track(f"draw {name} clips", count, "clips") as bar:
         for index in range(count):
-            spec = worlds.draw_spec(seed, index)
-            scene = worlds.simulate(spec)
-            release = math.ceil(spec.release * worlds.FPS)
-            first = max(spec.first_frame, release) if index // len(worlds.KINDS) % 2 else spec.first_frame
+            spec = worlds.clip_spec(seed, index)
+            scene, first = worlds.simulate(spec), spec.first_frame
             window = slice(first, first + FRAMES)
             path = Path(folder) / "clip.mp4"
             write_mp4(path, worlds.render(scene, first, FRAMES), fps=worlds.FPS)
             frames.append(read_frames(path)[0])
             captions.append(worlds.caption(spec))
             bodies.append(scene.positions.shape[1])
-            released.append(release - first)
+            released.append(worlds.released(spec) - first)
             states.append(worlds.states(scene)[window])
             visible.append(worlds.is_visible(scene)[window])
             bar.advance()

@@ -185,11 +185,25 @@ def clip_id(spec: WorldSpec, index: int) -> str:
     return f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
 
 
+def clip_spec(seed: int, index: int, *, unseen: bool = False) -> WorldSpec:
+    """The world of training clip `index`: `draw_spec`, but every second round of kinds starts with the
+    motion or during it, so that there are enough single frames from which motion continues.
+    """
+    spec = draw_spec(seed, index, unseen=unseen)
+    starts_with_motion = index // len(KINDS) % 2 == 1
+    return replace(spec, first_frame=max(spec.first_frame, released(spec))) if starts_with_motion else spec
+
+
+def released(spec: WorldSpec) -> int:
+    """The first frame in which the bodies have been released."""
+    return math.ceil(spec.release * FPS)
+
+
 def find_spec(id_: str, caption_: str, seed: int) -> WorldSpec | None:
     """The world of `seed` whose clip has this id and caption; None if there is none."""
     if not (found := re.fullmatch(r"(\d+)-\w+(-unseen)?", id_)):
         return None
-    spec = draw_spec(seed, int(found[1]), unseen=bool(found[2]))
+    spec = clip_spec(seed, int(found[1]), unseen=bool(found[2]))
     return spec if (clip_id(spec, int(found[1])), caption(spec)) == (id_, caption_) else None
 
 

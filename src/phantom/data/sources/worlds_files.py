@@ -40,7 +40,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
     with track("prepare", total, "clips") as bar:
         for index in range(total):
             heldout = index >= settings.train_clips
-            spec = worlds.draw_spec(settings.seed, index, unseen=heldout and index % 2 == 1)
+            spec = worlds.clip_spec(settings.seed, index, unseen=heldout and index % 2 == 1)
             count = min(data.frames, (worlds.SCENE_FRAMES - spec.first_frame - 1) // 4 * 4 + 1)
             if count < data.min_frames:
                 raise UserError(
@@ -59,6 +59,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
                     fps=float(worlds.FPS),
                     sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
                     split="heldout" if heldout else "train",
+                    moves_from=max(0, worlds.released(spec) - spec.first_frame),
                 )
             )
             bar.advance()
