@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -14,7 +15,8 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.training.data_loader import open_latents
 from phantom.training.learner import ema_decay
 from phantom.training.trainer import Trainer, train
-from tests.training.runs import history, weights
+from tests.training.processes import Run
+from tests.training.runs import SHARED, assert_same_training, history, weights
 
 
 def latents(params, split: str = "train") -> LatentSet:
@@ -125,3 +127,17 @@ def test_without_the_coupling_another_clips_z_changes_nothing(run_params):
     train(params)
     last = history()[-1]
     assert last["val_loss_video"] == last["val_loss_video_other_z"] == last["val_loss_video_base"]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", *(pytest.param(f"zero{i}", marks=pytest.mark.slow) for i in (1, 2, 3))])
+def test_the_twin_alone_is_the_same_in_two_processes(single_process, tmp_path, strategy):
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder, more in zip(folders, ((), (f"train.strategy={strategy}", "train.processes=2")), strict=True):
+        shutil.copytree(single_process.folder / "data", folder / "data")
+        settings = (*SHARED, "train.twin_steps=2", "train.validate_every=0", *more)
+        run = Run(single_process.params(*settings), folder)
+        assert set(run.wait()) == {0}, run.log.read_text()
+    assert_same_training(*folders)
+    assert [record["loss_video"] is None for record in history(tmp_path / "two")] == [True, True, False, False]

@@ -42,9 +42,9 @@ from phantom.model.positions import (
 
 @dataclass
 class PhantomTransformerOutput(BaseOutput):
-    """Predicted velocities: `sample` (B, C_v, F, H, W) of the video, `physics` (B, C_z, T, h, w) or None."""
+    """Predicted velocities: `sample` (B, C_v, F, H, W), `physics` (B, C_z, T, h, w); None for a branch not run."""
 
-    sample: torch.Tensor
+    sample: torch.Tensor | None
     physics: torch.Tensor | None = None
 
 
@@ -98,14 +98,23 @@ class PhantomBlock(nn.Module):
     def run_branches(
         self,
         text: BlockTextKV,
-        video_BLD: torch.Tensor,
+        video_BLD: torch.Tensor | None,
         physics_BME: torch.Tensor | None,
-        time_v_Bn6D: torch.Tensor,
+        time_v_Bn6D: torch.Tensor | None,
         time_z_Bn6E: torch.Tensor | None,
         rotary_embs: RotaryEmbs,
         coupling: bool | torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Both token streams through the block. `coupling`: on, off, or a bool tensor (B,) per sample."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Both token streams through the block. `coupling`: on, off, or a bool tensor (B,) per sample.
+
+        Without `video_BLD`, the physics stream alone.
+        """
+        if video_BLD is None:
+            if self.physics is not None and physics_BME is not None:
+                assert text.physics is not None
+                y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotary_embs.physics)
+                physics_BME = self.physics.finish(physics_BME, y_z, text.physics, modulation_z)
+            return None, physics_BME
         y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotary_embs.video)
         if self.physics is None or physics_BME is None:
             return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
@@ -262,7 +271,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         encoder_hidden_states: torch.Tensor | TextKVCache,
         coupling: bool | torch.Tensor = True,
         return_dict: bool = True,
-    ) -> PhantomTransformerOutput | tuple[torch.Tensor, torch.Tensor | None] | TextKVCache:
+        video: bool = True,
+    ) -> PhantomTransformerOutput | tuple[torch.Tensor | None, torch.Tensor | None] | TextKVCache:
         """Velocities of both modalities at one timestep.
 
         Args:
@@ -272,6 +282,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 or per video token as in diffusers' Wan (the physics branch reads one value per latent frame).
             encoder_hidden_states: text embeddings (B, S, text_dim), or `encode_text` of them.
             coupling: False switches both directions off; a bool tensor (B,) switches them per sample.
+            video: False runs the physics branch alone, without the coupling; `sample` is then None.
 
         Raises ValueError for shapes that do not fit.
         """
@@ -294,8 +305,10 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 f"timestep: found shape {tuple(timestep.shape)}; accepted: ({batch},) or ({batch}, {frames})"
             )
 
-        x_v = self.video_ends.embed(hidden_states)
-        time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
+        x_v = time_v = time_v_Bn6D = None
+        if video:
+            x_v = self.video_ends.embed(hidden_states)
+            time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
         x_z = time_z_Bn6E = grid_z = None
         if physics_states is not None:
             config_z, count = self.config.physics, physics_states.shape[2]
@@ -319,7 +332,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             else:
                 x_v, x_z = block(*inputs)
 
-        sample = self.video_ends(x_v, time_v, grid_v)
+        sample = self.video_ends(x_v, time_v, grid_v) if video else None
         physics = None
         if physics_states is not None:
             physics = self.physics_ends(x_z, time_z, grid_z)

@@ -32,6 +32,7 @@ class Learner:
     """Parameters replicated in every process or sharded by FSDP2 (`layout`)."""
 
     backwards = 2  # through one forward pass, at steps that measure the norms
+    skips_parts = True  # whether parts of the model may be left out of a step
 
     def __init__(
         self, model: PhantomTransformer3DModel, settings: Train, device: torch.device, found: Checkpoint | None
@@ -54,6 +55,8 @@ class Learner:
             loss_v, loss_z = losses.share(self.size)
             (loss_v + alpha * loss_z).backward()
             seen.append(losses.detach())
+        for parameter in self.parameters:  # what was left out of the step decays all the same, as under DeepSpeed
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         process_group.sum_over_processes([p.grad for p in self.parameters])
         return seen
 

@@ -17,8 +17,8 @@ from phantom.training.conditioning import Batch
 class Losses(NamedTuple):
     """Per sample, (B,) float32, unreduced: the caller weights, averages and buckets them by sigma."""
 
-    video: torch.Tensor  # L_v
-    physics: torch.Tensor  # L_z; zero without physics
+    video: torch.Tensor  # L_v; zero without the video branch
+    physics: torch.Tensor  # L_z; likewise
 
     def share(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The contribution of these samples to the means L_v and L_z over a global batch of `size` samples."""
@@ -71,13 +71,19 @@ class PhysicsLoss:
         return self.divisor(sigma_BT).flatten(1).square()
 
 
-def losses(model: nn.Module, batch: Batch, physics: bool = True, of_physics: PhysicsLoss = PhysicsLoss()) -> Losses:
-    """One forward pass of `model`. `physics=False` leaves the physics branch out: the loss of the frozen base."""
-    return losses_of(predict(model, batch, physics), batch, of_physics)
+def losses(
+    model: nn.Module,
+    batch: Batch,
+    physics: bool = True,
+    of_physics: PhysicsLoss = PhysicsLoss(),
+    video: bool = True,
+) -> Losses:
+    """One forward pass of `model`. `physics=False`: the loss of the frozen base; `video=False`: of the twin alone."""
+    return losses_of(predict(model, batch, physics, video), batch, of_physics)
 
 
-def predict(model: nn.Module, batch: Batch, physics: bool = True) -> PhantomTransformerOutput:
-    """The velocities that `model` predicts for `batch`; without `physics` those of the frozen base."""
+def predict(model: nn.Module, batch: Batch, physics: bool = True, video: bool = True) -> PhantomTransformerOutput:
+    """The velocities that `model` predicts for `batch`: of both branches, coupled, or of one of them alone."""
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
     return model(
         noised(batch.video, batch.noise_video, sigma_v),
@@ -85,16 +91,19 @@ def predict(model: nn.Module, batch: Batch, physics: bool = True) -> PhantomTran
         batch.sigma * TIMESTEPS,
         batch.text,
         coupling=batch.coupled,
+        video=video,
     )
 
 
 def losses_of(predicted: PhantomTransformerOutput, batch: Batch, of_physics: PhysicsLoss) -> Losses:
-    """The losses of predicted velocities."""
-    loss_v = _mean_over_free(predicted.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
-    if predicted.physics is None:
-        return Losses(loss_v, torch.zeros_like(loss_v))
-    weight_z, free_z = of_physics.weight(batch.sigma_physics), batch.sigma_physics > 0
-    return Losses(loss_v, _mean_over_free(predicted.physics, of_physics.target(batch), free_z, weight_z))
+    """The losses of predicted velocities; zero for a branch that was not run."""
+    loss_v = loss_z = torch.zeros(len(batch.video), device=batch.video.device)
+    if predicted.sample is not None:
+        loss_v = _mean_over_free(predicted.sample, velocity(batch.video, batch.noise_video), batch.sigma > 0)
+    if predicted.physics is not None:
+        weight_z, free_z = of_physics.weight(batch.sigma_physics), batch.sigma_physics > 0
+        loss_z = _mean_over_free(predicted.physics, of_physics.target(batch), free_z, weight_z)
+    return Losses(loss_v, loss_z)
 
 
 def _mean_over_free(

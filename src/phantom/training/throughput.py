@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from phantom.model.flops import Shape, costs
+from phantom.model.flops import Costs, Shape, costs
 from phantom.planning.gpus import GIB, peak_flops
 from phantom.training.conditioning import Batch
 
@@ -26,21 +26,22 @@ class Throughput:
     def __init__(self, model: Any, device: torch.device, processes: int) -> None:
         self.parts, self.device = (model.video, model.physics, model.coupling), device
         self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
-        self._costs: dict[Shape, int] = {}
+        self._costs: dict[Shape, Costs] = {}
         self.start()
 
     def start(self) -> None:
         """Resets all counters."""
         self._began, self._waited, self._samples, self._operations = time.monotonic(), 0.0, 0, 0
 
-    def count(self, batch: Batch, samples: int) -> None:
-        """Counts a step over `samples` samples shaped like those of `batch`."""
+    def count(self, batch: Batch, samples: int, twin_alone: bool = False) -> None:
+        """Counts a step over `samples` samples shaped like those of `batch`, of the whole model or its twin alone."""
         video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
-            self._costs[shape] = costs(*self.parts, shape).total.training
+            self._costs[shape] = costs(*self.parts, shape)
+        cost = self._costs[shape].physics if twin_alone else self._costs[shape].total
         self._samples += samples
-        self._operations += samples * self._costs[shape]
+        self._operations += samples * cost.training
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

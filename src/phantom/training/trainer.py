@@ -215,7 +215,7 @@ class Trainer:
         batches = [batch.to(self.device) for batch in micro_batches]
         if twin_alone:
             batches = [batch.uncoupled() for batch in batches]
-        forward = partial(self._forward, batches)
+        forward = partial(self._forward, batches, not (twin_alone and learner.skips_parts))
         if measured:
             seen = learner.measured_backward(forward, self._observe_norms)
         else:
@@ -226,7 +226,7 @@ class Trainer:
         for batch, each in zip(batches, seen, strict=True):
             self.window.add(batch.sigma.amax(dim=1), each)
             loss_v, loss_z = each.share(size)
-            total += loss_v + alpha * loss_z
+            total += alpha * loss_z if twin_alone else loss_v + alpha * loss_z
         process_group.sum_over_processes([total])
         rate = self._learning_rate()
         alpha = alpha if twin_alone else weight.alpha  # 0 after a reset at this very step
@@ -234,7 +234,7 @@ class Trainer:
         figures["grad_norm"] = norm = learner.update(rate, self.step)
         self.window.count_step(norm > self.settings.optimizer.clip_norm)
         self.bad = torch.where(torch.isfinite(norm), 0, self.bad + 1)
-        self.throughput.count(batches[0], size)
+        self.throughput.count(batches[0], size, twin_alone and learner.skips_parts)
         if not twin_alone:
             weight.advance()
         self.step += 1
@@ -242,13 +242,16 @@ class Trainer:
             self._stop_if_bad()
         return figures
 
-    def _forward(self, batches: list[Batch]) -> Iterator[Losses]:
-        """Yields the losses of each micro-batch, computed lazily. Accumulates the head's gradient on the way."""
+    def _forward(self, batches: list[Batch], video: bool) -> Iterator[Losses]:
+        """Yields the losses of each micro-batch, computed lazily. Accumulates the head's gradient on the way.
+
+        video: False leaves the video branch and the coupling out.
+        """
         watches = self.weight.watches_head
         with self.head.watching() if watches else nullcontext():
             for batch in batches:
                 with self.autocast():
-                    each = losses(self.learner.model, batch, of_physics=self.of_physics)
+                    each = losses(self.learner.model, batch, of_physics=self.of_physics, video=video)
                 if watches:
                     self.head.add(batch, self.settings.batch_size)
                 yield each
@@ -329,6 +332,8 @@ class Trainer:
         """
         process_group.sum_over_processes([self.window.sums])
         logged = {name: float(value) for name, value in figures.items()} | self.window.means()
+        if self.step <= self.settings.twin_steps:  # the video branch is not trained, or not even run
+            logged = {name: value for name, value in logged.items() if not name.startswith("loss_video")}
         self.window.clear()
         self._stop_if_bad()
         speed = self.throughput.figures()

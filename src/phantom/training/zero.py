@@ -39,6 +39,7 @@ class ZeroLearner:
     """The counterpart of `learner.Learner`. `model` is DeepSpeed's engine."""
 
     backwards = 1
+    skips_parts = False  # DeepSpeed waits for the gradient of every parameter
 
     def __init__(
         self, model: PhantomTransformer3DModel, settings: Train, accelerator: Accelerator, found: Checkpoint | None
