@@ -28,7 +28,7 @@ def phantom(
     if coupled:
         for block in model.blocks:
             if block.coupling is not None:
-                for side in (block.coupling.vis, block.coupling.phy):
+                for side in filter(None, (block.coupling.vis, block.coupling.phy)):
                     torch.nn.init.normal_(side.to_out[0].weight, std=0.2)
                     torch.nn.init.normal_(side.to_out[0].bias, std=0.2)
     return model.eval()

@@ -29,6 +29,7 @@ def test_what_is_left_open_is_as_in_the_video_branch():
         "blocks": [0, 1, 2, 3, 4, 5],
         "num_attention_heads": 4,
         "attention_head_dim": 32,
+        "direction": "both",
         "physics_source": "attention",
         "init": "plain",
     }

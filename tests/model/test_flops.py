@@ -44,6 +44,9 @@ CONFIGS = {
         ),
         CouplingConfig(blocks=(3, 5), num_attention_heads=3, attention_head_dim=36),
     ),
+    "mid, to video": (MID, PhysicsConfig(in_channels=128, num_layers=3), CouplingConfig(direction="to_video")),
+    "mid, to physics": (MID, PhysicsConfig(in_channels=128, num_layers=3), CouplingConfig(direction="to_physics")),
+    "mid, uncoupled": (MID, PhysicsConfig(in_channels=128), CouplingConfig(direction="none")),
 }
 
 

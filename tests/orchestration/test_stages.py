@@ -88,7 +88,7 @@ def test_a_training_run_is_identified_by_the_settings_of_its_stage(monkeypatch: 
         asked.append(names)
         return select(tree, names, without)
 
-    monkeypatch.setattr(run_identity, "select", record)
+    monkeypatch.setattr(run_identity, "identity", record)
     run_identity.run_identity(params(), "latents", held=False)
     assert [set(names) for names in asked] == [set(STAGES["train"].settings)]
 

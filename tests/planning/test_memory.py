@@ -21,12 +21,13 @@ from tests import tiny
 from tests.plain import full_size_params
 
 
+@pytest.mark.parametrize("direction", ["both", "to_video", "to_physics", "none"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_activations_match_those_a_forward_pass_saves(make_params, precision: str):
-    params = small(make_params, precision, "none")
-    assert planned_activations(params) == pytest.approx(
-        sum(t.untyped_storage().nbytes() for t in saved_tensors(params)), rel=0.05
-    )
+def test_activations_match_those_a_forward_pass_saves(make_params, precision: str, direction: str):
+    params = small(make_params, precision, "none", direction)
+    saved = sum(t.untyped_storage().nbytes() for t in saved_tensors(params))
+    # Embeddings and heads are not counted. Where nothing of the video branch is saved they are a larger part.
+    assert planned_activations(params) == pytest.approx(saved, rel=0.05 if direction in ("both", "to_video") else 0.2)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -122,12 +123,13 @@ def test_a_run_that_no_change_makes_fit():
     assert found["changes"][-1].startswith("still ") and found["changes"][-1].endswith("more GPUs, or larger ones")
 
 
-def small(make_params, precision: str, checkpointing: str) -> Params:
+def small(make_params, precision: str, checkpointing: str, direction: str = "both") -> Params:
     """Settings with a batch of two, nearly all of whose tokens are latents."""
     return make_params(
         f"train.precision={precision}",
         f"models.dtype={precision}",
         f"train.activation_checkpointing={checkpointing}",
+        f"coupling.direction={direction}",
         "train.batch_size=2",
         "encode.text_tokens=4",
         "data.height=128",

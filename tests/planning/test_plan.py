@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,3 +189,18 @@ def test_an_impossible_mfu_and_a_folder_without_configs_are_refused(make_params,
         plan(full_size_params(), "H200", 8, mfu=40)
     with pytest.raises(UserError, match=r"models\.base: .*transformer/config\.json: no such file"):
         plan(make_params(f"models.base={tmp_path}"), "H200", 8)
+
+
+def test_no_norm_is_measured_where_alpha_is_fixed_or_the_video_branch_reads_nothing():
+    def planned(*overrides: str) -> dict[str, Any]:
+        return plan(full_size_params("train.processes=1", "train.accumulation=64", *overrides), "B200", 1)
+
+    whole = planned()
+    assert whole["flops"]["norm_measurement_per_step"] > 0
+    for override in ("train.recursive_weight.mode=fixed", "coupling.direction=to_physics"):
+        found = planned(override)
+        assert found["flops"]["norm_measurement_per_step"] == 0
+        assert found["memory_per_gpu"]["gradients"] == 4 * found["parameters"]["trainable"]  # one loss's, not two's
+    assert planned("coupling.direction=none")["parameters"]["coupling"] == 0
+    one_way = (planned(f"coupling.direction={name}")["parameters"]["coupling"] for name in ("to_video", "to_physics"))
+    assert sum(one_way) == whole["parameters"]["coupling"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -141,3 +142,31 @@ def test_the_twin_alone_is_the_same_in_two_processes(single_process, tmp_path, s
         assert set(run.wait()) == {0}, run.log.read_text()
     assert_same_training(*folders)
     assert [record["loss_video"] is None for record in history(tmp_path / "two")] == [True, True, False, False]
+
+
+def test_a_fixed_alpha_weighs_the_physics_loss_from_the_first_step_without_measuring_a_norm(run_params):
+    params = run_params("train.recursive_weight.mode=fixed", "train.recursive_weight.alpha_max=0.5", "train.steps=3")
+    train(params)
+    records = history()
+    assert [record["alpha"] for record in records] == [0.5] * 3 and "grad_norm_physics" not in records[0]
+    for record in records:
+        assert record["loss"] == pytest.approx(record["loss_video"] + 0.5 * record["loss_physics"], rel=1e-4)
+    metadata = json.loads(Path("models/phantom/config.json").read_text())["metadata"]
+    assert metadata["trained"]["alpha_z"] == "fixed"
+
+
+@pytest.mark.parametrize("direction", ["to_physics", "none"])
+def test_a_video_branch_that_reads_nothing_keeps_the_bases_loss_while_z_is_learnt(run_params, capsys, direction: str):
+    params = run_params(
+        *(f"coupling.direction={direction}", "train.validate_every=2", "train.steps=4", "train.control=true"),
+        "train.recursive_weight.every=1",
+    )
+    train(params)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coupling.direction")]
+    assert len(said) == 2 and "L_v is reported, not trained" in said[0]  # for Phantom, and for the control
+    last = history()[-1]
+    assert last["val_loss_video"] == last["val_loss_video_base"] == last["val_loss_video_other_z"]
+    assert last["grad_norm_video"] == 0 < last["grad_norm_physics"]
+    assert last["val_loss_physics"] < history()[1]["val_loss_physics"]
+    assert not any("coupling_ratio" in key for key in last)
+    assert any("phy." in name for name in weights()) == (direction == "to_physics")

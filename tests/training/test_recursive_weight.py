@@ -77,6 +77,18 @@ def test_it_says_when_alpha_has_been_reset_for_long():
     assert not weight.is_stalled
 
 
+def test_a_fixed_alpha_is_its_maximum_from_the_first_step_and_nothing_is_measured():
+    for norm in ("raw", "weighted", "relative"):
+        fixed = RecursiveWeight(settings(mode="fixed", norm=norm))
+        assert fixed.alpha == fixed.full == 2.0
+        for step in range(9):
+            assert not fixed.due(step) and not fixed.watches_head
+            fixed.watch(0.0)
+            fixed.advance()
+        assert fixed.alpha == 2.0 and fixed.resets == 0 and not fixed.is_stalled
+    assert RecursiveWeight(settings(mode="fixed"), held=True).alpha == 0.0
+
+
 def test_the_control_never_leaves_zero():
     held = RecursiveWeight(settings(), held=True)
     assert set(run(held, [0.1] * 6 + [9.0])) == {0} and held.resets == 0

@@ -1,4 +1,5 @@
-"""The typed settings of params.yaml. The file states every setting; the code has no defaults.
+"""The typed settings of params.yaml. The file states every setting; the code has no defaults, but for
+settings that files of an earlier version do not state; such a default keeps what was done before.
 
 Each section of the file is a pydantic model in one of these modules; `tree.Params` is the root.
 """
@@ -18,7 +19,7 @@ from phantom.config.loading import (
 from phantom.config.model import Coupling, Models, Physics
 from phantom.config.services import Register, Storage, Tracking
 from phantom.config.training import Optimizer, RecursiveWeight, Train
-from phantom.config.tree import Params, all_keys, section_names, select, shortest_names
+from phantom.config.tree import Params, all_keys, field_of, identity, section_names, select, shortest_names
 
 __all__ = [
     "PRESETS",
@@ -50,6 +51,8 @@ __all__ = [
     "Worlds",
     "all_keys",
     "apply_overrides",
+    "field_of",
+    "identity",
     "load_params",
     "preset_names",
     "preset_path",

@@ -57,6 +57,7 @@ class Coupling(Section):
     blocks: Literal["all"] | Positive | tuple[NonNegative, ...] = Field(
         description="all, a number n >= 1 for every n-th, or a list of block indices"
     )
+    direction: Literal["both", "to_video", "to_physics", "none"] = "both"  # which branch reads the other
     num_attention_heads: Positive | None
     attention_head_dim: Positive | None
     physics_source: Literal["attention", "stream"]  # what Vis-Attention reads of the physics branch

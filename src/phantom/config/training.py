@@ -10,7 +10,10 @@ from phantom.config.base import Fraction, NonNegative, Positive, PositiveFloat, 
 
 
 class RecursiveWeight(Section):
-    """alpha_z: grows to `alpha_max` over `growth_steps`, reset to 0 when the gradient norm exceeds `threshold`."""
+    """alpha_z: grows to `alpha_max` over `growth_steps`, reset to 0 when the gradient norm exceeds `threshold`.
+
+    With `mode: fixed` it is `alpha_max` from the first step, and no norm is measured.
+    """
 
     alpha_max: PositiveFloat
     growth_steps: Positive  # S
@@ -18,7 +21,7 @@ class RecursiveWeight(Section):
     norm: Literal["raw", "weighted", "relative"]  # relative: threshold is a multiple of the running median
     every: Positive  # steps between measurements
     stalled_after: Annotated[Positive, Role.NOT_IN_RESULT]  # steps with resets alone, before a warning
-    mode: Literal["exact", "head"]  # head: the output head's gradient norm can trigger additional measurements
+    mode: Literal["exact", "head", "fixed"]  # head: the output head's gradient norm can trigger more measurements
 
 
 class Optimizer(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -66,6 +67,20 @@ def select(params: Params, names: Collection[str], without: Collection[Role]) ->
             for part in parents:
                 source, target = source[part], target.setdefault(part, {})
             target[leaf] = source[leaf]
+    return found
+
+
+def identity(params: Params, names: Collection[str], without: Collection[Role]) -> dict[str, Any]:
+    """`select` for a hash: without settings at their default in code, which files of earlier versions do not state.
+
+    What was hashed before there was such a setting keeps its hash.
+    """
+    defaults = [(key.split("."), f.default) for key, f in _fields(Params) if not f.is_required()]
+    found = select(params, names, without)
+    for (*parents, leaf), default in defaults:
+        section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
+        if leaf in section and section[leaf] == default:
+            del section[leaf]
     return found
 
 

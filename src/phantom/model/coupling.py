@@ -6,7 +6,7 @@ Both directions read a snapshot of the self-attention outputs, so their order do
 stream`, Vis-Attention reads x_z + y_z instead of y_z: what the physics branch knows so far, not only what this block's
 self-attention adds to it; all inputs are then layer-normed (docs/method.md, section 3). The result is projected by W_o
 and added to the self-attention output. W_o is initialised to zero on the video side, so that an untrained
-coupling leaves the frozen prior bit-identical (docs/method.md, section 2).
+coupling leaves the frozen prior bit-identical (docs/method.md, section 2). `direction` can leave out one, or both.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from phantom.model.branch import width
 from phantom.model.physics import init_linears, paired_blocks
 from phantom.model.positions import RotaryEmb
 
+Direction = Literal["both", "to_video", "to_physics", "none"]  # which branch reads the other
+
 LOCAL_LOGIT = 35.0  # of a query and the key at its own position, before the softmax
 
 
@@ -36,6 +38,7 @@ class CouplingConfig:
     """
 
     blocks: str | int | tuple[int, ...] = "all"  # "all", every n-th, or a list of video block indices
+    direction: Direction = "both"  # to_video: Vis-Attention alone, to_physics: Phy-Attention alone; none: no blocks
     num_attention_heads: int | None = None
     attention_head_dim: int | None = None
     physics_source: Literal["attention", "stream"] = "attention"  # what the video branch reads of the physics branch
@@ -56,12 +59,19 @@ class CouplingConfig:
                     f"coupling.blocks: found {other!r}; accepted: 'all', a number n >= 1, or indices out of {paired}"
                 )
         return {
-            "blocks": blocks,
+            "blocks": [] if self.direction == "none" else blocks,
+            "direction": self.direction,
             "num_attention_heads": self.num_attention_heads or video["num_attention_heads"],
             "attention_head_dim": self.attention_head_dim or video["attention_head_dim"],
             "physics_source": self.physics_source,
             "init": self.init,
         }
+
+
+def has_direction(coupling: dict[str, Any], direction: Literal["to_video", "to_physics"]) -> bool:
+    """Whether the branch that `direction` leads to reads the other one, in any block; by a resolved config."""
+    found = coupling.get("direction", "both")  # exports before version 0.2 do not say
+    return bool(coupling["blocks"]) and found in ("both", direction)
 
 
 class CouplingAttnProcessor:
@@ -120,21 +130,29 @@ def init_local(attention: CouplingAttention) -> None:
 
 
 class Coupling(nn.Module):
-    """Both directions for one block. W_o is initialised to zero on the video side, to a normal on the physics side."""
+    """The coupling of one block. W_o is initialised to zero on the video side, to a normal on the physics side.
+
+    A direction that is off is None: it has no parameters and costs nothing.
+    """
 
     def __init__(self, coupling: dict[str, Any], video: dict[str, Any], physics: dict[str, Any]) -> None:
         super().__init__()
         heads, dim_head = coupling["num_attention_heads"], coupling["attention_head_dim"]
         dim_v, dim_z = width(video), width(physics)
         self.reads_stream = coupling.get("physics_source") == "stream"  # exports before version 0.2 do not say
-        self.vis = CouplingAttention(dim_v, dim_z, heads, dim_head, video["eps"])
-        self.phy = CouplingAttention(dim_z, dim_v, heads, dim_head, video["eps"])
+        self.vis = self.phy = None
+        if has_direction(coupling, "to_video"):
+            self.vis = CouplingAttention(dim_v, dim_z, heads, dim_head, video["eps"])
+        if has_direction(coupling, "to_physics"):
+            self.phy = CouplingAttention(dim_z, dim_v, heads, dim_head, video["eps"])
         init_linears(self)
-        nn.init.zeros_(self.vis.to_out[0].weight)
-        nn.init.normal_(self.phy.to_out[0].weight, std=0.02)
+        if self.vis is not None:
+            nn.init.zeros_(self.vis.to_out[0].weight)
+        if self.phy is not None:
+            nn.init.normal_(self.phy.to_out[0].weight, std=0.02)
         if coupling.get("init") == "local":
-            init_local(self.vis)
-            init_local(self.phy)
+            for attention in filter(None, (self.vis, self.phy)):
+                init_local(attention)
 
     def forward(
         self,
@@ -143,8 +161,8 @@ class Coupling(nn.Module):
         stream_BME: torch.Tensor,
         rotary_v: RotaryEmb,
         rotary_z: RotaryEmb,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Self-attention outputs of both branches -> the update of each, (B, L, D) and (B, M, E).
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Self-attention outputs of both branches -> the update of each, (B, L, D) and (B, M, E); None: direction off.
 
         stream_BME: the physics branch's residual stream before this block's self-attention is added.
         """
@@ -154,6 +172,9 @@ class Coupling(nn.Module):
                 F.layer_norm(x.float(), (x.shape[-1],)).type_as(x)
                 for x in (video_BLD, physics_BME, stream_BME + physics_BME)
             )
-        to_video = self.vis(video_BLD, source_BME, None, (rotary_v, rotary_z))
-        to_physics = self.phy(physics_BME, video_BLD, None, (rotary_z, rotary_v))
+        to_video = to_physics = None
+        if self.vis is not None:
+            to_video = self.vis(video_BLD, source_BME, None, (rotary_v, rotary_z))
+        if self.phy is not None:
+            to_physics = self.phy(physics_BME, video_BLD, None, (rotary_z, rotary_v))
         return to_video, to_physics

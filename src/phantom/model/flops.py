@@ -2,7 +2,8 @@
 
 Matrix products count two FLOPs per multiply-add; norms, RoPE and softmax are not counted. The frozen video branch has
 no weight gradients, and no gradients at all before the first coupled block, where trained parameters first feed into
-it. `torch.utils.flop_counter` gives the same numbers (tests/model/test_flops.py).
+it (nowhere, if it reads nothing of the physics branch). `torch.utils.flop_counter` gives the same numbers
+(tests/model/test_flops.py).
 
 Legend, per sample: L video tokens of width D, M physics tokens of width E, S text tokens.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from phantom.model.branch import width
+from phantom.model.coupling import has_direction
 from phantom.model.physics import paired_blocks
 
 
@@ -81,9 +83,10 @@ def costs(video: dict[str, Any], physics: dict[str, Any], coupling: dict[str, An
     timesteps_z = shape.physics[0] if shape.timesteps > 1 else 1
     paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
     coupled = set(coupling["blocks"]) & paired
-    first = min(coupled, default=video["num_layers"])  # where trained parameters first feed into the video branch
+    reads = has_direction(coupling, "to_video")
+    first = min(coupled) if reads else video["num_layers"]  # where trained parameters first feed into the video branch
 
-    cost_v = _embeddings_and_head(video, tokens_v, shape.text, shape.timesteps, trained=False, input_grad=bool(coupled))
+    cost_v = _embeddings_and_head(video, tokens_v, shape.text, shape.timesteps, trained=False, input_grad=reads)
     cost_z = _embeddings_and_head(physics, tokens_z, shape.text, timesteps_z, trained=True, input_grad=True)
     cost_c = checkpointed = Cost()
     for block in range(video["num_layers"]):
@@ -143,9 +146,11 @@ def _text_attention_and_ffn(config: dict[str, Any], tokens: int, text: int, trai
 
 
 def _coupling(config: dict[str, Any], widths: tuple[int, int], tokens: tuple[int, int], video_input_grad: bool) -> Cost:
-    """`Coupling`, both directions. `video_input_grad`: the self-attention output of the video branch has a gradient."""
+    """`Coupling`. `video_input_grad`: the self-attention output of the video branch has a gradient."""
     inner, total = width(config), Cost()
-    for reader, source in ((0, 1), (1, 0)):
+    for direction, reader, source in (("to_video", 0, 1), ("to_physics", 1, 0)):
+        if not has_direction(config, direction):
+            continue
         input_grad = [video_input_grad, True]
         total += _linear(tokens[reader], widths[reader], inner, True, input_grad[reader])
         total += _linear(tokens[source], widths[source], inner, True, input_grad[source])

@@ -125,15 +125,20 @@ class PhantomBlock(nn.Module):
             # Both directions read this snapshot of y_v and y_z, so their order does not matter.
             rotary = rotary_embs.coupling_video, rotary_embs.coupling_physics
             to_v, to_z = self.coupling(y_v, y_z, physics_BME, *rotary)
-            if isinstance(coupling, torch.Tensor):
-                to_v, to_z = to_v * coupling.view(-1, 1, 1), to_z * coupling.view(-1, 1, 1)
-            y_v, y_z = y_v + to_v, y_z + to_z
+            y_v, y_z = _add_update(y_v, to_v, coupling), _add_update(y_z, to_z, coupling)
         video_BLD = self.video.finish(video_BLD, y_v, text.video, modulation_v)
         return video_BLD, self.physics.finish(physics_BME, y_z, text.physics, modulation_z)
 
 
+def _add_update(y: torch.Tensor, update: torch.Tensor | None, coupling: bool | torch.Tensor) -> torch.Tensor:
+    """y + update, for the samples that are coupled; y itself where the direction is off."""
+    if update is None:
+        return y
+    return y + (update * coupling.view(-1, 1, 1) if isinstance(coupling, torch.Tensor) else update)
+
+
 class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
-    """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in both directions.
+    """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in one or both directions.
 
     Build it with `from_video_transformer` (a loaded Wan), `from_export` (`models/phantom`) or `from_pretrained`. Either
     all weights have one dtype (except norms, time embedding and modulation tables, which stay float32 as in Wan), or
@@ -142,7 +147,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
     Args:
         video: config of the `WanTransformer3DModel` that is the video branch.
         physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`).
-        coupling: `blocks` (indices), `num_attention_heads`, `attention_head_dim` (`CouplingConfig.resolve`).
+        coupling: `blocks` (indices), `direction`, `num_attention_heads`, ... (`CouplingConfig.resolve`).
         base_id, base_revision: source of the video branch. base_fingerprint: hash that identifies its weights.
         physics_encoder_id, physics_encoder_revision: the V-JEPA 2 model whose features the physics branch predicts.
         metadata: further entries of an export's config (`save_export`).

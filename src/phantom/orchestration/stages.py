@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Params, Role, select
+from phantom.config import Params, Role, identity
 from phantom.training.run_identity import SECTIONS as TRAINING_SECTIONS
 
 HOUR = 3600  # s
@@ -127,8 +127,8 @@ STAGES: dict[str, Stage] = {
 
 
 def result_settings(stage: str, params: Params) -> dict[str, Any]:
-    """The settings that the result of `stage` depends on, nested as in params.yaml, JSON-able."""
-    return select(params, STAGES[stage].settings, without=(Role.NOT_IN_RESULT,))
+    """The settings that the result of `stage` depends on, nested as in params.yaml, JSON-able (`config.identity`)."""
+    return identity(params, STAGES[stage].settings, without=(Role.NOT_IN_RESULT,))
 
 
 def identity_files(stage: str) -> list[Path]:

@@ -138,7 +138,8 @@ def differing_settings(runs: Sequence[StudyRun]) -> dict[str, dict[str, Any]]:
     for run in runs:
         if run.arm is not None and run.arm not in flat:
             settings = flatten_settings(select(run.params, SETTINGS, without=(Role.NOT_IN_RESULT,)))
-            flat[run.arm] = settings | {"alpha_z": "held at 0" if run.held else "grows"}
+            is_fixed = run.params.train.recursive_weight.mode == "fixed"
+            flat[run.arm] = settings | {"alpha_z": "held at 0" if run.held else "fixed" if is_fixed else "grows"}
     keys = [key for key in next(iter(flat.values())) if len({found[key] for found in flat.values()}) > 1]
     return {label: {key: found[key] for key in keys} for label, found in flat.items()}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Params, Role, select
+from phantom.config import Params, Role, identity
 from phantom.errors import UserError
 from phantom.evaluation.study.spec import Arm, Study, arm_params
 from phantom.orchestration.stages import STAGES
@@ -87,12 +87,12 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
             if seed == study.seeds[0]:
                 _check_single(arm, params)
                 _check_latents(arm, params, latents.recipe, check_recipe)
-            settings = select(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
+            settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
             key = _digest({"settings": settings, "held": arm.held, "latents": digest})
             measures = _measures(study, params)
             found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), measures, RUNS / key))
     base = found[0].params
-    models = select(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
+    models = identity(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
     key = _digest({"base": models, "latents": digest})
     return [StudyRun(None, study.seeds[0], False, base, found[0].measures, RUNS / f"base-{key}"), *found]
 

@@ -48,10 +48,11 @@ class Activations(NamedTuple):
 
 
 def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
-    """Bytes on one of `gpus`, by part, at the peak of a step that measures the gradient norm.
+    """Bytes on one of `gpus`, by part, at the peak of a step that measures the gradient norm, if any does.
 
     Raises UserError if the global batch does not divide over the GPUs.
     """
+    from phantom.model.coupling import has_direction
     from phantom.model.flops import Shape, costs
 
     train, half = params.train, params.train.precision == "bfloat16"
@@ -79,11 +80,14 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     micro = micro_batch(params, gpus)
     # A step that measures the norm runs two backward passes through one graph into two sets of gradient buffers
     # (training.gradient_norm); under DeepSpeed each pass has a graph of its own. The peak is at the end of the first,
-    # while all that the forward pass saved is still alive, or of the second, when both sets are.
+    # while all that the forward pass saved is still alive, or of the second, when both sets are. There is no second
+    # pass where no norm is measured, and where L_v reaches nothing that is trained.
+    is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
+    twice = is_measured and not zero
     first = {"gradients": local["gradients"], "activations": micro * saved}
-    first["working_set"] = micro * (block if zero else block + retained) + copies
+    first["working_set"] = micro * (block + retained if twice else block) + copies
     second = {"gradients": local["gradients"] * 2, "activations": 0, "working_set": micro * block + copies}
-    peak = first if zero else max(first, second, key=lambda at: sum(at.values()))
+    peak = max(first, second, key=lambda at: sum(at.values())) if twice else first
     return {"weights": weights, **local, **peak, "batch": micro * _sample_bytes(parts), "runtime": RUNTIME_BYTES}
 
 
@@ -95,22 +99,25 @@ def _sample_bytes(parts: Parts) -> int:
 
 def _activations(params: Params, parts: Parts) -> Activations:
     from phantom.model.branch import width
+    from phantom.model.coupling import has_direction
     from phantom.model.flops import token_count
 
     bytes_of, video, physics, coupling = SAVED_BYTES[params.train.precision], parts.video, parts.physics, parts.coupling
     tokens_v, tokens_z = token_count(video, parts.video_latents), token_count(physics, parts.physics_latents)
     stream_v, stream_z = tokens_v * width(video), tokens_z * width(physics)  # elements of the residual streams
     hidden_v, hidden_z = tokens_v * video["ffn_dim"], tokens_z * physics["ffn_dim"]
-    inner_c = (tokens_v + tokens_z) * width(coupling)
+    reads, is_read = has_direction(coupling, "to_video"), has_direction(coupling, "to_physics")
+    inner_c = (tokens_v + tokens_z) * width(coupling) * (reads + is_read) // 2
     (a_v, b_v), (a_z, b_z) = bytes_of["frozen"], bytes_of["trained"]
-    block_v = a_v * stream_v + b_v * hidden_v
+    block_v = (a_v * stream_v + b_v * hidden_v) * reads  # without a gradient nothing is saved
     block_z = a_z * stream_z + b_z * hidden_z
     block_c = bytes_of["coupling"] * inner_c
 
     layers_v, layers_z, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
     if params.train.activation_checkpointing == "none":
-        passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v + stream_z)
+        passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v * reads + stream_z)
         return Activations(layers_v * block_v + layers_z * block_z + coupled * block_c, passing, 0)
+    layers_v = layers_v if reads else layers_z  # those in which something has a gradient
     elements = layers_v * (stream_v + stream_z)  # the blocks' inputs
     if params.train.activation_checkpointing == "selective":  # and the outputs of attention: self, text, coupling
         elements += 2 * (layers_v * stream_v + layers_z * stream_z) + coupled * inner_c

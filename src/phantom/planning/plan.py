@@ -27,6 +27,7 @@ def plan(
     the model FLOPs utilization to assume. Memory and storage are in bytes. Raises UserError for an unknown GPU or base
     model, and for sizes that the frozen parts cannot take.
     """
+    from phantom.model.coupling import has_direction
     from phantom.model.flops import Shape, costs, token_count
 
     kind = find_gpu(gpu)
@@ -41,7 +42,8 @@ def plan(
     repeated = train.batch_size * cost.recomputed(train.activation_checkpointing)
     # Every n-th step measures the gradient norm: the physics loss gets its own backward pass through the same graph.
     second_pass = cost.total.backward + cost.recomputed(train.activation_checkpointing)
-    measured = train.batch_size * second_pass // train.recursive_weight.every
+    is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
+    measured = train.batch_size * second_pass // train.recursive_weight.every if is_measured else 0
     memory = memory_per_gpu(params, parts, gpus)
     total, available = sum(memory.values()), kind.memory_gib * GIB
     count = clips or _count_clips(params, root)

@@ -12,6 +12,7 @@ from phantom.data.physics_statistics import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.coupling import has_direction
 from phantom.model.physics import velocity_floor
 from phantom.progress import quiet_loading, say
 
@@ -49,6 +50,11 @@ def build_model(
             )
         except ValueError as error:
             raise UserError(str(error)) from None
+    if not has_direction(model.config.coupling, "to_video"):
+        say(
+            f"coupling.direction: {params.coupling.direction}: the video branch reads nothing that is trained: the "
+            "video stays the frozen base's, bit for bit, and L_v is reported, not trained"
+        )
     if floor := velocity_floor(model.config.physics):
         say(
             "physics.prediction: velocity, but a token has more values than the branch is wide: L_z stays above "

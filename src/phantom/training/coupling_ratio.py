@@ -1,4 +1,7 @@
-"""|to_v| / |y_v| of each coupled block: how much the coupling adds to the self-attention output it is added to."""
+"""|to_v| / |y_v| of each coupled block: how much the coupling adds to the self-attention output it is added to.
+
+Of those blocks in which the video branch reads the physics branch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class CouplingRatio:
     """
 
     def __init__(self, model: Any) -> None:
-        self.couplings = {i: block.coupling for i, block in enumerate(model.blocks) if block.coupling is not None}
+        couplings = {i: block.coupling for i, block in enumerate(model.blocks) if block.coupling is not None}
+        self.couplings = {i: coupling for i, coupling in couplings.items() if coupling.vis is not None}
         self.ratios: dict[int, list[torch.Tensor]] = {i: [] for i in self.couplings}  # each (B,)
 
     @contextmanager

@@ -46,7 +46,7 @@ def write_export(
             "max_prefix_frames": params.encode.max_prefix_frames,
             "text_tokens": params.encode.text_tokens,
             "sampling": params.evaluate.sampling.model_dump(mode="json"),
-            "trained": {"steps": result["steps"], "alpha_z": "held at 0" if held else "recursive"},
+            "trained": {"steps": result["steps"], "alpha_z": _schedule(params, held)},
             "latents": recipe,
         },
     )
@@ -67,8 +67,16 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
     part.replace(path)
 
 
+def _schedule(params: Params, held: bool) -> str:
+    """How alpha_z was set in training, in words."""
+    if held:
+        return "held at 0"
+    return "fixed" if params.train.recursive_weight.mode == "fixed" else "recursive"
+
+
 def model_card(params: Params, result: dict[str, Any], held: bool) -> str:
     """README.md of an export."""
+    schedule = _schedule(params, held)
     return f"""# Phantom: {"control, alpha_z held at 0" if held else "physics branch and coupling"}
 
 The trained parts only. The frozen base is loaded from where `config.json` says, and refused if it is another one.
@@ -76,7 +84,7 @@ The trained parts only. The frozen base is loaded from where `config.json` says,
 - base `{params.models.base}`, physics encoder `{params.models.physics_encoder}`
 - {result["steps"]} steps of {params.train.batch_size} clips, seed {params.train.seed}
 - last losses: video {result["loss_video"]:.4g}, physics {result["loss_physics"]:.4g}
-- alpha_z: {"held at 0" if held else f"{result['resets']} resets"}
+- alpha_z: {schedule}{f", {result['resets']} resets" if schedule == "recursive" else ""}
 
 ```python
 from phantom import PhantomPipeline

@@ -35,10 +35,12 @@ class SplitGradients:
 
     def backward(self, loss_video: torch.Tensor, loss_physics: torch.Tensor) -> None:
         """Adds the gradients of one micro-batch."""
-        self.physics = self._accumulate(self.physics, loss_physics, retain_graph=True)
+        self.physics = self._accumulate(self.physics, loss_physics, retain_graph=loss_video.requires_grad)
         self.video = self._accumulate(self.video, loss_video)
 
     def _accumulate(self, buffers: Gradients, loss: torch.Tensor, retain_graph: bool = False) -> Gradients:
+        if not loss.requires_grad:  # L_v, where the video branch reads nothing that is trained
+            return buffers
         for parameter, gradient in zip(self.parameters, buffers, strict=True):
             parameter.grad = gradient
         loss.backward(retain_graph=retain_graph)

@@ -12,6 +12,8 @@ The paper states growth, threshold and reset; the linear shape and the constants
 The norm is measured every k steps. With `mode: head`, the gradient norm of the physics branch's output head is computed
 at every step as a cheap proxy. It is scaled by the ratio of the two norms when both were last measured; if the estimate
 exceeds the threshold, the norm is also measured at the next step. Only a measured norm causes a reset.
+
+With `mode: fixed` there is no schedule: alpha_z is alpha_max from the first step, and no norm is measured.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class RecursiveWeight:
     @property
     def alpha(self) -> float:
         """alpha_z of the current step."""
-        growth = min(self.since_reset / self.settings.growth_steps, 1.0)
-        return 0.0 if self.held else self.settings.alpha_max * growth
+        growth = 1.0 if self.is_constant else min(self.since_reset / self.settings.growth_steps, 1.0)
+        return self.full * growth
 
     @property
     def full(self) -> float:
@@ -51,13 +53,18 @@ class RecursiveWeight:
         return 0.0 if self.held else self.settings.alpha_max
 
     @property
+    def is_constant(self) -> bool:
+        """Whether alpha_z never changes, so that no norm matters."""
+        return self.held or self.settings.mode == "fixed"
+
+    @property
     def watches_head(self) -> bool:
         """Whether the head's norm is needed at every step."""
         return self.settings.mode == "head" and not self.held
 
     def due(self, step: int) -> bool:
-        """Whether to measure the norm at `step`; never for the control."""
-        return not self.held and (step % self.settings.every == 0 or self.alarmed)
+        """Whether to measure the norm at `step`."""
+        return not self.is_constant and (step % self.settings.every == 0 or self.alarmed)
 
     def observe(self, norm: float, head: float | None = None) -> None:
         """Records a measured |dL_z / dtheta|, and resets if it is too large.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from phantom.config import Params, Role, select
+from phantom.config import Params, Role, identity
 
 SECTIONS = ("models", "physics", "coupling", "train")  # the settings that the result of training depends on
 
@@ -18,7 +18,7 @@ def run_identity(params: Params, latents: str, held: bool) -> str:
 
     held: alpha_z is held at 0 (the control).
     """
-    parts = select(params, SECTIONS, without=tuple(Role))
+    parts = identity(params, SECTIONS, without=tuple(Role))
     if params.train.optimizer.decay == "constant":
         del parts["train"]["steps"]
     parts |= {"latents": latents, "held": held}
