@@ -147,12 +147,23 @@ def test_latents_of_other_settings_are_refused(make_params, change, said):
         check_recipe(recipe, make_params(change))
 
 
+def test_latents_of_random_weights_and_those_of_trained_ones_are_refused_for_each_other(make_params):
+    trained, random = make_params(), make_params("models.physics_encoder_random_seed=1")
+    assert "models.physics_encoder_random_seed" not in make_recipe(trained)  # as before there was such a setting
+    for recipe, params in ((make_recipe(trained), random), (make_recipe(random), trained)):
+        with pytest.raises(
+            UserError, match=r"made with models\.physics_encoder_random_seed (None|1), the settings say"
+        ):
+            check_recipe(recipe, params)
+    check_recipe(make_recipe(random), random)
+
+
 def test_every_setting_that_dvc_reruns_encode_for_is_in_the_recipe_or_moves_shards_only():
     import yaml
 
     from tests.conftest import ROOT
 
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]
-    recipe = make_recipe(load_params(PRESETS / "mini.yaml"))
+    recipe = make_recipe(load_params(PRESETS / "mini.yaml", ["models.physics_encoder_random_seed=0"]))
     listed = {key for key in recipe if key.startswith("models.")} | set(stage["params"]) - {"models", "encode.shard_mb"}
     assert listed == set(recipe)

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from phantom.encoders import load_encoders
+from phantom.encoders import load_encoders, load_physics_encoder
 from phantom.errors import UserError
 
 
@@ -16,6 +16,18 @@ def test_all_parts_are_frozen_and_the_vae_stays_float32(make_params):
     frames = torch.zeros(1, 5, 64, 64, 3, dtype=torch.uint8)
     for latents in (encoders.video.encode(frames), encoders.physics.encode(frames), encoders.text.encode(["A"])[0]):
         assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+def test_an_encoder_with_random_weights_has_the_architecture_and_none_of_the_weights(make_params):
+    frames = torch.randint(0, 256, (1, 5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    trained, random, again, other = (
+        load_physics_encoder(make_params(f"models.physics_encoder_random_seed={seed}")) for seed in ("null", 3, 3, 4)
+    )
+    assert random.model.config.to_diff_dict() == trained.model.config.to_diff_dict()
+    z = [encoder.encode(frames) for encoder in (trained, random, again, other)]
+    assert torch.equal(z[1], z[2]) and z[0].shape == z[1].shape
+    assert not torch.allclose(z[1], z[0], atol=0.1) and not torch.allclose(z[1], z[3], atol=0.1)
+    assert not random.model.training and not any(p.requires_grad for p in random.model.parameters())
 
 
 def test_loading_is_silent(make_params, capfd):

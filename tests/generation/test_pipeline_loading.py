@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
 
 from phantom import PhantomPipeline, PhantomTransformer3DModel
 from phantom.config import load_params, preset_path
+from phantom.encoders.vjepa import load_vjepa
 from phantom.generation.pipeline import PAPER_DEFAULTS
 from phantom.generation.schedulers import make_scheduler
 from tests.generation.pipelines import SIZE, STEPS, clip, generate, model, pipeline, seeded, with_metadata
@@ -39,6 +43,29 @@ def test_an_export_that_states_no_shift_keeps_the_bases_scheduler(export, tmp_pa
         loaded.save_export(tmp_path, metadata=metadata, base_id=str(export.parent / "mini"))
         pipe = PhantomPipeline.from_pretrained(tmp_path, physics_encoder=export.parent / "mini" / "physics_encoder")
         assert isinstance(pipe.scheduler, UniPCMultistepScheduler) and pipe.scheduler.config.flow_shift == shift
+
+
+def test_an_export_trained_on_random_features_makes_the_encoder_again(export, tmp_path):
+    folder = tmp_path / "random"
+    shutil.copytree(export, folder)
+    config = json.loads((folder / "config.json").read_text())
+    trained = PhantomPipeline.from_pretrained(export)
+    places = {"base": export.parent / "mini", "physics_encoder": export.parent / "mini/physics_encoder"}
+    del config["physics_encoder_random_seed"]  # an export of version 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    former = PhantomPipeline.from_pretrained(folder, **places)
+    (folder / "config.json").write_text(json.dumps(config | {"physics_encoder_random_seed": 5}))
+    random = PhantomPipeline.from_pretrained(folder, **places)
+    expected = load_vjepa(places["physics_encoder"], random_seed=5)
+    for pipe, encoder in ((former, trained.physics_encoder), (random, expected)):
+        found = pipe.physics_encoder.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in encoder.state_dict().items())
+    frames = clip(9)
+    ours, theirs = (
+        pipe("a", video=frames, num_frames=13, num_inference_steps=1, return_physics=True, output_type="latent").physics
+        for pipe in (random, trained)
+    )
+    assert not torch.equal(ours[:, :, 0], theirs[:, :, 0])  # of the condition frames
 
 
 def test_a_saved_pipeline_is_loaded_whole(pipe, tmp_path):

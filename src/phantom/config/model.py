@@ -20,6 +20,7 @@ class Models(Section):
     base_revision: str | None
     physics_encoder: str  # a V-JEPA 2 folder or hub id
     physics_encoder_revision: str | None
+    physics_encoder_random_seed: NonNegative | None = None  # null: its trained weights; else random ones, as a control
     dtype: Literal["float32", "bfloat16"]  # of the frozen weights
 
     def check_folders(self, root: Path = Path()) -> None:

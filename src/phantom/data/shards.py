@@ -47,6 +47,7 @@ RECIPE_KEYS = (
     "models.base_revision",
     "models.physics_encoder",
     "models.physics_encoder_revision",
+    "models.physics_encoder_random_seed",
     "models.dtype",
     "data.frames",
     "data.min_frames",
@@ -62,7 +63,8 @@ RECIPE_KEYS = (
     "train.physics_latents",
     "physics.tubelets_per_latent",
 )
-RECIPE_DEFAULTS = {"physics.tubelets_per_latent": 2}  # of settings that latents made before version 0.2 do not state
+# Of settings that recipes do not state: those of latents made before version 0.2, and `make_recipe` where it is None.
+RECIPE_DEFAULTS = {"physics.tubelets_per_latent": 2, "models.physics_encoder_random_seed": None}
 # How frames are preprocessed, in words: part of the recipe too.
 RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 
@@ -80,8 +82,13 @@ class Latents:
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
-    """The settings that determine latents, by dotted name, as JSON values."""
-    return json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE_KEYS}))
+    """The settings that determine latents, by dotted name, as JSON values.
+
+    The seed of random weights is left out where there is none: recipes from before there was one remain the same.
+    """
+    found = json.loads(json.dumps({key: reduce(getattr, key.split("."), params) for key in RECIPE_KEYS}))
+    seed = "models.physics_encoder_random_seed"
+    return {key: value for key, value in found.items() if key != seed or value is not None}
 
 
 def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str | None] | None = None) -> None:
@@ -93,8 +100,9 @@ def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str 
         raise UserError(
             f"{LATENTS}: made with resize {recipe['resize']!r}, this version has {RESIZE!r}; run `phantom encode` again"
         )
-    for key, wanted in make_recipe(params).items():
-        made_with = recipe.get(key, RECIPE_DEFAULTS.get(key))
+    settings = make_recipe(params)
+    for key in RECIPE_KEYS:
+        made_with, wanted = (found.get(key, RECIPE_DEFAULTS.get(key)) for found in (recipe, settings))
         if made_with != wanted:
             raise UserError(
                 f"{LATENTS}: made with {key} {made_with!r}, the settings say {wanted!r}; "

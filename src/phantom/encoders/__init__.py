@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, UMT5EncoderModel, VJEPA2Model
+from transformers import AutoTokenizer, UMT5EncoderModel
 
 from phantom.config import Params
 from phantom.encoders.text import TextEncoder
 from phantom.encoders.vae import VideoEncoder
-from phantom.encoders.vjepa import PhysicsEncoder
+from phantom.encoders.vjepa import PhysicsEncoder, load_vjepa
 from phantom.errors import UserError
 from phantom.progress import quiet_loading
 
@@ -51,16 +51,18 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
 
 @quiet_loading()
 def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> PhysicsEncoder:
-    """Loads V-JEPA 2 only. Raises UserError if it is missing."""
+    """Loads V-JEPA 2 only, or makes the one with random weights. Raises UserError if it is missing."""
     models = params.models
     try:
-        model = VJEPA2Model.from_pretrained(
-            models.physics_encoder, revision=models.physics_encoder_revision, dtype=getattr(torch, models.dtype)
+        model = load_vjepa(
+            models.physics_encoder,
+            models.physics_encoder_revision,
+            getattr(torch, models.dtype),
+            models.physics_encoder_random_seed,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
-    model = model.to(device).eval().requires_grad_(False)
-    return PhysicsEncoder(model, tubelets_per_latent=params.physics.tubelets_per_latent)
+    return PhysicsEncoder(model.to(device), tubelets_per_latent=params.physics.tubelets_per_latent)
 
 
 def first_line(error: Exception) -> str:

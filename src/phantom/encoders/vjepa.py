@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
+from phantom.encoders.random_weights import randomize
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE_CHUNK = 8  # frames resized at a time
+
+
+def load_vjepa(
+    source: str | Path, revision: str | None = None, dtype: torch.dtype | None = None, random_seed: int | None = None
+) -> VJEPA2Model:
+    """A V-JEPA 2 from a folder or hub id, frozen; with `random_seed` its architecture alone, with random weights.
+
+    dtype: by default that of the files. Raises what transformers does if it cannot be loaded.
+    """
+    if random_seed is None:
+        model = VJEPA2Model.from_pretrained(source, revision=revision, dtype=dtype)
+    else:
+        config = VJEPA2Config.from_pretrained(source, revision=revision)
+        with torch.random.fork_rng(devices=[]):  # transformers draws weights too
+            model = VJEPA2Model(config)
+        randomize(model, random_seed)
+        model.to(dtype or config.dtype)
+    return model.eval().requires_grad_(False)
 
 
 def preprocess(frames: torch.Tensor, size: int) -> torch.Tensor:

@@ -38,6 +38,8 @@ def component_identities(folder: Path) -> dict[str, Any]:
     for part in ("base", "physics_encoder"):
         path = Path(base_path(folder, str(config[f"{part}_id"])))
         found[part] = digest(path) if path.is_dir() else [str(path), config[f"{part}_revision"]]
+    if (seed := config.get("physics_encoder_random_seed")) is not None:
+        found["physics_encoder"] = [found["physics_encoder"], seed]
     return found
 
 

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from phantom.encoders import PhysicsEncoder, TextEncoder, VideoEncoder, first_line
 from phantom.encoders.text import pad
+from phantom.encoders.vjepa import load_vjepa
 from phantom.generation.conditions import (
     BadArgument,
     ImageInput,
@@ -145,12 +146,13 @@ class PhantomPipeline(DiffusionPipeline):
             schedule = UniPCMultistepScheduler.load_config(**sources["base"], subfolder="scheduler")
             scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
         with _load_errors(f"{folder}: physics encoder {sources['physics_encoder']['pretrained_model_name_or_path']!r}"):
-            encoder = VJEPA2Model.from_pretrained(**sources["physics_encoder"], dtype=dtype)
+            source, revision = sources["physics_encoder"].values()
+            encoder = load_vjepa(source, revision, dtype, config.get("physics_encoder_random_seed"))
         with _load_errors(str(folder)):
             transformer = PhantomTransformer3DModel.from_export(
                 folder, wan, torch_dtype=dtype, base_revision=sources["base"]["revision"]
             )
-        for model in (vae, text_encoder, encoder):
+        for model in (vae, text_encoder):
             model.eval().requires_grad_(False)
         pipe = cls(tokenizer, text_encoder, vae, transformer, scheduler, encoder)
         if "flow_shift" in pipe.metadata:

@@ -150,6 +150,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         coupling: `blocks` (indices), `direction`, `num_attention_heads`, ... (`CouplingConfig.resolve`).
         base_id, base_revision: source of the video branch. base_fingerprint: hash that identifies its weights.
         physics_encoder_id, physics_encoder_revision: the V-JEPA 2 model whose features the physics branch predicts.
+        physics_encoder_random_seed: that of its random weights; None: it has its trained ones.
         metadata: further entries of an export's config (`save_export`).
     """
 
@@ -170,6 +171,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         base_fingerprint: str | None = None,
         physics_encoder_id: str | None = None,
         physics_encoder_revision: str | None = None,
+        physics_encoder_random_seed: int | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -61,6 +61,8 @@ def build_model(
             f"{floor:.2f}; physics.prediction: clean has no such floor, and a smaller physics.patch_size lowers it"
         )
     model.register_to_config(
-        physics_encoder_id=models.physics_encoder, physics_encoder_revision=models.physics_encoder_revision
+        physics_encoder_id=models.physics_encoder,
+        physics_encoder_revision=models.physics_encoder_revision,
+        physics_encoder_random_seed=models.physics_encoder_random_seed,
     )
     return model

@@ -76,12 +76,13 @@ def _schedule(params: Params, held: bool) -> str:
 
 def model_card(params: Params, result: dict[str, Any], held: bool) -> str:
     """README.md of an export."""
-    schedule = _schedule(params, held)
+    models, schedule, seed = params.models, _schedule(params, held), params.models.physics_encoder_random_seed
+    random = "" if seed is None else f" with random weights (seed {seed})"
     return f"""# Phantom: {"control, alpha_z held at 0" if held else "physics branch and coupling"}
 
 The trained parts only. The frozen base is loaded from where `config.json` says, and refused if it is another one.
 
-- base `{params.models.base}`, physics encoder `{params.models.physics_encoder}`
+- base `{models.base}`, physics encoder `{models.physics_encoder}`{random}
 - {result["steps"]} steps of {params.train.batch_size} clips, seed {params.train.seed}
 - last losses: video {result["loss_video"]:.4g}, physics {result["loss_physics"]:.4g}
 - alpha_z: {schedule}{f", {result['resets']} resets" if schedule == "recursive" else ""}
