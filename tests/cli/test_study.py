@@ -33,7 +33,11 @@ def test_a_study_is_listed_run_and_reported(phantom, tmp_path, tiny_base):
     write_study(tmp_path, study)
     assert phantom("list") == (0, f"toy: {ODD}\n    not run\n", "")
     code, _, err = phantom("report", "toy")
-    assert (code, err) == (2, "data/latents/index.json: no such file; `phantom encode` writes it\n")
+    assert (code, err) == (
+        2,
+        "arm 'control': data/latents/index.json: no such file; `phantom encode` writes it; `phantom study run` encodes "
+        "its own\n",
+    )
     write_study_latents(tmp_path, tiny_base)
     code, _, err = phantom("report", "toy")
     assert (code, err) == (2, "study 'toy': no run is finished; `phantom study run toy` runs it\n")

@@ -167,14 +167,17 @@ def test_arms_that_are_not_equal_are_said_before_and_in_red(finished, tiny_base,
     assert 'class="delta bad">not equal' in page
 
 
-def test_latents_of_another_recipe_are_refused_in_one_line(finished, tiny_base):
+def test_latents_of_another_recipe_are_refused_in_one_line_where_there_are_no_clips(finished, tiny_base):
     root, _ = finished
     study = toy_study(tiny_base)
     study["arms"][1]["settings"] = {"physics.tubelets_per_latent": 1}
     write_study(root, study, "refused")
     with pytest.raises(UserError) as refused:
         run_study("refused", root=root)
-    assert str(refused.value).startswith("arm 'phantom': data/latents: made with physics.tubelets_per_latent 2")
+    said = (
+        "data/clips/manifest.jsonl: no such file; data/latents does not fit arm 'phantom', whose own are encoded from"
+    )
+    assert str(refused.value).startswith(f"{root}/{said}")
     assert "\n" not in str(refused.value)
 
 

@@ -13,9 +13,19 @@ from phantom.config import Params, Role, select
 from phantom.errors import UserError, listed
 from phantom.evaluation.study.page import write_page
 from phantom.evaluation.study.results import compare_arms, make_results, read_results, write_results
-from phantom.evaluation.study.spec import FILE, RESULTS, STUDIES, Study, load_study, study_digest, study_names
+from phantom.evaluation.study.spec import (
+    FILE,
+    RESULTS,
+    STUDIES,
+    Study,
+    arm_params,
+    load_study,
+    study_digest,
+    study_names,
+)
 from phantom.evaluation.study.statistics import smallest_p
 from phantom.orchestration.privacy import stay_offline
+from phantom.orchestration.study_latents import encode_missing
 from phantom.orchestration.study_processes import pipeline_name, run_all
 from phantom.orchestration.study_runs import SETTINGS, StudyRun, study_runs
 from phantom.progress import say
@@ -37,12 +47,14 @@ def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: 
 def open_study(
     name: str, overrides: Sequence[str] = (), root: Path = Path(), show: Callable[[str], None] = say
 ) -> tuple[Study, list[StudyRun]]:
-    """A study and its runs, before any of them is run. Shows what has to be known, a line at a time.
+    """A study and its runs, before any of them is run, with their latents. Shows what has to be known, line by line.
 
     Raises as `run_study` does.
     """
-    study = load_study(name, root)
-    runs = study_runs(study, tuple(overrides), root)
+    study, given = load_study(name, root), tuple(overrides)
+    arms = [(arm.label, arm_params(study, arm, study.seeds[0], given)) for arm in study.arms]
+    encode_missing(arms, root, lambda line: show(f"study {name}: {line}"))
+    runs = study_runs(study, given, root)
     for line in remarks(study, runs, root):
         show(f"study {name}: {line}")
     finished = sum(run.read(root) is not None for run in runs)

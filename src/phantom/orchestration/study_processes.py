@@ -177,13 +177,14 @@ class Child:
 
 
 def prepare_folder(run: StudyRun, study: str, root: Path) -> None:
-    """Makes the folder of a run, with a link to the shared data and what the child has to know."""
+    """Makes the folder of a run, with a link to the data that it shares and what the child has to know."""
     folder = root / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "data"
-    if not link.is_symlink():
-        link.symlink_to(os.path.relpath((root / "data").resolve(), folder.resolve()))
-    told = {key: value for key, value in asdict(run).items() if key not in ("params", "folder")}
+    if not link.exists():  # nor is what it leads to, if latents were removed and are elsewhere now
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath((root / run.data).resolve(), folder.resolve()))
+    told = {key: value for key, value in asdict(run).items() if key not in ("params", "folder", "data")}
     told |= {"study": study, "name": run.name, "params": run.params.model_dump(mode="json", by_alias=True)}
     new = folder / f".{RUN_FILE}.new"
     new.write_text(json.dumps(told, indent=1), encoding="utf-8")

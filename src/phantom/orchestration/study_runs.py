@@ -4,7 +4,8 @@ A run's folder is named by what its result depends on, so that a finished run is
 study, and an interrupted one goes on.
 
     checkpoints/studies/<hash>/
-        data -> data of the checkout          models/       the export
+        data -> data of the checkout, or a folder like it with latents that fit
+        models/       the export
         checkpoints/  while it trains         figures-<hash>.json
 """
 
@@ -21,6 +22,7 @@ from phantom.config import Params, Role, identity
 from phantom.errors import UserError
 from phantom.evaluation.study.spec import Arm, Study, arm_params
 from phantom.orchestration.stages import STAGES
+from phantom.orchestration.study_latents import StudyLatents
 
 RUNS = Path("checkpoints/studies")
 RUN_FILE = "run.json"  # what the process of a run is told
@@ -33,8 +35,8 @@ SQLITE = "sqlite:///"
 class StudyRun:
     """One run: an arm from a seed, or with `arm` None the measurement of the frozen base.
 
-    folder: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in the
-    folder that the figures are written to.
+    folder, data: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in
+    the folder that the figures are written to.
     """
 
     arm: str | None
@@ -43,6 +45,7 @@ class StudyRun:
     params: Params
     measures: Mapping[str, Mapping[str, Any]]
     folder: Path
+    data: Path = Path("data")  # with the latents that fit it (`study_latents`)
 
     @property
     def title(self) -> str:
@@ -71,30 +74,26 @@ class StudyRun:
 
 def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) -> list[StudyRun]:
     """All runs of a study, seed by seed, the frozen base first. Raises UserError if the latents do not fit an arm."""
-    from phantom.data.shards import LATENTS, LatentSet, check_recipe
-    from phantom.data.storage import open_folder
-
-    digest = ""
+    latents = StudyLatents(root)
+    places: dict[str, tuple[Path, str]] = {}  # of each arm's latents, and their digests
     found: list[StudyRun] = []
     for seed in study.seeds:
         for arm in study.arms:
             params = arm_params(study, arm, seed, overrides)
-            if not digest:
-                storage = params.storage
-                store = open_folder(storage.latents, root, storage) if storage.latents else None
-                latents = LatentSet(root / LATENTS, "heldout", store)
-                digest = latents.digest
-            if seed == study.seeds[0]:
+            if arm.label not in places:
+                places[arm.label] = _find_latents(arm, params, latents)
                 _check_single(arm, params)
-                _check_latents(arm, params, latents.recipe, check_recipe)
+            place, digest = places[arm.label]
             settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
             key = _digest({"settings": settings, "held": arm.held, "latents": digest})
             measures = _measures(study, params)
-            found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), measures, RUNS / key))
-    base = found[0].params
+            data = place / "data"
+            found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), measures, RUNS / key, data))
+    base, (_, digest) = found[0].params, places[study.arms[0].label]
     models = identity(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
     key = _digest({"base": models, "latents": digest})
-    return [StudyRun(None, study.seeds[0], False, base, found[0].measures, RUNS / f"base-{key}"), *found]
+    measures, data = found[0].measures, found[0].data
+    return [StudyRun(None, study.seeds[0], False, base, measures, RUNS / f"base-{key}", data), *found]
 
 
 def _measures(study: Study, params: Params) -> dict[str, dict[str, Any]]:
@@ -122,12 +121,12 @@ def _check_single(arm: Arm, params: Params) -> None:
         )
 
 
-def _check_latents(arm: Arm, params: Params, recipe: dict[str, Any], check_recipe: Any) -> None:
-    """Raises UserError, naming the arm, if the shared latents were made with other settings than its own."""
+def _find_latents(arm: Arm, params: Params, latents: StudyLatents) -> tuple[Path, str]:
+    """The place and digest of the arm's latents. Raises UserError, naming the arm, if there are none of its recipe."""
     try:
-        check_recipe(recipe, params)
+        return latents.find(params)
     except UserError as error:
-        raise UserError(f"arm {arm.label!r}: {error}; the arms of a study share their latents") from None
+        raise UserError(f"arm {arm.label!r}: {error}; `phantom study run` encodes its own") from None
 
 
 def _absolute(params: Params, root: Path) -> Params:
