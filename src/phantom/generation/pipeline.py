@@ -146,8 +146,8 @@ class PhantomPipeline(DiffusionPipeline):
             schedule = UniPCMultistepScheduler.load_config(**sources["base"], subfolder="scheduler")
             scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
         with _load_errors(f"{folder}: physics encoder {sources['physics_encoder']['pretrained_model_name_or_path']!r}"):
-            source, revision = sources["physics_encoder"].values()
-            encoder = load_vjepa(source, revision, dtype, config.get("physics_encoder_random_seed"))
+            place, revision = sources["physics_encoder"].values()
+            encoder = load_vjepa(str(place), revision, dtype, config.get("physics_encoder_random_seed"))
         with _load_errors(str(folder)):
             transformer = PhantomTransformer3DModel.from_export(
                 folder, wan, torch_dtype=dtype, base_revision=sources["base"]["revision"]

@@ -148,8 +148,9 @@ def _text_attention_and_ffn(config: dict[str, Any], tokens: int, text: int, trai
 def _coupling(config: dict[str, Any], widths: tuple[int, int], tokens: tuple[int, int], video_input_grad: bool) -> Cost:
     """`Coupling`. `video_input_grad`: the self-attention output of the video branch has a gradient."""
     inner, total = width(config), Cost()
-    for direction, reader, source in (("to_video", 0, 1), ("to_physics", 1, 0)):
-        if not has_direction(config, direction):
+    directions = (has_direction(config, "to_video"), 0, 1), (has_direction(config, "to_physics"), 1, 0)
+    for is_on, reader, source in directions:
+        if not is_on:
             continue
         input_grad = [video_input_grad, True]
         total += _linear(tokens[reader], widths[reader], inner, True, input_grad[reader])

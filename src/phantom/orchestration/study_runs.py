@@ -92,8 +92,8 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
     base, (_, digest) = found[0].params, places[study.arms[0].label]
     models = identity(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
     key = _digest({"base": models, "latents": digest})
-    measures, data = found[0].measures, found[0].data
-    return [StudyRun(None, study.seeds[0], False, base, measures, RUNS / f"base-{key}", data), *found]
+    folder = RUNS / f"base-{key}"
+    return [StudyRun(None, study.seeds[0], False, base, found[0].measures, folder, found[0].data), *found]
 
 
 def _measures(study: Study, params: Params) -> dict[str, dict[str, Any]]:
