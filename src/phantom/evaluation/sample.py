@@ -99,11 +99,17 @@ def physics_iq_requests(rows: Sequence[Row], root: Path, settings: Settings) -> 
 
 
 def sample(
-    model: Model, requests: Sequence[VideoRequest], settings: Settings, out: Path, provenance: dict[str, Any]
+    model: Model,
+    requests: Sequence[VideoRequest],
+    settings: Settings,
+    out: Path,
+    provenance: dict[str, Any],
+    on_states: Callable[[Sequence[VideoRequest], torch.Tensor], None] | None = None,
 ) -> None:
     """Generates the videos that are missing in `out`.
 
-    `provenance` is the `record` of the other arguments, and is written beside the videos.
+    `provenance` is the `record` of the other arguments, and is written beside the videos. on_states: is given the z
+    (B, C_z, T, h, w) that Phantom generates with each batch, before its videos are there.
 
     Raises UserError if `out` holds videos of another model or other settings.
     """
@@ -121,7 +127,10 @@ def sample(
                 noises = [sample_generator(*request.noise) for request in batch]
                 prompts = [request.prompt for request in batch]
                 replace = replacement(pipe, model.states, batch, requests, settings) if model.states else None
-                videos = generate(pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace)
+                read = partial(on_states, batch) if on_states else None
+                videos = generate(
+                    pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace, read
+                )
                 for request, frames in zip(batch, videos, strict=True):
                     path = out / request.file
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,11 +157,13 @@ def generate(
     physics: bool = True,
     advance: Callable[[int], None] = lambda steps: None,
     replace: ReplaceStates | None = None,
+    on_states: Callable[[torch.Tensor], None] | None = None,
 ) -> np.ndarray:
     """Videos as uint8 RGB (B, F, H, W, 3), which start with the condition frames.
 
     conditions: for each video uint8 RGB (k, H, W, 3), or None in mode text. advance: is told the videos times steps
-    that are done. Raises UserError for a pipeline that cannot make such videos.
+    that are done. on_states: is given the generated z of Phantom (B, C_z, T, h, w). Raises UserError for a pipeline
+    that cannot make such videos.
     """
     parameters = inspect.signature(pipe.__call__).parameters
     needed = {"single": "image", "multi": "video", "text": None}[settings.mode]
@@ -189,15 +200,19 @@ def generate(
             )
         if needed:
             arguments[needed] = [clip[0] for clip in clips] if needed == "image" else clips
-        return pipe(
+        made = pipe(
             prompt=list(prompts),
             generator=list(noises),
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
             output_type="uint8",
+            return_physics=on_states is not None,
             callback_on_step_end_tensor_inputs=["physics_latents"] if replace else [],
             **arguments,
-        ).frames
+        )
+        if on_states and made.physics is not None:
+            on_states(made.physics)
+        return made.frames
     # Few other pipelines accept a batch of conditions.
     videos = []
     for number, (prompt, generator) in enumerate(zip(prompts, noises, strict=True)):

@@ -38,15 +38,7 @@ class StateReader:
         spec = worlds.find_spec(clip.id, clip.caption, self.seed) if self.is_of_worlds else None
         if spec is None:
             return None
-        frames = 4 * (clip.video.shape[1] - 1) + 1
-        scene = worlds.simulate(spec, spec.first_frame + frames)
-        if scene.positions.shape[1] > 1:
-            return None
-        states, visible = (
-            torch.from_numpy(x)[None, spec.first_frame :] for x in (worlds.states(scene), worlds.is_visible(scene))
-        )
-        states, known = of_tubelets(states.float(), visible, clip.physics.shape[1])
-        return states[0], known[0]
+        return true_states(spec, spec.first_frame, 4 * (clip.video.shape[1] - 1) + 1, clip.physics.shape[1])
 
     def r2(self, z: list[torch.Tensor], states: list[States]) -> tuple[float, float]:
         """R2 of position and velocity read from clips `z` (C_z, T, h, w), over the tubelets whose state is known."""
@@ -56,3 +48,13 @@ class StateReader:
             read = self.probe.read(tokens)
         scores = r2_scores(read, torch.cat([state[known] for state, known in states]))
         return float(scores[:2].mean()), float(scores[2:].mean())
+
+
+def true_states(spec: worlds.WorldSpec, first: int, frames: int, tubelets: int) -> States | None:
+    """The true states of `frames` frames of a world from frame `first`, in `tubelets`; None if it has two bodies."""
+    scene = worlds.simulate(spec, first + frames)
+    if scene.positions.shape[1] > 1:
+        return None
+    states, visible = (torch.from_numpy(x)[None, first:] for x in (worlds.states(scene), worlds.is_visible(scene)))
+    states, known = of_tubelets(states.float(), visible, tubelets)
+    return states[0], known[0]

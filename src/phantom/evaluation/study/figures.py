@@ -49,6 +49,10 @@ FIGURES: dict[str, Figure] = {
         "position error with another recording's z", "the same as with its own: z is not read", "lower", "positions"
     ),
     "position_error_noise_z": Figure("position error with noise as z", "likewise", "lower", "positions"),
+    "generated_z_r2_position": Figure(
+        "R2 of position read from generated z", "by a linear probe, against the simulator", "higher", "positions"
+    ),
+    "generated_z_r2_velocity": Figure("R2 of velocity read from generated z", "likewise", "higher", "positions"),
     "val_loss_video": Figure("L_v at the last validation", "of the training curve", "lower", "training"),
     "val_loss_physics": Figure("L_z at the last validation", "in the unit of train.physics_loss", "lower", "training"),
     "val_physics_explained": Figure("share of z explained at the last validation", "as above", "higher", "training"),
