@@ -130,13 +130,20 @@ def embed_file(path: Path) -> str:
 
 
 def embed_shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> str:
-    """The first `seconds` of a video as a data URI, resized to (width, height), at most `EMBEDDED_WIDTH` wide."""
+    """The first `seconds` of a video as a data URI, resized as by `shrunk`."""
+    return embed_frames(shrunk(path, fps, size, seconds), fps)
+
+
+def shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> np.ndarray:
+    """The first `seconds` of a video as uint8 RGB (F, H, W, 3), resized to (width, height) `size`.
+
+    At most `EMBEDDED_WIDTH` wide.
+    """
     width, height = size
     if width > EMBEDDED_WIDTH:
         width, height = EMBEDDED_WIDTH, round(height * EMBEDDED_WIDTH / width / 2) * 2
     shown = islice(video.frames(path), round(seconds * fps))
-    small = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)[..., ::-1] for frame in shown]
-    return embed_frames(np.stack(small), fps)
+    return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)[..., ::-1] for frame in shown])
 
 
 def embed_frames(frames: np.ndarray, fps: int) -> str:
