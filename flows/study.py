@@ -73,7 +73,7 @@ def train_and_measure(run: StudyRun, study: Study, processes: Processes) -> bool
 )
 def report(name: str, study: Study, runs: list[StudyRun], overrides: tuple[str, ...]) -> str:
     """Writes results and page, and the verdict as the artifact `study-<name>`. Returns the verdict."""
-    results = write_report(name, collect(name, study, runs, overrides, ROOT), ROOT)
+    results = write_report(name, collect(name, study, runs, overrides, ROOT), runs, ROOT)
     create_markdown_artifact(_as_markdown(name, results), key=f"study-{name}", description=f"Verdict of {name}")
     return results["verdict"]
 

@@ -63,12 +63,11 @@ class RunHere(study_processes.Child):
     """A run in this process, which has everything imported."""
 
     def __init__(self, run: StudyRun, study: str, threads: int, root: Path) -> None:
-        self.run, self.folder = run, root / run.folder
-        study_processes.prepare_folder(run, study, root)
-        (self.folder / study_processes.LOG).touch()
+        self.run, self.place = run, study_processes.prepare_folder(run, study, root)
+        (self.place / study_processes.LOG).touch()
         os.environ[PIPELINE_ENV] = study_processes.pipeline_name(study)
         try:
-            run_one(self.folder)
+            run_one(self.place)
         finally:
             del os.environ[PIPELINE_ENV]
         self.process = SimpleNamespace(poll=lambda: 0, returncode=0)  # type: ignore[assignment]

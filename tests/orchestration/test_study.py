@@ -137,10 +137,10 @@ def test_a_run_that_dies_while_it_is_measured_is_not_trained_again(tmp_path, tin
     write_study_latents(tmp_path, tiny_base)
     write_study(tmp_path, toy_study(tiny_base, steps=1) | {"seeds": [0]})
 
-    def die(*args, physics=True):
+    def die(*args, physics=True, **more):
         if physics:
             raise MemoryError
-        return heldout_losses(*args, physics=physics)
+        return heldout_losses(*args, physics=physics, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(study_measures, "heldout_losses", die)
@@ -186,13 +186,14 @@ def test_latents_of_another_recipe_are_refused_in_one_line_where_there_are_no_cl
     [
         ({"code": 2, "error": "x: wrong"}, UserError, "phantom, seed 1: x: wrong"),
         ({"code": 75, "error": "stopped"}, Interrupted, "phantom, seed 1: stopped"),
-        ({"code": 1, "error": "bad"}, StageFailed, "phantom, seed 1: bad (checkpoints/studies/a/log.txt)"),
-        (None, StageFailed, "phantom, seed 1: its process was killed (out of memory?), see checkpoints/studies/a/log"),
+        ({"code": 1, "error": "bad"}, StageFailed, "phantom, seed 1: bad (checkpoints/studies/a/processes/b/log.txt)"),
+        (None, StageFailed, "phantom, seed 1: its process was killed (out of memory?), see checkpoints/studies/a/proc"),
     ],
 )
 def test_a_run_that_fails_ends_the_study_with_its_line(tmp_path, make_params, outcome, kind, said):
     child = Child.__new__(Child)
     child.run = StudyRun("phantom", 1, False, make_params(), {}, Path("checkpoints/studies/a"))
+    child.place = tmp_path / "b"
     child.outcome = tmp_path / "outcome.json"
     if outcome:
         child.outcome.write_text(json.dumps(outcome))

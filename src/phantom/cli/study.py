@@ -75,13 +75,13 @@ def params(
 
 @study.command("one", hidden=True)
 def run_one(
-    folder: Annotated[Path, typer.Argument(help="Its folder below checkpoints/studies.")], as_json: AsJson = False
+    place: Annotated[Path, typer.Argument(help="The folder with its run.json.")], as_json: AsJson = False
 ) -> None:
     """Train and measure one run, in the process that `phantom study run` starts for it."""
     from phantom.orchestration.study_child import run_one
 
     try:
-        result = run_one(folder)
+        result = run_one(place)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was finished is kept, run again to go on") from None
     show(result, as_json)

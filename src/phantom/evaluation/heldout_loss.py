@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phantom.config import Params
+from phantom.config import Params, StateSource
 from phantom.data.shards import LatentSet
 from phantom.model.noise import sample_generator
 from phantom.training.conditioning import Batch, heldout_sample
@@ -42,19 +42,23 @@ def heldout_losses(
     heldout: Heldout,
     device: torch.device,
     physics: bool = True,
+    replaced: StateSource | None = None,
 ) -> dict[str, Any]:
     """Figures of `model` on the clips of `latents`, JSON-able: `ids`; `clips`, name -> a value per clip; `by_sigma`.
 
     Of each clip: L_v over all noise levels and both conditions, L_v from text and after a prefix, L_v with another
     clip's z and with noise as z, and the share of z that is explained, 1 - |z_hat - z|^2 / |z - mean|^2. A clip
     without condition prefixes, or without another clip of its shape, has null there. by_sigma: mean L_v and explained
-    share at each noise level. physics=False: the frozen base, which has L_v alone.
+    share at each noise level. physics=False: the frozen base, which has L_v alone. replaced: what z is in all of them
+    (`oracle`: the clip's own, as ever); the model then has L_v alone, too.
     """
     of_physics, mean = PhysicsLoss(params.physics.prediction, "clean", params.physics.sigma_min), best_constant(latents)
     count, half = min(heldout.clips, len(latents)), params.train.precision == "bfloat16"
     shape = (count, len(heldout.sigmas), len(CONDITIONS))
     own, other, noise, error, variance = (torch.full(shape, torch.nan) for _ in range(5))
     model.eval()
+
+    by_z = physics and replaced is None
 
     def loss(batch: Batch) -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -65,9 +69,12 @@ def heldout_losses(
         for (level, sigma), (column, condition) in product(enumerate(heldout.sigmas), enumerate(CONDITIONS)):
             samples = _samples(latents, group, params, sigma, condition)
             for numbers, batch, rolled in _batches(samples):
-                found = loss(batch)
+                if replaced == "other" and len(samples) == 1:
+                    continue
+                given = {"other": rolled, "noise": batch.noise_physics}.get(replaced or "", batch.physics)
+                found = loss(replace(batch, physics=given))
                 own[numbers, level, column] = found.video
-                if physics:
+                if by_z:
                     error[numbers, level, column] = clean_error(batch, found.physics, of_physics)
                     variance[numbers, level, column] = guess_error(batch, mean)
                     noise[numbers, level, column] = loss(replace(batch, physics=batch.noise_physics)).video
@@ -79,7 +86,7 @@ def heldout_losses(
         **{f"heldout_loss_video_{name}": own[:, :, i].nanmean(dim=1) for i, name in enumerate(CONDITIONS)},
     }
     by_sigma = {"heldout_loss_video": own.nanmean(dim=(0, 2))}
-    if physics:
+    if by_z:
         by_clip |= {
             "heldout_loss_video_other_z": other.nanmean(dim=(1, 2)),
             "heldout_loss_video_noise_z": noise.nanmean(dim=(1, 2)),

@@ -7,6 +7,7 @@ own z would gain is what a better z is worth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from phantom.config import StateSource
 from phantom.encoders import PhysicsEncoder
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq.conditions import read_condition, read_truth
-from phantom.evaluation.sampling_spec import Settings, VideoRequest
+from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
+from phantom.model import PhantomTransformer3DModel
 from phantom.model.noise import noised, sample_generator, shift_noise
 from phantom.model.physics import standardize
 
@@ -52,6 +54,24 @@ def recorded_states(pipe: PhantomPipeline, requests: Sequence[VideoRequest], set
     encoder = PhysicsEncoder(pipe.physics_encoder, pipe._execution_device, config["tubelets_per_latent"])
     frames = np.stack([_recording(request, settings) for request in requests])
     return standardize(encoder.encode(torch.from_numpy(frames)), config["mean"], config["std"])
+
+
+def switch_coupling_off(model: PhantomTransformer3DModel) -> None:
+    """Leaves the two branches without each other: the video branch is then the frozen base."""
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.coupling = None
+
+
+def without_coupling(model: Model) -> Model:
+    """An export of Phantom whose coupling is switched off once it is loaded."""
+
+    def load() -> Any:
+        pipe: Any = model.load()
+        switch_coupling_off(pipe.transformer)
+        return pipe
+
+    return replace(model, name=f"{model.name}, uncoupled", identity=model.identity | {"coupling": False}, load=load)
 
 
 def _recording(request: VideoRequest, settings: Settings) -> np.ndarray:

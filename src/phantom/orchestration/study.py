@@ -24,10 +24,11 @@ from phantom.evaluation.study.spec import (
     study_names,
 )
 from phantom.evaluation.study.statistics import smallest_p
+from phantom.evaluation.study.videos import BASE, gather_videos
 from phantom.orchestration.privacy import stay_offline
 from phantom.orchestration.study_latents import encode_missing
 from phantom.orchestration.study_processes import pipeline_name, run_all
-from phantom.orchestration.study_runs import SETTINGS, StudyRun, study_runs
+from phantom.orchestration.study_runs import SETTINGS, StudyRun, kept_videos, study_runs
 from phantom.progress import say
 
 
@@ -41,7 +42,7 @@ def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: 
     waiting = [run for run in runs if run.read(root) is None]
     if waiting:
         run_all(name, runs, waiting, workers, lambda run: primary_text(study, run, root), root)
-    return write_report(name, collect(name, study, runs, tuple(overrides), root), root)
+    return write_report(name, collect(name, study, runs, tuple(overrides), root), runs, root)
 
 
 def open_study(
@@ -73,29 +74,43 @@ def report_study(name: str, overrides: Sequence[str] = (), root: Path = Path()) 
     """
     study, kept = load_study(name, root), read_results(name, root)
     try:
-        found = collect(name, study, study_runs(study, tuple(overrides), root), tuple(overrides), root)
+        runs = study_runs(study, tuple(overrides), root)
+        found = collect(name, study, runs, tuple(overrides), root)
     except UserError as error:
         if kept is None:
             raise
         say(f"study {name}: {error}; the page is made from {STUDIES / name / RESULTS}")
-        found = None
+        runs, found = [], None
     is_current = kept is not None and kept["sha256"] == study_digest(name, root)
     if kept is not None and (found is None or found["finished"] < (kept["finished"] if is_current else 1)):
         write_page(name, kept, root)
         return kept
     if found is None or not found["finished"]:
         raise UserError(f"study {name!r}: no run is finished; `phantom study run {name}` runs it")
-    return write_report(name, found, root)
+    return write_report(name, found, runs, root)
 
 
-def write_report(name: str, results: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
-    """Writes results.json and the page. Returns the results, with the digests of what study.yaml was before."""
+def write_report(name: str, results: dict[str, Any], runs: Sequence[StudyRun], root: Path = Path()) -> dict[str, Any]:
+    """Writes results.json, a few of the runs' videos, and the page.
+
+    Returns the results, with the digests of what study.yaml was before.
+    """
     before = read_results(name, root)
     earlier = [*before["earlier"], before["sha256"]] if before else []
     results = {**results, "earlier": [digest for digest in dict.fromkeys(earlier) if digest != results["sha256"]]}
     write_results(name, results, root)
+    gather_videos(name, _kept_videos(runs, root), root)
     write_page(name, results, root)
     return results
+
+
+def _kept_videos(runs: Sequence[StudyRun], root: Path) -> dict[str, Path]:
+    """Where the runs of the first seed that are finished have kept videos, by label."""
+    return {
+        run.arm or BASE: root / run.folder / kept_videos(run.measures["positions"])
+        for run in runs
+        if run.seed == runs[0].seed and "positions" in run.measures and run.read(root) is not None
+    }
 
 
 def remarks(study: Study, runs: Sequence[StudyRun], root: Path = Path()) -> list[str]:
@@ -149,21 +164,28 @@ def differing_settings(runs: Sequence[StudyRun]) -> dict[str, dict[str, Any]]:
     flat: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.arm is not None and run.arm not in flat:
-            settings = flatten_settings(select(run.params, SETTINGS, without=(Role.NOT_IN_RESULT,)))
+            settings = select(run.params, (*SETTINGS, "evaluate"), without=(Role.NOT_IN_RESULT,))
             is_fixed = run.params.train.recursive_weight.mode == "fixed"
-            flat[run.arm] = settings | {"alpha_z": "held at 0" if run.held else "fixed" if is_fixed else "grows"}
+            altered = run.measures["heldout"]
+            flat[run.arm] = flatten_settings(settings) | {
+                "alpha_z": "held at 0" if run.held else "fixed" if is_fixed else "grows",
+                "weights": "its own" if run.source is None else f"those of {run.source.arm}",
+                "z while measured": altered.get("intervention", "its own"),
+                "coupling while measured": "on" if altered.get("coupling", True) else "off",
+            }
     keys = [key for key in next(iter(flat.values())) if len({found[key] for found in flat.values()}) > 1]
     return {label: {key: found[key] for key in keys} for label, found in flat.items()}
 
 
 def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, Any]:
-    """What each arm costs, from `phantom plan`, and where it differs from the reference."""
+    """What each arm's weights cost, from `phantom plan`, and where it differs from the reference."""
     from phantom.planning.plan import plan
 
     costs: dict[str, dict[str, int]] = {}
     for run in runs:
         if run.arm is not None and run.arm not in costs:
-            planned, steps = plan(run.params, "H200", 1, root=root), run.params.train.steps  # no figure is of the GPU
+            params = run.trained.params
+            planned, steps = plan(params, "H200", 1, root=root), params.train.steps  # no figure is of the GPU
             costs[run.arm] = {
                 "steps": steps,
                 "samples": planned["time"]["samples"],

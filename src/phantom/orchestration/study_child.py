@@ -26,18 +26,19 @@ class StudyRunResult:
     figures: list[str]
 
 
-def run_one(folder: Path) -> StudyRunResult:
-    """Trains and measures the run described by `run.json` in `folder`; nothing that is finished is done again.
+def run_one(place: Path) -> StudyRunResult:
+    """Trains and measures the run described by `run.json` in the folder `place` (`study_processes.prepare_folder`).
 
-    A second process on the same folder waits for the first. Raises what `train` does.
+    Nothing that is finished is done again. A second process on the same run waits for the first. Raises what `train`
+    does.
     """
-    told = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    params = validate(told["params"])
+    told = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
+    folder, params = place.parent.parent, validate(told["params"])
     targets = {name: folder / measure["file"] for name, measure in told["measures"].items()}
     with (folder / "lock").open("w") as lock:
         lock_file(lock, fcntl.LOCK_EX)
         if missing := [name for name, target in targets.items() if not target.is_file()]:
-            export = None if told["arm"] is None else _train(folder, told, params)
+            export = None if told["arm"] is None else _train(folder, told)
             for name in missing:
                 found = MEASURES[name](params, folder, export, told["measures"][name])
                 _write(targets[name], {**found, "made": _made(params, folder)})
@@ -46,14 +47,14 @@ def run_one(folder: Path) -> StudyRunResult:
     return StudyRunResult([str(target) for target in targets.values()])
 
 
-def _train(folder: Path, told: dict[str, Any], params: Params) -> Path:
-    """The export of the run, trained unless it is there."""
+def _train(folder: Path, told: dict[str, Any]) -> Path:
+    """The export whose weights are measured, trained unless it is there."""
     export = folder / "models" / told["name"]
     if not (export / "result.json").is_file():
-        trainer = Trainer(params, folder, told["name"], told["held"])
+        trainer = Trainer(validate(told["trained_params"]), folder, told["name"], told["held"])
         if trainer.tracker:
-            title = f"{told['study']}: {told['arm']}, seed {told['seed']}"
-            tags = {"mlflow.runName": title, "study": told["study"], "arm": told["arm"], "seed": str(told["seed"])}
+            study, arm, seed = told["study"], told["trained_arm"], str(told["seed"])
+            tags = {"mlflow.runName": f"{study}: {arm}, seed {seed}", "study": study, "arm": arm, "seed": seed}
             for key, value in tags.items():
                 trainer.tracker.set_tag(key, value)
         trainer.run()

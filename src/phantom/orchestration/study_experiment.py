@@ -38,6 +38,8 @@ def experiment_settings(
     if arm is None:
         near = difflib.get_close_matches(label, study.labels, n=1, cutoff=0)[0]
         raise UserError(f"--arm {label!r}: study {name!r} has {listed(study.labels, 12)}; nearest: {near}")
+    if arm.weights:
+        raise UserError(f"--arm {label!r}: it is not trained, for it has the weights of {arm.weights!r}")
     wanted = _flat(arm_params(study, arm, study.seeds[0] if seed is None else seed, tuple(overrides)))
     if arm.held:
         wanted["train.control"] = True

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import torch
 from phantom.config import Params
 from phantom.data.files import lock_file
 from phantom.data.sources.worlds_files import TRAJECTORIES, write_benchmark
+from phantom.data.state_probe import StateProbe
 from phantom.evaluation.heldout_loss import Heldout, heldout_losses
+from phantom.evaluation.interventions import switch_coupling_off, without_coupling
 from phantom.evaluation.likephys.folder import read_folder
 from phantom.evaluation.likephys.run import clip_losses, worlds_folder
 from phantom.evaluation.positions import position_errors
@@ -27,9 +30,11 @@ from phantom.evaluation.sample import find_model
 from phantom.evaluation.sampling_spec import Model
 from phantom.evaluation.study.figures import CURVES
 from phantom.model import PhantomTransformer3DModel
+from phantom.orchestration.study_runs import kept_videos
 from phantom.training.build import build_model
 from phantom.training.data_loader import open_latents
 from phantom.training.export import write_export
+from phantom.training.state_reader import StateReader
 
 WORK = "measuring"  # in a run's folder: videos and losses, until its figures are written
 WORLDS = "worlds"  # beside the runs' folders: simulated worlds that they share
@@ -47,9 +52,13 @@ def _heldout(params: Params, folder: Path, export: Path | None, settings: dict[s
         history = json.loads((export / "history.json").read_text(encoding="utf-8"))
         for key in CURVES:
             curves[key] = [[record["step"], record[key]] for record in history if record.get(key) is not None]
-    heldout = Heldout(settings["clips"], tuple(settings["sigmas"]))
+    if not settings.get("coupling", True):
+        switch_coupling_off(model)
+    heldout, replaced = Heldout(settings["clips"], tuple(settings["sigmas"])), settings.get("intervention")
     return {
-        **heldout_losses(model.to(device), latents, params, heldout, device, physics=export is not None),
+        **heldout_losses(
+            model.to(device), latents, params, heldout, device, physics=export is not None, replaced=replaced
+        ),
         "scalars": {key: points[-1][1] for key, points in curves.items() if points},
         "curves": {key: points for key, points in curves.items() if points},
     }
@@ -59,7 +68,7 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
     """The LikePhys error of each group of simulated worlds, by each loss that the model has."""
     with _worlds(folder) as place:
         groups = read_folder(worlds_folder(params, place))
-    model = _model(params, folder, export, text=True)
+    model = _model(params, folder, export, settings, text=True)
     found = clip_losses(params, model, groups, params.evaluate.likephys.timesteps, folder / WORK / "likephys")
     kinds = {"video": "", "physics": "_physics", "joint": "_joint"} if export else {"video": ""}
     return {
@@ -69,21 +78,31 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
 
 
 def _positions(params: Params, folder: Path, export: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Position errors in generated videos of simulated worlds."""
+    """Position errors in generated videos of simulated worlds, and what can be read of the z generated with them."""
     with _worlds(folder) as place:
         benchmark = place / f"benchmark-{params.data.worlds.seed}-{params.data.worlds.scenarios}"
         if not (benchmark / TRAJECTORIES).is_file():
             write_benchmark(benchmark, params)
-    model = _model(params, folder, export)
+    model = _model(params, folder, export, settings)
     sources = settings["interventions"] if export else []
-    return position_errors(params, model, benchmark, sources, folder / WORK / "videos")
+    made, kept = folder / WORK / f"videos-{Path(settings['file']).stem}", folder / kept_videos(settings)
+    probe = None if export is None or settings.get("intervention") else state_probe(params, folder)
+    return position_errors(params, model, benchmark, sources, made, kept, probe)
+
+
+def state_probe(params: Params, folder: Path) -> StateProbe | None:
+    """What reads a body's state from z, fitted on training clips; None where their states are not known."""
+    return StateReader(open_latents(params, folder, "train", torch.device("cpu")), params).probe
 
 
 MEASURES = {"heldout": _heldout, "likephys": _likephys, "positions": _positions}
 
 
-def _model(params: Params, folder: Path, export: Path | None, text: bool = False) -> Model:
-    return find_model(export or _export_base(folder, params), params, physics=export is not None, text=text)
+def _model(params: Params, folder: Path, export: Path | None, settings: dict[str, Any], text: bool = False) -> Model:
+    """What is sampled or scored: with z replaced or the coupling switched off, where the arm has it so."""
+    found = find_model(export or _export_base(folder, params), params, physics=export is not None, text=text)
+    found = replace(found, states=settings.get("intervention"))
+    return found if settings.get("coupling", True) else without_coupling(found)
 
 
 def _export_base(folder: Path, params: Params) -> Path:

@@ -5,6 +5,7 @@ A stop signal, or a cancelled flow, lets each of them save.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 
@@ -22,7 +22,7 @@ from phantom.cores import cores
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.run import STOP_TIMEOUT_SECONDS, LineCallback, tail
-from phantom.orchestration.study_runs import RUN_FILE, StudyRun
+from phantom.orchestration.study_runs import PROCESSES, RUN_FILE, StudyRun
 from phantom.progress import Bar, say, track
 from phantom.tracking.lineage import PIPELINE_ENV
 
@@ -47,8 +47,8 @@ def run_all(
 
     Raises Interrupted after a stop signal, once the runs have saved, and what the first run to fail did.
     """
-    total, ended = sum(run.steps for run in runs), len(runs) - len(waiting)
-    done_before = total - sum(run.steps for run in waiting)
+    total, ended = _training_steps(runs), len(runs) - len(waiting)
+    done_before = total - _training_steps(waiting)
     processes = Processes(name, workers, root)
     with track(f"study {name}", max(total, 1), "steps", done_before) as bar, ThreadPoolExecutor(workers) as threads:
         steps = _Steps(bar)
@@ -90,7 +90,7 @@ class Processes:
                 raise Interrupted(f"{run.title}: stopped before it began")
             child = Child(run, self.study, self.threads, self.root)
             self._active.append(child)
-        tail(child.process, child.folder / LOG, on_line)
+        tail(child.process, child.place / LOG, on_line)
         with self._lock:
             self._active.remove(child)
         child.raise_failure()
@@ -114,11 +114,16 @@ class Processes:
                     continue
 
 
+def _training_steps(runs: Sequence[StudyRun]) -> int:
+    """Of all folders: runs that share one are trained once."""
+    return sum({run.folder: run.steps for run in runs}.values())
+
+
 class _Steps:
     """Shows on one bar how far the runs are, as the lines of their logs tell."""
 
     def __init__(self, bar: Bar) -> None:
-        self._bar, self._lock, self._shown = bar, Lock(), dict[str, int]()
+        self._bar, self._lock, self._shown = bar, Lock(), dict[Path, int]()  # by folder: several runs may share one
 
     def of(self, run: StudyRun) -> LineCallback:
         """What to call with each line of the run's log."""
@@ -132,18 +137,17 @@ class _Steps:
     def show(self, run: StudyRun, steps: int) -> None:
         """Advances the bar to `steps` of the run."""
         with self._lock:
-            if (more := steps - self._shown.get(run.title, 0)) > 0:
+            if (more := steps - self._shown.get(run.folder, 0)) > 0:
                 self._bar.advance(more, note=run.title)
-                self._shown[run.title] = steps
+                self._shown[run.folder] = steps
 
 
 class Child:
     """A run in a process of its own, in a session of its own: Ctrl-C comes to it through this process."""
 
     def __init__(self, run: StudyRun, study: str, threads: int, root: Path) -> None:
-        self.run, self.folder = run, root / run.folder
-        prepare_folder(run, study, root)
-        self.outcome = self.folder / "outcome.json"
+        self.run, self.place = run, prepare_folder(run, study, root)
+        self.outcome = self.place / "outcome.json"
         self.outcome.unlink(missing_ok=True)
         ours = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -151,11 +155,11 @@ class Child:
             OUTCOME_ENV: str(self.outcome.resolve()),
             PIPELINE_ENV: pipeline_name(study),
         }
-        log = self.folder / LOG
+        log = self.place / LOG
         log.write_bytes(b"")
         with log.open("ab") as output:  # to append: a process that outlived an earlier command may still write to it
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "phantom.cli", "study", "one", str(run.folder)],
+                [sys.executable, "-m", "phantom.cli", "study", "one", os.path.relpath(self.place, root)],
                 cwd=root,
                 env={**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours},
                 stdin=subprocess.DEVNULL,
@@ -169,23 +173,34 @@ class Child:
         if not self.process.returncode:
             return
         left = json.loads(self.outcome.read_text(encoding="utf-8")) if self.outcome.is_file() else None
-        log = self.run.folder / LOG
+        log = self.run.folder / PROCESSES / self.place.name / LOG
         if left and left["code"]:
             kind = {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)
             raise kind(f"{self.run.title}: {left['error']}" + (f" ({log})" if kind is StageFailed else ""))
         raise StageFailed(f"{self.run.title}: its process was killed (out of memory?), see {log}; run again to go on")
 
 
-def prepare_folder(run: StudyRun, study: str, root: Path) -> None:
-    """Makes the folder of a run, with a link to the data that it shares and what the child has to know."""
+def prepare_folder(run: StudyRun, study: str, root: Path) -> Path:
+    """Makes the folder of a run, with a link to its data; returns that of its process, with what it is told.
+
+    Runs that share a folder are told different things, so each process has a folder of its own in it.
+    """
     folder = root / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "data"
     if not link.exists():  # nor is what it leads to, if latents were removed and are elsewhere now
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath((root / run.data).resolve(), folder.resolve()))
-    told = {key: value for key, value in asdict(run).items() if key not in ("params", "folder", "data")}
-    told |= {"study": study, "name": run.name, "params": run.params.model_dump(mode="json", by_alias=True)}
-    new = folder / f".{RUN_FILE}.new"
-    new.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    new.replace(folder / RUN_FILE)
+        with suppress(FileExistsError):  # made by another thread for a run that shares the folder
+            link.symlink_to(os.path.relpath((root / run.data).resolve(), folder.resolve()))
+    trained = run.trained
+    told = {
+        **{"study": study, "arm": run.arm, "seed": run.seed, "measures": dict(run.measures)},
+        "params": run.params.model_dump(mode="json", by_alias=True),
+        **{"name": trained.name, "held": trained.held, "trained_arm": trained.arm},
+        "trained_params": trained.params.model_dump(mode="json", by_alias=True),
+    }
+    text = json.dumps(told, indent=1)
+    place = folder / PROCESSES / hashlib.sha256(text.encode()).hexdigest()[:8]
+    place.mkdir(parents=True, exist_ok=True)
+    (place / RUN_FILE).write_text(text, encoding="utf-8")
+    return place

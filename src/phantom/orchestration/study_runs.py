@@ -6,15 +6,16 @@ study, and an interrupted one goes on.
     checkpoints/studies/<hash>/
         data -> data of the checkout, or a folder like it with latents that fit
         models/       the export
-        checkpoints/  while it trains         figures-<hash>.json
+        checkpoints/  while it trains         figures-<hash>.json, and videos-<hash>/ with a few videos
+        processes/<hash>/  run.json, what a process is told, and its log: arms may share a run
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from phantom.orchestration.stages import STAGES
 from phantom.orchestration.study_latents import StudyLatents
 
 RUNS = Path("checkpoints/studies")
-RUN_FILE = "run.json"  # what the process of a run is told
+PROCESSES, RUN_FILE = "processes", "run.json"  # in a run's folder: what each process is told
 FORMAT = 1  # of the figures
 SETTINGS = STAGES["train"].settings  # those that a run's result depends on, beside the latents
 SQLITE = "sqlite:///"
@@ -36,7 +37,8 @@ class StudyRun:
     """One run: an arm from a seed, or with `arm` None the measurement of the frozen base.
 
     folder, data: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in
-    the folder that the figures are written to.
+    the folder that the figures are written to. source: the run whose weights are measured, in the same folder, if this
+    one trains none.
     """
 
     arm: str | None
@@ -46,6 +48,12 @@ class StudyRun:
     measures: Mapping[str, Mapping[str, Any]]
     folder: Path
     data: Path = Path("data")  # with the latents that fit it (`study_latents`)
+    source: StudyRun | None = None
+
+    @property
+    def trained(self) -> StudyRun:
+        """The run whose weights it measures."""
+        return self.source or self
 
     @property
     def title(self) -> str:
@@ -73,7 +81,10 @@ class StudyRun:
 
 
 def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) -> list[StudyRun]:
-    """All runs of a study, seed by seed, the frozen base first. Raises UserError if the latents do not fit an arm."""
+    """All runs of a study, seed by seed, the frozen base first, and last those that share the folder of another.
+
+    Raises UserError if the latents do not fit an arm.
+    """
     latents = StudyLatents(root)
     places: dict[str, tuple[Path, str]] = {}  # of each arm's latents, and their digests
     found: list[StudyRun] = []
@@ -85,18 +96,28 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
                 _check_single(arm, params)
             place, digest = places[arm.label]
             settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
-            key = _digest({"settings": settings, "held": arm.held, "latents": digest})
-            measures = _measures(study, params)
-            data = place / "data"
-            found.append(StudyRun(arm.label, seed, arm.held, _absolute(params, root), measures, RUNS / key, data))
-    base, (_, digest) = found[0].params, places[study.arms[0].label]
-    models = identity(base, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
-    key = _digest({"base": models, "latents": digest})
-    folder = RUNS / f"base-{key}"
-    return [StudyRun(None, study.seeds[0], False, base, found[0].measures, folder, found[0].data), *found]
+            held = study.trained(arm).held
+            key = _digest({"settings": settings, "held": held, "latents": digest})
+            measures, placed = _measures(study, arm, params), _absolute(params, root)
+            found.append(StudyRun(arm.label, seed, held, placed, measures, RUNS / key, place / "data"))
+    found = [replace(run, source=_source(study, run, found)) for run in found]
+    first = next(run for run in found if run.source is None)
+    models = identity(first.params, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
+    key = _digest({"base": models, "latents": places[str(first.arm)][1]})
+    measures, folder = _measures(study, None, first.params), RUNS / f"base-{key}"
+    found.insert(0, StudyRun(None, study.seeds[0], False, first.params, measures, folder, first.data))
+    folders = [run.folder for run in found]
+    repeated = {number for number, folder in enumerate(folders) if folder in folders[:number]}
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: i in repeated)]
 
 
-def _measures(study: Study, params: Params) -> dict[str, dict[str, Any]]:
+def _source(study: Study, run: StudyRun, runs: Sequence[StudyRun]) -> StudyRun | None:
+    """The run of the same seed whose weights `run` measures, if it trains none."""
+    weights = next(arm.weights for arm in study.arms if arm.label == run.arm)
+    return next((one for one in runs if (one.arm, one.seed) == (weights, run.seed)), None)
+
+
+def _measures(study: Study, arm: Arm | None, params: Params) -> dict[str, dict[str, Any]]:
     """`StudyRun.measures`: everything that the figures depend on beside model and latents names their file."""
     evaluate, size = params.evaluate, [params.data.height, params.data.width]
     worlds = {"seed": params.data.worlds.seed, "size": size}
@@ -109,7 +130,27 @@ def _measures(study: Study, params: Params) -> dict[str, dict[str, Any]]:
         sampling = evaluate.sampling.model_dump(mode="json") | {"noise_seed": evaluate.seed}
         rate = evaluate.physics_iq.model_dump(mode="json", include={"fps", "prefix_frames"})
         found["positions"] = {**study.measures.positions.model_dump(mode="json"), **rate, **sampling, **worlds}
+        if altered := _altered(arm):
+            found["positions"] |= {"interventions": [], **altered}
+    for name in ("heldout", "likephys"):
+        if name in found:
+            found[name] |= _altered(arm)
     return {name: {**of, "file": f"figures-{_digest([FORMAT, of])[:8]}.json"} for name, of in found.items()}
+
+
+def _altered(arm: Arm | None) -> dict[str, Any]:
+    """How the model is altered to be measured; empty for most arms, whose figures keep their files' names."""
+    found: dict[str, Any] = {}
+    if arm and arm.intervention:
+        found["intervention"] = arm.intervention
+    if arm and not arm.coupling:
+        found["coupling"] = False
+    return found
+
+
+def kept_videos(positions: Mapping[str, Any]) -> str:
+    """The folder in a run's folder of a few of the videos that its position errors are of. positions: the measure."""
+    return Path(positions["file"]).stem.replace("figures", "videos")
 
 
 def _check_single(arm: Arm, params: Params) -> None:

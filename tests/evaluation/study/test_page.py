@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from phantom.data.video import write_mp4
 from phantom.evaluation.page import render
-from phantom.evaluation.study.page import make_page
+from phantom.evaluation.study.page import make_page, write_page
 from phantom.evaluation.study.plots import Row, dots
+from phantom.evaluation.study.videos import BASE, RECORDING
 from tests.evaluation.study.made_up import ODD, made_up, make_run, make_study
 
 VOID = {"meta", "link", "br", "img", "input", "line", "polyline", "path"}
@@ -103,6 +107,56 @@ def test_a_study_with_hardly_a_run_has_a_page():
     assert Page(html({**none, "base": None, "made_with": []})).open == []
     run = make_run("control", 0, 0) | {"curves": {}, "scalars": {}}
     assert Page(html({**none, "runs": [run], "finished": 1})).open == []
+
+
+@pytest.fixture(scope="module")
+def with_videos(tmp_path_factory, several):
+    """The page of `several` with the videos of two worlds, of which one arm has none in the second."""
+    root = tmp_path_factory.mktemp("with-videos")
+    folder = root / "studies/made-up"
+    frames = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    for world in ("fall-1", "roll-2-unseen"):
+        (folder / "videos" / world).mkdir(parents=True)
+        for name in (RECORDING, BASE, *several["study"]["arms"][:3]):
+            label = name if isinstance(name, str) else name["label"]
+            if (world, label) != ("roll-2-unseen", "former"):
+                write_mp4(folder / "videos" / world / f"{label}.mp4", frames, 4)
+    (folder / "study.yaml").write_text("")
+    results = {**several, "ids": several["ids"] | {"positions": ["fall-1", "roll-2-unseen"]}}
+    runs = [{**run, "clips": run["clips"] | {"position_error": [3.21, None]}} for run in results["runs"]]
+    return write_page("made-up", {**results, "runs": runs}, root)
+
+
+def test_videos_stand_side_by_side_with_the_recording_first(with_videos):
+    page = Page(with_videos.read_text())
+    assert page.open == [] and page.elsewhere == [] and page.count["video"] == 9
+    assert page.text["h3"] == ["fall 1", "roll 2 unseen"]
+    names = ["Recording", "Frozen base", "control", "phantom", "former"]
+    assert page.text["b"] == [*names, *names[:-1]] and page.text["span"].count("off by 3.2 px") == 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_videos_play_together(browser, with_videos, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(with_videos.as_uri())
+    browser.execute_script("document.getElementById('player').scrollIntoView()")
+    seen = (
+        "return [...document.querySelectorAll('video')].filter((v) => v.src).map((v) => v.readyState && v.currentTime)"
+    )
+
+    def play_together():
+        times = browser.execute_script(seen)
+        return len(times) == 9 and min(times) > 0.5 and max(times) - min(times) < 0.25
+
+    end = time.monotonic() + 20
+    while not play_together():
+        assert time.monotonic() < end, browser.execute_script(seen)
+        time.sleep(0.05)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script("return performance.getEntriesByType('resource').every((e) => /^data:/.test(e.name))")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [390, 1200])

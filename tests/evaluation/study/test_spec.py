@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from phantom.errors import UserError
-from phantom.evaluation.study.spec import arm_params, load_study, study_digest
+from phantom.evaluation.study.spec import Study, arm_params, load_study, study_digest
 from tests.conftest import ROOT
 from tests.evaluation.study.made_up import make_study
 
@@ -29,7 +29,19 @@ def write(root, **changes):
     ("changes", "said"),
     [
         ({"seed": [1]}, "seed: unknown key; nearest: seeds (of question, primary,"),
-        ({"arms__1__setings": {}}, "arms.1.setings: unknown key; nearest: settings (of label, settings, held)"),
+        ({"arms__1__setings": {}}, "arms.1.setings: unknown key; nearest: settings (of label, settings, held, "),
+        ({"arms__1__weights": "contrl"}, "arms.phantom.weights: found 'contrl', accepted: control; nearest: control"),
+        ({"arms__1__weights": "phantom"}, "arms.phantom.weights: found 'phantom', accepted: control"),
+        ({"arms__1__coupling": False}, "arms.phantom.coupling: found in an arm that is trained; accepted with weights"),
+        (
+            {"arms__1__weights": "control", "arms__1__settings": {"train.steps": 3}},
+            "arms.phantom.settings.train.steps: found in an arm that is not trained, for it has the weights of "
+            "'control'; accepted: evaluate.*",
+        ),
+        (
+            {"arms__1__weights": "control", "arms__1__intervention": "noise", "measures__likephys": {"groups": 1}},
+            "arms.phantom.intervention: found 'noise' with measures.likephys, which has no z to replace",
+        ),
         ({"test__levels": 1}, "test.levels: unknown key; nearest: level"),
         ({"test__kind": "t"}, "test.kind: found 't', accepted: 'sign-flip'"),
         ({"test__level": 2}, "test.level: found 2, input should be less than 1"),
@@ -79,6 +91,16 @@ def test_an_arms_settings_prevail_over_those_of_the_command_and_these_over_the_s
     params = arm_params(study, arm, 5, ("train.batch_size=2", "train.flow_shift=9"))
     train = params.train
     assert (train.steps, train.batch_size, train.flow_shift, train.seed, train.control) == (7, 2, 1e-5, 5, False)
+
+
+def test_an_arm_with_the_weights_of_another_has_its_settings_and_its_own_over_them():
+    arms = [
+        {"label": "control", "settings": {"train.flow_shift": 2, "evaluate.sampling.steps": 3}},
+        {"label": "short", "weights": "control", "settings": {"evaluate.sampling.steps": 1}},
+    ]
+    study = Study.model_validate(make_study(1, ("control", "short")).model_dump() | {"arms": arms})
+    params = arm_params(study, study.arms[1], 0)
+    assert (params.train.flow_shift, params.evaluate.sampling.steps) == (2, 1)
 
 
 def test_the_committed_studies_are_valid():

@@ -1,9 +1,9 @@
-"""The page of a study: the verdict first, then what it was made from. Made from results.json alone."""
+"""The page of a study: the verdict first, and the rest from results.json and the videos beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from phantom.errors import listed
 from phantom.evaluation.charts import Chart, chart
-from phantom.evaluation.page import Cell, Table, TableRow, render
+from phantom.evaluation.page import PIXELATED_WIDTH, Cell, Scene, Table, TableRow, render
 from phantom.evaluation.study.figures import CURVES, FIGURES, UNITS
 from phantom.evaluation.study.plots import Row, dots
 from phantom.evaluation.study.results import page_path, paired_interval, seed_means
 from phantom.evaluation.study.spec import Study, study_digest
 from phantom.evaluation.study.verdict import is_significant
+from phantom.evaluation.study.videos import NO_VIDEOS, StudyVideos, study_videos
 
 COLOURS = 8  # classes key0 to key7 of the style sheet
 INTERVENTIONS = {  # own figure -> the same with z replaced
@@ -60,7 +61,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class StudyPage:
-    """The data of the template. `warnings` are shown in red."""
+    """The data of the template. `warnings` are shown in red; the shared templates ask for what `Page` has, too."""
 
     title: str
     question: str
@@ -70,18 +71,30 @@ class StudyPage:
     primary: Sequence[tuple[str, Sequence[Chart], Table | None]]  # title, drawings and differences of each figure
     curves: Sequence[Chart]
     tables: Mapping[str, Table]
+    scenes: Sequence[Scene] = ()
+    fps: int = 1
+    seconds: float = 0.0
+    shape: tuple[int, int] = (1, 1)
     notes: Sequence[tuple[str, str]] = NOTES
-    modes: Sequence[tuple[str, str]] = field(default=())  # the shared style sheet asks for it
+    modes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def pixelated(self) -> bool:
+        """As of `Page`."""
+        return bool(self.scenes) and self.shape[0] < PIXELATED_WIDTH
 
 
 def write_page(name: str, results: Mapping[str, Any], root: Path = Path()) -> Path:
     """Writes `studies/<name>/index.html`. Returns its path."""
     path = page_path(name, root)
-    path.write_text(render(make_page(results, study_digest(name, root)), "study/page.html"), encoding="utf-8")
+    study = Study.model_validate(results["study"])
+    videos = study_videos(name, study, results, {label: _colour(study, label) for label in study.labels}, root)
+    page = make_page(results, study_digest(name, root), videos)
+    path.write_text(render(page, "study/page.html"), encoding="utf-8")
     return path
 
 
-def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
+def make_page(results: Mapping[str, Any], digest: str, videos: StudyVideos = NO_VIDEOS) -> StudyPage:
     """The page of `results`. digest: sha256 of study.yaml as it is now."""
     study = Study.model_validate(results["study"])
     tables = {
@@ -100,6 +113,7 @@ def make_page(results: Mapping[str, Any], digest: str) -> StudyPage:
         primary=[_primary(study, results, primary.figure) for primary in study.primary],
         curves=_curves(study, results),
         tables={name: table for name, table in tables.items() if table},
+        **vars(videos),
     )
 
 
@@ -283,6 +297,9 @@ def _equality(study: Study, results: Mapping[str, Any]) -> Table:
         note = "held equal" if key in study.equal else "not asked to be equal"
         rows.append(TableRow(key.replace("_", " "), note, cells))
     note = f"From `phantom plan`, against {study.compare[0].reference}."
+    for arm in study.arms:
+        if arm.weights:
+            note += f" {arm.label} is not trained: its weights, and what they cost, are {arm.weights}'s."
     return Table("What the arms cost", study.labels, [_colour(study, x) for x in study.labels], [("", rows)], note)
 
 

@@ -35,11 +35,18 @@ def as_tuple(value: Any) -> Any:
 
 
 class Arm(Section):
-    """What is trained, once per seed. `held`: alpha_z is held at 0, so that the physics loss has no weight."""
+    """What is trained, once per seed; or with `weights`, another arm's runs, measured with other settings.
+
+    held: alpha_z is held at 0, so that the physics loss has no weight. weights: the label of the arm that is trained.
+    intervention: what z is replaced by wherever it is given. coupling: False switches it off, in both directions.
+    """
 
     label: Label
-    settings: dict[str, Any] = {}  # by dotted name, over those of the study
+    settings: dict[str, Any] = {}  # by dotted name, over those of the study, and of the arm that is trained
     held: bool = False
+    weights: str | None = None
+    intervention: StateSource | None = None
+    coupling: bool = True
 
 
 class Primary(Section):
@@ -105,6 +112,10 @@ class Study(Section):
         """The labels of the arms."""
         return [arm.label for arm in self.arms]
 
+    def trained(self, arm: Arm) -> Arm:
+        """The arm whose weights `arm` has: itself, or the one that it names."""
+        return arm if arm.weights is None else next(one for one in self.arms if one.label == arm.weights)
+
     @model_validator(mode="after")
     def _names(self) -> Study:
         for number, primary in enumerate(self.primary):
@@ -124,7 +135,30 @@ class Study(Section):
         for where, settings in sections.items():
             if fixed := [key for key in OF_THE_STUDY if key in settings]:
                 raise ValueError(f"{where}.{fixed[0]}: found in a study, which states it itself; leave it out")
+        for arm in self.arms:
+            self._check_weights(arm)
         return self
+
+    def _check_weights(self, arm: Arm) -> None:
+        """Raises ValueError for an arm that is not trained but changes training, or is measured so but trained."""
+        where = f"arms.{arm.label}"
+        if arm.weights is None:
+            for key, found in (("intervention", arm.intervention), ("coupling", not arm.coupling)):
+                if found:
+                    raise ValueError(f"{where}.{key}: found in an arm that is trained; accepted with weights")
+            return
+        _check_known(f"{where}.weights", arm.weights, [one.label for one in self.arms if one.weights is None])
+        wrong = [f"settings.{key}" for key in arm.settings if not key.startswith("evaluate.")]
+        if wrong := ["held"] * arm.held + wrong:
+            raise ValueError(
+                f"{where}.{wrong[0]}: found in an arm that is not trained, for it has the weights of {arm.weights!r}; "
+                "accepted: evaluate.*"
+            )
+        if arm.intervention and self.measures.likephys:
+            raise ValueError(
+                f"{where}.intervention: found {arm.intervention!r} with measures.likephys, which has no z to replace; "
+                "accepted: one of them"
+            )
 
 
 def load_study(name: str, root: Path = Path()) -> Study:
@@ -173,7 +207,8 @@ def study_digest(name: str, root: Path = Path()) -> str:
 def arm_params(study: Study, arm: Arm, seed: int, overrides: tuple[str, ...] = (), where: str = "study") -> Params:
     """The settings of a run: the preset, the study's settings, `overrides` (`key=value`), the arm's, and the seed.
 
-    Raises UserError, naming the arm and the nearest setting, if they are not valid.
+    Before the arm's own come those of the arm whose weights it has. Raises UserError, naming the arm and the nearest
+    setting, if they are not valid.
     """
     tree = yaml.safe_load(preset_path(study.preset).read_text(encoding="utf-8"))
     of_the_run: dict[str, Any] = {"train.seed": seed, "train.control": False, "compute.train": "local"}
@@ -181,7 +216,8 @@ def arm_params(study: Study, arm: Arm, seed: int, overrides: tuple[str, ...] = (
         of_the_run["evaluate.likephys.groups"] = study.measures.likephys.groups
     if study.measures.positions:
         of_the_run["data.worlds.scenarios"] = study.measures.positions.scenarios
-    layers = (_as_overrides(study.settings), overrides, _as_overrides(arm.settings), _as_overrides(of_the_run))
+    of_the_arm = study.trained(arm).settings | arm.settings
+    layers = (_as_overrides(study.settings), overrides, _as_overrides(of_the_arm), _as_overrides(of_the_run))
     for layer in layers:
         tree = apply_overrides(tree, layer)
     return validate(tree, f"{where}: arm {arm.label!r}")
