@@ -16,6 +16,7 @@ from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from phantom.cluster.study_jobs import make_runner
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.evaluation.study.figures import FIGURES
 from phantom.evaluation.study.results import page_path
@@ -24,7 +25,7 @@ from phantom.orchestration.privacy import no_telemetry
 from phantom.orchestration.run import to_overrides
 from phantom.orchestration.stages import STAGES
 from phantom.orchestration.study import collect, open_study, primary_text, write_report
-from phantom.orchestration.study_processes import Processes
+from phantom.orchestration.study_processes import Runner
 from phantom.orchestration.study_runs import StudyRun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,16 +48,16 @@ def _should_retry(task: Any, run: Any, state: Any) -> bool:
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=_should_retry,
 )
-def train_and_measure(run: StudyRun, study: Study, processes: Processes) -> bool | State:
+def train_and_measure(run: StudyRun, study: Study, runner: Runner) -> bool | State:
     """Runs an arm from a seed unless it is finished, with its output in the log. Returns whether it ran.
 
     When the flow is stopped the run saves, and its task is `Cancelled`.
     """
     logger = get_run_logger()
     try:
-        ran = processes.run(run, logger.info)
+        ran = runner.run(run, logger.info)
     except (Interrupted, StageFailed) as error:
-        if processes.stopped:
+        if runner.stopped:
             return Cancelled(message=str(error))
         raise
     logger.info(f"{run.title}: {primary_text(study, run, ROOT)}" + ("" if ran else ", finished already"))
@@ -88,15 +89,13 @@ def study(name: str, workers: Annotated[int, Field(ge=1)] = 1, params: dict[str,
     """
     overrides = tuple(to_overrides(params or {}))
     spec, runs = open_study(name, overrides, ROOT, print)
-    processes = Processes(name, workers, ROOT)
+    runner = make_runner(name, workers, runs, ROOT)
     with ThreadPoolTaskRunner(max_workers=workers) as threads:
         try:
-            done = threads.map(
-                train_and_measure, {"run": runs, "study": unmapped(spec), "processes": unmapped(processes)}
-            )
+            done = threads.map(train_and_measure, {"run": runs, "study": unmapped(spec), "runner": unmapped(runner)})
             done.wait()  # for all of them: one that fails stops no other
         finally:
-            processes.stop()
+            runner.stop()
     for run in done:
         run.result()  # raises what the run did, if it failed
     return report(name, spec, runs, overrides, wait_for=done)

@@ -50,10 +50,10 @@ def until(holds: Callable[[], Any], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def polled(cluster: Cluster) -> None:
+def polled(cluster: Cluster, plural: str = "pytorchjobs") -> None:
     """Waits until the watcher has polled the job a few more times."""
     asked = len(cluster.api.requests)
-    until(lambda: sum(bool(re.match(r"GET .*/pytorchjobs/", request)) for request in cluster.api.requests[asked:]) > 4)
+    until(lambda: sum(bool(re.match(rf"GET .*/{plural}/", request)) for request in cluster.api.requests[asked:]) > 4)
 
 
 def meanwhile(*steps: Callable[[], Any]) -> threading.Thread:

@@ -67,7 +67,7 @@ class RunHere(study_processes.Child):
         (self.place / study_processes.LOG).touch()
         os.environ[PIPELINE_ENV] = study_processes.pipeline_name(study)
         try:
-            run_one(self.place)
+            run_one(self.place, root)
         finally:
             del os.environ[PIPELINE_ENV]
         self.process = SimpleNamespace(poll=lambda: 0, returncode=0)  # type: ignore[assignment]

@@ -20,16 +20,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's folder be
 def run_study(
     context: typer.Context,
     name: Name,
-    workers: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Runs side by side, here or as jobs.", min=1)] = 1,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the arms of a study from every seed, each once, and write its results and page."""
+    from phantom.cluster.study_jobs import make_runner
     from phantom.orchestration import study as studies
 
     overrides = _overrides(context, set_)
     try:
-        results = studies.run_study(name, workers, overrides)
+        results = studies.run_study(name, workers, overrides, make_runner=make_runner)
     except KeyboardInterrupt:
         raise Interrupted(f"study {name}: interrupted; what was finished is kept, run again to go on") from None
     _show_results(name, results, as_json)

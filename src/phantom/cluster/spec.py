@@ -65,6 +65,17 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
     )
 
 
+def study_spec(key: str, place: Path, pipeline: str, cluster: Cluster) -> JobSpec:
+    """The job of one run of a study: a pod with one process. Its settings are on the volume.
+
+    key: names the run. place: the folder of its process, relative to the checkout (`study_processes.prepare_folder`).
+    pipeline: the parent run in MLflow.
+    """
+    command = f"exec python -m phantom.cli study one {place}"
+    env = {**_pod_environment(cluster), PIPELINE_ENV: pipeline, **_given(cluster)}
+    return JobSpec("study", f"phantom-study-{key}", key, 1, 1, ("/bin/sh", "-c", command), env, cluster)
+
+
 def _script(stage: str, pods: int) -> str:
     """Writes the settings to a file and execs the stage, which thus receives the pod's signals."""
     settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
@@ -82,19 +93,29 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
     env = {
         # Kubernetes expands $(NAME) in values; JSON can escape the dollar sign.
         SETTINGS: json.dumps(tree).replace("$", "\\u0024"),
-        OUTCOME_ENV: TERMINATION_LOG,
-        "HOME": "/tmp",  # for compiler caches; the rest of the root file system is read-only
-        "TMPDIR": "/tmp",
-        "USER": "phantom",
-        "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
-        "OMP_NUM_THREADS": str(params.cluster.cpu),
-        "PYTHONUNBUFFERED": "1",
+        **_pod_environment(params.cluster),
     }
     if PIPELINE_ENV in os.environ:
         env[PIPELINE_ENV] = os.environ[PIPELINE_ENV]
     if stage == "train":
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN_SECONDS)
-    return env | dict(pair.split("=", 1) for pair in params.cluster.env)
+    return env | _given(params.cluster)
+
+
+def _pod_environment(cluster: Cluster) -> dict[str, str]:
+    return {
+        OUTCOME_ENV: TERMINATION_LOG,
+        "HOME": "/tmp",  # for compiler caches; the rest of the root file system is read-only
+        "TMPDIR": "/tmp",
+        "USER": "phantom",
+        "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
+        "OMP_NUM_THREADS": str(cluster.cpu),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _given(cluster: Cluster) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in cluster.env)
 
 
 def _identity(stage: str, params: Params, root: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from phantom.cluster.render import DIGEST_ANNOTATION, Manifest, render
 from phantom.cluster.spec import JobSpec, make_spec
 from phantom.cluster.validation import validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
-from phantom.config import Params
+from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
 from phantom.progress import say
 
@@ -46,24 +47,15 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     started = time.monotonic()
     spec = make_spec(stage, params, root)
     manifest = render(spec)
-    _raise_first(validate_manifest(manifest, params.cluster.lock_memory))
+    raise_first(validate_manifest(manifest, params.cluster.lock_memory))
     kind, name, namespace = manifest["kind"], spec.name, params.cluster.namespace
     if outputs.restore(stage, spec.key, root):
         say(f"{stage}: {kind} {name} finished while nobody watched it: adopting its outputs")
         outputs.mark_adopted(stage, spec.key, root)
         return JobResult(stage, name, namespace, True, 0, 0, round(time.monotonic() - started, 1), True)
     before = outputs.written_at(stage, root)
-    connection = Connection(params.cluster, SUBMIT_TIMEOUT_SECONDS)
-    try:
-        with JobWatcher(connection, stage, kind, name, root) as watcher:
-            adopted = _submit(connection, spec, manifest, root)
-            connection.timeout_seconds = WATCH_TIMEOUT_SECONDS
-            watcher.run()
-    except KeyboardInterrupt:
-        raise Interrupted(_cancel(params, stage, kind, name)) from None
-    except UserError:
-        _cancel(params, stage, kind, name)
-        raise
+    watcher = JobWatcher(Connection(params.cluster, SUBMIT_TIMEOUT_SECONDS), stage, kind, name, root)
+    adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:
         outputs.mark_adopted(stage, spec.key, root)
@@ -76,7 +68,33 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     return JobResult(stage, name, namespace, adopted, len(watcher.pods), watcher.restarts, seconds, here)
 
 
-def _raise_first(problems: list[str]) -> None:
+def run_manifest(
+    spec: JobSpec,
+    manifest: Manifest,
+    watcher: JobWatcher,
+    has_outputs: Callable[[], bool],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Submits a rendered job, or adopts the one that exists, and watches it to its end. Returns whether it adopted.
+
+    has_outputs: whether those of a job that has finished before are there. is_stopped: as in `JobWatcher.run`. Deletes
+    the job if interrupted or stopped, and for wrong input. Raises UserError, Interrupted or StageFailed.
+    """
+    stage, kind, name = spec.stage, manifest["kind"], spec.name
+    try:
+        with watcher:
+            adopted = _submit(watcher.connection, spec, manifest, has_outputs)
+            watcher.connection.timeout_seconds = WATCH_TIMEOUT_SECONDS
+            watcher.run(is_stopped)
+    except KeyboardInterrupt:
+        raise Interrupted(_cancel(spec.settings, stage, kind, name)) from None
+    except UserError:
+        _cancel(spec.settings, stage, kind, name)
+        raise
+    return adopted
+
+
+def raise_first(problems: list[str]) -> None:
     """Raises UserError for the first problem, if any. Where there are several, it prints all of them before."""
     if len(problems) > 1:
         for line in problems:
@@ -85,7 +103,7 @@ def _raise_first(problems: list[str]) -> None:
         raise UserError(problems[0] + (f" (the first of {len(problems)} problems)" if len(problems) > 1 else ""))
 
 
-def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Path) -> bool:
+def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, has_outputs: Callable[[], bool]) -> bool:
     """Creates the job. True if it adopts an existing one instead; of finished ones, only those with outputs."""
     stage, kind, meta = spec.stage, manifest["kind"], manifest["metadata"]
     reported = False
@@ -102,7 +120,7 @@ def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Pat
         state = job_state(job)
         digest = (job["metadata"].get("annotations") or {}).get(DIGEST_ANNOTATION)
         same = digest == meta["annotations"][DIGEST_ANNOTATION]
-        if state.phase == "failed" or (state.phase == "succeeded" and not (same and _outputs_available(spec, root))):
+        if state.phase == "failed" or (state.phase == "succeeded" and not (same and has_outputs())):
             connection.delete(kind, meta["name"])
             continue
         if not same:
@@ -116,12 +134,12 @@ def _submit(connection: Connection, spec: JobSpec, manifest: Manifest, root: Pat
     return False
 
 
-def _cancel(params: Params, stage: str, kind: str, name: str) -> str:
+def _cancel(cluster: Cluster, stage: str, kind: str, name: str) -> str:
     """Deletes the job and returns the line to report, also if it could not be deleted."""
     try:
-        Connection(params.cluster, CANCEL_TIMEOUT_SECONDS).delete(kind, name)
+        Connection(cluster, CANCEL_TIMEOUT_SECONDS).delete(kind, name)
     except (StageFailed, KeyboardInterrupt) as error:
-        command = f"kubectl -n {params.cluster.namespace} delete {kind.lower()} {name}"
+        command = f"kubectl -n {cluster.namespace} delete {kind.lower()} {name}"
         return f"{stage}: interrupted, but {kind} {name} could not be deleted ({error}): `{command}`"
     return f"{stage}: interrupted; {kind} {name} is deleted and its pods save what they have; run again to go on"
 

@@ -37,8 +37,17 @@ LOGS = Path("checkpoints/jobs")
 class JobWatcher:
     """Watches one job of a stage. `pods` (uids) and `restarts` are what it has seen so far."""
 
-    def __init__(self, connection: Connection, stage: str, kind: str, name: str, root: Path) -> None:
-        self.connection, self.stage, self.kind, self.name = connection, stage, kind, name
+    def __init__(
+        self,
+        connection: Connection,
+        stage: str,
+        kind: str,
+        name: str,
+        root: Path,
+        on_line: Callable[[str], None] = say,
+    ) -> None:
+        """on_line: is given each line of the pods' logs."""
+        self.connection, self.stage, self.kind, self.name, self.on_line = connection, stage, kind, name, on_line
         self.logs = root / LOGS / name
         self.pods: set[str] = set()
         self.restarts = 0
@@ -65,9 +74,14 @@ class JobWatcher:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
 
-    def run(self) -> None:
-        """Returns when the job has succeeded. Raises UserError, Interrupted or StageFailed, as the stage did."""
+    def run(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Returns when the job has succeeded. Raises UserError, Interrupted or StageFailed, as the stage did.
+
+        Raises KeyboardInterrupt soon after `is_stopped`.
+        """
         while not self.poll():
+            if is_stopped():
+                raise KeyboardInterrupt
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
@@ -160,7 +174,7 @@ class JobWatcher:
                 if stamp > last:
                     self._read[uid, attempt] = (stamp, now)
                     self._tails.setdefault(uid, deque(maxlen=KEPT_LINES)).append(line)
-                    say(f"{name}: {line}" if self.stage == "encode" and len(self._live) > 1 else line)
+                    self.on_line(f"{name}: {line}" if self.stage == "encode" and len(self._live) > 1 else line)
 
     def _save_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), tail: str = "") -> Sequence[str]:
         """Writes and returns a container's last lines: `lines`, else those read so far, else those of `tail`."""

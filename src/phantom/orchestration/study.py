@@ -27,21 +27,31 @@ from phantom.evaluation.study.statistics import smallest_p
 from phantom.evaluation.study.videos import BASE, gather_videos
 from phantom.orchestration.privacy import stay_offline
 from phantom.orchestration.study_latents import encode_missing
-from phantom.orchestration.study_processes import pipeline_name, run_all
+from phantom.orchestration.study_processes import MakeRunner, pipeline_name, processes, run_all
 from phantom.orchestration.study_runs import SETTINGS, StudyRun, kept_videos, study_runs
 from phantom.progress import say
 
+WHERE = ("compute.", "cluster.")  # settings that a result does not depend on
 
-def run_study(name: str, workers: int = 1, overrides: Sequence[str] = (), root: Path = Path()) -> dict[str, Any]:
+
+def run_study(
+    name: str,
+    workers: int = 1,
+    overrides: Sequence[str] = (),
+    root: Path = Path(),
+    make_runner: MakeRunner = processes,
+) -> dict[str, Any]:
     """Runs what is not finished of a study, `workers` at a time. Returns its results (`results.make_results`).
 
-    overrides: `key=value` for all arms; an arm's own settings prevail. Raises UserError if the study, its settings or
-    the latents are wrong; Interrupted after a stop signal, once the runs have saved; StageFailed if a run failed.
+    overrides: `key=value` for all arms; an arm's own settings prevail. make_runner: where the runs are run. Raises
+    UserError if the study, its settings or the latents are wrong; Interrupted after a stop signal, once the runs have
+    saved; StageFailed if a run failed.
     """
     study, runs = open_study(name, overrides, root)
     waiting = [run for run in runs if run.read(root) is None]
     if waiting:
-        run_all(name, runs, waiting, workers, lambda run: primary_text(study, run, root), root)
+        runner = make_runner(name, workers, runs, root)
+        run_all(name, runs, waiting, workers, lambda run: primary_text(study, run, root), runner)
     return write_report(name, collect(name, study, runs, tuple(overrides), root), runs, root)
 
 
@@ -142,7 +152,7 @@ def collect(
     facts = {
         "name": name,
         "sha256": study_digest(name, root),
-        "set": list(overrides),
+        "set": [one for one in overrides if not one.startswith(WHERE)],
         "version": __version__,
         "made_with": [json.loads(one) for one in made],
         "ids": ids,

@@ -14,7 +14,7 @@ import torch
 from phantom.config import Params, validate
 from phantom.data.files import lock_file
 from phantom.orchestration.study_measures import MEASURES, WORK
-from phantom.orchestration.study_runs import RUN_FILE
+from phantom.orchestration.study_runs import RUN_FILE, absolute
 from phantom.tracking.lineage import data_and_code_tags
 from phantom.training.trainer import Trainer
 
@@ -26,19 +26,19 @@ class StudyRunResult:
     figures: list[str]
 
 
-def run_one(place: Path) -> StudyRunResult:
+def run_one(place: Path, root: Path = Path()) -> StudyRunResult:
     """Trains and measures the run described by `run.json` in the folder `place` (`study_processes.prepare_folder`).
 
-    Nothing that is finished is done again. A second process on the same run waits for the first. Raises what `train`
-    does.
+    root: the checkout. Nothing that is finished is done again. A second process on the same run waits for the first.
+    Raises what `train` does.
     """
     told = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
-    folder, params = place.parent.parent, validate(told["params"])
+    folder, params = place.parent.parent, absolute(validate(told["params"]), root)
     targets = {name: folder / measure["file"] for name, measure in told["measures"].items()}
     with (folder / "lock").open("w") as lock:
         lock_file(lock, fcntl.LOCK_EX)
         if missing := [name for name, target in targets.items() if not target.is_file()]:
-            export = None if told["arm"] is None else _train(folder, told)
+            export = None if told["arm"] is None else _train(folder, told, root)
             for name in missing:
                 found = MEASURES[name](params, folder, export, told["measures"][name])
                 _write(targets[name], {**found, "made": _made(params, folder)})
@@ -47,11 +47,11 @@ def run_one(place: Path) -> StudyRunResult:
     return StudyRunResult([str(target) for target in targets.values()])
 
 
-def _train(folder: Path, told: dict[str, Any]) -> Path:
+def _train(folder: Path, told: dict[str, Any], root: Path) -> Path:
     """The export whose weights are measured, trained unless it is there."""
     export = folder / "models" / told["name"]
     if not (export / "result.json").is_file():
-        trainer = Trainer(validate(told["trained_params"]), folder, told["name"], told["held"])
+        trainer = Trainer(absolute(validate(told["trained_params"]), root), folder, told["name"], told["held"])
         if trainer.tracker:
             study, arm, seed = told["study"], told["trained_arm"], str(told["seed"])
             tags = {"mlflow.runName": f"{study}: {arm}, seed {seed}", "study": study, "arm": arm, "seed": seed}

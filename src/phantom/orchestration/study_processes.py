@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 from phantom.cores import cores
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
@@ -41,7 +42,7 @@ def run_all(
     waiting: Sequence[StudyRun],
     workers: int,
     describe: Callable[[StudyRun], str],
-    root: Path = Path(),
+    runner: Runner,
 ) -> None:
     """Runs those `waiting` of `runs`, with a bar over the steps of all and a line, by `describe`, for each that ends.
 
@@ -49,11 +50,10 @@ def run_all(
     """
     total, ended = _training_steps(runs), len(runs) - len(waiting)
     done_before = total - _training_steps(waiting)
-    processes = Processes(name, workers, root)
     with track(f"study {name}", max(total, 1), "steps", done_before) as bar, ThreadPoolExecutor(workers) as threads:
         steps = _Steps(bar)
         try:
-            futures = {threads.submit(processes.run, run, steps.of(run)): run for run in waiting}
+            futures = {threads.submit(runner.run, run, steps.of(run)): run for run in waiting}
             for future in as_completed(futures):
                 future.result()
                 run = futures[future]
@@ -66,7 +66,27 @@ def run_all(
                 "go on"
             ) from None
         finally:
-            processes.stop()
+            runner.stop()
+
+
+class Runner(Protocol):
+    """Runs the runs of a study, for callers in several threads: `Processes` here, or jobs on a cluster."""
+
+    stopped: bool
+
+    def run(self, run: StudyRun, on_line: LineCallback) -> bool:
+        """Runs it unless it is finished, with each line of its log to `on_line`. Returns whether it ran."""
+
+    def stop(self) -> None:
+        """Lets the active runs save and end, and no other begin."""
+
+
+MakeRunner = Callable[[str, int, Sequence[StudyRun], Path], Runner]  # of the name of a study, workers, runs, root
+
+
+def processes(name: str, workers: int, runs: Sequence[StudyRun], root: Path) -> Runner:
+    """A `MakeRunner`: here, whatever `compute.train` says."""
+    return Processes(name, workers, root)
 
 
 class Processes:

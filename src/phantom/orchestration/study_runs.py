@@ -98,7 +98,8 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
             settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
             held = study.trained(arm).held
             key = _digest({"settings": settings, "held": held, "latents": digest})
-            measures, placed = _measures(study, arm, params), _absolute(params, root)
+            is_here = params.compute.train == "local"
+            measures, placed = _measures(study, arm, params), absolute(params, root) if is_here else params
             found.append(StudyRun(arm.label, seed, held, placed, measures, RUNS / key, place / "data"))
     found = [replace(run, source=_source(study, run, found)) for run in found]
     first = next(run for run in found if run.source is None)
@@ -170,7 +171,7 @@ def _find_latents(arm: Arm, params: Params, latents: StudyLatents) -> tuple[Path
         raise UserError(f"arm {arm.label!r}: {error}; `phantom study run` encodes its own") from None
 
 
-def _absolute(params: Params, root: Path) -> Params:
+def absolute(params: Params, root: Path) -> Params:
     """The same settings with places that do not depend on the run's folder: the MLflow store and the cache."""
     tracking, storage = params.tracking, params.storage
     folder, uri = root.resolve(), tracking.uri

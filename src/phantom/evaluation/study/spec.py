@@ -211,7 +211,7 @@ def arm_params(study: Study, arm: Arm, seed: int, overrides: tuple[str, ...] = (
     setting, if they are not valid.
     """
     tree = yaml.safe_load(preset_path(study.preset).read_text(encoding="utf-8"))
-    of_the_run: dict[str, Any] = {"train.seed": seed, "train.control": False, "compute.train": "local"}
+    of_the_run: dict[str, Any] = {"train.seed": seed, "train.control": False}
     if study.measures.likephys:
         of_the_run["evaluate.likephys.groups"] = study.measures.likephys.groups
     if study.measures.positions:
