@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.export import is_video_branch
 from phantom.model.flops import Costs, Shape, costs
 
@@ -136,3 +136,32 @@ def test_recomputation_is_the_blocks_forward_as_torch_counts_it(name: str):
     assert found.recomputed("full") == again
     assert found.recomputed("none") == 0
     assert 0 < found.recomputed("selective") < found.recomputed("full")
+
+
+LORAS = {
+    "attention": LoraConfig(rank=8),
+    "text keys and values": LoraConfig(rank=3, targets=("attn2.to_k", "attn2.to_v")),
+    "feed-forward": LoraConfig(rank=5, targets=("ffn.net.0.proj", "net.2")),
+    "queries": LoraConfig(rank=2, targets=("attn1.to_q",)),
+    "values": LoraConfig(rank=2, targets=("attn1.to_v",)),
+}
+
+
+@pytest.mark.parametrize("targets", LORAS)
+def test_parameters_and_operations_of_adapters_are_those_that_torch_counts(targets: str):
+    lora = LORAS[targets].resolve(MID, 0)
+    with torch.device("meta"):
+        model = PhantomTransformer3DModel(MID, None, None, lora=lora)
+        latents = torch.randn(2, MID["in_channels"], *SQUARE.video)
+        text, timestep = torch.randn(2, SQUARE.text, MID["text_dim"]), torch.rand(2)
+    found = costs(MID, None, None, SQUARE, lora)
+    assert found.lora.parameters == found.trainable == sum(p.numel() for _, p in model.trainable_parameters())
+    assert found.total.parameters == sum(p.numel() for p in model.parameters())
+    counts = {}
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+            out = model(latents, None, timestep, text)
+            if backward:
+                out.sample.sum().backward()
+        counts[backward] = counter.get_total_flops()
+    assert counts == {False: 2 * found.total.forward, True: 2 * found.total.training}

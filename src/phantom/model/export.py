@@ -1,6 +1,7 @@
 """The export: physics branch and coupling only, with the identity of the frozen base they were trained on.
 
-A folder of `config.json` and safetensors, sharded as diffusers does. The base is named by id and revision, and verified
+A folder of `config.json` and safetensors, sharded as diffusers does. Adapters are stored as diffusers' LoRA weights, for
+`WanPipeline.load_lora_weights`. The base is named by id and revision, and verified
 by a fingerprint of its weights: a copy of the base in another place is accepted, a different base is rejected.
 """
 
@@ -14,22 +15,26 @@ from typing import Any, Self
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from phantom.model.lora import adapter_metadata, is_adapter, stored_name
+
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 WEIGHTS_PATTERN = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
 _VIDEO = re.compile(r"(?:video_ends|(blocks\.\d+)\.video)\.(.*)")
 
 
 def is_video_branch(name: str) -> bool:
     """Whether the parameter called `name` belongs to the frozen video branch."""
-    return _VIDEO.match(name) is not None
+    return _VIDEO.match(name) is not None and not is_adapter(name)
 
 
 def diffusers_name(name: str) -> str | None:
     """The name of a video branch parameter in diffusers' Wan; None for all other parameters."""
-    found = _VIDEO.match(name)
+    found = _VIDEO.match(name.replace(".base_layer.", ".")) if not is_adapter(name) else None
     return found and ".".join(part for part in found.groups() if part)
 
 
@@ -101,7 +106,7 @@ class ExportMixin:
         state_dict: dict[str, torch.Tensor] | None = None,
         max_shard_size: str = "10GB",
     ) -> None:
-        """Writes config and weights of the physics branch and the coupling to `folder`.
+        """Writes config and weights of the physics branch and the coupling, or of the adapters, to `folder`.
 
         Ids, revisions and metadata that are None are taken from the model's config. `state_dict` replaces the model's
         weights, for instance with those gathered from shards or their moving average. `metadata` is free-form JSON;
@@ -116,11 +121,14 @@ class ExportMixin:
             "metadata": metadata,
         }
         config = json.loads(self.to_json_string()) | {k: v for k, v in overrides.items() if v is not None}
-        config["export"] = ["physics", "coupling"]
+        config["export"] = ["lora"] if self.config.lora else ["physics", "coupling"]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video_branch(k)}
-        save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
+        if self.config.lora:
+            _save_adapters(state, self.config.lora, folder / LORA_WEIGHTS)
+        else:
+            save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -166,12 +174,21 @@ class ExportMixin:
         dtype = torch_dtype or wan.patch_embedding.weight.dtype
         device = wan.patch_embedding.weight.device
         state: dict[str, torch.Tensor] = {}
-        for file in sorted(Path(folder).glob(WEIGHTS_PATTERN.format(suffix="*"))):
+        for file in sorted(
+            Path(folder).glob(LORA_WEIGHTS if config.get("lora") else WEIGHTS_PATTERN.format(suffix="*"))
+        ):
             state |= load_file(file, device=str(device))
-        expected = {name for name, _ in model.trainable_parameters()}
-        if state.keys() != expected:
+        expected = dict(model.trainable_parameters())
+        if config.get("lora"):
+            names = {stored_name(name): name for name in expected}
+            state = {names.get(name, name): tensor for name, tensor in state.items()}
+        if state.keys() != expected.keys():
+            missing, unknown = len(expected.keys() - state.keys()), len(state.keys() - expected.keys())
+            raise ValueError(f"{folder}: {missing} weights are missing, {unknown} unknown")
+        if wrong := [name for name, tensor in state.items() if tensor.shape != expected[name].shape]:
             raise ValueError(
-                f"{folder}: {len(expected - state.keys())} weights are missing, {len(state.keys() - expected)} unknown"
+                f"{folder}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
+                f"config.json says {tuple(expected[wrong[0]].shape)}"
             )
         keep = set(model._keep_in_fp32_modules)
         state = {k: v.to(torch.float32 if keep & set(k.split(".")) else dtype) for k, v in state.items()}
@@ -195,6 +212,12 @@ class ExportMixin:
         if export is None:
             return cls.from_export(pretrained_model_name_or_path, torch_dtype=dtype)
         return cls.from_export(export, str(pretrained_model_name_or_path), dtype, revision)
+
+
+def _save_adapters(state: dict[str, torch.Tensor], lora: dict[str, Any], file: Path) -> None:
+    """Writes weights and metadata as `WanPipeline.save_lora_weights` does, but the same bytes every time."""
+    weights = {stored_name(name): tensor.cpu().contiguous() for name, tensor in state.items()}
+    save_file(weights, file, {LORA_ADAPTER_METADATA_KEY: json.dumps(adapter_metadata(lora), sort_keys=True)})
 
 
 def _base_label(base_id: str | None, revision: str | None) -> str:

@@ -2,8 +2,8 @@
 
 Matrix products count two FLOPs per multiply-add; norms, RoPE and softmax are not counted. The frozen video branch has
 no weight gradients, and no gradients at all before the first coupled block, where trained parameters first feed into
-it (nowhere, if it reads nothing of the physics branch). `torch.utils.flop_counter` gives the same numbers
-(tests/model/test_flops.py).
+it (nowhere, if it reads nothing of the physics branch), or the first adapted layer. `torch.utils.flop_counter` gives
+the same numbers (tests/model/test_flops.py).
 
 Legend, per sample: L video tokens of width D, M physics tokens of width E, S text tokens.
 """
@@ -11,11 +11,13 @@ Legend, per sample: L video tokens of width D, M physics tokens of width E, S te
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, fields
 from typing import Any
 
 from phantom.model.branch import width
 from phantom.model.coupling import has_direction
+from phantom.model.lora import adapted_layers, block_layers
 from phantom.model.physics import paired_blocks
 
 
@@ -54,16 +56,17 @@ class Costs:
     video: Cost  # frozen
     physics: Cost
     coupling: Cost
+    lora: Cost
     checkpointed: Cost
 
     @property
     def total(self) -> Cost:
-        return self.video + self.physics + self.coupling
+        return self.video + self.physics + self.coupling + self.lora
 
     @property
     def trainable(self) -> int:
         """Number of trainable parameters."""
-        return self.physics.parameters + self.coupling.parameters
+        return self.physics.parameters + self.coupling.parameters + self.lora.parameters
 
     def recomputed(self, checkpointing: str) -> int:
         """Forward FLOPs recomputed in the backward pass: zero (none), all (full), all but attention (selective)."""
@@ -77,8 +80,16 @@ def token_count(config: dict[str, Any], latents: tuple[int, int, int]) -> int:
     return math.prod(n // p for n, p in zip(latents, config["patch_size"], strict=True))
 
 
-def costs(video: dict[str, Any], physics: dict[str, Any], coupling: dict[str, Any], shape: Shape) -> Costs:
-    """Costs of `PhantomTransformer3DModel(video, physics, coupling)` for one sample of `shape`."""
+def costs(
+    video: dict[str, Any],
+    physics: dict[str, Any] | None,
+    coupling: dict[str, Any] | None,
+    shape: Shape,
+    lora: dict[str, Any] | None = None,
+) -> Costs:
+    """Costs of `PhantomTransformer3DModel(video, physics, coupling, lora=lora)` for one sample of `shape`."""
+    if physics is None or coupling is None:
+        return _costs_of_video(video, lora, shape)
     tokens_v, tokens_z = token_count(video, shape.video), token_count(physics, shape.physics)
     timesteps_z = shape.physics[0] if shape.timesteps > 1 else 1
     paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
@@ -101,7 +112,49 @@ def costs(video: dict[str, Any], physics: dict[str, Any], coupling: dict[str, An
         cost_v, cost_z, cost_c = cost_v + block_v, cost_z + block_z, cost_c + block_c
         if block in paired or block > first:  # otherwise nothing in the block has a gradient
             checkpointed += block_v + block_z + block_c
-    return Costs(cost_v, cost_z, cost_c, checkpointed)
+    return Costs(cost_v, cost_z, cost_c, Cost(), checkpointed)
+
+
+def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: Shape) -> Costs:
+    """Costs of the video branch without a physics branch, with adapters in every block or without any."""
+    lora = lora or {"rank": 0, "targets": []}
+    tokens, adapted = token_count(video, shape.video), set(adapted_layers(video, lora["targets"]))
+    cost_v = _embeddings_and_head(video, tokens, shape.text, shape.timesteps, trained=False, input_grad=bool(adapted))
+    cost_l = checkpointed = Cost()
+    for block in range(video["num_layers"]):
+        block_v, block_l = _adapted_block(video, tokens, shape.text, adapted, lora["rank"], bool(adapted) and block > 0)
+        cost_v, cost_l = cost_v + block_v, cost_l + block_l
+        if adapted:
+            checkpointed += block_v + block_l
+    return Costs(cost_v, Cost(), Cost(), cost_l, checkpointed)
+
+
+def _adapted_block(
+    config: dict[str, Any], tokens: int, text: int, adapted: Set[str], rank: int, input_grad: bool
+) -> tuple[Cost, Cost]:
+    """A frozen `BranchBlock`, and the adapters of its layers `adapted`. `input_grad`: its input has a gradient."""
+    dim, shapes = width(config), block_layers(config)
+    added = Cost()
+    frozen = Cost(parameters=10 * dim + (2 * dim if config["cross_attn_norm"] else 0))  # norms, scale_shift_table
+
+    def layer(name: str, rows: int, has_grad: bool) -> bool:
+        """Counts a layer. Returns whether its output has a gradient, given whether its input has one."""
+        nonlocal frozen, added
+        frozen += _linear(rows, *shapes[name], trained=False, input_grad=has_grad)
+        if name in adapted:
+            fan_in, fan_out = shapes[name]
+            down, up = 2 * rows * fan_in * rank, 2 * rows * rank * fan_out
+            added += Cost(rank * (fan_in + fan_out), down + up, down * (1 + has_grad) + 2 * up)
+        return has_grad or name in adapted
+
+    has_grad = input_grad  # of the residual stream
+    for attention, sources, sources_grad in (("attn1", tokens, input_grad), ("attn2", text, False)):
+        q = layer(f"{attention}.to_q", tokens, has_grad)
+        k, v = (layer(f"{attention}.{name}", sources, sources_grad) for name in ("to_k", "to_v"))
+        frozen += _attention(tokens, sources, dim, q, k, v)
+        has_grad = layer(f"{attention}.to_out.0", tokens, q or k or v) or has_grad
+    layer("ffn.net.2", tokens, layer("ffn.net.0.proj", tokens, has_grad))
+    return frozen, added
 
 
 def _embeddings_and_head(
@@ -125,7 +178,7 @@ def _self_attention(config: dict[str, Any], tokens: int, trained: bool, input_gr
     """`BranchBlock.forward`."""
     dim = width(config)
     projections = [_linear(tokens, dim, dim, trained, input_grad) for _ in ("query", "key", "value", "out")]
-    scores = _attention(tokens, tokens, dim, queries=input_grad, keys=input_grad)
+    scores = _attention(tokens, tokens, dim, input_grad, input_grad, input_grad)
     return sum(projections, scores) + Cost(parameters=2 * dim)  # norms of query and key
 
 
@@ -137,7 +190,7 @@ def _text_attention_and_ffn(config: dict[str, Any], tokens: int, text: int, trai
         _linear(tokens, dim, dim, trained, input_grad)
         + _linear(text, dim, dim, trained, trained)  # keys and values: their input, the projected text, has a gradient
         + _linear(text, dim, dim, trained, trained)  # only where the projection is trained
-        + _attention(tokens, text, dim, queries=input_grad, keys=trained)
+        + _attention(tokens, text, dim, input_grad, trained, trained)
         + _linear(tokens, dim, dim, trained, input_grad)
         + _linear(tokens, dim, hidden, trained, input_grad)
         + _linear(tokens, hidden, dim, trained, input_grad)
@@ -156,7 +209,7 @@ def _coupling(config: dict[str, Any], widths: tuple[int, int], tokens: tuple[int
         total += _linear(tokens[reader], widths[reader], inner, True, input_grad[reader])
         total += _linear(tokens[source], widths[source], inner, True, input_grad[source])
         total += _linear(tokens[source], widths[source], inner, True, input_grad[source])
-        total += _attention(tokens[reader], tokens[source], inner, queries=True, keys=True)
+        total += _attention(tokens[reader], tokens[source], inner, True, True, True)
         total += _linear(tokens[reader], inner, widths[reader], True, True)
         total += Cost(parameters=2 * inner)  # norms of query and key
     return total
@@ -168,8 +221,7 @@ def _linear(rows: int, fan_in: int, fan_out: int, trained: bool, input_grad: boo
     return Cost((fan_in + 1) * fan_out, product, product * (trained + input_grad))
 
 
-def _attention(queries_n: int, keys_n: int, dim: int, queries: bool, keys: bool) -> Cost:
-    """softmax(Q K^T) V: two products forward. Backward: two for dP and dQ (`queries`), two for dK and dV (`keys`)."""
+def _attention(queries_n: int, keys_n: int, dim: int, q: bool, k: bool, v: bool) -> Cost:
+    """softmax(Q K^T) V: two products forward; backward one each for dQ, dK, dV where they are needed, and for dP."""
     product = 2 * queries_n * keys_n * dim
-    backward = 2 * product * (queries + keys)
-    return Cost(0, 2 * product, backward, 2 * product)
+    return Cost(0, 2 * product, product * ((q or k) + q + k + v), 2 * product)

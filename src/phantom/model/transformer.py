@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch import nn
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
+from phantom.model.lora import add_adapters, without_adapters
 from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
 from phantom.model.physics import (
     PhysicsConfig,
@@ -140,14 +142,17 @@ def _add_update(y: torch.Tensor, update: torch.Tensor | None, coupling: bool | t
 class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
     """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in one or both directions.
 
+    Or, to compare with, the video branch alone with LoRA adapters (`with_adapters`).
+
     Build it with `from_video_transformer` (a loaded Wan), `from_export` (`models/phantom`) or `from_pretrained`. Either
     all weights have one dtype (except norms, time embedding and modulation tables, which stay float32 as in Wan), or
     the model runs under autocast.
 
     Args:
         video: config of the `WanTransformer3DModel` that is the video branch.
-        physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`).
+        physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`); None: there is none.
         coupling: `blocks` (indices), `direction`, `num_attention_heads`, ... (`CouplingConfig.resolve`).
+        lora: `rank`, `alpha`, `targets` of the video branch's adapters (`LoraConfig.resolve`); None: there are none.
         base_id, base_revision: source of the video branch. base_fingerprint: hash that identifies its weights.
         physics_encoder_id, physics_encoder_revision: the V-JEPA 2 model whose features the physics branch predicts.
         physics_encoder_random_seed: that of its random weights; None: it has its trained ones.
@@ -164,8 +169,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
     def __init__(
         self,
         video: dict[str, Any],
-        physics: dict[str, Any],
-        coupling: dict[str, Any],
+        physics: dict[str, Any] | None,
+        coupling: dict[str, Any] | None,
         base_id: str | None = None,
         base_revision: str | None = None,
         base_fingerprint: str | None = None,
@@ -173,18 +178,23 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         physics_encoder_revision: str | None = None,
         physics_encoder_random_seed: int | None = None,
         metadata: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        physics = complete(physics)
-        self.register_to_config(physics=physics)
-        paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
+        if physics:
+            physics = complete(physics)
+            self.register_to_config(physics=physics)
+        paired = set(paired_blocks(physics["num_layers"], video["num_layers"])) if physics else set()
+        coupled = set(coupling["blocks"]) if coupling else set()
         # Embeddings and head of each branch. These attribute names are part of the keys of exports and checkpoints.
         self.video_ends = EmbeddingsAndHead(video)
-        self.physics_ends = physics_embeddings_and_head(physics)
+        self.physics_ends = physics_embeddings_and_head(physics) if physics else None
         self.blocks = nn.ModuleList(
-            PhantomBlock(video, physics if i in paired else None, coupling if i in set(coupling["blocks"]) else None)
+            PhantomBlock(video, physics if i in paired else None, coupling if i in coupled else None)
             for i in range(video["num_layers"])
         )
+        if lora:
+            add_adapters(self, video, lora)
         self.gradient_checkpointing = False
         self._rotary_embs: tuple[Any, RotaryEmbs] | None = None
         self.freeze_video()
@@ -228,6 +238,36 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                     block.coupling = Coupling(coupling_dict, video, physics_dict)
         return model
 
+    @classmethod
+    def with_adapters(
+        cls,
+        wan: WanTransformer3DModel,
+        lora: dict[str, Any],
+        base_id: str | None = None,
+        base_revision: str | None = None,
+    ) -> PhantomTransformer3DModel:
+        """`wan` with untrained LoRA adapters (`LoraConfig.resolve`) and no physics branch, sharing its weights.
+
+        The new weights are float32, on the device of `wan`. The video velocity is bit-identical to that of `wan`.
+        """
+        ids = {"base_id": base_id, "base_revision": base_revision, "base_fingerprint": fingerprint(wan)}
+        video = video_config(wan)
+        with torch.device("meta"):
+            model = cls(video, None, None, **ids)
+        model.assign_video_weights(wan)
+        add_adapters(model, video, lora)
+        model.register_to_config(lora=lora)
+        return model
+
+    @property
+    def has_physics(self) -> bool:
+        """Whether there is a physics branch."""
+        return self.physics_ends is not None
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """A context in which the video branch is the frozen base: adapters are off."""
+        return without_adapters(self) if self.config.lora else nullcontext()
+
     def freeze_video(self) -> None:
         """Sets `requires_grad=False` on the video branch. Called at construction; call it again after unfreezing."""
         for name, parameter in self.named_parameters():
@@ -235,7 +275,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 parameter.requires_grad_(False)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of the physics branch and the coupling."""
+        """(name, parameter) of the physics branch, the coupling and the adapters."""
         return ((name, parameter) for name, parameter in self.named_parameters() if not is_video_branch(name))
 
     def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKVCache:
@@ -258,10 +298,10 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
     def _make_rotary_embs(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
     ) -> RotaryEmbs:
-        heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
         at_v = video_positions(grid_v, device)
         if grid_z is None:
-            return RotaryEmbs(rotary_emb(at_v, heads[0]))
+            return RotaryEmbs(rotary_emb(at_v, self.config.video["attention_head_dim"]))
+        heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
         at_z = physics_positions(grid_z, grid_v, device)
         return RotaryEmbs(
             rotary_emb(at_v, heads[0]),
@@ -295,8 +335,9 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         """
         text: Sequence[ProjectedText | BlockTextKV]
         if isinstance(encoder_hidden_states, torch.Tensor):
-            video_only = hidden_states is not None and physics_states is None
-            text_z = None if video_only else self.physics_ends.embed_text(encoder_hidden_states)
+            text_z = None
+            if self.physics_ends is not None and (hidden_states is None or physics_states is not None):
+                text_z = self.physics_ends.embed_text(encoder_hidden_states)
             text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), text_z)] * len(self.blocks)
         else:
             text = encoder_hidden_states
@@ -318,6 +359,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
         x_z = time_z_Bn6E = grid_z = None
         if physics_states is not None:
+            if self.physics_ends is None:
+                raise ValueError("physics_states: found some, but the model has no physics branch; accepted: None")
             config_z, count = self.config.physics, physics_states.shape[2]
             expected = tubelets(frames, config_z["tubelets_per_latent"])
             if count != expected:
@@ -341,7 +384,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
 
         sample = self.video_ends(x_v, time_v, grid_v) if video else None
         physics = None
-        if physics_states is not None:
+        if physics_states is not None and self.physics_ends is not None:
             physics = self.physics_ends(x_z, time_z, grid_z)
             if config_z["prediction"] == "clean":
                 physics = velocity_of(physics, physics_states, sigma_z, config_z["sigma_min"])
