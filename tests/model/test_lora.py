@@ -137,7 +137,7 @@ def test_the_file_says_rank_and_alpha(tmp_path):
 def test_a_target_that_is_no_layer_names_the_nearest():
     with pytest.raises(ValueError, match=r"train\.lora\.targets: found 'to_z'; accepted: .*; nearest: to_"):
         LoraConfig(targets=("to_q", "to_z")).resolve(VIDEO, 0)
-    with pytest.raises(ValueError, match="nearest: to_out.0"):
+    with pytest.raises(ValueError, match=r"nearest: to_out\.0"):
         LoraConfig(targets=("to_out",)).resolve(VIDEO, 0)
 
 
