@@ -41,6 +41,8 @@ def test_the_truth_has_no_loss_and_a_constant_one_in_its_units(kind):
     states = (1 - sigma) * given.physics + sigma * given.noise_physics
 
     class Answers(torch.nn.Module):
+        has_physics = True
+
         def __init__(self, z_hat: torch.Tensor) -> None:
             super().__init__()
             self.z_hat = z_hat

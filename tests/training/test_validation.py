@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -50,6 +51,9 @@ def model(params):
 
 class Guesses(torch.nn.Module):
     """Predicts the velocities of `guess(z, given)` for z; given: tubelets of the condition prefix, 0 without one."""
+
+    has_physics = True
+    base_alone = staticmethod(nullcontext)
 
     def __init__(self, validation: Validation, guess) -> None:
         super().__init__()

@@ -35,9 +35,19 @@ class Optimizer(Section):
     decay: Literal["constant", "cosine"]
 
 
-class Train(Section):
-    """The training run. `control: true` also trains a control with alpha_z held at 0."""
+class Lora(Section):
+    """The adapters that `train.method: lora` trains on the frozen base, in place of a physics branch."""
 
+    rank: Positive | None = None  # null: the rank whose number of parameters is nearest to that of method phantom
+    alpha: PositiveFloat | None = None  # scale = alpha / rank; null: 1
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names
+
+
+class Train(Section):
+    """The training run. `control: true` also trains a control of Phantom with alpha_z held at 0."""
+
+    method: Literal["phantom", "lora"] = "phantom"  # what is trained on the frozen base
+    lora: Lora = Lora()
     steps: Positive
     batch_size: Positive  # global batch, over all processes and accumulation steps
     accumulation: Annotated[Positive, Role.NOT_IN_WEIGHTS]
@@ -64,6 +74,11 @@ class Train(Section):
     validate_every: Annotated[NonNegative, Role.NOT_IN_WEIGHTS]  # 0: never
     sample_every: Annotated[NonNegative, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
     max_bad_steps: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # consecutive non-finite gradients before stopping
+
+    @property
+    def trains_control(self) -> bool:
+        """Whether a control is trained too: there is none where there is no physics loss to leave out."""
+        return self.control and self.method == "phantom"
 
     @model_validator(mode="after")
     def _batches(self) -> Train:

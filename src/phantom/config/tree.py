@@ -77,6 +77,8 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
     """
     defaults = [(key.split("."), f.default) for key, f in _fields(Params) if not f.is_required()]
     found = select(params, names, without)
+    if params.train.method != "lora":  # then its settings mean nothing
+        found.get("train", {}).pop("lora", None)
     for (*parents, leaf), default in defaults:
         section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
         if leaf in section and section[leaf] == default:

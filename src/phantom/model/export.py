@@ -1,8 +1,8 @@
 """The export: physics branch and coupling only, with the identity of the frozen base they were trained on.
 
 A folder of `config.json` and safetensors, sharded as diffusers does; the weights of adapters are in one file that
-`WanPipeline.load_lora_weights` takes. The base is named by id and revision, and verified by a fingerprint of its weights:
-a copy of the base in another place is accepted, a different base is rejected.
+`WanPipeline.load_lora_weights` takes. The base is named by id and revision, and verified by a fingerprint of its
+weights: a copy of the base in another place is accepted, a different base is rejected.
 """
 
 from __future__ import annotations

@@ -80,6 +80,12 @@ def token_count(config: dict[str, Any], latents: tuple[int, int, int]) -> int:
     return math.prod(n // p for n, p in zip(latents, config["patch_size"], strict=True))
 
 
+def trainable_parameters(video: dict[str, Any], physics: dict[str, Any], coupling: dict[str, Any]) -> int:
+    """Number of trainable parameters of a physics branch and its coupling."""
+    anything = Shape((1, 1, 1), (1, 1, 1), 1)
+    return costs(video, physics, coupling, anything).trainable
+
+
 def costs(
     video: dict[str, Any],
     physics: dict[str, Any] | None,

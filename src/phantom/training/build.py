@@ -1,4 +1,4 @@
-"""Builds the model that a run trains: the frozen base with a new physics branch and coupling."""
+"""Builds the model that a run trains: the frozen base with a new physics branch and coupling, or with adapters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from phantom.config import Params
 from phantom.data.physics_statistics import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
-from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.coupling import has_direction
+from phantom.model.export import video_config
+from phantom.model.flops import trainable_parameters
 from phantom.model.physics import velocity_floor
 from phantom.progress import quiet_loading, say
 
@@ -21,7 +23,7 @@ from phantom.progress import quiet_loading, say
 def build_model(
     params: Params, physics_channels: int, statistics: Statistics | None = None
 ) -> PhantomTransformer3DModel:
-    """Loads the base and initializes the trainable parts, float32, from `train.seed`.
+    """Loads the base and initializes the trainable parts of `train.method`, float32, from `train.seed`.
 
     physics_channels: C_z, channels of the physics latents. statistics: by which z is standardised.
     Raises UserError if the base cannot be loaded or the settings do not fit it.
@@ -38,16 +40,19 @@ def build_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"models.base: {models.base!r}: {first_line(error)}") from None
+    base = {"base_id": models.base, "base_revision": models.base_revision}
     with torch.random.fork_rng():
         torch.manual_seed(params.train.seed)
         try:
-            model = PhantomTransformer3DModel.from_video_transformer(
-                wan,
-                PhysicsConfig(in_channels=physics_channels, **params.physics.of_model(), **units),
-                CouplingConfig(**params.coupling.model_dump()),
-                base_id=models.base,
-                base_revision=models.base_revision,
-            )
+            physics = PhysicsConfig(in_channels=physics_channels, **params.physics.of_model(), **units)
+            coupling = CouplingConfig(**params.coupling.model_dump())
+            if params.train.method == "lora":
+                video = video_config(wan)
+                resolved = physics.resolve(video)
+                like = trainable_parameters(video, resolved, coupling.resolve(video, resolved))
+                lora = LoraConfig(**params.train.lora.model_dump()).resolve(video, like)
+                return PhantomTransformer3DModel.with_adapters(wan, lora, **base)
+            model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **base)
         except ValueError as error:
             raise UserError(str(error)) from None
     if not has_direction(model.config.coupling, "to_video"):

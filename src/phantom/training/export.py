@@ -26,14 +26,14 @@ def write_export(
     heldout: dict[str, Any],
     held: bool,
 ) -> None:
-    """Replaces the folder `out` in one rename.
+    """Replaces the folder `out` in one rename. `model` says whether it is Phantom or adapters.
 
     It holds the export (`save_export`), `history.json`, `result.json`, `heldout.json` and README.md.
 
     recipe: how the latents were encoded. heldout: figures of the last validation, and losses by clip; may be empty.
     held: alpha_z was held at 0 (the control).
     """
-    new = out.with_name(f".{out.name}.new")
+    new, lora = out.with_name(f".{out.name}.new"), model.config.lora
     shutil.rmtree(new, ignore_errors=True)
     model.save_export(
         new,
@@ -46,7 +46,7 @@ def write_export(
             "max_prefix_frames": params.encode.max_prefix_frames,
             "text_tokens": params.encode.text_tokens,
             "sampling": params.evaluate.sampling.model_dump(mode="json"),
-            "trained": {"steps": result["steps"], "alpha_z": _schedule(params, held)},
+            "trained": {"steps": result["steps"], **({} if lora else {"alpha_z": _schedule(params, held)})},
             "latents": recipe,
         },
     )
@@ -55,7 +55,8 @@ def write_export(
     write_json(new / HISTORY, [{name: record.get(name) for name in columns} for record in history], indent=0)
     write_json(new / HELDOUT, heldout)
     write_json(new / RESULT, result)
-    (new / "README.md").write_text(model_card(params, result, held) + "\n", encoding="utf-8")
+    card = lora_card(params, lora, result) if lora else model_card(params, result, held)
+    (new / "README.md").write_text(card + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
 
@@ -91,4 +92,26 @@ The trained parts only. The frozen base is loaded from where `config.json` says,
 from phantom import PhantomPipeline
 
 frames = PhantomPipeline.from_pretrained("models/{"control" if held else "phantom"}")(prompt="...").frames
+```"""
+
+
+def lora_card(params: Params, lora: dict[str, Any], result: dict[str, Any]) -> str:
+    """README.md of an export of adapters."""
+    return f"""# LoRA on `{params.models.base}`, fine-tuned on the videos alone
+
+The adapters only, as diffusers stores them. This project refuses to load them on another base, diffusers does not.
+
+- rank {lora["rank"]}, alpha {lora["alpha"]:g}, on {", ".join(lora["targets"])} of every block
+- {result["steps"]} steps of {params.train.batch_size} clips, seed {params.train.seed}
+- last loss: video {result["loss_video"]:.4g}
+
+```python
+from phantom import PhantomPipeline
+
+frames = PhantomPipeline.from_pretrained("models/lora")(prompt="...").frames
+
+from diffusers import WanPipeline
+
+pipe = WanPipeline.from_pretrained("{params.models.base}")
+pipe.load_lora_weights("models/lora")
 ```"""

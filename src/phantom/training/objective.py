@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
 
 from phantom.config import Params
 from phantom.model import PhantomTransformerOutput
@@ -72,7 +72,7 @@ class PhysicsLoss:
 
 
 def losses(
-    model: nn.Module,
+    model: Any,
     batch: Batch,
     physics: bool = True,
     of_physics: PhysicsLoss = PhysicsLoss(),
@@ -82,17 +82,21 @@ def losses(
     return losses_of(predict(model, batch, physics, video), batch, of_physics)
 
 
-def predict(model: nn.Module, batch: Batch, physics: bool = True, video: bool = True) -> PhantomTransformerOutput:
-    """The velocities that `model` predicts for `batch`: of both branches, coupled, or of one of them alone."""
+def predict(model: Any, batch: Batch, physics: bool = True, video: bool = True) -> PhantomTransformerOutput:
+    """The velocities that `model` predicts for `batch`: of both branches, coupled, or of one of them alone.
+
+    Without `physics` those of the frozen base. A model without a physics branch is given the video alone.
+    """
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
-    return model(
-        noised(batch.video, batch.noise_video, sigma_v),
-        noised(batch.physics, batch.noise_physics, sigma_z) if physics else None,
-        batch.sigma * TIMESTEPS,
-        batch.text,
-        coupling=batch.coupled,
-        video=video,
-    )
+    with nullcontext() if physics else model.base_alone():
+        return model(
+            noised(batch.video, batch.noise_video, sigma_v),
+            noised(batch.physics, batch.noise_physics, sigma_z) if physics and model.has_physics else None,
+            batch.sigma * TIMESTEPS,
+            batch.text,
+            coupling=batch.coupled,
+            video=video,
+        )
 
 
 def losses_of(predicted: PhantomTransformerOutput, batch: Batch, of_physics: PhysicsLoss) -> Losses:

@@ -71,14 +71,16 @@ def euler_sample(
     guidance_scale: float,
     noise_shift: float = 1.0,
 ) -> torch.Tensor:
-    """Integrates both branches with Euler steps along `sigmas`, from the noise of `batch`. Condition frames stay fixed.
+    """Integrates what branches there are with Euler steps along `sigmas`, from the noise of `batch`.
+
+    Condition frames stay fixed.
 
     empty_text: embedding of the empty caption, for classifier-free guidance of the video branch.
     Returns video latents (B, C_v, F, h, w).
     """
     free_v, free_z = ((s > 0).float()[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
     video = noised(batch.video, batch.noise_video, free_v)
-    physics = noised(batch.physics, batch.noise_physics, free_z)
+    physics = noised(batch.physics, batch.noise_physics, free_z) if model.has_physics else None
     for sigma, next_sigma in pairwise(sigmas):
         timestep = (batch.sigma > 0) * sigma * TIMESTEPS
         out = model(video, physics, timestep, batch.text)
@@ -87,6 +89,7 @@ def euler_sample(
             unconditional = model(video, physics, timestep, empty_text).sample.float()
             velocity = unconditional + guidance_scale * (velocity - unconditional)
         video = video + (next_sigma - sigma) * velocity * free_v
-        step_z = shift_noise(next_sigma, noise_shift) - shift_noise(sigma, noise_shift)
-        physics = physics + step_z * out.physics.float() * free_z
+        if physics is not None:
+            step_z = shift_noise(next_sigma, noise_shift) - shift_noise(sigma, noise_shift)
+            physics = physics + step_z * out.physics.float() * free_z
     return video

@@ -24,7 +24,7 @@ class Throughput:
     """Counts samples and FLOPs over all processes. `model`: `PhantomTransformer3DModel.config`."""
 
     def __init__(self, model: Any, device: torch.device, processes: int) -> None:
-        self.parts, self.device = (model.video, model.physics, model.coupling), device
+        self.parts, self.lora, self.device = (model.video, model.physics, model.coupling), model.lora, device
         self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
         self._costs: dict[Shape, Costs] = {}
         self.start()
@@ -38,7 +38,7 @@ class Throughput:
         video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
-            self._costs[shape] = costs(*self.parts, shape)
+            self._costs[shape] = costs(*self.parts, shape, self.lora)
         cost = self._costs[shape].physics if twin_alone else self._costs[shape].total
         self._samples += samples
         self._operations += samples * cost.training

@@ -1,4 +1,4 @@
-"""The train stage: trains the physics branch and the coupling next to the frozen video branch.
+"""The train stage: trains the physics branch and the coupling next to the frozen video branch, or adapters on it.
 
 Read `Trainer.train_step` first. Randomness is a function of the sample's number in the run (`conditioning`), the order
 of the data a function of (seed, epoch) (`sampler`), the learning rate a function of the step: a checkpoint holds no
@@ -66,18 +66,19 @@ class TrainResult:
 def train(params: Params, root: Path = Path()) -> TrainResult:
     """Trains `models/phantom` and, with `train.control`, `models/control`: the same with alpha_z held at 0.
 
-    Returns Phantom's result, whose verdict compares it with the control. Resumes from the newest intact checkpoint of
+    With `train.method: lora` it trains `models/lora` alone: adapters, from the same samples.
+    Returns the result, whose verdict compares Phantom with the control. Resumes from the newest intact checkpoint of
     the same settings and data. Raises UserError; StageFailed after `train.max_bad_steps` steps in a row without a
     finite gradient; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    is_zero = params.train.strategy.startswith("zero")
+    method, is_zero = params.train.method, params.train.strategy.startswith("zero")
     if (params.train.processes > 1 or is_zero) and not in_torchrun():
         launch(params, ["train"])
-        return TrainResult(**json.loads((root / "models/phantom" / RESULT).read_text(encoding="utf-8")))
-    trainer = Trainer(params, root, "phantom", held=False)
+        return TrainResult(**json.loads((root / "models" / method / RESULT).read_text(encoding="utf-8")))
+    trainer = Trainer(params, root, method, held=False)
     result, run_id, is_first = trainer.run(), trainer.run_id, trainer.is_first
     del trainer  # and its memory
-    if params.train.control:
+    if params.train.trains_control:
         Trainer(params, root, "control", held=True).run()
         if is_first and result.verdict:
             result = _compare_with_control(params, root, result, run_id)
@@ -106,7 +107,7 @@ def _compare_with_control(params: Params, root: Path, result: TrainResult, run_i
 
 
 class Trainer:
-    """Trains one model, `models/<name>`. `held`: alpha_z is held at 0 (the control)."""
+    """Trains one model, `models/<name>`. `held`: alpha_z is held at 0 (the control, and where there is no L_z)."""
 
     def __init__(self, params: Params, root: Path, name: str, held: bool) -> None:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
@@ -121,7 +122,8 @@ class Trainer:
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
         self.head = HeadGradient(self.model.physics_ends, self.of_physics)
-        self.weight = RecursiveWeight(self.settings.recursive_weight, held)
+        self.twin_steps = self.settings.twin_steps if self.model.has_physics else 0
+        self.weight = RecursiveWeight(self.settings.recursive_weight, held or not self.model.has_physics)
         self.window = LossWindow(self.device)
         self.throughput = Throughput(self.model.config, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
@@ -208,7 +210,7 @@ class Trainer:
         Metrics that are tensors may still be computing: there is no host sync here, except where the norm is measured.
         """
         weight, learner, size = self.weight, self.learner, self.settings.batch_size
-        twin_alone = self.step < self.settings.twin_steps
+        twin_alone = self.step < self.twin_steps
         measured = weight.due(self.step) and not twin_alone
         alpha = weight.full if twin_alone else weight.alpha
         self._checkpoint_activations(learner.backwards if measured else 1)
@@ -332,7 +334,7 @@ class Trainer:
         """
         process_group.sum_over_processes([self.window.sums])
         logged = {name: float(value) for name, value in figures.items()} | self.window.means()
-        if self.step <= self.settings.twin_steps:  # the video branch is not trained, or not even run
+        if self.step <= self.twin_steps:  # the video branch is not trained, or not even run
             logged = {name: value for name, value in logged.items() if not name.startswith("loss_video")}
         self.window.clear()
         self._stop_if_bad()
@@ -387,10 +389,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _heldout_loss(self) -> float:
-        """L_v + L_z on held-out clips at the last validation; NaN before the first one."""
+        """L_v + L_z, if there is one, on held-out clips at the last validation; NaN before the first one."""
         names = ("val_loss_video", "val_loss_physics")
-        found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {})
-        return sum(math.nan if found.get(name) is None else found[name] for name in names)
+        found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {names[0]: None})
+        return sum(math.nan if found[name] is None else found[name] for name in names if name in found)
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The newest intact checkpoint, local or else remote. The first process chooses it for all."""

@@ -41,14 +41,14 @@ class Validation:
 
     def __init__(self, heldout: LatentSet, training: LatentSet, params: Params, batch_size: int) -> None:
         self.of_physics = PhysicsLoss.of(params)
-        self.reader = StateReader(training, params)
+        self.reader = StateReader(training, params) if params.train.method == "phantom" else None
         self.ids = heldout.ids[:MAX_CLIPS]
         groups: dict[tuple, list[tuple[int, Batch]]] = defaultdict(list)
         states: dict[int, States] = {}  # of clips in which a body's states are known
         for index in range(len(self.ids)):
             clip = heldout[index]
             prefix_frames = max(clip.prefixes) if clip.prefixes and index % 2 else None
-            if self.reader.probe and (found := self.reader.states(clip)):
+            if self.reader and self.reader.probe and (found := self.reader.states(clip)):
                 states[index] = found
             for quantile in QUANTILES:
                 sigma = float(shift_noise(torch.tensor(quantile), params.train.flow_shift))
@@ -94,19 +94,19 @@ class Validation:
             own = self._run(model, device, self.batches)
         if self._base is None:
             self._base = self._run(model, device, self.batches, physics=False).video
-        figures = {
-            "val_loss_video": float(own.video.mean()),
-            "val_loss_physics": float(own.physics.mean()),
-            "val_loss_video_base": float(self._base.mean()),
-            **self._explained(own),
-            **self._read(own.z_hat),
-            **ratio.means(),
-        }
-        return figures | (self._interventions(model, device, own.video) if last else {})
+        figures = {"val_loss_video": float(own.video.mean()), "val_loss_video_base": float(self._base.mean())}
+        videos = {"": own.video, "_base": self._base}
+        if model.has_physics:
+            figures |= {"val_loss_physics": float(own.physics.mean())}
+            figures |= {**self._explained(own), **self._read(own.z_hat), **ratio.means()}
+            if last:
+                figures |= self._interventions(model, device, videos)
+        return figures | (self._gaps(videos) if last else {})
 
-    def _interventions(self, model: nn.Module, device: torch.device, own: torch.Tensor) -> dict[str, float]:
-        """What another clip's z, noise in its place and the coupling switched off change; paired gaps of L_v."""
-        assert self._base is not None
+    def _interventions(
+        self, model: nn.Module, device: torch.device, videos: dict[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """What another clip's z, noise in its place and the coupling switched off change. Adds L_v to `videos`."""
         rolled = (
             replace(batch, physics=physics)
             for group in self.groups
@@ -115,14 +115,18 @@ class Validation:
         other = self._run(model, device, rolled).video.where(~self.is_alone, torch.nan)
         noise = self._run(model, device, (replace(b, physics=b.noise_physics) for b in self.batches)).video
         uncoupled = self._run(model, device, (batch.uncoupled() for batch in self.batches))
-        videos = {"": own, "_base": self._base, "_other_z": other, "_noise_z": noise}
-        losses = {f"loss_video{name}": self._over_clips(values) for name, values in videos.items()}
-        self.by_clip = {"ids": self.ids, **losses}
+        videos |= {"_other_z": other, "_noise_z": noise}
         figures = {f"val_loss_video{name}": float(videos[name].nanmean()) for name in ("_other_z", "_noise_z")}
         figures |= {f"{name}_uncoupled": value for name, value in self._explained(uncoupled).items()}
-        figures |= {f"{name}_true_z": value for name, value in self._read(self._true_z()).items()}
-        for name in ("base", "other_z", "noise_z"):
-            figures |= gap_figures(name, gap(losses[f"loss_video_{name}"], losses["loss_video"]))
+        return figures | {f"{name}_true_z": value for name, value in self._read(self._true_z()).items()}
+
+    def _gaps(self, videos: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Paired gaps of the other L_v of each sample to the model's own, which is named ""; sets `by_clip`."""
+        losses = {f"loss_video{name}": self._over_clips(values) for name, values in videos.items()}
+        self.by_clip = {"ids": self.ids, **losses}
+        figures: dict[str, float] = {}
+        for name in filter(None, videos):
+            figures |= gap_figures(name[1:], gap(losses[f"loss_video{name}"], losses["loss_video"]))
         return figures
 
     @torch.no_grad()
@@ -154,9 +158,9 @@ class Validation:
     def _read(self, z: list[torch.Tensor]) -> dict[str, float]:
         """R2 of position and velocity, read from `z` of the samples with known states."""
         states = [found for found in self.states if found]
-        return (
-            dict(zip(("val_r2_position", "val_r2_velocity"), self.reader.r2(z, states), strict=True)) if states else {}
-        )
+        if not states or self.reader is None:
+            return {}
+        return dict(zip(("val_r2_position", "val_r2_velocity"), self.reader.r2(z, states), strict=True))
 
     def _true_z(self) -> list[torch.Tensor]:
         samples = (z for batch in self.batches for z in batch.physics)

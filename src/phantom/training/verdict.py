@@ -14,7 +14,9 @@ Figures = Mapping[str, float | None]
 def verdict(heldout: Mapping[str, Any]) -> str:
     """A paragraph on `heldout`: `figures` of the last validation (docs/training.md), and `clips`, losses by clip."""
     figures, count = heldout["figures"], len(heldout["clips"]["ids"])
-    sentences = [_on_losses(figures), _on_coupling(figures), _on_z(figures), _on_states(figures)]
+    sentences = [_on_losses(figures)]
+    if "val_physics_explained" in figures:  # there is a physics branch
+        sentences += [_on_coupling(figures), _on_z(figures), _on_states(figures)]
     if _gap(figures, "base"):
         sentences.append(
             f"Intervals ({LEVEL:.0%}) are over {count} held-out clips after training from one seed: they say nothing "
