@@ -93,3 +93,17 @@ def test_clips_without_a_prefix_or_a_companion_have_none(make_params, tmp_path: 
     assert found["clips"]["heldout_loss_video_prefix"] == [None]
     assert found["clips"]["heldout_loss_video_other_z"] == [None]
     assert found["clips"]["heldout_loss_video"] == found["clips"]["heldout_loss_video_text"]
+
+
+def test_adapters_have_l_v_alone_and_without_them_the_bases(setting, make_params):
+    params, latents, model = setting
+    adapted = build_model(make_params("train.seed=3", "train.method=lora", "train.lora.rank=4"), tiny.PHYSICS_CHANNELS)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, parameter in adapted.trainable_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2)
+    own, base = (heldout_losses(adapted, latents, params, HELDOUT, CPU, physics=physics) for physics in (True, False))
+    assert set(own["clips"]) == {"heldout_loss_video", "heldout_loss_video_text", "heldout_loss_video_prefix"}
+    assert base == heldout_losses(model, latents, params, HELDOUT, CPU, physics=False)
+    assert own["clips"]["heldout_loss_video"] != base["clips"]["heldout_loss_video"]

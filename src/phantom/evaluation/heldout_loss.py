@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
 
 from phantom.config import Params, StateSource
 from phantom.data.shards import LatentSet
@@ -36,7 +35,7 @@ class Heldout:
 
 @torch.no_grad()
 def heldout_losses(
-    model: nn.Module,
+    model: Any,
     latents: LatentSet,
     params: Params,
     heldout: Heldout,
@@ -49,8 +48,8 @@ def heldout_losses(
     Of each clip: L_v over all noise levels and both conditions, L_v from text and after a prefix, L_v with another
     clip's z and with noise as z, and the share of z that is explained, 1 - |z_hat - z|^2 / |z - mean|^2. A clip
     without condition prefixes, or without another clip of its shape, has null there. by_sigma: mean L_v and explained
-    share at each noise level. physics=False: the frozen base, which has L_v alone. replaced: what z is in all of them
-    (`oracle`: the clip's own, as ever); the model then has L_v alone, too.
+    share at each noise level. physics=False: the frozen base, which has L_v alone, as adapters do. replaced: what z is
+    in all of them (`oracle`: the clip's own, as ever); the model then has L_v alone, too.
     """
     of_physics, mean = PhysicsLoss(params.physics.prediction, "clean", params.physics.sigma_min), best_constant(latents)
     count, half = min(heldout.clips, len(latents)), params.train.precision == "bfloat16"
@@ -58,7 +57,7 @@ def heldout_losses(
     own, other, noise, error, variance = (torch.full(shape, torch.nan) for _ in range(5))
     model.eval()
 
-    by_z = physics and replaced is None
+    by_z = physics and model.has_physics and replaced is None
 
     def loss(batch: Batch) -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):

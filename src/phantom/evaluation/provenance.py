@@ -36,6 +36,8 @@ def component_identities(folder: Path) -> dict[str, Any]:
     config = read_export_config(folder) or {}
     found: dict[str, Any] = {"export": digest(folder), "text_tokens": (config["metadata"] or {}).get("text_tokens")}
     for part in ("base", "physics_encoder"):
+        if config[f"{part}_id"] is None:  # adapters have no physics encoder
+            continue
         path = Path(base_path(folder, str(config[f"{part}_id"])))
         found[part] = digest(path) if path.is_dir() else [str(path), config[f"{part}_revision"]]
     if (seed := config.get("physics_encoder_random_seed")) is not None:

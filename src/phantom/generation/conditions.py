@@ -90,8 +90,8 @@ class Conditioning:
 def encode_conditions(
     prefixes: list[torch.Tensor],
     video_encoder: VideoEncoder,
-    physics_encoder: PhysicsEncoder,
-    physics_config: dict[str, Any],
+    physics_encoder: PhysicsEncoder | None,
+    physics_config: dict[str, Any] | None,
     latents: torch.Tensor,
     physics_latents: torch.Tensor | None,
 ) -> Conditioning:
@@ -110,6 +110,7 @@ def encode_conditions(
         is_condition[rows, : x.shape[2]] = True
         video[rows, :, : x.shape[2]] = x
         if physics is not None:
+            assert physics_encoder is not None and physics_config is not None
             z = standardize(physics_encoder.encode(frames[None]), physics_config["mean"], physics_config["std"])
             physics[rows, :, : z.shape[2]] = z
     return Conditioning(is_condition, video, physics)

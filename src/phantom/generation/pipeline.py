@@ -6,7 +6,7 @@ Legend: B videos, F latent frames of the video, T tubelets, S text tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -75,10 +75,13 @@ class PhantomPipelineOutput(BaseOutput):
 class PhantomPipeline(DiffusionPipeline):
     """Generates videos from a prompt, from a prompt and a first frame, or from a prompt and a video to continue.
 
+    A model with LoRA adapters in place of a physics branch is denoised alone.
+
     `from_pretrained` loads an export (`models/phantom`) together with the frozen models it names, or a folder written
     by `save_pretrained`, which holds all components. Arguments that a call omits are taken from `defaults`.
     """
 
+    _optional_components = ["physics_encoder"]  # a model with LoRA adapters has no physics branch
     # The order of use within a call, so that each component makes room for the next. The VAE also encodes conditions.
     model_cpu_offload_seq = "physics_encoder->text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents", "physics_latents"]
@@ -90,7 +93,7 @@ class PhantomPipeline(DiffusionPipeline):
         vae: AutoencoderKLWan,
         transformer: PhantomTransformer3DModel,
         scheduler: SchedulerMixin,
-        physics_encoder: VJEPA2Model,
+        physics_encoder: VJEPA2Model | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -132,6 +135,8 @@ class PhantomPipeline(DiffusionPipeline):
             raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
         sources = {}
         for part, override in (("base", base), ("physics_encoder", physics_encoder)):
+            if part == "physics_encoder" and config["physics"] is None:
+                continue
             source = override or config[f"{part}_id"]
             if source is None:
                 raise BadArgument(f"{folder}: config.json names no {part}_id; pass {part}=")
@@ -145,9 +150,11 @@ class PhantomPipeline(DiffusionPipeline):
             text_encoder = UMT5EncoderModel.from_pretrained(**sources["base"], subfolder="text_encoder", dtype=dtype)
             schedule = UniPCMultistepScheduler.load_config(**sources["base"], subfolder="scheduler")
             scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-        with _load_errors(f"{folder}: physics encoder {sources['physics_encoder']['pretrained_model_name_or_path']!r}"):
-            place, revision = sources["physics_encoder"].values()
-            encoder = load_vjepa(str(place), revision, dtype, config.get("physics_encoder_random_seed"))
+        encoder = None
+        if found := sources.get("physics_encoder"):
+            with _load_errors(f"{folder}: physics encoder {found['pretrained_model_name_or_path']!r}"):
+                place, revision = found.values()
+                encoder = load_vjepa(str(place), revision, dtype, config.get("physics_encoder_random_seed"))
         with _load_errors(str(folder)):
             transformer = PhantomTransformer3DModel.from_export(
                 folder, wan, torch_dtype=dtype, base_revision=sources["base"]["revision"]
@@ -216,7 +223,7 @@ class PhantomPipeline(DiffusionPipeline):
             modality_guidance_scale: guidance of each modality by the other, relative to a pass without the coupling;
                 off at 1.
             generator: one for the batch, or one per video, which makes each video independent of the rest of its batch.
-            physics: False runs the frozen video branch alone: the base model, from the same noise.
+            physics: False runs the frozen base alone, without physics branch or adapters, from the same noise.
             output_type: np (B, frames, H, W, 3) in [0, 1]; pt (B, frames, 3, H, W) in [0, 1]; uint8, shaped as np; pil;
                 latent, the normalised latents (B, C_v, F, h, w).
             return_physics: also return the generated latent physical states, standardised if the model's are.
@@ -263,18 +270,18 @@ class PhantomPipeline(DiffusionPipeline):
                 raise BadArgument(message)
         conditions = image_conditions(image, len(prompts)) or video_conditions(video, len(prompts))
         self._interrupt = self._sequential_passes = False
+        trained_parts = nullcontext if physics else self.transformer.base_alone
+        physics = physics and self.transformer.has_physics
         device, dtype = self._execution_device, self.transformer.dtype
 
         # The video noise is drawn first, so that it is the same with and without physics.
         shape_v, shape_z = self._shapes(batch, num_frames, height, width)
         latents = randn_tensor(shape_v, generator, device, torch.float32)
-        physics_latents = randn_tensor(shape_z, generator, device, torch.float32) if physics else None
+        physics_latents = randn_tensor(shape_z, generator, device, torch.float32) if shape_z and physics else None
         max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
         conditioning = None
         if conditions:
-            config_z = self.transformer.config.physics
-            encoder_z = PhysicsEncoder(self.physics_encoder, device, config_z["tubelets_per_latent"])
-            encoders = VideoEncoder(self.vae, device), encoder_z, config_z
+            encoders = VideoEncoder(self.vae, device), self._physics_encoder(device), self.transformer.config.physics
             prefixes = [condition_frames(clip, height, width, max_frames) for clip in conditions]
             conditioning = encode_conditions(prefixes, *encoders, latents, physics_latents)
             latents, physics_latents = conditioning.apply(latents, physics_latents)
@@ -289,13 +296,15 @@ class PhantomPipeline(DiffusionPipeline):
             passes.append("uncoupled")
             embeddings["uncoupled"] = embeddings["prompt"]
         text = torch.cat([embeddings[name] for name in passes]).to(device, dtype)
-        text = self.transformer.encode_text(text)
+        with trained_parts():
+            text = self.transformer.encode_text(text)
         coupling = torch.tensor([name != "uncoupled" for name in passes], device=device).repeat_interleave(batch)
 
         self.scheduler.set_timesteps(steps, device=device)
         self.scheduler.set_begin_index(0)
         # Its own: a multistep solver keeps past velocities per modality, and the noise levels may differ.
-        physics_scheduler = shifted_copy(self.scheduler, self.transformer.config.physics["noise_shift"], steps, device)
+        noise_shift = self.transformer.config.physics["noise_shift"] if physics else 1.0
+        physics_scheduler = shifted_copy(self.scheduler, noise_shift, steps, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
@@ -303,14 +312,15 @@ class PhantomPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
-                velocity, velocity_z = self._velocities(
-                    len(passes),
-                    torch.cat([latents] * len(passes)).to(dtype),
-                    None if physics_latents is None else torch.cat([physics_latents] * len(passes)).to(dtype),
-                    torch.cat([time] * len(passes)),
-                    text,
-                    coupling if "uncoupled" in passes else True,
-                )
+                with trained_parts():
+                    velocity, velocity_z = self._velocities(
+                        len(passes),
+                        torch.cat([latents] * len(passes)).to(dtype),
+                        None if physics_latents is None else torch.cat([physics_latents] * len(passes)).to(dtype),
+                        torch.cat([time] * len(passes)),
+                        text,
+                        coupling if "uncoupled" in passes else True,
+                    )
                 velocity = apply_guidance(velocity, passes, scale, modality_guidance_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if physics_latents is not None:
@@ -347,16 +357,23 @@ class PhantomPipeline(DiffusionPipeline):
                 nearest = max(1, round(size / stride)) * stride
                 raise BadArgument(f"{name}: found {size}; accepted: multiples of {stride}; nearest valid: {nearest}")
 
-    def _shapes(self, batch: int, num_frames: int, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the latents of both modalities."""
-        vae, encoder = self.vae.config, self.physics_encoder.config
+    def _shapes(
+        self, batch: int, num_frames: int, height: int, width: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Shapes of the latents of both modalities; None for physics without a physics branch."""
+        vae, shape_z = self.vae.config, None
         frames, stride = (num_frames - 1) // vae.scale_factor_temporal + 1, vae.scale_factor_spatial
-        side = encoder.crop_size // encoder.patch_size
-        per_latent = self.transformer.config.physics["tubelets_per_latent"]
-        return (
-            (batch, vae.z_dim, frames, height // stride, width // stride),
-            (batch, encoder.hidden_size, tubelets(frames, per_latent), side, side),
-        )
+        if self.physics_encoder is not None:
+            encoder, per_latent = self.physics_encoder.config, self.transformer.config.physics["tubelets_per_latent"]
+            side = encoder.crop_size // encoder.patch_size
+            shape_z = batch, encoder.hidden_size, tubelets(frames, per_latent), side, side
+        return (batch, vae.z_dim, frames, height // stride, width // stride), shape_z
+
+    def _physics_encoder(self, device: torch.device) -> PhysicsEncoder | None:
+        """The encoder of condition frames to z; None without a physics branch."""
+        if self.physics_encoder is None:
+            return None
+        return PhysicsEncoder(self.physics_encoder, device, self.transformer.config.physics["tubelets_per_latent"])
 
     def _velocities(self, passes: int, *inputs: Any) -> tuple[torch.Tensor, Any]:
         """Velocities of both modalities, (passes x B, ...): in one batch, or pass by pass once memory has run out."""

@@ -70,7 +70,7 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
         groups = read_folder(worlds_folder(params, place))
     model = _model(params, folder, export, settings, text=True)
     found = clip_losses(params, model, groups, params.evaluate.likephys.timesteps, folder / WORK / "likephys")
-    kinds = {"video": "", "physics": "_physics", "joint": "_joint"} if export else {"video": ""}
+    kinds = {"video": "", "physics": "_physics", "joint": "_joint"} if _has_physics(params, export) else {"video": ""}
     return {
         "ids": [f"{group.scenario} {group.name}" for group in found],
         "clips": {f"likephys_error{end}": [group.error(kind) for group in found] for kind, end in kinds.items()},
@@ -84,9 +84,10 @@ def _positions(params: Params, folder: Path, export: Path | None, settings: dict
         if not (benchmark / TRAJECTORIES).is_file():
             write_benchmark(benchmark, params)
     model = _model(params, folder, export, settings)
-    sources = settings["interventions"] if export else []
+    has_physics = _has_physics(params, export)
+    sources = settings["interventions"] if has_physics else []
     made, kept = folder / WORK / f"videos-{Path(settings['file']).stem}", folder / kept_videos(settings)
-    probe = None if export is None or settings.get("intervention") else state_probe(params, folder)
+    probe = state_probe(params, folder) if has_physics and not settings.get("intervention") else None
     return position_errors(params, model, benchmark, sources, made, kept, probe)
 
 
@@ -103,6 +104,11 @@ def _model(params: Params, folder: Path, export: Path | None, settings: dict[str
     found = find_model(export or _export_base(folder, params), params, physics=export is not None, text=text)
     found = replace(found, states=settings.get("intervention"))
     return found if settings.get("coupling", True) else without_coupling(found)
+
+
+def _has_physics(params: Params, export: Path | None) -> bool:
+    """Whether what is measured denoises z: neither the frozen base nor adapters on it do."""
+    return export is not None and params.train.method == "phantom"
 
 
 def _export_base(folder: Path, params: Params) -> Path:

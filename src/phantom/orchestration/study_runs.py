@@ -63,7 +63,7 @@ class StudyRun:
     @property
     def name(self) -> str:
         """The folder of its export below models/."""
-        return "control" if self.held else "phantom"
+        return "control" if self.held else self.params.train.method
 
     @property
     def steps(self) -> int:

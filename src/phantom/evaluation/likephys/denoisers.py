@@ -105,17 +105,24 @@ class PhantomDenoiser(Denoiser):
         return out[: len(z)]
 
 
-class BaseDenoiser(PhantomDenoiser):
-    """The frozen video branch alone."""
+class VideoDenoiser(PhantomDenoiser):
+    """The video branch without a physics branch, with the adapters that it has."""
 
     modalities = ("video",)
 
     def __init__(self, pipe: Any, steps: int, guidance_scale: float, batch_size: int) -> None:
-        super().__init__(pipe, steps, guidance_scale, batch_size)
-        self.levels = self.levels[:1]
+        Denoiser.__init__(self, pipe, steps, guidance_scale, batch_size)
 
     def encode(self, frames: torch.Tensor) -> Latents:
         return (VideoEncoder(self.pipe.vae, self.device).encode(frames[None]),)
+
+
+class BaseDenoiser(VideoDenoiser):
+    """The frozen base alone."""
+
+    def predict(self, z: Latents, timesteps: torch.Tensor, text: Any) -> Latents:
+        with self.pipe.transformer.base_alone():
+            return super().predict(z, timesteps, text)
 
 
 class WanDenoiser(Denoiser):
@@ -169,11 +176,12 @@ def find_denoiser(
 ) -> Denoiser:
     """The denoiser in a pipeline. Raises UserError for pipelines that are not known."""
     if isinstance(pipe, PhantomPipeline):
-        return (PhantomDenoiser if physics else BaseDenoiser)(pipe, steps, guidance_scale, batch_size)
-    kind = type(pipe).__name__
-    if kind not in DENOISERS:
-        raise UserError(f"{kind}: cannot be scored; accepted: PhantomPipeline, {', '.join(DENOISERS)}")
-    return DENOISERS[kind](pipe, steps, guidance_scale, batch_size)
+        kind = PhantomDenoiser if pipe.transformer.has_physics else VideoDenoiser
+        return (kind if physics else BaseDenoiser)(pipe, steps, guidance_scale, batch_size)
+    name = type(pipe).__name__
+    if name not in DENOISERS:
+        raise UserError(f"{name}: cannot be scored; accepted: PhantomPipeline, {', '.join(DENOISERS)}")
+    return DENOISERS[name](pipe, steps, guidance_scale, batch_size)
 
 
 def _noise(x: torch.Tensor, levels: NoiseLevels, seed: int) -> torch.Tensor:
