@@ -31,6 +31,16 @@ def test_activations_match_those_a_forward_pass_saves(make_params, precision: st
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("targets", ["[to_q, to_k, to_v, to_out.0]", "[attn1.to_k, ffn.net.0.proj, ffn.net.2]"])
+def test_activations_of_adapters_match_those_a_forward_pass_saves(make_params, precision: str, targets: str):
+    lora = ("train.method=lora", "train.lora.rank=16", f"train.lora.targets={targets}")
+    params = small(make_params, precision, "none", "both", *lora)
+    assert planned_activations(params) == pytest.approx(
+        sum(t.untyped_storage().nbytes() for t in saved_tensors(params)), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_memory_matches_the_peak_of_a_real_step_that_measures_the_norm(make_params, precision: str, checkpointing: str):
     params = small(make_params, precision, checkpointing)
@@ -123,7 +133,7 @@ def test_a_run_that_no_change_makes_fit():
     assert found["changes"][-1].startswith("still ") and found["changes"][-1].endswith("more GPUs, or larger ones")
 
 
-def small(make_params, precision: str, checkpointing: str, direction: str = "both") -> Params:
+def small(make_params, precision: str, checkpointing: str, direction: str = "both", *overrides: str) -> Params:
     """Settings with a batch of two, nearly all of whose tokens are latents."""
     return make_params(
         f"train.precision={precision}",
@@ -134,6 +144,7 @@ def small(make_params, precision: str, checkpointing: str, direction: str = "bot
         "encode.text_tokens=4",
         "data.height=128",
         "data.width=128",
+        *overrides,
     )
 
 
@@ -163,5 +174,5 @@ def saved_tensors(params: Params) -> list[torch.Tensor]:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=params.train.precision == "bfloat16"),
     ):
-        assert model(latents, states, 1000 * sigma, text).physics.requires_grad
+        assert model(latents, states if model.has_physics else None, 1000 * sigma, text).sample.requires_grad
     return list(kept.values())

@@ -46,6 +46,32 @@ def test_the_shipped_preset_fits_eight_gpus_with_half_the_physics_tokens():
     assert found["fits"] and found["tokens"] == {"video": 12_090, "physics": 1_984, "text": 512}
 
 
+def test_adapters_on_the_papers_base_fit_one_gpu():
+    lora = ("train.method=lora", "train.lora.rank=128", "train.processes=1", "train.strategy=ddp")
+    found = plan(full_size_params(*lora, "train.accumulation=64"), "H100", 1)
+    trainable = 30 * 8 * 128 * (3072 + 3072)
+    assert found["parameters"] == {
+        "video_branch": 4_999_787_712,
+        "lora": trainable,
+        "frozen": 4_999_787_712,
+        "trainable": trainable,
+        "total": 4_999_787_712 + trainable,
+    }
+    assert found["fits"] and found["memory_per_gpu"]["optimizer"] == 8 * trainable
+    assert found["tokens"] == {"video": 12_090, "text": 512}
+    assert found["flops"]["norm_measurement_per_step"] == 0 and found["time"]["runs"] == 1
+    assert "LoRA" in as_text(found) and "rank 128" in as_text(found) and "physics branch" not in as_text(found)
+
+
+def test_a_rank_of_null_is_planned_as_it_is_built(make_params):
+    lora = make_params("train.method=lora", "physics.num_layers=1")
+    model = build_model(lora, tiny.PHYSICS_CHANNELS)
+    found, phantom = plan(lora, "4090", 1), plan(make_params("physics.num_layers=1"), "4090", 1)
+    assert found["lora"] == model.config.lora
+    assert found["parameters"]["trainable"] == sum(p.numel() for _, p in model.trainable_parameters())
+    assert found["parameters"]["trainable"] == pytest.approx(phantom["parameters"]["trainable"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("encoder", "channels", "tokens"),
     [("vitl-fpc64-256", 1024, 61 * 64), ("vith-fpc64-256", 1280, 61 * 64), ("vitg-fpc64-384-ssv2", 1408, 61 * 144)],

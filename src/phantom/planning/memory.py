@@ -53,11 +53,11 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     Raises UserError if the global batch does not divide over the GPUs.
     """
     from phantom.model.coupling import has_direction
-    from phantom.model.flops import Shape, costs
+    from phantom.model.flops import Shape
 
     train, half = params.train, params.train.precision == "bfloat16"
     shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens)
-    cost = costs(parts.video, parts.physics, parts.coupling, shape)
+    cost = parts.costs(shape)
     frozen, trained = cost.video.parameters, cost.trainable
     compute_bytes = 2 if half else 4  # of a weight in the matrix products
     zero = train.strategy.startswith("zero")
@@ -83,7 +83,7 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     # while all that the forward pass saved is still alive, or of the second, when both sets are. There is no second
     # pass where no norm is measured, and where L_v reaches nothing that is trained.
     is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
-    twice = is_measured and not zero
+    twice = is_measured and not zero and not parts.lora
     first = {"gradients": local["gradients"], "activations": micro * saved}
     first["working_set"] = micro * (block + retained if twice else block) + copies
     second = {"gradients": local["gradients"] * 2, "activations": 0, "working_set": micro * block + copies}
@@ -102,6 +102,8 @@ def _activations(params: Params, parts: Parts) -> Activations:
     from phantom.model.coupling import has_direction
     from phantom.model.flops import token_count
 
+    if parts.lora:
+        return _adapted_activations(params, parts, parts.lora)
     bytes_of, video, physics, coupling = SAVED_BYTES[params.train.precision], parts.video, parts.physics, parts.coupling
     tokens_v, tokens_z = token_count(video, parts.video_latents), token_count(physics, parts.physics_latents)
     stream_v, stream_z = tokens_v * width(video), tokens_z * width(physics)  # elements of the residual streams
@@ -124,6 +126,33 @@ def _activations(params: Params, parts: Parts) -> Activations:
     a, b = bytes_of["retained"]
     retained = a * (stream_v + stream_z) + b * (hidden_v + hidden_z)
     return Activations(bytes_of["stream"] * elements, block_v + block_z + block_c, retained)
+
+
+def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> Activations:
+    """Of the video branch alone: A keeps a layer's input, and B what A makes of it."""
+    from phantom.model.branch import width
+    from phantom.model.flops import token_count
+    from phantom.model.lora import adapted_layers
+
+    bytes_of, video, text = SAVED_BYTES[params.train.precision], parts.video, params.encode.text_tokens
+    tokens, (a, b) = token_count(video, parts.video_latents), bytes_of["frozen"]
+    stream, value = tokens * width(video), bytes_of["stream"]
+    block, inputs = a * stream + b * tokens * video["ffn_dim"], dict[str, int]()
+    for name, (fan_in, _) in adapted_layers(video, lora["targets"]).items():
+        rows = text if name in ("attn2.to_k", "attn2.to_v") else tokens
+        # Autocast gives every layer a copy of its own. Without it queries, keys and values share one, and attention
+        # keeps its output itself.
+        if params.train.precision == "bfloat16":
+            inputs[name] = value * rows * fan_in
+        elif not name.endswith("to_out.0"):
+            inputs["attn1.to_q" if name in ("attn1.to_k", "attn1.to_v") else name] = value * rows * fan_in
+        block += value * rows * lora["rank"]
+    block += sum(inputs.values())
+    layers = video["num_layers"]
+    if params.train.activation_checkpointing == "none":
+        return Activations(layers * block, BACKWARD_STREAMS * value * stream, 0)
+    kept = 3 if params.train.activation_checkpointing == "selective" else 1  # the input, and both attentions' outputs
+    return Activations(value * layers * kept * stream, block, 0)
 
 
 def micro_batch(params: Params, gpus: int) -> int:

@@ -10,10 +10,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phantom.config import Params
 from phantom.errors import UserError
+
+if TYPE_CHECKING:
+    from phantom.model.flops import Costs, Shape
 
 Config = dict[str, Any]  # a config.json
 
@@ -67,13 +70,25 @@ VJEPA2_SIZES: dict[str, Config] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """Configs of the model's three parts, and the latent shapes of one sample: (frames, rows, columns)."""
+    """Configs of the model's three parts, and the latent shapes of one sample: (frames, rows, columns).
+
+    lora: config of the adapters that are trained in place of `physics` and `coupling`; None: these are.
+    """
 
     video: Config
     physics: Config
     coupling: Config
     video_latents: tuple[int, int, int]
     physics_latents: tuple[int, int, int]
+    lora: Config | None
+
+    def costs(self, shape: Shape) -> Costs:
+        """Costs of the model for one sample."""
+        from phantom.model.flops import costs
+
+        if self.lora:
+            return costs(self.video, None, None, shape, self.lora)
+        return costs(self.video, self.physics, self.coupling, shape)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,8 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
 
     Raises UserError where the settings do not fit the frozen parts, or where a frozen part is not known.
     """
-    from phantom.model import CouplingConfig, PhysicsConfig
+    from phantom.model import CouplingConfig, LoraConfig, PhysicsConfig
+    from phantom.model.flops import trainable_parameters
 
     data, models = params.data, params.models
     models.check_folders(root)
@@ -102,6 +118,10 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     try:
         physics = PhysicsConfig(in_channels=encoder["hidden_size"], **params.physics.of_model()).resolve(video)
         coupling = CouplingConfig(**params.coupling.model_dump()).resolve(video, physics)
+        lora = None
+        if params.train.method == "lora":
+            like = trainable_parameters(video, physics, coupling)
+            lora = LoraConfig(**params.train.lora.model_dump()).resolve(video, like)
     except ValueError as error:
         raise UserError(str(error)) from None
     unit = stride * video["patch_size"][1]
@@ -122,6 +142,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
         coupling,
         (frames, data.height // stride, data.width // stride),
         (1 + n * (frames - 1), side, side),
+        lora,
     )
 
 

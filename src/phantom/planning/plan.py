@@ -28,14 +28,16 @@ def plan(
     model, and for sizes that the frozen parts cannot take.
     """
     from phantom.model.coupling import has_direction
-    from phantom.model.flops import Shape, costs, token_count
+    from phantom.model.flops import Shape, token_count
 
     kind = find_gpu(gpu)
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu: found {mfu}, accepted: a share of the peak above 0, at most 1")
     parts = read_parts(params, root)
     shape = Shape(parts.video_latents, parts.physics_latents, params.encode.text_tokens, parts.video_latents[0])
-    cost = costs(parts.video, parts.physics, parts.coupling, shape)
+    cost = parts.costs(shape)
+    by_part = {"video_branch": cost.video}
+    by_part |= {"lora": cost.lora} if parts.lora else {"physics_branch": cost.physics, "coupling": cost.coupling}
 
     train = params.train
     step = train.batch_size * cost.total.training
@@ -43,6 +45,7 @@ def plan(
     # Every n-th step measures the gradient norm: the physics loss gets its own backward pass through the same graph.
     second_pass = cost.total.backward + cost.recomputed(train.activation_checkpointing)
     is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
+    is_measured = is_measured and not parts.lora
     measured = train.batch_size * second_pass // train.recursive_weight.every if is_measured else 0
     memory = memory_per_gpu(params, parts, gpus)
     total, available = sum(memory.values()), kind.memory_gib * GIB
@@ -50,27 +53,22 @@ def plan(
     return {
         "preset": params.preset,
         "gpu": {**asdict(kind), "count": gpus},
+        **({"lora": parts.lora} if parts.lora else {}),
         "parameters": {
-            "video_branch": cost.video.parameters,
-            "physics_branch": cost.physics.parameters,
-            "coupling": cost.coupling.parameters,
+            **{name: part.parameters for name, part in by_part.items()},
             "frozen": cost.video.parameters,
             "trainable": cost.trainable,
             "total": cost.total.parameters,
         },
         "tokens": {
             "video": token_count(parts.video, parts.video_latents),
-            "physics": token_count(parts.physics, parts.physics_latents),
+            **({} if parts.lora else {"physics": token_count(parts.physics, parts.physics_latents)}),
             "text": params.encode.text_tokens,
         },
         "flops": {
             "forward_per_sample": cost.total.forward,
             "model_per_sample": cost.total.training,
-            "model_per_sample_by_part": {
-                "video_branch": cost.video.training,
-                "physics_branch": cost.physics.training,
-                "coupling": cost.coupling.training,
-            },
+            "model_per_sample_by_part": {name: part.training for name, part in by_part.items()},
             "model_per_step": step,
             "recomputed_per_step": repeated,
             "norm_measurement_per_step": measured,
@@ -94,7 +92,7 @@ def _storage(params: Params, parts: Parts, clips: int | None, trainable: int) ->
         "bytes": clips and clips * per_clip,
         "checkpoint": trainable * 4 * (3 if train.ema_decay is None else 4),  # weights, AdamW's two moments, EMA
         # The newest few, and the best on held-out clips where validation runs.
-        "checkpoints_kept": (train.keep_checkpoints + bool(train.validate_every)) * (1 + train.control),
+        "checkpoints_kept": (train.keep_checkpoints + bool(train.validate_every)) * (1 + train.trains_control),
     }
 
 
@@ -109,9 +107,9 @@ def _time(params: Params, clips: int | None, seconds_per_step: float, gpus: int,
         "seconds_per_step": seconds_per_step,
         "steps_per_epoch": clips and math.ceil(clips / train.batch_size),
         "hours_per_epoch": clips and clips / train.batch_size * seconds_per_step / 3600,
-        "runs": 1 + train.control,
-        "hours": (1 + train.control) * train.steps * seconds_per_step / 3600,
-        "gpu_hours": (1 + train.control) * train.steps * seconds_per_step / 3600 * gpus,
+        "runs": 1 + train.trains_control,
+        "hours": (1 + train.trains_control) * train.steps * seconds_per_step / 3600,
+        "gpu_hours": (1 + train.trains_control) * train.steps * seconds_per_step / 3600 * gpus,
     }
 
 

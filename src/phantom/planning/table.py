@@ -16,7 +16,7 @@ def as_text(result: dict[str, Any]) -> str:
 
     gpu, flops, memory, time = (result[key] for key in ("gpu", "flops", "memory_per_gpu", "time"))
     counts, storage = result["parameters"], result["storage"]
-    parts = ("video_branch", "physics_branch", "coupling")
+    parts = list(flops["model_per_sample_by_part"])
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -24,7 +24,8 @@ def as_text(result: dict[str, Any]) -> str:
 
     table.add_row("Parameters")
     for part in parts:
-        table.add_row(_label(part), f"{counts[part]:,}", "frozen" if part == "video_branch" else "trained")
+        note = f", rank {result['lora']['rank']}" if part == "lora" else ""
+        table.add_row(_label(part), f"{counts[part]:,}", "frozen" if part == "video_branch" else f"trained{note}")
     table.add_row("  total", f"{counts['total']:,}", f"{counts['trainable']:,} trained")
     table.add_row("Tokens of a sample")
     for part, count in result["tokens"].items():
@@ -82,7 +83,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def _label(part: str) -> str:
-    return "  " + {"ema": "moving average"}.get(part, part.replace("_", " "))
+    return "  " + {"ema": "moving average", "lora": "LoRA"}.get(part, part.replace("_", " "))
 
 
 def _tflop(count: int) -> str:
