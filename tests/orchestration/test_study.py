@@ -74,6 +74,27 @@ def test_a_study_may_measure_likephys_and_positions_of_the_same_runs(finished, t
     assert not list((root / "checkpoints/studies").glob("*/measuring"))
 
 
+def test_adapters_are_an_arm_with_as_many_trainable_parameters(finished, tiny_base):
+    root, before = finished
+    study = toy_study(tiny_base)
+    study["settings"] |= {"evaluate.likephys.timesteps": 1, "evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
+    study["arms"] = [{"label": "phantom"}, {"label": "LoRA", "settings": {"train.method": "lora"}}]
+    study["compare"] = [{"arm": "phantom", "reference": "LoRA"}]
+    study["measures"] = {"likephys": {"groups": 1}, "positions": {"scenarios": 2, "interventions": ["noise"]}}
+    write_study(root, study | {"seeds": [0]}, "rivals")
+    results = run_here(root, "rivals")
+    phantom, lora = results["runs"]
+    assert phantom["clips"]["heldout_loss_video"] == before["runs"][1]["clips"]["heldout_loss_video"]
+    assert results["base"]["clips"]["heldout_loss_video"] == before["base"]["clips"]["heldout_loss_video"]
+    assert lora["clips"]["heldout_loss_video"] != results["base"]["clips"]["heldout_loss_video"]
+    assert len(lora["clips"]["position_error"]) == 2 and len(lora["clips"]["likephys_error"]) == 6
+    assert not [name for name in lora["clips"] if "_z" in name or "physics" in name or "joint" in name]
+    counts = {label: costs["trainable_parameters"] for label, costs in results["equality"].items()}
+    assert counts["LoRA"] == pytest.approx(counts["phantom"], rel=0.01)
+    assert results["comparisons"][0]["reference"] == "LoRA" and results["comparisons"][0]["difference"] is not None
+    assert (root / "studies/rivals/index.html").is_file()
+
+
 def test_the_runs_lie_under_one_parent_in_mlflow(finished):
     root, _ = finished
     client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import LORA_WEIGHTS
 from phantom.training.build import build_model
 from phantom.training.trainer import Trainer, train
+from tests.training.processes import Run
 from tests.training.runs import heldout, history, same
 
 LORA = ("train.method=lora", "train.lora.rank=4")
@@ -119,3 +121,31 @@ def test_wrong_settings_are_one_line(run_params, override, said):
     with pytest.raises(UserError, match=said) as error:
         build_model(run_params("train.method=lora", override), 48)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "compiled"),
+    [
+        ("fsdp2", 2, False),
+        pytest.param("zero2", 2, False, marks=pytest.mark.slow),
+        pytest.param("zero3", 2, False, marks=pytest.mark.slow),
+        pytest.param("ddp", 1, True, marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_train_the_same_under_every_strategy(run_params, tmp_path, strategy, ranks, compiled):
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    common = (*LORA, "train.steps=3", "train.validate_every=2", "train.ema_decay=0.5")
+    train(run_params(*common, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "data", tmp_path / "other/data")
+    options = f"train.strategy={strategy}", f"train.processes={ranks}", f"train.compile={str(compiled).lower()}"
+    run = Run(run_params(*common, *options), tmp_path / "other")
+    assert run.wait(1500) == [0] * ranks, run.log.read_text()
+    for a, b in zip(history(name="lora"), history(tmp_path / "other", "lora"), strict=True):
+        assert b["loss_video"] == pytest.approx(a["loss_video"], rel=1e-4)
+        if a["val_loss_video_base"] is not None:
+            assert b["val_loss_video_base"] == pytest.approx(a["val_loss_video_base"], rel=1e-5)
+    theirs = load_file(tmp_path / "other/models/lora" / LORA_WEIGHTS)
+    for name, ours in lora_weights().items():
+        assert torch.allclose(ours, theirs[name], atol=2e-4), name

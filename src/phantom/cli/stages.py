@@ -87,7 +87,7 @@ def train(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the physics branch and the coupling, and export them to models/phantom."""
+    """Train the physics branch and the coupling, or adapters (train.method), and export them to models/<method>."""
     with stage("train", context, params, set_, launcher) as tree:
         if tree.compute.train == "kubernetes":
             result: Any = run_on_cluster("train", tree)
@@ -99,7 +99,7 @@ def train(
 
             result = train(tree)
             if os.environ.get("RANK", "0") == "0":
-                if not tree.train.control:
+                if tree.train.method == "phantom" and not tree.train.control:
                     write_placeholder(CONTROL.path, "Trained with train.control: false, so there is no control.")
                 keep("train")
     show(result, as_json)
@@ -113,7 +113,7 @@ def evaluate(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the base model, the control and Phantom, in reports/evaluation.json and reports/index.html."""
+    """Score the base model, the control, LoRA and Phantom, in reports/evaluation.json and reports/index.html."""
     with stage("evaluate", context, params, set_, launcher) as tree:
         if tree.compute.evaluate == "kubernetes":
             result: Any = run_on_cluster("evaluate", tree)

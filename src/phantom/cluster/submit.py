@@ -44,6 +44,8 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint. Raises UserError, Interrupted or
     StageFailed, as the stage did.
     """
+    if stage == "train" and params.train.method != "phantom":
+        raise UserError(f"train.method: found {params.train.method}, accepted with compute.train kubernetes: phantom")
     started = time.monotonic()
     spec = make_spec(stage, params, root)
     manifest = render(spec)

@@ -31,7 +31,8 @@ from phantom.evaluation.physics_iq.conditions import find_condition, read_condit
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.trivial.predictions import TITLES
 
-NAMES = {"base": "Base", "control": "Control", "phantom": "Phantom"}
+NAMES = {"base": "Base", "control": "Control", "lora": "LoRA", "phantom": "Phantom"}
+COUNT = {2: "two", 3: "three", 4: "four"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
 INTERVAL = (
     "95% interval",
@@ -111,8 +112,7 @@ def evaluation_page(
             lede=(
                 f"{len(rows)} {'simulated worlds' if worlds else 'recordings'} that no model was trained on, each "
                 "continued for five seconds by "
-                + ("three models" if "control" in models else "two models")
-                + " from the same condition, the same prompt and the same noise."
+                f"{COUNT[len(models)]} models from the same condition, the same prompt and the same noise."
             ),
             verdict=evaluation.get("verdict", ""),
             facts=[
@@ -340,6 +340,9 @@ def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
     if "control" in models:
         what = "The same parameters, data and steps as Phantom with alpha_z held at 0: no loss on the physics states."
         notes.insert(1, ("Control", what))
+    if "lora" in models:
+        what = "The base with low-rank adapters in its layers, fine-tuned on the same videos without physics states."
+        notes.insert(len(notes) - 2, ("LoRA", what))
     if worlds:
         notes += [
             (

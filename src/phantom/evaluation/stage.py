@@ -1,4 +1,4 @@
-"""The evaluate stage: base, control and Phantom on the benchmarks, from the same seeds; scores and the report page."""
+"""The evaluate stage: base, control, LoRA and Phantom on the benchmarks, from the same seeds; scores and the page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
 # Those of `evaluate.benchmarks` that are measured here, without a judge.
 PHYSICS_IQ, LIKEPHYS = "physics-iq", "likephys"
-ORDER = ("base", "control", "phantom")
+ORDER = ("base", "control", "lora", "phantom")
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
 
@@ -129,10 +129,14 @@ def sample_models(
 
 
 def find_models(params: Params, root: Path) -> Iterator[Model]:
-    """Base, Phantom and, if there is one, the control; each pipeline is loaded when it is first needed."""
-    variants = {"models/phantom": {"base": False, "phantom": True}, "models/control": {"control": True}}
+    """Base, Phantom and, if there are any, control and adapters; each pipeline is loaded when it is first needed."""
+    variants = {
+        "models/phantom": {"base": False, "phantom": True},
+        "models/control": {"control": True},
+        "models/lora": {"lora": True},
+    }
     for folder, names in variants.items():
-        if not (root / folder / "config.json").is_file():  # trained without a control
+        if not (root / folder / "config.json").is_file():  # not trained
             continue
         pipeline = cache(partial(load, root / folder, params))  # one in memory at a time
         identities = component_identities(root / folder)
@@ -233,7 +237,7 @@ def _trivial(
 def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:
     """The entries of evaluation.json for one mode: scores, gains over the base, and details as lists.
 
-    Phantom also has its gain over the control, if there is one.
+    Phantom also has its gain over the control and over the adapters, if there are any.
     """
     figures = {
         name: {key: found[key] for key in PARTS}
@@ -243,9 +247,10 @@ def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]
         | {"per_scenario": found["per_scenario"]}
         for name, found in models.items()
     }
-    if "control" in models:
-        control, phantom = (models[name]["per_scenario"] for name in ("control", "phantom"))
-        figures["phantom"]["gain_over_control"] = gain(control, phantom, protocol)
+    for rival in ("control", "lora"):
+        if rival in models:
+            theirs, phantom = (models[name]["per_scenario"] for name in (rival, "phantom"))
+            figures["phantom"][f"gain_over_{rival}"] = gain(theirs, phantom, protocol)
     return figures
 
 

@@ -126,6 +126,11 @@ def run_stage(
     Interrupting this call (Ctrl-C, a cancelled flow) stops the stage, which saves first, and re-raises. If the stage
     itself fails, raises UserError, Interrupted or StageFailed with the error line from its outcome file.
     """
+    if stage == "train" and params.train.method != "phantom":
+        raise UserError(
+            f"train.method: found {params.train.method}, accepted in the pipeline: phantom; `phantom train` trains "
+            "models/lora, and `phantom evaluate` scores it beside Phantom"
+        )
     started, work = time.monotonic(), root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
     outcome_file, log = work / f"{stage}.json", work / f"{stage}.log"
