@@ -40,7 +40,14 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     tree = copy.deepcopy(MINI)
     for key in ("method", "lora"):
         del tree["train"][key]
-    assert validate(tree).train.method == "phantom"
+    former = validate(tree)
+    assert former.train.method == "phantom"
+    # What identifies a result keeps its hash: checkpoints and runs of studies from before are found again.
+    for change in ((), ("train.lora.rank=8",)):
+        found = identity(validate(apply_overrides(tree, change)), ("train",), without=())
+        assert found["train"].keys() == tree["train"].keys()
+    lora = validate(apply_overrides(tree, ["train.method=lora", "train.lora.rank=8"]))
+    assert identity(lora, ("train",), without=())["train"]["lora"]["rank"] == 8
 
 
 def test_params_yaml_is_the_mini_preset():

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from phantom.cluster.submit import run_job
 from phantom.config import Cluster, Compute, Params, Role, Tracking, load_params, preset_path, select
 from phantom.data import manifest, prepare, shards
+from phantom.errors import UserError
 from phantom.evaluation import stage as evaluation
 from phantom.orchestration import stages
 from phantom.orchestration.dvc_file import code_dependencies, stage_entry, write
+from phantom.orchestration.run import run_stage
 from phantom.orchestration.stages import STAGES, identity_files, result_settings
 from phantom.tracking import registry
 from phantom.training import run_identity
@@ -132,3 +135,16 @@ def test_identity_files_are_outputs_of_earlier_stages():
         "models/phantom/history.json",
         "models/control/history.json",
     ]
+
+
+def test_adapters_are_not_trained_by_the_pipeline_nor_as_a_job(tmp_path: Path):
+    lora = params("train.method=lora")
+    with pytest.raises(
+        UserError, match=r"^train\.method: found lora, accepted in the pipeline: phantom; `phantom train`"
+    ):
+        run_stage("train", lora, tmp_path)
+    with pytest.raises(
+        UserError, match=r"^train\.method: found lora, accepted with compute\.train kubernetes: phantom$"
+    ):
+        run_job("train", lora, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -174,5 +174,6 @@ def saved_tensors(params: Params) -> list[torch.Tensor]:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=params.train.precision == "bfloat16"),
     ):
-        assert model(latents, states if model.has_physics else None, 1000 * sigma, text).sample.requires_grad
+        out = model(latents, states if model.has_physics else None, 1000 * sigma, text)
+    assert (out.physics if model.has_physics else out.sample).requires_grad
     return list(kept.values())

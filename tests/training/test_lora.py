@@ -113,6 +113,10 @@ def test_a_rank_of_null_has_as_many_trainable_parameters_as_phantom(run_params):
             "train.lora.targets=[to_qq]",
             r"train\.lora\.targets: found 'to_qq'; accepted: attn1\.to_q, .*; nearest: to_q$",
         ),
+        (
+            "train.strategy=zero3",
+            r"train\.strategy zero3 does not go with method lora; accepted: ddp, fsdp2, zero1, zero2",
+        ),
         ("train.lora.targets=[]", r"train\.lora\.targets: found \[\]"),
         ("train.lora.alpha=0", r"train\.lora\.alpha: found 0, accepted: > 0"),
     ],
@@ -128,7 +132,6 @@ def test_wrong_settings_are_one_line(run_params, override, said):
     [
         ("fsdp2", 2, False),
         pytest.param("zero2", 2, False, marks=pytest.mark.slow),
-        pytest.param("zero3", 2, False, marks=pytest.mark.slow),
         pytest.param("ddp", 1, True, marks=pytest.mark.slow),
     ],
 )

@@ -81,11 +81,14 @@ class Train(Section):
         return self.control and self.method == "phantom"
 
     @model_validator(mode="after")
-    def _batches(self) -> Train:
+    def _check(self) -> Train:
         unit = self.accumulation * self.processes
         if self.batch_size % unit:
             raise ValueError(
                 f"batch_size {self.batch_size} must divide by accumulation x processes = {unit}; "
                 f"nearest valid: {max(unit, round(self.batch_size / unit) * unit)}"
             )
+        if self.method == "lora" and self.strategy == "zero3":
+            # DeepSpeed releases a block's weights too early where its input has no gradient, as the first one's.
+            raise ValueError("strategy zero3 does not go with method lora; accepted: ddp, fsdp2, zero1, zero2")
         return self
