@@ -65,6 +65,7 @@ def test_condition_frames_get_no_noise_and_no_loss():
         wrong[1][:, :, :3] += 100
         return SimpleNamespace(sample=wrong[0] + 0.5, physics=wrong[1] - 2)
 
+    model.has_physics = True
     found = losses(model, batch)
     assert torch.equal(seen["video"][0, :, :2], video[:, :2])
     assert torch.equal(seen["physics"][0, :, :3], prefix)

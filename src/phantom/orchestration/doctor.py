@@ -28,7 +28,7 @@ from phantom.planning.gpus import GIB
 
 DISK_RESERVE = 5 * GIB  # for clips, logs and reports
 # Direct dependencies; the rest of constraints.txt comes with them.
-TORCH_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+TORCH_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
 PACKAGES = (
     *("av", "opencv-python-headless"),
     *("mlflow", "prefect", "fastapi", "dvc", "ruamel.yaml", "pydantic", "typer"),
