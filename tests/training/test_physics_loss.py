@@ -47,13 +47,13 @@ def test_the_truth_has_no_loss_and_a_constant_one_in_its_units(kind):
             super().__init__()
             self.z_hat = z_hat
 
-        def forward(self, video, physics, timestep, text, coupling):
+        def forward(self, hidden_states, physics, timestep, text, coupling, video):
             assert torch.equal(physics, states)
             if kind.prediction == "clean":
                 v = velocity_of(self.z_hat, physics, given.sigma_physics, kind.sigma_min)
             else:
                 v = (physics - self.z_hat) / sigma.clamp_min(1e-9) * (sigma > 0)
-            return type("Out", (), {"sample": video, "physics": v})
+            return type("Out", (), {"sample": hidden_states, "physics": v})
 
     assert losses(Answers(given.physics), given, of_physics=kind).physics.max() < 1e-6
     off = losses(Answers(given.physics + 2.0), given, of_physics=kind).physics

@@ -58,7 +58,7 @@ def test_condition_frames_get_no_noise_and_no_loss():
     batch = sample(video, physics, prefix, torch.zeros(1, 2, 8), 0.7, generator)
     seen = {}
 
-    def model(hidden_states, physics_states, timestep, text, coupling):
+    def model(hidden_states, physics_states, timestep, text, coupling, video):
         seen.update(video=hidden_states, physics=physics_states, t=timestep)
         wrong = velocity(batch.video, batch.noise_video), velocity(batch.physics, batch.noise_physics)
         wrong[0][:, :, :2] += 100  # condition frames: not in the loss

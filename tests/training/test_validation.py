@@ -60,15 +60,15 @@ class Guesses(torch.nn.Module):
         self.blocks, self.truths, self.guess = [], validation.batches, guess
         self.calls = 0
 
-    def forward(self, video, physics, timestep, text, coupling):
+    def forward(self, hidden_states, physics, timestep, text, coupling, video):
         truth = self.truths[self.calls % len(self.truths)]
         self.calls += 1
         if physics is None:
-            return SimpleNamespace(sample=video, physics=None)
+            return SimpleNamespace(sample=hidden_states, physics=None)
         sigma = truth.sigma_physics[:, None, :, None, None]
         given = (truth.sigma_physics == 0).sum(1).tolist()
         z_hat = torch.stack([self.guess(z, count) for z, count in zip(truth.physics, given, strict=True)])
-        return SimpleNamespace(sample=video, physics=(physics - z_hat) / sigma.clamp_min(1e-9) * (sigma > 0))
+        return SimpleNamespace(sample=hidden_states, physics=(physics - z_hat) / sigma.clamp_min(1e-9) * (sigma > 0))
 
 
 def repeat_given(z: torch.Tensor, given: int) -> torch.Tensor:
