@@ -38,6 +38,15 @@ def fsync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def fsync_folder(path: Path) -> None:
+    """Flushes the entries of a folder to disk, so that a file renamed into it is found after a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def lock_file(file: IO[Any], kind: int) -> None:
     """`fcntl.flock`, with its BlockingIOError. Raises UserError where the file system does not support locks.
 

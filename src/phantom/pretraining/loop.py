@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from phantom.errors import Interrupted
+from phantom.pretraining import checkpoint
 from phantom.progress import say, track
-from phantom.training import checkpoint
 from phantom.training.signals import stop_on_signals
 
 WARMUP = 100
@@ -55,7 +55,7 @@ def fit(
             "optimizer": {f"{i}.{k}": v for i, e in optimizer.state_dict()["state"].items() for k, v in e.items()},
             "generator": {"state": generator.get_state()},
         }
-        checkpoint.save(folder, step, tensors, {"loss": smooth}, keep=1)
+        checkpoint.save(folder, step, tensors, {"loss": smooth})
 
     saved_at = time.monotonic()
     with track(f"pretrain {name}", steps, "steps", done) as bar, stop_on_signals() as stop:
