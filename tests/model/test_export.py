@@ -62,7 +62,7 @@ def test_an_export_comes_back_the_same_on_its_base(exported, wan, tmp_path):
 def test_an_export_of_several_shards_and_of_other_weights(wan, tmp_path):
     model = phantom(wan, coupled=True)
     average = {name: 0.5 * p.detach() for name, p in model.trainable_parameters()}
-    model.save_export(tmp_path / "average", state_dict=average, max_shard_size="100KB")
+    model.save_export(tmp_path / "average", weights=average.items(), max_file_bytes=100_000)
     assert len(list((tmp_path / "average").glob("*.safetensors"))) > 1
     loaded = PhantomTransformer3DModel.from_export(tmp_path / "average", wan)
     assert all(torch.equal(p, average[name]) for name, p in loaded.trainable_parameters())

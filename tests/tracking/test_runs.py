@@ -51,7 +51,7 @@ def test_a_resumed_run_continues_its_curves_and_repeats_no_step(params, tmp_path
 def test_checkpoints_can_be_browsed(params, tmp_path):
     tracker = Tracker(params, "train phantom")
     tracker.log_metrics(10, {"loss": 0.5})
-    tracker.log_checkpoint(10, tmp_path / "step-0000010", {"loss": 0.5, "loss_physics": 0.25})
+    tracker.log_checkpoint(10, f"{tmp_path}/step-0000010", {"loss": 0.5, "loss_physics": 0.25})
     tracker.close()
     client = mlflow.MlflowClient(params.tracking.uri)
     experiment = client.get_experiment_by_name(params.tracking.experiment)

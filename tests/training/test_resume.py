@@ -39,5 +39,5 @@ def test_changed_settings_start_a_new_run(run_params):
     other = Trainer(run_params("train.optimizer.learning_rate=0.5"), Path(), "phantom", False)
     saving = Trainer(run_params("train.checkpoint_every=1", "train.keep_checkpoints=9"), Path(), "phantom", False)
     control = Trainer(run_params(), Path(), "phantom", held=True)
-    assert first.checkpoints == saving.checkpoints
-    assert len({first.checkpoints, other.checkpoints, control.checkpoints}) == 3
+    assert first.folder == saving.folder
+    assert len({first.folder, other.folder, control.folder}) == 3

@@ -27,4 +27,4 @@ class Storage(Section):
     cache_gb: PositiveFloat  # size limit of the cache of files read from s3://
     latents: str | None  # where encode writes shards and train reads them; null: data/latents
     prefetch: NonNegative  # samples that train prefetches
-    checkpoints: str | None  # where checkpoints are copied to, linked in MLflow; null: no copies
+    checkpoints: str | None  # where train writes checkpoints and resumes from; null: checkpoints/ of the checkout

@@ -1,7 +1,7 @@
 """The export: physics branch and coupling only, with the identity of the frozen base they were trained on.
 
-A folder of `config.json` and safetensors, sharded as diffusers does; the weights of adapters are in one file that
-`WanPipeline.load_lora_weights` takes. The base is named by id and revision, and verified by a fingerprint of its
+A folder of `config.json` and safetensors, split into files as diffusers does; the weights of adapters are in one file
+that `WanPipeline.load_lora_weights` takes. The base is named by id and revision, and verified by a fingerprint of its
 weights: a copy of the base in another place is accepted, a different base is rejected.
 """
 
@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from huggingface_hub import save_torch_state_dict
+from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from phantom.model.lora import adapter_metadata, is_adapter, stored_name
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 WEIGHTS_PATTERN = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
+MAX_FILE_BYTES = 5 * 10**9
 _VIDEO = re.compile(r"(?:video_ends|(blocks\.\d+)\.video)\.(.*)")
 
 
@@ -81,6 +82,46 @@ def base_path(folder: str | Path, base_id: str) -> str:
     return base_id
 
 
+def write_weights(
+    folder: Path,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype | None,
+    float32_modules: Iterable[str],
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Writes (name, tensor) of the physics branch and the coupling to safetensors files, as they come.
+
+    Only the tensors of one file are in memory at a time. dtype: to cast to, except in `float32_modules`; None: as is.
+    """
+    files, held, index = list[Path](), dict[str, torch.Tensor](), dict[str, int]()
+    size = total = 0
+
+    def finish_file() -> None:
+        files.append(folder / WEIGHTS_PATTERN.format(suffix=f"-part-{len(files)}"))
+        save_file(held, files[-1], metadata={"format": "pt"})
+        files[-1].chmod(0o644)  # safetensors writes 0600; another user may generate with the export
+        held.clear()
+
+    keep = set(float32_modules)
+    for name, tensor in weights:
+        if is_video_branch(name):
+            continue
+        tensor = tensor.detach().to(torch.float32 if dtype and keep & set(name.split(".")) else dtype or tensor.dtype)
+        if held and size + tensor.nbytes > max_file_bytes:
+            finish_file()
+            size = 0
+        held[name], index[name] = tensor.contiguous(), len(files)
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    finish_file()
+    names = [SAFETENSORS_WEIGHTS_NAME]
+    if len(files) > 1:
+        names = [WEIGHTS_PATTERN.format(suffix=f"-{i:05d}-of-{len(files):05d}") for i in range(1, len(files) + 1)]
+        listing = {"metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in index.items()}}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    for file, name in zip(files, names, strict=True):
+        file.rename(folder / name)
+
+
 class ExportMixin:
     """Saving and loading exports, for `PhantomTransformer3DModel`."""
 
@@ -94,6 +135,11 @@ class ExportMixin:
         state = {name: weights.pop(old) for name in self.state_dict() if (old := diffusers_name(name))}
         self.load_state_dict(state, strict=False, assign=True)
 
+    def export_config(self: Any, **changes: Any) -> dict[str, Any]:
+        """The contents of an export's config.json: the model's config, with `changes` that are not None."""
+        config = json.loads(self.to_json_string()) | {k: v for k, v in changes.items() if v is not None}
+        return config | {"export": ["lora"] if self.config.lora else ["physics", "coupling"]}
+
     def save_export(
         self: Any,
         folder: str | Path,
@@ -103,34 +149,32 @@ class ExportMixin:
         physics_encoder_id: str | None = None,
         physics_encoder_revision: str | None = None,
         metadata: dict[str, Any] | None = None,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        max_shard_size: str = "10GB",
+        weights: Iterable[tuple[str, torch.Tensor]] | None = None,
+        dtype: torch.dtype | None = None,
+        max_file_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         """Writes config and weights of the physics branch and the coupling, or of the adapters, to `folder`.
 
-        Ids, revisions and metadata that are None are taken from the model's config. `state_dict` replaces the model's
-        weights, for instance with those gathered from shards or their moving average. `metadata` is free-form JSON;
-        `frames`, `height`, `width`, `fps`, `max_prefix_frames`, `text_tokens` and `sampling` in it become the defaults
-        of `PhantomPipeline`.
+        Ids, revisions and metadata that are None are taken from the model's config. `weights`, (name, tensor), replace
+        the model's, for instance by those gathered from shards or their moving average; they are written as they come.
+        `dtype` casts them, except for modules that are kept in float32. `metadata` is free-form JSON; `frames`,
+        `height`, `width`, `fps`, `max_prefix_frames`, `text_tokens` and `sampling` in it become the defaults of
+        `PhantomPipeline`.
         """
-        overrides = {
-            "base_id": base_id,
-            "base_revision": base_revision,
-            "physics_encoder_id": physics_encoder_id,
-            "physics_encoder_revision": physics_encoder_revision,
-            "metadata": metadata,
-        }
-        config = json.loads(self.to_json_string()) | {k: v for k, v in overrides.items() if v is not None}
-        config["export"] = ["lora"] if self.config.lora else ["physics", "coupling"]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v for k, v in (state_dict or self.state_dict()).items() if not is_video_branch(k)}
+        weights = self.state_dict().items() if weights is None else weights
         if self.config.lora:
-            _save_adapters(state, self.config.lora, folder / LORA_WEIGHTS)
+            _save_adapters(weights, dtype, self.config.lora, folder / LORA_WEIGHTS)
         else:
-            save_torch_state_dict(state, folder, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size)
-        for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export
+            write_weights(folder, weights, dtype, self._keep_in_fp32_modules, max_file_bytes)
+        config = self.export_config(
+            base_id=base_id,
+            base_revision=base_revision,
+            physics_encoder_id=physics_encoder_id,
+            physics_encoder_revision=physics_encoder_revision,
+            metadata=metadata,
+        )
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -214,10 +258,17 @@ class ExportMixin:
         return cls.from_export(export, str(pretrained_model_name_or_path), dtype, revision)
 
 
-def _save_adapters(state: dict[str, torch.Tensor], lora: dict[str, Any], file: Path) -> None:
+def _save_adapters(
+    weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, lora: dict[str, Any], file: Path
+) -> None:
     """Writes weights and metadata as `WanPipeline.save_lora_weights` does, but the same bytes every time."""
-    weights = {stored_name(name): tensor.cpu().contiguous() for name, tensor in state.items()}
-    save_file(weights, file, {LORA_ADAPTER_METADATA_KEY: json.dumps(adapter_metadata(lora), sort_keys=True)})
+    stored = {
+        stored_name(name): tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in weights
+        if not is_video_branch(name)
+    }
+    save_file(stored, file, {LORA_ADAPTER_METADATA_KEY: json.dumps(adapter_metadata(lora), sort_keys=True)})
+    file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export
 
 
 def _base_label(base_id: str | None, revision: str | None) -> str:

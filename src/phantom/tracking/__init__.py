@@ -1,1 +1,1 @@
-"""MLflow: runs, lineage, checkpoint uploads and the model registry. No other package imports mlflow."""
+"""MLflow: runs, lineage and the model registry. No other package imports mlflow."""

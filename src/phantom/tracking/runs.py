@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.data.storage import open_folder
 from phantom.progress import say
 from phantom.tracking import lineage
-from phantom.tracking.uploads import OUTBOX, CheckpointUploader, UploadedCheckpoint
 
 FLUSH_INTERVAL_SECONDS = 2.0  # between requests with metrics
 RETRY_SECONDS = 1.0
@@ -26,7 +24,6 @@ class Tracker:
 
     run_id: the run to continue, from a checkpoint; steps that it already has are not logged again. After construction,
     None if the server cannot be reached: then everything is dropped, with one line on stderr.
-    checkpoints: the folder of the run's checkpoints, which are copied to `storage.checkpoints` if that is set.
     """
 
     def __init__(
@@ -35,7 +32,6 @@ class Tracker:
         name: str,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
-        checkpoints: Path | None = None,
         root: Path = Path(),
     ) -> None:
         self.uri, self._root = params.tracking.uri, root
@@ -47,11 +43,6 @@ class Tracker:
         self._warned = False
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._parent: str | None = None
-        self._uploader: CheckpointUploader | None = None
-        if checkpoints and params.storage.checkpoints:
-            target = open_folder(params.storage.checkpoints, root, params.storage)
-            outbox = root / OUTBOX / checkpoints.name
-            self._uploader = CheckpointUploader(target, outbox, lambda sent: self._queue.put(("upload", sent)))
         try:
             self._open(params, name, run_id, tags or {})
         except Exception as error:  # of any type: MLflow, SQLAlchemy and requests raise their own
@@ -69,7 +60,7 @@ class Tracker:
         now = int(time.time() * 1000)
         self._metrics += [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(v)]
         if time.monotonic() - self._flushed > FLUSH_INTERVAL_SECONDS:
-            self._flush()
+            self.flush()
 
     def log_summary(self, metrics: dict[str, float]) -> None:
         """Logs metrics of the run as a whole, under step 0; MLflow shows those logged last."""
@@ -78,13 +69,10 @@ class Tracker:
         now = int(time.time() * 1000)
         self._metrics += [Metric(k, float(v), now, 0) for k, v in metrics.items() if math.isfinite(v)]
 
-    def log_checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
-        """Logs a saved checkpoint as a model of the run, with its step, losses and path, and starts its upload."""
-        if self._uploader:
-            self._uploader.submit(path)
+    def log_checkpoint(self, step: int, where: str, metrics: dict[str, float]) -> None:
+        """Logs a committed checkpoint as a model of the run, with its step, losses and path or URI."""
         if step > self._logged:
-            self._flush()
-            self._queue.put(("checkpoint", (step, path, metrics)))
+            self._queue.put(("checkpoint", (step, where, metrics)))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file to the run's artifacts, under `folder`."""
@@ -95,19 +83,15 @@ class Tracker:
         self._queue.put(("tag", (name, value)))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Sends what is queued, for at most CLOSE_TIMEOUT_SECONDS, and ends the run as FINISHED, FAILED or KILLED.
-
-        Checkpoint uploads are awaited only if FINISHED; otherwise the next process resumes them.
-        """
-        self._flush()
-        if self._uploader:
-            self._uploader.close(wait=status == "FINISHED")
+        """Sends what is queued, for at most CLOSE_TIMEOUT_SECONDS, and ends the run as FINISHED, FAILED or KILLED."""
+        self.flush()
         self._queue.put(("end", status))
         self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             say(f"mlflow: {self.uri} does not answer; its curves end early, history.json has all of them")
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Queues the metrics logged so far for sending."""
         if self._metrics:
             self._queue.put(("metrics", self._metrics))
         self._metrics, self._flushed = [], time.monotonic()
@@ -148,15 +132,15 @@ class Tracker:
     def _send_metrics(self, metrics: list[Any]) -> None:
         self._client.log_batch(self.run_id, metrics=metrics)
 
-    def _send_checkpoint(self, value: tuple[int, Path, dict[str, float]]) -> None:
+    def _send_checkpoint(self, value: tuple[int, str, dict[str, float]]) -> None:
         from mlflow.entities import Metric
 
-        step, path, metrics = value
+        step, where, metrics = value
         model = self._client.create_logged_model(
             self._experiment_id,
             name=f"step-{step}",
             source_run_id=self.run_id,
-            tags={"files": str(path)},
+            tags={"uri" if "://" in where else "files": where},
             params={"step": str(step)},
             model_type="checkpoint",
         )
@@ -168,16 +152,6 @@ class Tracker:
         ]
         self._client.log_batch(self.run_id, metrics=losses)
         self._client.finalize_logged_model(model.model_id, "READY")
-
-    def _send_upload(self, sent: UploadedCheckpoint) -> None:
-        """Tags the checkpoint's model with the URI of its copy and the sha256 of its files."""
-        found = self._client.search_logged_models(
-            [self._experiment_id],
-            f"name = 'step-{int(sent.name.removeprefix('step-'))}' AND source_run_id = '{self.run_id}'",
-        )
-        for model in found:
-            digests = {f"sha256/{name}": digest for name, digest in sent.sha256.items()}
-            self._client.set_logged_model_tags(model.model_id, {"uri": sent.uri, **digests})
 
     def _send_artifact(self, value: tuple[Path, str | None]) -> None:
         path, folder = value

@@ -1,134 +1,219 @@
 """Checkpoints: the full training state, from which a resumed run continues exactly as the uninterrupted one would.
 
-A checkpoint is a folder `step-0000100` of safetensors files and `state.json`. It is written under a temporary name,
-fsynced and renamed, so a folder of that name is complete. Files carry SHA-256 checksums: if one is damaged, the
-checkpoint before it is used.
+    step-0000100/
+        __0_0.distcp ...   what each process wrote: its shards, in the format of torch.distributed.checkpoint
+        .metadata          which part of which tensor is where
+        state.json         the part of the state that is not tensors
+        commit.json        size and XXH3 of each file above, and the held-out loss; written last
+
+Without its commit record a checkpoint does not count, and with a file that is not as recorded it is damaged: the one
+before it is used. Tensors are read in parts, so that any number of processes can load what any other number has saved.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+import torch.distributed.checkpoint as dcp
+import xxhash
+from torch.distributed.checkpoint import DefaultLoadPlanner
 
-from phantom.data.shards import write_tensors
+from phantom.data.storage import Folder, NotFound
 from phantom.progress import say
+from phantom.training import process_group
+from phantom.training.checkpoint_reader import CheckpointReader
 
-STATE_FILE = "state.json"
+COMMIT, STATE = "commit.json", "state.json"
+CHUNK_BYTES = 2**24
+
+# Each process loads what it needs on its own, and a run may be a single process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The commit record. files: name -> (bytes, XXH3). heldout_loss: None if it was not measured."""
+
+    step: int
+    heldout_loss: float | None
+    files: dict[str, tuple[int, str]]
+
+    def text(self) -> bytes:
+        """The contents of commit.json, with a checksum of their own."""
+        text = json.dumps(asdict(self))
+        return json.dumps({"xxh3": _xxh3(text), "record": text}).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Record:
+        """Raises ValueError or KeyError if `data` is not what `text` has written."""
+        sealed = json.loads(data)
+        if _xxh3(sealed["record"]) != sealed["xxh3"]:
+            raise ValueError("wrong checksum")
+        return cls(**json.loads(sealed["record"]))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved step: its number, its folder, and the part of its state that is not tensors."""
+    """A committed step of the run whose checkpoints are in `folder`."""
 
-    step: int
-    path: Path
-    state: dict[str, Any]
+    folder: Folder
+    record: Record
 
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """All tensors of the group `name`, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return self.record.step
 
-    def open(self, name: str) -> Any:
-        """Opens the group `name` as a context: `keys()`, and `get_tensor(key)` to read one tensor at a time."""
-        return safe_open(self.path / f"{name}.safetensors", "pt")
+    @property
+    def name(self) -> str:
+        """The folder, relative to that of the run."""
+        return name_of(self.step)
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The part of the state that is not tensors."""
+        return json.loads(self.folder.read(f"{self.name}/{STATE}"))
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of all tensors."""
+        return [*self._reader.read_metadata().state_dict_metadata]
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Fills `tensors`, of the saved shapes, in place; of a DTensor, this process's shard. Not a collective."""
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        dcp.load(dict(tensors), storage_reader=self._reader, planner=planner, no_dist=True)
+
+    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields full tensors on the CPU, one at a time."""
+        saved: dict[str, Any] = self._reader.read_metadata().state_dict_metadata
+        for key in keys:
+            tensor = torch.empty(saved[key].size, dtype=saved[key].properties.dtype)
+            self.load({key: tensor})
+            yield key, tensor
+
+    def damage(self, part: int = 0, of: int = 1) -> str | None:
+        """What is wrong with the files `part`, `part` + `of`, ... of this checkpoint; None if they are as recorded."""
+        for name, (size, checksum) in [*self.record.files.items()][part::of]:
+            try:
+                if (found := self.folder.size(f"{self.name}/{name}")) != size:
+                    return f"{name}: {'missing' if found is None else f'{found} bytes, {size} were written'}"
+                if self._checksum(name, size) != checksum:
+                    return f"{name}: wrong checksum"
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+        return None
+
+    def _checksum(self, name: str, size: int) -> str:
+        hasher, path = xxhash.xxh3_64(), f"{self.name}/{name}"
+        if size <= CHUNK_BYTES:  # the names of some are hidden from listings
+            hasher.update(self.folder.read(path))
+            return hasher.hexdigest()
+        with self.folder.open(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                hasher.update(chunk)
+        return hasher.hexdigest()
+
+    @cached_property
+    def _reader(self) -> CheckpointReader:
+        return CheckpointReader(self.folder, self.name)
 
 
-def save(
-    folder: Path,
-    step: int,
-    tensors: dict[str, dict[str, torch.Tensor]],
-    state: dict[str, Any],
-    keep: int,
-    loss: float = math.nan,
-) -> Path:
-    """Writes the checkpoint of `step` atomically, then deletes all but the newest `keep` and the best one.
-
-    tensors: group -> name -> tensor; each group becomes one safetensors file. state: JSON-able.
-    loss: on held-out clips, NaN if not measured; the best checkpoint has the lowest. Returns the checkpoint's path.
-    """
-    final = folder / f"step-{step:07d}"
-    new = folder / f".{final.name}.new"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    checksums = {}
-    for name, group in tensors.items():
-        path = new / f"{name}.safetensors"
-        write_tensors(path, {k: v.detach().contiguous() for k, v in group.items()})
-        checksums[path.name] = _sha256(path)
-    text = json.dumps({"step": step, "sha256": checksums, **state})
-    sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "heldout_loss": loss, "state": text}
-    (new / STATE_FILE).write_text(json.dumps(sealed))
-    _fsync(new / STATE_FILE)
-    _fsync(new)
-    shutil.rmtree(final, ignore_errors=True)
-    new.rename(final)
-    _fsync(folder)
-    saved = find_all(folder)
-    for old in {*saved[:-keep]} - {best(saved)}:
-        shutil.rmtree(old)
-    return final
+def name_of(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:07d}"
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint in `folder`, checksums verified; damaged ones are skipped with a warning."""
-    for path in reversed(find_all(folder)):
-        try:
-            sealed = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            if hashlib.sha256(sealed["state"].encode()).hexdigest() != sealed["sha256"]:
-                raise ValueError(f"{STATE_FILE}: wrong checksum")
-            state = json.loads(sealed["state"])
-            for name, checksum in state["sha256"].items():
-                if _sha256(path / name) != checksum:
-                    raise ValueError(f"{name}: wrong checksum")
-        except (OSError, ValueError, KeyError) as error:
-            say(f"{path}: damaged, skipped for the checkpoint before it ({error})")
+def find_all(folder: Folder) -> tuple[list[Checkpoint], dict[str, str]]:
+    """All checkpoints in `folder`, oldest first, and by the name of each step that is none, why it is none."""
+    committed, others = list[Checkpoint](), dict[str, str]()
+    for name, files in _files_by_step(folder).items():
+        record = f"{name}/{COMMIT}"
+        if record not in files:
+            others[name] = "not committed"
             continue
-        return Checkpoint(state["step"], path, state)
-    return None
+        try:
+            committed.append(Checkpoint(folder, Record.parse(folder.read(record))))
+        except (ValueError, KeyError, TypeError):
+            others[name] = f"damaged ({COMMIT})"
+    return committed, others
 
 
-def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is known to be intact: checksums are not verified."""
-    state = json.loads(json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["state"])
-    return Checkpoint(state["step"], path, state)
+def find_newest(folder: Folder) -> Checkpoint | None:
+    """The newest intact checkpoint in `folder`; those passed over for it are named. A collective.
+
+    The first process looks for checkpoints, and each verifies a share of their files.
+    """
+    part, of = process_group.place()
+    first = part == 0
+    committed, others = find_all(folder) if first else ([], {})
+    found: Checkpoint | None = None
+    for record in reversed(process_group.broadcast_from_first([c.record for c in committed])):
+        found = Checkpoint(folder, record)
+        damage = next((text for text in process_group.gather_all(found.damage(part, of)) if text), None)
+        if damage is None:
+            others = {name: why for name, why in others.items() if name > found.name}
+            break
+        others[found.name] = f"damaged ({damage})"
+    else:
+        found = None
+    for name, why in sorted(others.items()) if first else ():
+        say(f"{folder}/{name}: {why}, passed over")
+    return found
 
 
-def find_all(folder: Path) -> list[Path]:
-    """The paths of all checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The checkpoint with the lowest held-out loss, the first if several tie; None if no loss was measured."""
+    measured = [c for c in checkpoints if c.record.heldout_loss is not None and math.isfinite(c.record.heldout_loss)]
+    return min(measured, key=lambda c: c.record.heldout_loss or 0.0, default=None)
 
 
-def best(paths: list[Path]) -> Path | None:
-    """The path with the lowest held-out loss, the first if several tie; None if no loss was measured."""
-    measured = {path: loss for path in paths if math.isfinite(loss := _heldout_loss(path))}
-    return min(measured, key=measured.__getitem__, default=None)
+def prune(folder: Folder, keep: int) -> list[str]:
+    """Deletes all but the newest `keep` checkpoints and the best one, and what was never committed before the newest.
+
+    Returns the names of the deleted steps.
+    """
+    committed, others = find_all(folder)
+    kept = {c.name for c in committed[-keep:]}
+    if found := best(committed):
+        kept.add(found.name)
+    newest = committed[-1].name if committed else ""
+    old = [c.name for c in committed if c.name not in kept] + [name for name in others if name < newest]
+    for name in old:
+        delete(folder, name)
+    return sorted(old)
 
 
-def _heldout_loss(path: Path) -> float:
+def delete(folder: Folder, name: str) -> None:
+    """Deletes a step, its commit record first."""
+    files = _files_by_step(folder).get(name, [])
+    folder.delete(sorted(files, key=lambda file: not file.endswith(f"/{COMMIT}")))
+
+
+def _xxh3(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def _files_by_step(folder: Folder) -> dict[str, list[str]]:
+    """The files of each folder `step-*`, in the order of the steps."""
+    folder.refresh()
+    found = dict[str, list[str]]()
     try:
-        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["heldout_loss"]
-    except (OSError, ValueError, KeyError):
-        return math.nan
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        names = [entry.name for entry in folder.list(hidden=True)]
+    except NotFound:
+        return {}
+    for name in names:
+        step, _, inner = name.partition("/")
+        if step.startswith("step-") and inner:
+            found.setdefault(step, []).append(name)
+    return dict(sorted(found.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ HISTORY, RESULT, HELDOUT = "history.json", "result.json", "heldout.json"
 def write_export(
     out: Path,
     model: PhantomTransformer3DModel,
-    weights: dict[str, torch.Tensor],
+    weights: Iterable[tuple[str, torch.Tensor]],
     params: Params,
     recipe: dict[str, Any],
     history: list[dict[str, Any]],
@@ -30,25 +31,16 @@ def write_export(
 
     It holds the export (`save_export`), `history.json`, `result.json`, `heldout.json` and README.md.
 
-    recipe: how the latents were encoded. heldout: figures of the last validation, and losses by clip; may be empty.
-    held: alpha_z was held at 0 (the control).
+    weights: (name, full tensor), which are written as they come. recipe: how the latents were encoded. heldout: figures
+    of the last validation, and losses by clip; may be empty. held: alpha_z was held at 0 (the control).
     """
     new, lora = out.with_name(f".{out.name}.new"), model.config.lora
     shutil.rmtree(new, ignore_errors=True)
     model.save_export(
         new,
-        state_dict=weights,
-        metadata={
-            "frames": params.data.frames,
-            "height": params.data.height,
-            "width": params.data.width,
-            "fps": params.data.fps,
-            "max_prefix_frames": params.encode.max_prefix_frames,
-            "text_tokens": params.encode.text_tokens,
-            "sampling": params.evaluate.sampling.model_dump(mode="json"),
-            "trained": {"steps": result["steps"], **({} if lora else {"alpha_z": _schedule(params, held)})},
-            "latents": recipe,
-        },
+        weights=weights,
+        dtype=getattr(torch, params.train.export_dtype),
+        metadata=export_metadata(params, recipe, result["steps"], held),
     )
     columns = dict.fromkeys(name for record in history for name in record)
     # `dvc plots` needs the same keys in every record.
@@ -59,6 +51,21 @@ def write_export(
     (new / "README.md").write_text(card + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
+
+
+def export_metadata(params: Params, recipe: dict[str, Any], steps: int, held: bool) -> dict[str, Any]:
+    """`metadata` of an export after `steps`: what sampling needs, and what the weights are the result of."""
+    return {
+        "frames": params.data.frames,
+        "height": params.data.height,
+        "width": params.data.width,
+        "fps": params.data.fps,
+        "max_prefix_frames": params.encode.max_prefix_frames,
+        "text_tokens": params.encode.text_tokens,
+        "sampling": params.evaluate.sampling.model_dump(mode="json"),
+        "trained": {"steps": steps, **({} if params.train.method == "lora" else {"alpha_z": _schedule(params, held)})},
+        "latents": recipe,
+    }
 
 
 def write_json(path: Path, value: Any, indent: int = 2) -> None:

@@ -18,8 +18,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from phantom.config import Params
 from phantom.cores import cores
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
+from phantom.training.process_group import COLLECTIVE_TIMEOUT
 
-SHUTDOWN_TIMEOUT_SECONDS = 90  # from the stop signal, on which processes save, to SIGKILL
+# From the stop signal to SIGKILL: processes finish the step, save, and wait until the checkpoint is committed.
+SHUTDOWN_TIMEOUT_SECONDS = int(COLLECTIVE_TIMEOUT.total_seconds())
 
 
 def in_torchrun() -> bool:

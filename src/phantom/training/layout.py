@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from phantom.errors import UserError
 from phantom.model import PhantomTransformer3DModel
@@ -45,10 +45,3 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of a possibly sharded one. A collective: every process must call it."""
     # A copy: the gathered tensor may be a view into a larger, padded storage, which safetensors refuses.
     return tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor
-
-
-def distribute(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Shards `tensor`, which every process has in full, like `other`; moves it to the same device."""
-    if not isinstance(other, DTensor):
-        return tensor.to(other.device)
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)

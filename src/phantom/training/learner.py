@@ -1,14 +1,13 @@
 """The training state over all processes: parameters, gradients, AdamW's moments and the moving average (EMA).
 
 `Learner` uses torch alone: replicated (ddp) or sharded by FSDP2. `zero.ZeroLearner` is its counterpart under DeepSpeed.
-Both save full tensors under the parameters' names in the same files, so each can resume the other's checkpoints.
+Both save the same tensors under the same names, so each can resume the other's checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +18,12 @@ from phantom.model import PhantomTransformer3DModel
 from phantom.training import process_group
 from phantom.training.checkpoint import Checkpoint
 from phantom.training.gradient_norm import SplitGradients, total_norm
-from phantom.training.layout import distribute, distribute_model, gather
+from phantom.training.layout import distribute_model, gather
 from phantom.training.objective import Losses
 
 Forward = Callable[[], Iterator[Losses]]  # yields the losses of each micro-batch of a step, one forward pass per item
 Weight = Callable[[dict[str, float]], float]  # alpha_z, from the gradient norms just measured
-Tensors = dict[str, dict[str, torch.Tensor]]  # of a checkpoint: group -> name -> full tensor on the CPU
+Tensors = dict[str, torch.Tensor]  # of a checkpoint: "model.<name>", "exp_avg.<name>" ...
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -39,8 +38,8 @@ class Learner:
     ) -> None:
         distribute_model(model, settings.strategy)
         self.model: nn.Module = model
-        named = dict(model.trainable_parameters())
-        self.names, self.parameters = list(named), list(named.values())
+        self.named = dict(model.trainable_parameters())
+        self.parameters = list(self.named.values())
         self.size, self.clip_norm, self.decay = settings.batch_size, settings.optimizer.clip_norm, settings.ema_decay
         # On a GPU the fused kernel skips a step with a non-finite gradient by itself, without a host sync.
         self.optimizer = make_optimizer(self.parameters, settings.optimizer, fused=device.type == "cuda")
@@ -111,40 +110,33 @@ class Learner:
             parameter.copy_(average)
             average.copy_(weight)
 
-    def tensors(self, keep: bool) -> Tensors:
-        """The groups `model`, `optimizer` and, with an EMA, `average`: full tensors, in processes with `keep`.
+    def tensors(self) -> Tensors:
+        """Weights, AdamW's moments and step and, with an EMA, averages: this process's shards, not copied."""
+        found = dict[str, torch.Tensor](self._weights())
+        for name, parameter in self.named.items():
+            moments = self.optimizer.state.get(parameter, {})  # none before its first gradient
+            found |= {f"{key}.{name}": moments[key] for key in ("step", *MOMENTS) if key in moments}
+        return found
 
-        A collective: every process must call it.
-        """
-        moments = self.optimizer.state_dict()["state"]
-        groups: dict[str, Iterator[tuple[str, torch.Tensor]]] = {
-            "model": zip(self.names, self.parameters, strict=True),
-            "optimizer": ((f"{self.names[i]}/{k}", v) for i, of in moments.items() for k, v in of.items()),
-        }
-        if self.average is not None:
-            groups["average"] = zip(self.names, self.average, strict=True)
-        return {group: _gather_all(named, keep) for group, named in groups.items()}
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the weights to export, full and on the CPU: averages if there are any. A collective."""
+        for name, tensor in zip(self.named, self.average or self.parameters, strict=True):
+            yield name, gather(tensor.detach()).cpu()
 
-    def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """The weights to export: the moving average if there is one. A collective, like `tensors`."""
-        return _gather_all(zip(self.names, self.average or self.parameters, strict=True), keep)
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.named.items():
+            yield f"model.{name}", parameter.detach()
+        for name, average in zip(self.named, self.average or (), strict=self.average is not None):
+            yield f"average.{name}", average
 
     def _load(self, found: Checkpoint) -> None:
-        load_into(found, "model", dict(zip(self.names, self.parameters, strict=True)))
-        if self.average is not None:
-            load_into(found, "average", dict(zip(self.names, self.average, strict=True)))
+        saved, tensors = set(found.keys), dict[str, torch.Tensor](self._weights())
         state = self.optimizer.state_dict()
-        with found.open("optimizer") as moments:
-            known = set(moments.keys())
-
-            def moment(i: int, key: str) -> torch.Tensor:
-                return distribute(moments.get_tensor(f"{self.names[i]}/{key}"), self.parameters[i])
-
-            state["state"] = {
-                i: {"step": moments.get_tensor(f"{name}/step"), **{key: moment(i, key) for key in MOMENTS}}
-                for i, name in enumerate(self.names)
-                if f"{name}/step" in known
-            }
+        for i, (name, parameter) in enumerate(self.named.items()):
+            if f"step.{name}" in saved:
+                state["state"][i] = {"step": torch.zeros(()), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+                tensors |= {f"{key}.{name}": tensor for key, tensor in state["state"][i].items()}
+        found.load(tensors)
         self.optimizer.load_state_dict(state)
 
 
@@ -162,20 +154,3 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Optimizer, fused: b
         weight_decay=settings.weight_decay,
         fused=fused or None,
     )
-
-
-@torch.no_grad()
-def load_into(found: Checkpoint, group: str, tensors: dict[str, Any]) -> None:
-    """Copies a checkpoint's `group` into `tensors`, one tensor at a time."""
-    with found.open(group) as file:
-        for name, tensor in tensors.items():
-            tensor.copy_(distribute(file.get_tensor(name), tensor))
-
-
-def _gather_all(named: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
-    kept = {}
-    for name, tensor in named:
-        full = gather(tensor.detach())
-        if keep:
-            kept[name] = full.cpu()
-    return kept

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from phantom.config import Train
 from phantom.errors import UserError
 
+T = TypeVar("T")
 BUCKET_ELEMENTS = 2**26  # of one all-reduce
-# Processes wait while the first one writes or downloads a checkpoint; NCCL's own limit is 10 minutes.
+# Processes wait for the slowest to write or read its part of a checkpoint; NCCL's own limit is 10 minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 
@@ -78,13 +80,32 @@ def any_process(flag: bool) -> bool:
     return bool(found)
 
 
-def broadcast_from_first(value: str | None) -> str | None:
-    """The first process's `value`, in every process."""
+def place() -> tuple[int, int]:
+    """The number of this process and that of all processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def broadcast_from_first(value: T) -> T:
+    """The first process's `value`, in every process. It must be picklable."""
     if not dist.is_initialized():
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0, group=_cpu_group())
     return values[0]
+
+
+def gather_all(value: T) -> list[T]:
+    """Each process's `value`, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def new_cpu_group() -> dist.ProcessGroup | None:
+    """A further group of all processes, over gloo, for the collectives of a thread; None for a single process."""
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if dist.is_initialized() else None
 
 
 @cache

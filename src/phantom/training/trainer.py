@@ -19,17 +19,18 @@ from typing import Any
 import torch
 
 from phantom.config import Params
+from phantom.data.storage import open_folder
 from phantom.errors import Interrupted, StageFailed
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
-from phantom.tracking.uploads import download_newest
 from phantom.training import checkpoint, process_group
 from phantom.training.activation_checkpointing import checkpointing_func
 from phantom.training.build import build_model
+from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
-from phantom.training.export import HELDOUT, RESULT, write_export, write_json
+from phantom.training.export import HELDOUT, RESULT, export_metadata, write_export, write_json
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
@@ -130,10 +131,14 @@ class Trainer:
         self.step, self.history = 0, list[dict[str, Any]]()
         self.heldout: dict[str, Any] = {}  # figures of the last step, and losses by clip
         self.reads_are_free = self.device.type == "cpu"  # on a GPU, reading a tensor is a host sync
+        self.saving: tuple[int, dict[str, float]] | None = None  # step and losses of the checkpoint being written
         self.stalled = False  # whether it was said that alpha_z does not grow
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
-        self.checkpoints = root / "checkpoints" / f"{name}-{run_identity(params, latents.digest, held)}"
-        found = self._find_checkpoint()
+        run = f"{name}-{run_identity(params, latents.digest, held)}"
+        self.folder = root / "checkpoints" / run  # of the run's sample videos
+        where = (params.storage.checkpoints or "checkpoints").rstrip("/")
+        self.checkpoints = open_folder(f"{where}/{run}", root, params.storage)
+        found = checkpoint.find_newest(self.checkpoints)
         self.learner: Learner | ZeroLearner
         if self.settings.strategy.startswith("zero"):
             self.learner = ZeroLearner(self.model, self.settings, self.accelerator, found)
@@ -141,10 +146,9 @@ class Trainer:
             self.learner = Learner(self.model, self.settings, self.device, found)
         run_id = self._resume(found) if found else None
         self.tracker = (
-            Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}, self.checkpoints, root)
-            if self.is_first
-            else None
+            Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}, root) if self.is_first else None
         )
+        self.writer = CheckpointWriter(self.checkpoints, self.settings.keep_checkpoints, self.device)
 
     @property
     def is_first(self) -> bool:
@@ -185,20 +189,23 @@ class Trainer:
                     if samples and self.step % settings.sample_every == 0:
                         with self.throughput.excluded():
                             self._write_samples(samples)
-                    interrupted = process_group.any_process(stop.is_set)
+                    interrupted = process_group.any_process(stop.is_set or self.writer.has_failed)
                     if self.step % settings.checkpoint_every == 0 or last or interrupted:
                         with self.throughput.excluded():
                             self._save()
                     if bar:
                         bar.advance(note=note)
                     if interrupted and not last:
+                        self._wait_for_checkpoint()
                         raise Interrupted(f"train: stopped after step {self.step}, which is saved; run again to go on")
             self._export()
+            self._wait_for_checkpoint()
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"
             raise
         finally:
+            self.writer.close()
             if self.tracker:
                 self.tracker.close(status)
         self.accelerator.wait_for_everyone()
@@ -364,44 +371,45 @@ class Trainer:
             made = samples(self.learner.model)
         if self.tracker:
             folder = f"samples/step-{self.step:07d}"
-            for path in samples.write(made, self.checkpoints / folder):
+            for path in samples.write(made, self.folder / folder):
                 self.tracker.log_artifact(path, folder)
 
     def _save(self) -> None:
-        """Saves a checkpoint, written by the first process."""
+        """Starts to save a checkpoint; training goes on once its tensors are copied."""
+        self._wait_for_checkpoint()
         process_group.sum_over_processes([self.window.sums])
         if not self.is_first:
             self.window.clear()  # the first process now holds the total
-        tensors = self.learner.tensors(keep=self.is_first)
+        state = {
+            "weight": self.weight.state(),
+            "norms": self.norms,
+            "window": self.window.state(),
+            "history": self.history,
+            "heldout": self.heldout,
+            "mlflow_run": self.run_id,
+            "config": self.model.export_config(
+                metadata=export_metadata(self.params, self.latents.recipe, self.step, self.weight.held)
+            ),
+        }
         if self.tracker:
-            state = {
-                "weight": self.weight.state(),
-                "norms": self.norms,
-                "window": self.window.state(),
-                "history": self.history,
-                "heldout": self.heldout,
-                "mlflow_run": self.run_id,
-            }
-            kept, heldout = self.settings.keep_checkpoints, self._heldout_loss()
-            path = checkpoint.save(self.checkpoints, self.step, tensors, state, kept, heldout)
-            newest = self.history[-1] if self.history else {}
-            self.tracker.log_checkpoint(self.step, path, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)})
-        self.accelerator.wait_for_everyone()
+            self.tracker.flush()
+        self.writer.save(self.step, self.learner.tensors(), state, self._heldout_loss())
+        newest = self.history[-1] if self.history else {}
+        self.saving = self.step, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)}
+
+    def _wait_for_checkpoint(self) -> None:
+        """Waits until the checkpoint that is being written is committed, and logs it."""
+        self.writer.wait()
+        if self.saving and self.tracker:
+            step, losses = self.saving
+            self.tracker.log_checkpoint(step, f"{self.checkpoints}/{checkpoint.name_of(step)}", losses)
+        self.saving = None
 
     def _heldout_loss(self) -> float:
         """L_v + L_z, if there is one, on held-out clips at the last validation; NaN before the first one."""
         names = ("val_loss_video", "val_loss_physics")
         found: dict[str, Any] = next((r for r in reversed(self.history) if names[0] in r), {names[0]: None})
         return sum(math.nan if found[name] is None else found[name] for name in names if name in found)
-
-    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The newest intact checkpoint, local or else remote. The first process chooses it for all."""
-        found = None
-        if self.is_first:
-            found = checkpoint.load_newest(self.checkpoints)
-            found = found or download_newest(self.checkpoints, self.params.storage, self.root, checkpoint.load_newest)
-        path = process_group.broadcast_from_first(str(found.path) if found else None)
-        return checkpoint.load(Path(path)) if path else None
 
     def _resume(self, found: checkpoint.Checkpoint) -> str | None:
         """Restores the state of a checkpoint that is not tensors. Returns the id of its MLflow run."""
@@ -411,14 +419,14 @@ class Trainer:
             self.window.load(found.state["window"])
         self.step, self.history = found.step, found.state["history"]
         if self.step == self.settings.steps:
-            self.heldout = found.state.get("heldout", {})  # checkpoints before version 0.2 have none
+            self.heldout = found.state["heldout"]
         if self.is_first and self.step < self.settings.steps:
-            say(f"train {self.name}: continues after step {self.step} ({found.path})")
+            say(f"train {self.name}: continues after step {self.step} ({found})")
         return found.state["mlflow_run"]
 
     def _export(self) -> None:
         """Writes `models/<name>`: the moving average of the weights if `train.ema_decay` is set."""
-        weights = self.learner.weights(keep=self.is_first)
+        weights = self.learner.weights()
         if self.tracker:
             out, result = self.root / "models" / self.name, asdict(self._result())
             recipe, held = self.latents.recipe, self.weight.held
@@ -426,6 +434,8 @@ class Trainer:
             self.tracker.log_artifact(out / "history.json")
             if self.heldout:
                 self.tracker.set_tag("verdict", result["verdict"])
+        for _ in weights:  # gathered from all processes, written by the first
+            pass
 
     def _result(self) -> TrainResult:
         last: dict[str, Any] = next((r for r in reversed(self.history) if "loss" in r), {})

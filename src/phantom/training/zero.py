@@ -9,14 +9,15 @@ Two things differ from what DeepSpeed's documentation shows:
 - DeepSpeed sees the trainable parameters only. Every process holds the frozen ones in full; they are never
   communicated.
 
-The weights are float32, as with other strategies; bfloat16 comes from autocast. Checkpoints are in the learner's
-format, not DeepSpeed's, which are pickles and can be loaded only by the same number of processes.
+The weights are float32, as with other strategies; bfloat16 comes from autocast. Checkpoints have the learner's
+tensors, not DeepSpeed's own files, which can be loaded only by the same number of processes: parameters and moments are
+gathered one by one, and each process keeps and writes its share of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,7 +30,7 @@ from phantom.config import Train
 from phantom.model import PhantomTransformer3DModel
 from phantom.training import process_group
 from phantom.training.checkpoint import Checkpoint
-from phantom.training.learner import MOMENTS, Forward, Tensors, Weight, ema_decay, load_into, make_optimizer
+from phantom.training.learner import MOMENTS, Forward, Tensors, Weight, ema_decay, make_optimizer
 from phantom.training.objective import Losses
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,7 +50,7 @@ class ZeroLearner:
         self.micro_batches = settings.accumulation
         self.processes, self.process = accelerator.num_processes, accelerator.process_index
         if found:
-            load_into(found, "model", self.named)
+            found.load({f"model.{name}": parameter.detach() for name, parameter in self.named.items()})
         _hide_frozen(model)
         if self.stage == 3:
             from deepspeed.utils import set_z3_leaf_modules
@@ -59,9 +60,9 @@ class ZeroLearner:
         self.model: Any = accelerator.prepare(model, optimizer)[0]
         self.zero: Any = self.model.optimizer
         # AdamW's state is created up front, per flat shard; the moving average is stored with the moments.
-        keys = (*MOMENTS, "average") if self.decay else MOMENTS
+        self.keys = (*MOMENTS, "average") if self.decay else MOMENTS
         for shard in self._shards():
-            state = {key: shard.detach().clone() if key == "average" else torch.zeros_like(shard) for key in keys}
+            state = {key: shard.detach().clone() if key == "average" else torch.zeros_like(shard) for key in self.keys}
             self.zero.optimizer.state[shard] = {"step": torch.zeros(()), **state}
         if self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()  # maps parameters to their parts of it
@@ -97,18 +98,17 @@ class ZeroLearner:
         """Nothing: DeepSpeed's parameters cannot be exchanged for a while. Validation sees the raw weights."""
         return nullcontext()
 
-    def tensors(self, keep: bool) -> Tensors:
-        """As `Learner.tensors`. A collective: every process must call it."""
-        step = next(iter(self.zero.optimizer.state.values()))["step"]
-        found: Tensors = {"model": self._gather(None, keep), "optimizer": {}}
-        for key in MOMENTS:
-            found["optimizer"] |= {f"{name}/{key}": value for name, value in self._gather(key, keep).items()}
-        found["optimizer"] |= {f"{name}/step": step.clone() for name in self.named} if keep else {}
-        return found | ({"average": self._gather("average", keep)} if self.decay else {})
+    def tensors(self) -> Tensors:
+        """As `Learner.tensors`, but copies: each process has every n-th tensor, in full. A collective."""
+        step, found = next(iter(self.zero.optimizer.state.values()))["step"], Tensors()
+        own = [*self.named][self.process :: self.processes]
+        for key in (None, *self.keys):
+            found |= {f"{key or 'model'}.{name}": value.clone() for name, value in self._gather(key) if name in own}
+        return found | {f"step.{name}": step.clone() for name in own}
 
-    def weights(self, keep: bool) -> dict[str, torch.Tensor]:
-        """The weights to export: the moving average if there is one. A collective, like `tensors`."""
-        return self._gather("average" if self.decay else None, keep)
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the weights to export, full and on the CPU: averages if there are any. A collective."""
+        yield from self._gather("average" if self.decay else None)
 
     # --- DeepSpeed ----------------------------------------------------------------------------------------------------
 
@@ -147,29 +147,22 @@ class ZeroLearner:
         """This process's float32 parameters, flat."""
         return self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
 
-    def _gather(self, key: str | None, keep: bool) -> dict[str, torch.Tensor]:
-        """The full parameters, or AdamW's state `key` of each."""
+    def _gather(self, key: str | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the full parameters, or AdamW's state `key` of each, on the CPU."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        kept = {}
         for name, parameter in self.named.items():
             value = safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
-            if keep:
-                kept[name] = value.detach().cpu().clone()
-        return kept
+            yield name, value.detach().cpu()
 
     def _load(self, found: Checkpoint) -> None:
-        with found.open("optimizer") as moments:
-            for name in self.named:
-                for key in MOMENTS:
-                    self._set(name, key, moments.get_tensor(f"{name}/{key}"))
-            steps = [moments.get_tensor(f"{name}/step") for name in self.named]
+        for key in self.keys:
+            saved = found.stream(f"{key}.{name}" for name in self.named)
+            for name, (_, value) in zip(self.named, saved, strict=True):
+                self._set(name, key, value)
+        _, step = next(found.stream(f"step.{name}" for name in self.named))
         for state in self.zero.optimizer.state.values():
-            state["step"].copy_(steps[0])
-        if self.decay:
-            with found.open("average") as averages:
-                for name in self.named:
-                    self._set(name, "average", averages.get_tensor(name))
+            state["step"].copy_(step)
 
     def _set(self, name: str, key: str, value: torch.Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state

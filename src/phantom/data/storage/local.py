@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from phantom.data.files import fsync_folder
 from phantom.data.storage.files import Entry, NotFound, escapes_folder, read_file_range
 
 
@@ -23,16 +26,21 @@ class LocalFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def list(self) -> list[Entry]:
-        """All files, sorted by name, hidden ones excluded. Raises NotFound if the folder does not exist."""
+    def list(self, hidden: bool = False) -> list[Entry]:
+        """All files, sorted by name; hidden ones only if asked for. Raises NotFound if the folder does not exist."""
         if not self.path.is_dir():
             raise NotFound(f"{self.path}: no such folder")
         found = []
         for path in self.path.rglob("*"):
             name = path.relative_to(self.path)
-            if any(part.startswith(".") for part in name.parts) or (path.is_dir() and not path.is_symlink()):
+            if not hidden and any(part.startswith(".") for part in name.parts):
                 continue
-            stat = path.stat() if path.exists() else path.lstat()
+            if path.is_dir() and not path.is_symlink():
+                continue
+            try:
+                stat = path.stat() if path.exists() else path.lstat()
+            except FileNotFoundError:  # another process has just deleted it
+                continue
             found.append(Entry(name.as_posix(), stat.st_size, str(stat.st_mtime_ns)))
         return sorted(found, key=lambda entry: entry.name)
 
@@ -75,6 +83,45 @@ class LocalFolder:
 
     def invalidate(self, name: str) -> None:
         """Does nothing: local files are not cached."""
+
+    def refresh(self) -> None:
+        """Does nothing: local files are not listed ahead."""
+
+    def read(self, name: str) -> bytes:
+        """The contents of the file `name`. Raises FileNotFoundError."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes the file `name` atomically and flushes it and its folder to disk."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+        fsync_folder(target.parent)
+
+    def create(self, name: str) -> BinaryIO:
+        """Opens the file `name`, new and empty, for writing; as a context, which closes it."""
+        target = self.path / name
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fsync_folder(target.parent.parent)
+        return target.open("wb")
+
+    def rename(self, name: str, new: str) -> None:
+        """Renames a file, replacing one that is called `new`."""
+        (self.path / name).replace(self.path / new)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes files in the given order, and folders that become empty. Missing ones are no error."""
+        for name in names:
+            path = self.path / name
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                path.parent.rmdir()
 
     def upload(self, source: Path, name: str) -> None:
         """Copies the file `source` to `name`, atomically."""

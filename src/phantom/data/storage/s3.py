@@ -1,4 +1,4 @@
-"""A folder in an S3 bucket: list, random access, cached download, upload.
+"""A folder in an S3 bucket: list, random access, cached download, upload, streamed writing.
 
 Endpoint, region, addressing style and credentials come from where boto3 and the AWS CLI look: the environment and
 ~/.aws. boto3 retries failed requests (AWS_MAX_ATTEMPTS); a response body that breaks off is resumed at that byte.
@@ -10,7 +10,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from phantom.data.storage.files import CHUNK_BYTES, Entry, NotFound, SeekableRea
 from phantom.errors import StageFailed, UserError
 
 S3 = "s3://"
+PART_BYTES = 2**25  # of a file that is written as a stream; S3 takes 10,000 parts
 RETRY_DELAYS_SECONDS = (0.5, 1, 2, 4, 8)  # before a broken-off body is requested again without progress
 
 # S3 error codes, in words that say what to fix.
@@ -62,18 +64,24 @@ class S3Folder:
     def __str__(self) -> str:
         return f"{S3}{self.bucket}/{self.prefix}".rstrip("/")
 
-    def list(self) -> list[Entry]:
-        """All files, sorted by name, hidden ones excluded. Raises NotFound if there are none. Listed once."""
+    def list(self, hidden: bool = False) -> list[Entry]:
+        """All files, sorted by name; hidden ones only if asked for. Raises NotFound if there are none. Listed once."""
         if self._entries is None:
             with self._translate_errors(""):
                 pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
                 objects = [found for page in pages for found in page.get("Contents", [])]
             entries = [Entry(o["Key"][len(self.prefix) :], o["Size"], o["ETag"]) for o in objects]
-            entries = [e for e in entries if e.name and not e.name.endswith("/") and not _is_hidden(e.name)]
-            if not entries:
-                raise NotFound(f"{self}: nothing there")
+            entries = [e for e in entries if e.name and not e.name.endswith("/")]
             self._entries = {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
-        return [*self._entries.values()]
+        found = [entry for entry in self._entries.values() if hidden or not _is_hidden(entry.name)]
+        if not found:
+            self.refresh()
+            raise NotFound(f"{self}: nothing there")
+        return found
+
+    def refresh(self) -> None:
+        """Lists the files again when they are needed next."""
+        self._entries = None
 
     def why_unreadable(self, name: str) -> str | None:
         """Why the file `name` is missing or off limits; None if it can be read."""
@@ -138,6 +146,48 @@ class S3Folder:
         """Downloads the file `name` to `target`, bypassing the cache: any size, several parts in parallel."""
         with self._translate_errors(name):
             self._client.download_file(self.bucket, self.prefix + name, str(target))
+
+    def read(self, name: str) -> bytes:
+        """The contents of the file `name`, not listed and not cached. Raises UserError if it does not exist."""
+        with self._translate_errors(name):
+            return self._client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes the file `name`, atomically."""
+        with self._translate_errors(name):
+            self._client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write, whose parts are uploaded on the way. The file `name` exists when the context has ended."""
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_chunksize=PART_BYTES, multipart_threshold=PART_BYTES)
+        ends = os.pipe()
+        with ThreadPoolExecutor(1) as thread, self._translate_errors(name):
+            source, target = os.fdopen(ends[0], "rb"), os.fdopen(ends[1], "wb")
+            upload = thread.submit(self._client.upload_fileobj, source, self.bucket, self.prefix + name, Config=config)
+            upload.add_done_callback(lambda _: source.close())  # so that writing on after a failure fails too
+            try:
+                with target:
+                    yield target
+            except BrokenPipeError:
+                upload.result()
+                raise
+            upload.result()
+
+    def rename(self, name: str, new: str) -> None:
+        """Renames a file, replacing one that is called `new`."""
+        with self._translate_errors(name):
+            source = {"Bucket": self.bucket, "Key": self.prefix + name}
+            self._client.copy_object(Bucket=self.bucket, Key=self.prefix + new, CopySource=source)
+        self.delete([name])
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes files in the given order. Missing ones are no error."""
+        for name in names:
+            with self._translate_errors(name):
+                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def stream_range(self, entry: Entry, start: int, stop: int) -> Iterator[bytes]:
         """Yields bytes `start` to `stop` of a file in chunks, resuming where a response breaks off."""
