@@ -53,6 +53,7 @@ class Train(Section):
     accumulation: Annotated[Positive, Role.NOT_IN_WEIGHTS]
     processes: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # world size, over all machines
     seed: NonNegative
+    init_from: str | None = None  # an export or a checkpoint whose weights a new run starts from
     flow_shift: PositiveFloat
     conditioned: Fraction  # fraction of samples with a condition prefix
     caption_dropout: Fraction

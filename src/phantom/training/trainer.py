@@ -32,6 +32,7 @@ from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
 from phantom.training.export import HELDOUT, RESULT, export_metadata, write_export, write_json
 from phantom.training.gradient_norm import HeadGradient
+from phantom.training.initial_weights import load_initial_weights
 from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
@@ -139,6 +140,8 @@ class Trainer:
         where = (params.storage.checkpoints or "checkpoints").rstrip("/")
         self.checkpoints = open_folder(f"{where}/{run}", root, params.storage)
         found = checkpoint.find_newest(self.checkpoints)
+        if not found and self.settings.init_from:
+            load_initial_weights(self.model, params, root)
         self.learner: Learner | ZeroLearner
         if self.settings.strategy.startswith("zero"):
             self.learner = ZeroLearner(self.model, self.settings, self.accelerator, found)
