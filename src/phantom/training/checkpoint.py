@@ -102,6 +102,13 @@ class Checkpoint:
             self.load({key: tensor})
             yield key, tensor
 
+    def exported_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the weights that an export of this step holds, one by one: their moving average if there is one."""
+        groups = {key.partition(".")[0] for key in self.keys}
+        prefix = "average." if "average" in groups else "model."
+        for key, tensor in self.stream(key for key in self.keys if key.startswith(prefix)):
+            yield key.removeprefix(prefix), tensor
+
     def damage(self, part: int = 0, of: int = 1) -> str | None:
         """What is wrong with the files `part`, `part` + `of`, ... of this checkpoint; None if they are as recorded."""
         for name, (size, checksum) in [*self.record.files.items()][part::of]:

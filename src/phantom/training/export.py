@@ -42,9 +42,7 @@ def write_export(
         dtype=getattr(torch, params.train.export_dtype),
         metadata=export_metadata(params, recipe, result["steps"], held),
     )
-    columns = dict.fromkeys(name for record in history for name in record)
-    # `dvc plots` needs the same keys in every record.
-    write_json(new / HISTORY, [{name: record.get(name) for name in columns} for record in history], indent=0)
+    write_history(new / HISTORY, history)
     write_json(new / HELDOUT, heldout)
     write_json(new / RESULT, result)
     card = lora_card(params, lora, result) if lora else model_card(params, result, held)
@@ -66,6 +64,12 @@ def export_metadata(params: Params, recipe: dict[str, Any], steps: int, held: bo
         "trained": {"steps": steps, **({} if params.train.method == "lora" else {"alpha_z": _schedule(params, held)})},
         "latents": recipe,
     }
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Writes training curves with the same keys in every record, which `dvc plots` needs."""
+    columns = dict.fromkeys(name for record in history for name in record)
+    write_json(path, [{name: record.get(name) for name in columns} for record in history], indent=0)
 
 
 def write_json(path: Path, value: Any, indent: int = 2) -> None:
