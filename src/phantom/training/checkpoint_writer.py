@@ -19,7 +19,6 @@ import xxhash
 from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
@@ -28,6 +27,7 @@ from phantom.errors import StageFailed
 from phantom.training import process_group
 from phantom.training.checkpoint import COMMIT, STATE, Record, delete, name_of, prune
 from phantom.training.checkpoint_files import CheckpointFiles
+from phantom.training.checkpoint_staging import ReusedCopies
 
 
 class CheckpointWriter:
@@ -38,15 +38,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Folder, keep: int, device: torch.device) -> None:
         self.folder, self.keep = folder, keep
-        on_gpu = device.type == "cuda"
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
+        self._copies = ReusedCopies(on_gpu=device.type == "cuda")
         self._group = process_group.new_cpu_group()  # the thread's collectives must not mix with those of training
         self._saving: Future | None = None
         self._step = 0
@@ -66,7 +58,7 @@ class CheckpointWriter:
         for key, tensor in tensors.items():
             group, _, name = key.partition(".")
             groups.setdefault(group, {})[name] = tensor
-        saving = dcp.async_save(groups, storage_writer=writer, process_group=self._group, async_stager=self._stager)
+        saving = dcp.async_save(groups, storage_writer=writer, process_group=self._group, async_stager=self._copies)
         self._saving, self._step = cast(Future, saving), step
 
     @property
@@ -87,7 +79,7 @@ class CheckpointWriter:
         """Waits, and frees the copies. Does not raise: the run has ended for another reason, or `wait` came before."""
         if self._saving:
             self._saving.exception()
-        self._stager.close()
+        self._copies.close()
 
 
 class _CommittingWriter(FileSystemWriter):
