@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import base_path, fingerprint, is_video_branch, read_export_config
@@ -63,7 +64,13 @@ def test_an_export_of_several_shards_and_of_other_weights(wan, tmp_path):
     model = phantom(wan, coupled=True)
     average = {name: 0.5 * p.detach() for name, p in model.trainable_parameters()}
     model.save_export(tmp_path / "average", weights=average.items(), max_file_bytes=100_000)
-    assert len(list((tmp_path / "average").glob("*.safetensors"))) > 1
+    files = sorted((tmp_path / "average").glob("*.safetensors"))
+    index = json.loads((tmp_path / "average/diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert len(files) > 1 and [*dict.fromkeys(index["weight_map"].values())] == [file.name for file in files]
+    assert index["weight_map"].keys() == average.keys()
+    for file in files:  # what was in memory at a time
+        held = load_file(file)
+        assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= 100_000
     loaded = PhantomTransformer3DModel.from_export(tmp_path / "average", wan)
     assert all(torch.equal(p, average[name]) for name, p in loaded.trainable_parameters())
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from phantom.data.storage import LocalFolder
 from phantom.errors import Interrupted
+from phantom.training import checkpoint
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import history, same, weights
 
@@ -32,6 +35,28 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_params, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", step)
     assert train(params).steps == 10
     assert same(weights(), expected) and history() == curve
+
+
+def test_a_stop_waits_for_the_checkpoint_that_is_being_written(run_params, monkeypatch):
+    create, step, steps = LocalFolder.create, Trainer.train_step, []
+
+    def slow(self, name):
+        time.sleep(0.5)
+        return create(self, name)
+
+    def signalled(self, micro_batches):
+        steps.append(self.step)
+        if self.step == 2:  # the checkpoint of step 2 is being written
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(LocalFolder, "create", slow)
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    with pytest.raises(Interrupted, match="after step 3, which is saved"):
+        train(run_params("train.checkpoint_every=2"))
+    (folder,) = Path("checkpoints").glob("phantom-*")
+    committed, others = checkpoint.find_all(LocalFolder(folder))
+    assert steps == [0, 1, 2] and [c.step for c in committed] == [2, 3] and not others
 
 
 def test_changed_settings_start_a_new_run(run_params):

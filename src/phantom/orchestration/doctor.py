@@ -159,13 +159,14 @@ def _missing(source: str, part: str, revision: str | None, root: Path) -> list[t
 
 
 def _disk(name: str, params: Params, root: Path) -> Check:
-    """Free space for the latents, the checkpoints that a run keeps, and one more while it is being written."""
+    """Free space for the latents and, if they are kept here, a run's checkpoints and one that is being written."""
     needed = DISK_RESERVE
     with suppress(UserError, ModuleNotFoundError):  # reported by the check of the settings
         from phantom.planning.plan import plan
 
         storage = plan(params, "H100", 1, root=root)["storage"]
-        needed += (storage["bytes"] or 0) + (storage["checkpoints_kept"] + 1) * storage["checkpoint"]
+        kept = 0 if params.storage.checkpoints else storage["checkpoints_kept"] + 1
+        needed += (storage["bytes"] or 0) + kept * storage["checkpoint"]
     free = shutil.disk_usage(root).free
     finding = f"{free / GIB:,.0f} GiB free, about {needed / GIB:,.0f} GiB needed"
     fix = "free disk space, or lower train.keep_checkpoints; `phantom plan` shows the sizes"

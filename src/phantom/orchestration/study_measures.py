@@ -118,7 +118,7 @@ def _export_base(folder: Path, params: Params) -> Path:
         latents = open_latents(params, folder, "heldout", torch.device("cpu"))
         model = build_model(params, latents[0].physics.shape[0], latents.standardized_by)
         result = {"steps": 0, "loss_video": math.nan, "loss_physics": math.nan, "resets": 0}
-        weights: dict[str, torch.Tensor] = dict(model.trainable_parameters())
+        weights = model.trainable_parameters()
         write_export(export, model, weights, params, latents.recipe, [], result, {}, held=True)
     return export
 

@@ -95,7 +95,8 @@ class _Checksummed:
     """A file to write, checksummed on the way. error: what the disk said."""
 
     def __init__(self, target: Any, name: str) -> None:
-        self.hasher, self.error = xxhash.xxh3_64(), None
+        self.hasher = xxhash.xxh3_64()
+        self.error: OSError | None = None
         self._target, self._name, self._size = target, name, 0
 
     def write(self, data: Any) -> int:

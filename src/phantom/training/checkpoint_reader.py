@@ -48,7 +48,7 @@ class CheckpointReader(FileSystemReader):
         if self._metadata is None:
             with self.fs.create_stream(f"{self.path}/{METADATA}", "rb") as file:
                 try:
-                    self._metadata = _Unpickler(file).load()  # type: ignore[arg-type]
+                    self._metadata = _Unpickler(file).load()
                 except pickle.UnpicklingError as error:
                     raise UserError(f"{self.path}/{METADATA}: not the metadata of tensors: {error}") from None
             assert isinstance(self._metadata, Metadata)

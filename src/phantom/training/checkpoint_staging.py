@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
@@ -35,11 +35,15 @@ class ReusedCopies(AsyncStager):
             new = {name: tensor for name, tensor in tensors.items() if name not in copies}
             for name in tensors.keys() - new.keys():
                 _local(copies[name]).copy_(_local(tensors[name]), non_blocking=self._on_gpu)
-            copies |= self._first.stage(new)
+            copies |= cast(dict[str, torch.Tensor], self._first.stage(new))
             staged[group] = {name: copies[name] for name in tensors}
         if self._on_gpu:
             torch.cuda.synchronize()
         return staged
+
+    def synchronize_staging(self) -> None:
+        """Does nothing: `stage` waits."""
+        return None
 
     def close(self) -> None:
         """Frees the copies."""

@@ -88,11 +88,12 @@ class _CommittingWriter(FileSystemWriter):
     def __init__(self, folder: Folder, keep: int, step: int, state: str, heldout_loss: float) -> None:
         name = name_of(step)
         # Torch flushes files to disk by their descriptor; without one, as under s3://, it would flush all disks.
-        super().__init__(name, sync_files=not folder.is_remote)
+        # Nothing is copied from a GPU here any more.
+        super().__init__(name, sync_files=not folder.is_remote, per_thread_copy_ahead=0)
         self.folder, self.keep, self.step, self.state = folder, keep, step, state
         self.heldout_loss = heldout_loss if math.isfinite(heldout_loss) else None
         self.fs = self.files = CheckpointFiles(folder)  # type: ignore[assignment]
-        self.path = name  # type: ignore[assignment]
+        self.path = name
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         super().set_up_storage_writer(is_coordinator, *args, **kwargs)
