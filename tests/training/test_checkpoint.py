@@ -121,6 +121,17 @@ def test_one_that_was_never_committed_is_passed_over_with_one_line_and_written_a
     assert not (path / "__7_0.distcp").exists()
 
 
+def test_one_of_an_earlier_version_is_passed_over_and_left(tmp_path, capsys):
+    earlier = tmp_path / "step-0000005"
+    earlier.mkdir()
+    (earlier / "model.safetensors").write_bytes(b"weights")
+    assert newest(tmp_path) is None
+    assert "step-0000005: written by an earlier version, which can continue it, passed over" in capsys.readouterr().err
+    for step in (10, 20):
+        write(tmp_path, step, 1.0, keep=1)
+    assert earlier.is_dir() and names(tmp_path) == ["step-0000020"]
+
+
 def test_a_writer_killed_at_any_time_leaves_an_intact_checkpoint(tmp_path):
     code = f"""
     import torch

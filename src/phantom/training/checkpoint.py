@@ -31,6 +31,7 @@ from phantom.training import process_group
 from phantom.training.checkpoint_reader import CheckpointReader
 
 COMMIT, STATE = "commit.json", "state.json"
+EARLIER = "written by an earlier version, which can continue it"
 CHUNK_BYTES = 2**24
 
 # Each process loads what it needs on its own, and a run may be a single process.
@@ -147,7 +148,7 @@ def find_all(folder: Folder) -> tuple[list[Checkpoint], dict[str, str]]:
     for name, files in _files_by_step(folder).items():
         record = f"{name}/{COMMIT}"
         if record not in files:
-            others[name] = "not committed"
+            others[name] = EARLIER if f"{name}/model.safetensors" in files else "not committed"
             continue
         try:
             committed.append(Checkpoint(folder, Record.parse(folder.read(record))))
@@ -195,7 +196,8 @@ def prune(folder: Folder, keep: int) -> list[str]:
     if found := best(committed):
         kept.add(found.name)
     newest = committed[-1].name if committed else ""
-    old = [c.name for c in committed if c.name not in kept] + [name for name in others if name < newest]
+    old = [c.name for c in committed if c.name not in kept]
+    old += [name for name, why in others.items() if name < newest and why != EARLIER]
     for name in old:
         delete(folder, name)
     return sorted(old)
