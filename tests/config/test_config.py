@@ -20,7 +20,6 @@ from phantom.config import (
     load_params,
     preset_names,
     preset_path,
-    section_names,
     select,
     validate,
 )
@@ -38,7 +37,7 @@ def test_every_preset_loads_and_states_its_name():
 
 def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     tree = copy.deepcopy(MINI)
-    for key in ("method", "lora"):
+    for key in ("method", "lora", "init_from", "export_dtype"):
         del tree["train"][key]
     former = validate(tree)
     assert former.train.method == "phantom"

@@ -107,7 +107,8 @@ def test_bfloat16_training_on_a_bfloat16_base(run_params):
     for a, b in zip(exact, history(), strict=True):
         for key in ("loss", "grad_norm_physics", "grad_norm_video"):
             assert b[key] == pytest.approx(a[key], rel=0.05), key
-    assert all(w.dtype == torch.float32 for w in weights().values())
+    kept = "norm", "time_embedder", "scale_shift_table"
+    assert all((w.dtype == torch.float32) == any(part in name for part in kept) for name, w in weights().items())
     assert history()[-1]["val_loss_video"] == pytest.approx(history()[-1]["val_loss_video_base"], rel=0.2)
 
 

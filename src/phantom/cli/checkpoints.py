@@ -78,7 +78,7 @@ def export(
     tree = settings(context, params, set_)
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype: found {dtype!r}, accepted: float32, bfloat16")
-    found = export_checkpoint(tree, Path(), run, out, step, dtype or tree.train.export_dtype)
+    found = export_checkpoint(tree, Path(), run, out, step, dtype or tree.train.export_dtype or tree.models.dtype)
     show({"checkpoint": str(found), "out": str(out)}, as_json, f"{out}: the weights of {found}")
 
 

@@ -68,7 +68,7 @@ class Train(Section):
     strategy: Annotated[Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"], Role.NOT_IN_WEIGHTS]
     activation_checkpointing: Annotated[Literal["none", "full", "selective"], Role.NOT_IN_WEIGHTS]
     compile: Annotated[bool, Role.NOT_IN_WEIGHTS]
-    export_dtype: Annotated[Literal["float32", "bfloat16"], Role.NOT_IN_WEIGHTS] = "float32"  # of exported weights
+    export_dtype: Annotated[Literal["float32", "bfloat16"] | None, Role.NOT_IN_WEIGHTS] = None  # null: models.dtype
     control: Annotated[bool, Role.NOT_IN_WEIGHTS]
     log_every: Annotated[Positive, Role.NOT_IN_WEIGHTS]
     checkpoint_every: Annotated[Positive, Role.NOT_IN_RESULT]

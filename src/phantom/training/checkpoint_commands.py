@@ -64,6 +64,8 @@ def export_checkpoint(params: Params, root: Path, run: str, out: Path, step: int
         raise UserError(f"{run}: no checkpoint that is whole; `phantom checkpoints list` shows what there is")
     if step is not None and (damage := found.damage()):
         raise UserError(f"{found}: damaged ({damage}); accepted: another step, or none for the newest that is whole")
+    if found.state["config"].get("lora"):
+        raise UserError(f"{run}: checkpoints of adapters; accepted: those of a physics branch")
     new = fresh_folder(out.with_name(f".{out.name}.new"))
     kept = PhantomTransformer3DModel._keep_in_fp32_modules
     write_weights(new, found.exported_weights(), getattr(torch, dtype), kept)

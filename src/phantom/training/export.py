@@ -39,7 +39,7 @@ def write_export(
     model.save_export(
         new,
         weights=weights,
-        dtype=getattr(torch, params.train.export_dtype),
+        dtype=getattr(torch, params.train.export_dtype or params.models.dtype),
         metadata=export_metadata(params, recipe, result["steps"], held),
     )
     write_history(new / HISTORY, history)
