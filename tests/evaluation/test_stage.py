@@ -141,7 +141,8 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
 
 
 def test_interventions_on_z_change_the_videos_as_far_as_they_read_it(make_params, checkout, tiny_base):
-    params = make_params(*SMALL, "evaluate.interventions=[oracle, other, noise]", "evaluate.physics_iq.modes=[multi]")
+    windows = ("data.frames=21", "evaluate.physics_iq.modes=[multi]")  # 9 frames give 12, and the last 9 the other 8
+    params = make_params(*SMALL, *windows, "evaluate.interventions=[oracle, other, noise]")
     write_worlds(checkout, params)
     evaluate(params, checkout)
     evaluation = json.loads((checkout / "reports/evaluation.json").read_text())

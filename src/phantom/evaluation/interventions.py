@@ -48,11 +48,17 @@ class ReplaceStates:
         return noised(self.states.to(z), self.noise, sigma.to(z))
 
 
-def recorded_states(pipe: PhantomPipeline, requests: Sequence[VideoRequest], settings: Settings) -> torch.Tensor:
-    """Clean z (B, C_z, T, h, w) of the recordings and their conditions, standardised as the model's."""
+def recorded_states(
+    pipe: PhantomPipeline, requests: Sequence[VideoRequest], settings: Settings, first: int = 0
+) -> torch.Tensor:
+    """Clean z (B, C_z, T, h, w) of the recordings and their conditions, standardised as the model's.
+
+    first: frame, counted from the first of the condition, at which a window of `num_frames` starts.
+    """
     config = pipe.transformer.config.physics
     encoder = PhysicsEncoder(pipe.physics_encoder, pipe._execution_device, config["tubelets_per_latent"])
-    frames = np.stack([_recording(request, settings) for request in requests])
+    window = slice(first, first + settings.num_frames)
+    frames = np.stack([_recording(request, settings)[window] for request in requests])
     return standardize(encoder.encode(torch.from_numpy(frames)), config["mean"], config["std"])
 
 
@@ -75,16 +81,23 @@ def without_coupling(model: Model) -> Model:
 
 
 def _recording(request: VideoRequest, settings: Settings) -> np.ndarray:
-    """Condition and recording, uint8 RGB (num_frames, H, W, 3)."""
+    """Condition and recording, uint8 RGB (generated_frames, H, W, 3)."""
     if request.condition is None or request.truth is None:
         raise UserError(f"{request.file}: there is no recording of it, which z could be taken from")
     return np.concatenate([read_condition(request.condition, settings), read_truth(request.truth, settings)])
 
 
 def replacement(
-    pipe: Any, source: StateSource, batch: Sequence[VideoRequest], requests: Sequence[VideoRequest], settings: Settings
+    pipe: Any,
+    source: StateSource,
+    batch: Sequence[VideoRequest],
+    requests: Sequence[VideoRequest],
+    settings: Settings,
+    window: int = 0,
 ) -> ReplaceStates:
     """What replaces z of `batch`, some of `requests`; `other`: the recording of the request that follows.
+
+    window: the frame, counted from the first of the condition, at which the generated window starts.
 
     Raises UserError for a pipeline without z, or requests without recordings.
     """
@@ -92,5 +105,5 @@ def replacement(
         raise UserError(f"{type(pipe).__name__} has no physics states to replace")
     first, shift = requests.index(batch[0]), int(source == "other")
     taken = [requests[(first + shift + i) % len(requests)] for i in range(len(batch))]
-    states = None if source == "noise" else recorded_states(pipe, taken, settings)
+    states = None if source == "noise" else recorded_states(pipe, taken, settings, window)
     return ReplaceStates(states, [sample_generator(request.noise[0] + SEED, request.noise[1]) for request in batch])

@@ -118,7 +118,7 @@ def evaluation_page(
             facts=[
                 ("Benchmark", f"Physics-IQ {settings.physics_iq.protocol}, {benchmark['scenarios']} scenarios"),
                 ("Recordings", "simulated worlds (data/benchmark)" if worlds else str(benchmark["recordings"])),
-                ("Videos", f"{params.data.width}x{params.data.height} at {benchmark['fps']} frames per second"),
+                ("Videos", _videos(params)),
                 (
                     "Sampler",
                     f"{settings.sampling.scheduler}, {settings.sampling.steps} steps, "
@@ -141,6 +141,12 @@ def evaluation_page(
             notes=_notes(models, worlds),
         )
     )
+
+
+def _videos(params: Params) -> str:
+    fps, trained = params.evaluate.physics_iq.fps, params.data.fps
+    of = f" (training clips: {trained})" if trained != fps else ""
+    return f"{params.data.width}x{params.data.height} at {fps} frames per second{of}"
 
 
 def delta_cell(figure: Figure, value: float | None, base: float | None) -> Cell:

@@ -120,13 +120,13 @@ def sample(
     if missing:
         pipe = model.load()
         done = len(requests) - sum(map(len, missing))
-        steps = settings.sampling.steps
+        steps = settings.sampling.steps * settings.windows
         with track(f"sample {model.name}, {settings.mode}", len(requests) * steps, "steps", done * steps) as bar:
             for batch in missing:
                 conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
                 noises = [sample_generator(*request.noise) for request in batch]
                 prompts = [request.prompt for request in batch]
-                replace = replacement(pipe, model.states, batch, requests, settings) if model.states else None
+                replace = model.states and partial(replacement, pipe, model.states, batch, requests, settings)
                 read = partial(on_states, batch) if on_states else None
                 videos = generate(
                     pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace, read
@@ -156,15 +156,39 @@ def generate(
     settings: Settings,
     physics: bool = True,
     advance: Callable[[int], None] = lambda steps: None,
-    replace: ReplaceStates | None = None,
+    replace: Callable[[int], ReplaceStates] | None = None,
     on_states: Callable[[torch.Tensor], None] | None = None,
 ) -> np.ndarray:
     """Videos as uint8 RGB (B, F, H, W, 3), which start with the condition frames.
 
     conditions: for each video uint8 RGB (k, H, W, 3), or None in mode text. advance: is told the videos times steps
-    that are done. on_states: is given the generated z of Phantom (B, C_z, T, h, w). Raises UserError for a pipeline
+    that are done. replace: from the first frame of a window to what replaces z in it. on_states: is given the generated
+    z of Phantom (B, C_z, T, h, w), that of the first window. Raises UserError for a pipeline
     that cannot make such videos.
     """
+    first = replace(0) if replace else None
+    made = _generate_window(pipe, prompts, conditions, noises, settings, physics, advance, first, on_states)
+    step = settings.num_frames - settings.prefix_frames
+    for window in range(1, settings.windows):
+        replaced = replace(window * step) if replace else None
+        given = list(made[:, -settings.prefix_frames :])
+        more = _generate_window(pipe, prompts, given, noises, settings, physics, advance, replaced, None)
+        made = np.concatenate([made, more[:, settings.prefix_frames :]], axis=1)
+    return made
+
+
+def _generate_window(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    conditions: Sequence[np.ndarray | None],
+    noises: Sequence[torch.Generator],
+    settings: Settings,
+    physics: bool,
+    advance: Callable[[int], None],
+    replace: ReplaceStates | None,
+    on_states: Callable[[torch.Tensor], None] | None,
+) -> np.ndarray:
+    """`generate` for videos of `num_frames` frames."""
     parameters = inspect.signature(pipe.__call__).parameters
     needed = {"single": "image", "multi": "video", "text": None}[settings.mode]
     if needed and needed not in parameters:
@@ -220,8 +244,9 @@ def generate(
             images = [Image.fromarray(frame) for frame in clips[number]]
             arguments[needed] = images[0] if needed == "image" else images
         frames = pipe(prompt=prompt, generator=generator, output_type="np", **arguments).frames[0]
-        if len(frames) < settings.written.stop:
-            raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {settings.written.stop} are needed")
+        needed_frames = min(settings.num_frames, settings.written.stop)
+        if len(frames) < needed_frames:
+            raise UserError(f"{type(pipe).__name__}: {len(frames)} frames, {needed_frames} are needed")
         videos.append((np.asarray(frames, np.float32).clip(0, 1) * 255).round().astype(np.uint8))
     return np.stack(videos)
 

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from phantom.config import Params, Sampling, StateSource
 from phantom.data.physics_iq.layout import SECONDS
+from phantom.errors import UserError
 
 Mode = Literal["single", "multi"]  # of Physics-IQ: one condition frame, or several
 
@@ -28,15 +29,25 @@ class Settings:
     seed: int
     batch_size: int
     sampling: Sampling
+    longest: int | None = None  # frames of a window, condition included; None: all frames are generated at once
 
     @classmethod
     def for_physics_iq(cls, params: Params, mode: Mode) -> Settings:
-        """From `evaluate` and `data`: five seconds after the condition."""
+        """From `evaluate` and `data`: five seconds after the condition.
+
+        After several condition frames a window is no longer than the training clips. Raises UserError if the condition
+        leaves no room in it.
+        """
         evaluate, data = params.evaluate, params.data
         prefix = 1 if mode == "single" else evaluate.physics_iq.prefix_frames
+        longest = None if mode == "single" else data.frames
+        if longest and prefix >= longest:
+            raise UserError(
+                f"evaluate.physics_iq.prefix_frames: found {prefix}, accepted: fewer than data.frames, {longest}"
+            )
         fps = evaluate.physics_iq.fps
         common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
-        return cls(mode, prefix, SECONDS * fps, fps, *common)
+        return cls(mode, prefix, SECONDS * fps, fps, *common, longest)
 
     @classmethod
     def for_prompts(cls, params: Params) -> Settings:
@@ -52,13 +63,34 @@ class Settings:
 
     @property
     def num_frames(self) -> int:
-        """The smallest 4m + 1 frames that hold the condition and the frames that are written."""
-        return (self.written.stop + 2) // 4 * 4 + 1
+        """Frames of a window: the smallest 4m + 1 that hold the condition and what is written, at most `longest`."""
+        whole = (self.written.stop + 2) // 4 * 4 + 1
+        return min(whole, self.longest or whole)
+
+    @property
+    def windows(self) -> int:
+        """Windows of a video; each further one continues the last `prefix_frames` frames of the one before."""
+        return -(-self.frames // (self.num_frames - self.prefix_frames))
+
+    @property
+    def generated_frames(self) -> int:
+        """Frames of all windows together: the condition, what is written, and a surplus."""
+        return self.prefix_frames + self.windows * (self.num_frames - self.prefix_frames)
 
     def record(self) -> dict[str, Any]:
         """As JSON, without the batch size, on which a video does not depend."""
         record = {**asdict(self), "sampling": self.sampling.model_dump(mode="json")}
         return {key: value for key, value in record.items() if key != "batch_size"}
+
+
+def other_rate(params: Params) -> str:
+    """A warning if videos are scored at another rate than that of the training clips, which no model is told."""
+    scored, trained = params.evaluate.physics_iq.fps, params.data.fps
+    if scored == trained:
+        return ""
+    return (
+        f"evaluate.physics_iq.fps: {scored}, data.fps: {trained}: motion is scored {scored / trained:.2g} times as fast"
+    )
 
 
 @dataclass(frozen=True)

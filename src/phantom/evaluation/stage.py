@@ -30,10 +30,11 @@ from phantom.evaluation.page import Table
 from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.provenance import component_identities, record, short_digest
 from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
-from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
+from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest, other_rate
 from phantom.evaluation.trivial.run import predict
 from phantom.evaluation.trivial.table import table as trivial_table
 from phantom.evaluation.verdict import verdict
+from phantom.progress import say
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
@@ -65,6 +66,8 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     requests: dict[str, tuple[Settings, list[VideoRequest]]] = {}
     if PHYSICS_IQ in wanted:
         place, rows = open_benchmark(*_benchmark(params, root))
+        if said := other_rate(params):
+            say(said)
         for mode in params.evaluate.physics_iq.modes:
             settings = Settings.for_physics_iq(params, mode)
             requests[mode] = settings, physics_iq_requests(rows, place, settings)
@@ -172,6 +175,7 @@ def _physics_iq(
             "protocol": settings.protocol,
             "mask_codec": settings.mask_codec,
             "fps": settings.fps,
+            "training_fps": params.data.fps,
             "scenarios": len({row.name.scenario for row in rows}),
             "videos": len(rows),
         },

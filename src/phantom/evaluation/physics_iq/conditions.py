@@ -60,12 +60,13 @@ def find_truth(root: Path, name: layout.Name, settings: Settings) -> tuple[Path,
 
 
 def read_truth(truth: tuple[Path, int], settings: Settings) -> np.ndarray:
-    """The frames after the condition, uint8 RGB (num_frames - k, H, W, 3); the last one fills up what is too short."""
+    """The frames after the condition, uint8 RGB (generated_frames - k, H, W, 3); the last one fills up the rest."""
     path, rate = truth
     size = (settings.width, settings.height)
     frames = [_resize(frame, size) for frame in video.frames(path)]
     # Times count from the last condition frame, which is one frame of the source before the first one here.
-    picks = [round((i + 1) * rate / settings.fps) - 1 for i in range(settings.num_frames - settings.prefix_frames)]
+    count = settings.generated_frames - settings.prefix_frames
+    picks = [round((i + 1) * rate / settings.fps) - 1 for i in range(count)]
     return np.stack([cv2.cvtColor(frames[min(pick, len(frames) - 1)], cv2.COLOR_BGR2RGB) for pick in picks])
 
 
