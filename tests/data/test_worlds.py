@@ -1,7 +1,11 @@
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from phantom.data.sources import worlds
+from phantom.data.sources.worlds_files import CONDITION_FRAMES, benchmark_spec, scenario_name
 
 
 @pytest.mark.parametrize("index", range(len(worlds.KINDS)))
@@ -28,6 +32,49 @@ def test_a_clips_id_and_caption_name_its_world(unseen):
     assert worlds.find_spec(id_, caption, 7) == spec
     for other in ((id_, caption, 8), (id_, caption + "!", 7), (f"1{id_}", caption, 7), ("holiday-2", caption, 7)):
         assert worlds.find_spec(*other) is None
+
+
+@pytest.mark.parametrize(
+    ("unseen", "digest"),
+    [
+        (False, "5e3804eda8784878fa493fe7048200236a388dd4e3efe05a380f50fe9c98dd33"),
+        (True, "2b03f2fa3eb093349e71186777f275a1a0cd06f4f7ad420ffec198cdd83dac2c"),
+    ],
+)
+def test_the_worlds_of_clips_are_those_that_the_shipped_parts_were_trained_on(unseen, digest):
+    drawn = [worlds.draw_spec(seed, index, unseen=unseen) for seed in (0, 1000, 2000) for index in range(60)]
+    assert hashlib.sha256(repr(drawn).encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_scenario_beyond_training_changes_one_parameter_and_that_changes_its_motion(seed):
+    changed = {kind: set() for kind in worlds.KINDS}
+    for index in range(72):
+        spec = benchmark_spec(seed, index)
+        outside = worlds.unseen_parameters(spec)
+        assert len(outside) == spec.unseen == (index // 6) % 2
+        assert scenario_name(spec, index).split("-")[2:] == ["unseen", *outside][: 2 * len(outside)]
+        changed[spec.kind].update(outside)
+    assert changed == {kind: set(acting) for kind, acting in worlds.ACTING.items()}
+
+
+@pytest.mark.parametrize("kind", worlds.KINDS)
+def test_what_acts_in_a_kind_of_world_moves_its_bodies(kind):
+    for name in worlds.TRAINED:
+        gaps = []
+        for index in range(4):
+            spec = worlds.draw_spec(77, index, kind=kind)
+            other = replace(spec, **{name: float(np.mean(worlds.UNSEEN[name][index % 2]))})
+            ways = [worlds.simulate(one, 32).positions for one in (spec, other)]
+            gaps.append(np.linalg.norm(np.diff([way - way[:1] for way in ways], axis=0), axis=-1).mean())
+        assert name not in worlds.ACTING[kind] or np.mean(gaps) > 1
+
+
+def test_at_least_three_condition_frames_of_the_benchmark_show_motion():
+    for index in range(48):
+        scene = worlds.simulate(benchmark_spec(0, index), CONDITION_FRAMES)
+        steps = np.linalg.norm(np.diff(scene.positions[:, 0], axis=0), axis=1)
+        assert (steps > 1e-3).sum() >= 3 and steps[-1] > 0.25
 
 
 @pytest.mark.parametrize("index", range(60))

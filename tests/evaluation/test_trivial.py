@@ -88,7 +88,7 @@ def test_a_place_near_the_end_of_a_clip_is_not_used_unless_no_clip_is_longer():
 def test_the_simulator_goes_on_from_what_it_is_shown(kind, monkeypatch):
     monkeypatch.setattr(predictions, "DRAWS", 64)
     for frames, share in ((SINGLE, 0.8), (MULTI, 0.5)):
-        spec, scene = world(kind, seed=3)
+        spec, scene = world(kind, seed=3, release=1.9)  # one of those that the benchmark has
         given = condition(scene, frames)
         error = compare(predictions.simulated_anew(given, spec, 0, 1), scene)["position_error"]
         assert error < share * compare(predictions.last_frame(given), scene)["position_error"]
@@ -115,7 +115,7 @@ def test_a_scenario_of_the_benchmark_is_the_one_that_is_written(tmp_path, make_p
     _, rows = open_benchmark(tmp_path, "original")
     for row in rows:
         spec = benchmark_spec(0, row.name.id - 1)
-        assert (worlds.caption(spec), spec.unseen) == (row.description, row.name.scenario.endswith("unseen"))
+        assert (worlds.caption(spec), spec.unseen) == (row.description, "-unseen-" in row.name.scenario)
 
 
 @pytest.fixture

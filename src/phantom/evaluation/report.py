@@ -75,7 +75,14 @@ WORLDS = (
         100,
     ),
     Figure("starts_on_time", "Starts on time, %", "of the bodies that move: within half a second", 0, 1, 100),
-    Figure("energy_drift", "Energy drift, %", "mean departure from the energy that is conserved", 0, -1, 100),
+    Figure(
+        "energy_drift",
+        "Energy drift, %",
+        "departure from the energy that is conserved, before something is touched",
+        0,
+        -1,
+        100,
+    ),
     Figure("momentum_drift", "Momentum drift, %", "the same of colliding balls' momentum", 0, -1, 100),
 )
 COUNTS = (
@@ -358,8 +365,9 @@ def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
             ),
             (
                 "Energy drift",
-                "Kinetic and potential energy from the tracked positions, against the simulator's, until something is "
-                "touched; a frozen ball departs from it just as a faster one.",
+                "How far kinetic plus potential energy departs from its mean until something is touched, as a share of "
+                "the mean kinetic energy. Gravity is fitted to the video, within the range of all worlds; 100% for a "
+                "body that stands still or is not found.",
             ),
         ]
     return notes

@@ -17,7 +17,10 @@ from phantom.data.sources import worlds
 
 # Worlds in which energy is conserved until the first contact (not on an incline, which has friction).
 CONSERVED = ("fall", "projectile", "pendulum", "occluder")
-STEADY = 0.05  # relative deviation of the simulated energy from its initial value that counts as conserved
+GRAVITY = (worlds.UNSEEN["gravity"][0][0], worlds.UNSEEN["gravity"][1][1])  # in any world
+LEAST_SPEEDS = 3  # frames with a speed that an energy is fitted to
+STILL = 1.0  # pixels per second: a body that is slower stands still
+TOUCH = 1.0  # pixels from the floor at which a body touches it
 HALF_WALL = 8.0  # half the width of the occluding wall
 FOUND = 0.25  # share of a body's area that must be visible for it to be found
 MISS = 16.0  # pixels: the error of a body that is not found, and the largest of one that is
@@ -72,8 +75,10 @@ def compare(tracks: Sequence[Track], fps: int, known: dict[str, Any]) -> dict[st
     position_error: mean distance to the simulated centres, over frames that should show the whole body; at most MISS,
         which is also the error of a body that is not found: a video is not better for showing less.
     missing: share of the frames that should show the body in which it is not found.
-    energy_drift: mean relative deviation of the body's energy from the conserved value. momentum_drift: the same for
-        the horizontal momentum of two balls. None if nothing is conserved or too little is found.
+    energy_drift: departure of the body's energy from its own mean, 0 to 1 (`_energy_drift`), before it touches
+        anything; 1 where too little is seen of it, but for an early contact, though the simulator shows enough.
+    momentum_drift: mean relative departure of the horizontal momentum of two balls from the simulator's. None if
+        nothing is conserved or too little is found.
     bodies: number of bodies. vanished: those visible in the simulator's last second but never found there. hidden:
         those that reappear from behind the wall. lost: hidden bodies that never come out on that side in the video.
     """
@@ -97,10 +102,13 @@ def compare(tracks: Sequence[Track], fps: int, known: dict[str, Any]) -> dict[st
         hidden += bool(again.any())
         across = (found[:, 0] > worlds.SIZE / 2) == (true[:, 0] > worlds.SIZE / 2)
         lost += bool(again.any() and not (seen & across)[again].any())
+        if known["kind"] in CONSERVED:
+            drift = _energy_drift(found, known, body)
+            if drift is None and not _touches(found, known, body) and _energy_drift(true, known, body) is not None:
+                drift = 1.0
+            drifts += [drift] if drift is not None else []
         found[~whole] = np.nan
         centres.append((found, np.where(whole[:, None], true, np.nan)))
-        if known["kind"] in CONSERVED:
-            drifts += _energy_drift(*centres[-1], known, body)
     return {
         "kind": known["kind"],
         "unseen": known["unseen"],
@@ -149,27 +157,46 @@ def _reappears(visible: np.ndarray) -> np.ndarray:
     return visible & was_hidden
 
 
-def _energy(centres: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> np.ndarray:
-    """g h + v^2 / 2 per frame (T,), with velocities by central differences; nan in the first and last frame."""
-    velocity = np.full_like(centres, np.nan)
-    velocity[1:-1] = (centres[2:] - centres[:-2]) * known["fps"] / 2
-    lowest = known["floor"] - body["radius"]
-    if known["pivot"]:
-        lowest = known["pivot"][1] + np.linalg.norm(np.array(body["positions"][0]) - known["pivot"])
-    return known["gravity"] * (lowest - centres[:, 1]) + (velocity**2).sum(1) / 2
+def _energy_drift(centres: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> float | None:
+    """Mean departure of K + g h from its mean, in units of the mean of K = v^2 / 2, with the g that fits best.
+
+    centres: those found in a video (T, 2). Until the first contact; g is within `GRAVITY`, so that what moves on
+    through the air without falling conserves nothing. At most 1, which is also that of a body that stands still.
+    None if too few frames show it.
+    """
+    free = np.where(is_whole(known, body, centres)[:, None], centres, np.nan)
+    free[_first_contact(free[:, 1], known, body) :] = np.nan
+    velocity = (free[2:] - free[:-2]) * known["fps"] / 2
+    kinetic, height = (velocity**2).sum(1) / 2, -free[1:-1, 1]
+    there = ~np.isnan(kinetic + height)
+    if there.sum() < LEAST_SPEEDS:
+        return None
+    kinetic, height = kinetic[there], height[there]
+    if kinetic.mean() < STILL**2 / 2:
+        return 1.0
+    rise = height - height.mean()
+    gravity = np.clip(-(rise * kinetic).sum() / max((rise**2).sum(), 1e-9), *GRAVITY)
+    energy = kinetic + gravity * height
+    return float(min(np.abs(energy - energy.mean()).mean() / kinetic.mean(), 1.0))
 
 
-def _energy_drift(found: np.ndarray, true: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> list[float]:
-    """|E / E_0 - 1| per frame, up to the first frame in which the simulated energy is no longer conserved."""
-    simulated, energy = _energy(true, known, body), _energy(found, known, body)
-    present = np.flatnonzero(~np.isnan(simulated))
-    if not len(present):
-        return []
-    conserved = simulated[present[0]]
-    off = present[np.abs(simulated[present] / conserved - 1) > STEADY]
-    steady = present[present < off[0]] if len(off) else present
-    drift = np.abs(energy[steady] / conserved - 1)
-    return drift[~np.isnan(drift)].tolist()
+def _touches(centres: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> bool:
+    return _first_contact(centres[:, 1], known, body) < len(centres)
+
+
+def _first_contact(y: np.ndarray, known: dict[str, Any], body: dict[str, Any]) -> int:
+    """The first frame after a body at heights `y` (T,), nan where it is not found, has touched the floor.
+
+    A bounce between two frames shows in a fall that would have reached the floor, and did not go on.
+    """
+    if known["kind"] not in ("fall", "projectile"):
+        return len(y)
+    lowest = known["floor"] - body["radius"] - TOUCH
+    step = np.diff(y, prepend=np.nan)
+    due = np.roll(y + step, 1) >= lowest  # by the step before
+    bounced = due & (step < np.roll(step, 1))
+    bounced[:2] = False
+    return int(np.argmax(touched)) if (touched := bounced | (y >= lowest)).any() else len(y)
 
 
 def _momentum_drift(centres: Sequence[tuple[np.ndarray, np.ndarray]], known: dict[str, Any]) -> list[float]:

@@ -19,6 +19,7 @@ import torch
 
 from phantom.config import Params
 from phantom.data.files import lock_file
+from phantom.data.sources import worlds, worlds_files
 from phantom.data.sources.worlds_files import TRAJECTORIES, write_benchmark
 from phantom.data.state_probe import StateProbe
 from phantom.evaluation.heldout_loss import Heldout, heldout_losses
@@ -26,6 +27,7 @@ from phantom.evaluation.interventions import switch_coupling_off, without_coupli
 from phantom.evaluation.likephys.folder import read_folder
 from phantom.evaluation.likephys.run import clip_losses, worlds_folder
 from phantom.evaluation.positions import position_errors
+from phantom.evaluation.provenance import digest, short_digest
 from phantom.evaluation.sample import find_model
 from phantom.evaluation.sampling_spec import Model
 from phantom.evaluation.study.figures import CURVES
@@ -80,7 +82,8 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
 def _positions(params: Params, folder: Path, export: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Position errors in generated videos of simulated worlds, and what can be read of the z generated with them."""
     with _worlds(folder) as place:
-        benchmark = place / f"benchmark-{params.data.worlds.seed}-{params.data.worlds.scenarios}"
+        code = short_digest({"code": [digest(Path(module.__file__)) for module in (worlds, worlds_files)]})
+        benchmark = place / f"benchmark-{params.data.worlds.seed}-{params.data.worlds.scenarios}-{code}"
         if not (benchmark / TRAJECTORIES).is_file():
             write_benchmark(benchmark, params)
     model = _model(params, folder, export, settings)

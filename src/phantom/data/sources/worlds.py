@@ -53,6 +53,16 @@ UNSEEN = {
     "radius": ((4.5, 4.9), (7.2, 8.0)),
     "angle": ((0.3, 0.42), (0.95, 1.1)),
 }
+# By kind, the parameters that change where bodies go by more than a pixel, on average, if they leave the range.
+ACTING = {
+    "fall": ("gravity", "restitution"),
+    "projectile": ("speed", "gravity", "restitution"),
+    "collision": ("radius", "speed"),
+    "pendulum": ("angle", "gravity"),
+    "incline": ("friction", "angle", "gravity"),
+    "occluder": ("speed",),
+}
+RELEASE = (1.75, 2.75)  # s
 
 
 @dataclass(frozen=True)
@@ -112,12 +122,19 @@ class Scene:
 FrameHook = Callable[[int, pymunk.Space, list[pymunk.Body]], None]  # called at the start of every frame
 
 
-def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None = None) -> WorldSpec:
-    """Draws world `index` of `seed`. Kinds alternate; `unseen` draws two parameters outside the training ranges."""
+def draw_spec(
+    seed: int, index: int, *, unseen: bool = False, kind: str | None = None, factor: str | None = None
+) -> WorldSpec:
+    """Draws world `index` of `seed`. Kinds alternate; `unseen` draws parameters outside the training ranges.
+
+    Those are two at random, which need not act in this kind of world, or the `factor` that is named.
+    """
     rng = np.random.default_rng([seed, index, int(unseen)])
     chosen = kind or KINDS[index % len(KINDS)]
     names = list(TRAINED)
-    outside = set(rng.choice(names, size=2, replace=False)) if unseen else set()
+    outside = set()
+    if unseen:
+        outside = {factor} if factor else set(rng.choice(names, size=2, replace=False))
 
     def value(name: str) -> float:
         low, high = UNSEEN[name][rng.integers(2)] if name in outside else TRAINED[name]
@@ -147,7 +164,7 @@ def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None =
         radius=radius,
         second_radius=float(rng.uniform(*TRAINED["radius"])),
         direction=direction,
-        release=float(rng.uniform(1.75, 2.75)),
+        release=float(rng.uniform(*RELEASE)),
         unseen=unseen,
         first_frame=int(rng.integers(3, 12)),
         gravity=drawn["gravity"],
@@ -156,6 +173,11 @@ def draw_spec(seed: int, index: int, *, unseen: bool = False, kind: str | None =
         speed=drawn["speed"],
         angle=drawn["angle"],
     )
+
+
+def unseen_parameters(spec: WorldSpec) -> list[str]:
+    """The parameters of `spec` that lie outside the training ranges."""
+    return [name for name, (low, high) in TRAINED.items() if not low <= getattr(spec, name) <= high]
 
 
 def second_take(spec: WorldSpec, seed: int, index: int) -> WorldSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s of condition, then 5 s to predict
 TRUTH_SIZE = 256  # the scorer compares at a quarter of this size: the 64 pixels of a generated video
 VIEW = "perspective-center"
 TRAJECTORIES = "trajectories.json"  # ground truth, written last
+LATEST_RELEASE = 2.0  # s: at least three of the condition frames come after it
 BENCHMARK_SEED = 500_000  # added to the worlds' seed, so that no scenario is a training clip
 
 
@@ -81,7 +83,7 @@ def write_benchmark(folder: Path, params: Params) -> None:
                     id=index + 1 + (take - 1) * settings.scenarios,
                     view=VIEW,
                     take=take,
-                    scenario=f"{spec.kind}-{index // len(worlds.KINDS) + 1}" + ("-unseen" if spec.unseen else ""),
+                    scenario=scenario_name(spec, index),
                 )
                 scene = worlds.simulate(shown)
                 _write_take(folder, name, worlds.render(scene, 0, CONDITION_FRAMES + TEST_FRAMES, TRUTH_SIZE))
@@ -95,8 +97,26 @@ def write_benchmark(folder: Path, params: Params) -> None:
 
 
 def benchmark_spec(seed: int, index: int) -> worlds.WorldSpec:
-    """Scenario `index` for `data.worlds.seed`: each kind first within the trained ranges, then outside of them."""
-    return worlds.draw_spec(BENCHMARK_SEED + seed, index, unseen=(index // len(worlds.KINDS)) % 2 == 1)
+    """Scenario `index` for `data.worlds.seed`: each kind first within the trained ranges, then outside of them.
+
+    Outside of them is one parameter at a time, in turn those that act in this kind of world.
+    """
+    kind, round_ = worlds.KINDS[index % len(worlds.KINDS)], index // len(worlds.KINDS)
+    acting = worlds.ACTING[kind]
+    factor = acting[round_ // 2 % len(acting)] if round_ % 2 else None
+    return released_early(worlds.draw_spec(BENCHMARK_SEED + seed, index, unseen=factor is not None, factor=factor))
+
+
+def released_early(spec: worlds.WorldSpec) -> worlds.WorldSpec:
+    """`spec` with its release moved into the part of the range up to `LATEST_RELEASE`, so that the condition moves."""
+    low, high = worlds.RELEASE
+    return replace(spec, release=low + (spec.release - low) * (LATEST_RELEASE - low) / (high - low))
+
+
+def scenario_name(spec: worlds.WorldSpec, index: int) -> str:
+    """`fall-1`, or `fall-2-unseen-gravity` if that parameter lies outside the training ranges."""
+    outside = [f"-{name}" for name in worlds.unseen_parameters(spec)]
+    return f"{spec.kind}-{index // len(worlds.KINDS) + 1}" + ("-unseen" + "".join(outside) if outside else "")
 
 
 def trajectory(scene: worlds.Scene, first: int = CONDITION_FRAMES, count: int = TEST_FRAMES) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds import Scene, WorldSpec
-from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, TRUTH_SIZE
+from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, TRUTH_SIZE, released_early
 
 TITLES = {
     "last_frame": ("Last frame held", "nothing moves"),
@@ -91,7 +91,7 @@ def nearest_continuations(
 
 def _draw_alike(spec: WorldSpec, first: int, seed: int, index: int) -> WorldSpec:
     """World `index` with what frames from `first` to the last condition frame show of `spec`."""
-    drawn = worlds.draw_spec(DRAW_SEED + seed, index, kind=spec.kind)
+    drawn = released_early(worlds.draw_spec(DRAW_SEED + seed, index, kind=spec.kind))
     look = {
         name: getattr(spec, name)
         for name in ("colour", "second_colour", "background", "floor", "radius", "second_radius", "direction")
