@@ -52,7 +52,7 @@ def test_every_arm_is_trained_from_every_seed_and_measured_clip_by_clip(finished
 def test_a_study_may_measure_likephys_and_positions_of_the_same_runs(finished, tiny_base, capsys):
     root, before = finished
     study = toy_study(tiny_base)
-    study["settings"] |= {"evaluate.likephys.timesteps": 1, "evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
+    study["settings"] |= {"evaluate.likephys.timesteps": 2, "evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
     primary = [{"figure": name, "better": "lower"} for name in ("position_error", "likephys_error")]
     measures = {"likephys": {"groups": 1}, "positions": {"scenarios": 2, "interventions": ["oracle", "noise"]}}
     write_study(root, study | {"seeds": [0], "primary": primary, "measures": measures}, "more")
@@ -63,6 +63,7 @@ def test_a_study_may_measure_likephys_and_positions_of_the_same_runs(finished, t
         assert len(run["clips"]["position_error"]) == 2 == len(results["ids"]["positions"])
         assert len(run["clips"]["likephys_error_joint"]) == 6 == len(results["ids"]["likephys"])
         assert all(0 <= value <= 100 for value in run["clips"]["likephys_error"])
+        assert len(run["clips"]["likephys_margin_joint"]) == 6 and None not in run["clips"]["likephys_margin_joint"]
         assert "position_error_oracle_z" in run["clips"] and "position_error_other_z" not in run["clips"]
     assert results["base"]["clips"].keys() & {"position_error", "likephys_error", "likephys_error_joint"} == {
         "position_error", "likephys_error",

@@ -67,7 +67,7 @@ def _heldout(params: Params, folder: Path, export: Path | None, settings: dict[s
 
 
 def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The LikePhys error of each group of simulated worlds, by each loss that the model has."""
+    """The LikePhys error and margin of each group of simulated worlds, by each loss that the model has."""
     with _worlds(folder) as place:
         groups = read_folder(worlds_folder(params, place))
     model = _model(params, folder, export, settings, text=True)
@@ -75,7 +75,10 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
     kinds = {"video": "", "physics": "_physics", "joint": "_joint"} if _has_physics(params, export) else {"video": ""}
     return {
         "ids": [f"{group.scenario} {group.name}" for group in found],
-        "clips": {f"likephys_error{end}": [group.error(kind) for group in found] for kind, end in kinds.items()},
+        "clips": {
+            **{f"likephys_error{end}": [group.error(kind) for group in found] for kind, end in kinds.items()},
+            **{f"likephys_margin{end}": [group.mean_margin(kind) for group in found] for kind, end in kinds.items()},
+        },
     }
 
 

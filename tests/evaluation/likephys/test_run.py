@@ -190,7 +190,11 @@ def test_the_stage_scores_three_models_on_the_same_clips(make_params, models, pu
     result = evaluate(params, root)
     found = json.loads((root / "reports/evaluation.json").read_text())["likephys"]
     assert list(found) == ["base", "control", "phantom"] and set(found) <= set(NAMES)
-    assert found["base"]["gain"] is None and set(found["phantom"]["gain"]) == {"gain", "low", "high"}
+    assert found["base"]["gain"] is found["control"]["gain_over_control"] is None
+    for of in (found["phantom"], found["phantom"]["margin"]):
+        assert set(of["gain"]) == set(of["gain_over_control"]) == {"gain", "low", "high"}
+    change = found["phantom"]["score"] - found["control"]["score"]
+    assert found["phantom"]["gain_over_control"]["gain"] == pytest.approx(change)
     assert result.scores["likephys"]["phantom"] == found["phantom"]["score"]
     page = (root / "reports/index.html").read_text()
     assert "LikePhys" in page and "lower is better" in page and "over bounce" in page

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from phantom.evaluation.likephys.score import GroupLosses, Ranking, as_text, gain, summarize
+from phantom.evaluation.likephys.score import GroupLosses, Rankings, as_text, summarize
 
 
 def group(scenario, name, **video):
@@ -29,7 +29,9 @@ def test_the_error_is_that_of_the_definition():
     by = found["losses"]["video"]
     assert {row["scenario"]: row["score"] for row in by["scenarios"]} == {"fall": 62.5, "roll": 37.5}
     assert {row["violation"]: row["score"] for row in by["violations"]} == {"jumps": 50.0, "stops": 50.0}
-    assert by["benign"] == [{"variation": "benign_other_world", "score": 50.0, "low": 0.0, "high": 100.0, "groups": 2}]
+    assert [{key: row[key] for key in row if key != "margin"} for row in by["benign"]] == [
+        {"variation": "benign_other_world", "score": 50.0, "low": 0.0, "high": 100.0, "groups": 2}
+    ]
     assert found["groups"] == 4 and found["clips"] == 15
     assert "lower is better" in found["unit"] and "50" in found["unit"]
     assert next(iter(found)) == "score"
@@ -61,7 +63,34 @@ def test_intervals_resample_groups():
 
 
 def test_gains_are_paired():
-    worse, better = Ranking(groups(0.4), "video"), Ranking(groups(0.3), "video")
-    found = gain(worse, better)  # the same random numbers: the better model is wrong only where the worse one is
+    worse, better = Rankings(groups(0.4), "video"), Rankings(groups(0.3), "video")
+    found = better.gain_over(worse)["score"]  # the same random numbers: the better is wrong only where the worse one is
     assert found["low"] < found["gain"] < found["high"] < 0
-    assert gain(worse, worse) == {"gain": 0.0, "low": 0.0, "high": 0.0}
+    assert worse.gain_over(worse)["score"] == {"gain": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_the_margin_is_that_of_the_definition():
+    found = summarize(HAND)
+    cells = {(row["scenario"], row["violation"]): row["margin"]["mean"] for row in found["losses"]["video"]["cells"]}
+    # fall, jumps: (-50% + 50%) / 2 in the first group, 25% in the second; roll: -20%, and (-20% + 33.3%) / 2.
+    expected = {"fall jumps": 12.5, "fall stops": -37.5, "roll jumps": (-20 + 20 / 3) / 2, "roll stops": 0.0}
+    assert {" ".join(cell): value for cell, value in cells.items()} == pytest.approx(expected)
+    assert found["margin"]["mean"] == pytest.approx(np.mean(list(expected.values())))
+    assert found["margin"]["low"] <= found["margin"]["mean"] <= found["margin"]["high"]
+    assert "higher is better" in found["margin_unit"] and f"margin {found['margin']['mean']:+.2f}%" in as_text(found)
+
+
+def test_a_margin_moves_where_no_pair_changes_its_order():
+    def losses(gap):
+        return [group("fall", f"{i}", valid=[1.0 + i], jumps=[(1.0 + i) * (1 + gap)]) for i in range(30)]
+
+    base, other = Rankings(losses(0.01), "video"), Rankings(losses(0.03), "video")
+    found = other.gain_over(base)
+    assert found["score"] == {"gain": 0.0, "low": 0.0, "high": 0.0}
+    assert found["margin"] == pytest.approx({"gain": 2.0, "low": 2.0, "high": 2.0})
+
+
+def test_a_clip_without_any_loss_has_no_margin():
+    still = [group("fall", "0", valid=[0.0, 1.0], jumps=[2.0]), group("fall", "1", valid=[0.0], jumps=[2.0])]
+    assert summarize(still)["margin"]["mean"] == 100.0
+    assert [one.mean_margin("video") for one in still] == [100.0, None]

@@ -23,7 +23,7 @@ from phantom.data.sources.invalid_worlds_files import MOMENTS_FILE, write_groups
 from phantom.errors import UserError
 from phantom.evaluation.likephys.denoisers import Denoiser, find_denoiser
 from phantom.evaluation.likephys.folder import ClipGroup, read_folder, read_sampled
-from phantom.evaluation.likephys.score import TRIVIAL, GroupLosses, Ranking, gain, summarize
+from phantom.evaluation.likephys.score import TRIVIAL, GroupLosses, Rankings, summarize
 from phantom.evaluation.provenance import digest
 from phantom.evaluation.sample import find_model
 from phantom.evaluation.sampling_spec import Model
@@ -64,17 +64,25 @@ def score_likephys(
 
 
 def score_models(params: Params, models: Iterable[Model], root: Path, work: Path) -> dict[str, dict[str, Any]]:
-    """The scores of several models on the data of the settings, by name, and their gain over the first, paired."""
+    """The scores of several models on the data of the settings, by name, and their gains over the first, paired.
+
+    `gain` and `gain_over_control` are of the score; `margin` has those of the margin.
+    """
     settings = params.evaluate.likephys
     data = settings.data if settings.data == WORLDS else str(root / settings.data)
     found: dict[str, dict[str, Any]] = {}
-    base: Ranking | None = None
+    rankings: dict[str, Rankings] = {}
     for model in models:
         groups = model_losses(params, model, data, settings.timesteps, work)
-        ranking = Ranking(groups, "video")
-        scored = _described(summarize(groups), params, model, settings.data, settings.timesteps)
-        found[model.name] = scored | {"gain": gain(base, ranking) if base else None}
-        base = base or ranking
+        rankings[model.name] = Rankings(groups, "video")
+        found[model.name] = _described(summarize(groups), params, model, settings.data, settings.timesteps)
+    base = next(iter(rankings))
+    for name, of in found.items():
+        references = {"gain": base} | ({"gain_over_control": "control"} if "control" in rankings else {})
+        for key, reference in references.items():
+            over = rankings[name].gain_over(rankings[reference]) if name not in (base, reference) else {}
+            of[key] = over.get("score")
+            of["margin"] = of["margin"] | {key: over.get("margin")}
     return found
 
 

@@ -2,12 +2,15 @@
 
 Of a group and a violation: the share of its (valid, invalid) pairs with L_valid > L_invalid. PPE: its mean over the
 groups of a scenario, then over all pairs of a scenario and a violation, in %. 50 is chance, lower is better.
+
+The margin beside it is (L_invalid - L_valid) / L_valid in %, over the same pairs: higher is better, 0 is chance. It
+moves where no pair changes its order.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,34 +43,53 @@ class GroupLosses:
 
     def share(self, kind: str, variation: str) -> float:
         """The share of (valid, invalid) pairs in which the valid clip's loss is the higher; nan without a pair."""
-        by = self.losses[kind]
-        pairs = [valid > other for valid in by[VALID] for other in by.get(variation, ())]
+        pairs = [valid > other for valid, other in self._pairs(kind, variation)]
+        return float(np.mean(pairs)) if pairs else float("nan")
+
+    def margin(self, kind: str, variation: str) -> float:
+        """The mean of (L_invalid - L_valid) / L_valid over the pairs with L_valid > 0; nan without one."""
+        pairs = [(other - valid) / valid for valid, other in self._pairs(kind, variation) if valid > 0]
         return float(np.mean(pairs)) if pairs else float("nan")
 
     def error(self, kind: str) -> float:
         """The mean share over the violations, in %."""
-        violations = [name for name in self.losses[kind] if name != VALID and not name.startswith(BENIGN)]
-        return 100 * float(np.nanmean([self.share(kind, name) for name in violations]))
+        return 100 * float(np.nanmean([self.share(kind, name) for name in self._violations(kind)]))
+
+    def mean_margin(self, kind: str) -> float | None:
+        """The mean margin over the violations, in %; None without a loss above 0."""
+        found = np.array([self.margin(kind, name) for name in self._violations(kind)])
+        return None if np.isnan(found).all() else 100 * float(np.nanmean(found))
+
+    def by_variation(self, kind: str, figure: Callable[[str, str], float]) -> dict[str, float]:
+        """A figure, `share` or `margin`, of every variation but the valid one."""
+        return {name: figure(kind, name) for name in self.losses[kind] if name != VALID}
+
+    def _pairs(self, kind: str, variation: str) -> list[tuple[float, float]]:
+        by = self.losses[kind]
+        return [(valid, other) for valid in by[VALID] for other in by.get(variation, ())]
+
+    def _violations(self, kind: str) -> list[str]:
+        return [name for name in self.losses[kind] if name != VALID and not name.startswith(BENIGN)]
 
 
 class Ranking:
-    """The shares of all groups by one kind of loss, and resamples of their means (the first row: the sample itself).
+    """The mean shares or margins of all groups, and of resamples (the first row: the sample itself).
 
     Groups are resampled within their scenario; two models on the same groups are resampled alike.
     """
 
-    def __init__(self, groups: Sequence[GroupLosses], kind: str) -> None:
+    def __init__(self, rows: Sequence[tuple[str, Mapping[str, float]]]) -> None:
+        """rows: of each group its scenario, and a share or margin by variation."""
         rng = np.random.default_rng(SEED)
-        self.kind, self.groups = kind, groups
         self.counts: dict[Cell, int] = {}
         self.means: dict[Cell, np.ndarray] = {}  # (1 + RESAMPLES,), in %
-        for scenario in sorted({group.scenario for group in groups}):
-            of = [group for group in groups if group.scenario == scenario]
+        for scenario in sorted({scenario for scenario, _ in rows}):
+            of = [values for name, values in rows if name == scenario]
             picks = np.concatenate([np.arange(len(of))[None], rng.integers(len(of), size=(RESAMPLES, len(of)))])
-            for variation in sorted({name for group in of for name in group.losses[kind]} - {VALID}):
-                shares = 100 * np.array([group.share(kind, variation) for group in of])
-                self.means[scenario, variation] = _mean(shares[picks], axis=1)
-                self.counts[scenario, variation] = int(np.isfinite(shares).sum())
+            for variation in sorted({name for values in of for name in values}):
+                percent = 100 * np.array([values.get(variation, np.nan) for values in of])
+                self.means[scenario, variation] = _mean(percent[picks], axis=1)
+                self.counts[scenario, variation] = int(np.isfinite(percent).sum())
 
     def violations(self) -> list[Cell]:
         """The cells that the score is a mean over."""
@@ -77,10 +99,24 @@ class Ranking:
         """The mean over some cells in each resample, (1 + RESAMPLES,)."""
         return _mean(np.stack([self.means[cell] for cell in cells]), axis=0)
 
+    def figures(self, cells: Sequence[Cell], name: str) -> dict[str, Any]:
+        """The mean over some cells as `name`, with its interval; without one where there is nothing to resample."""
+        known = interval(self.total(cells), name)
+        return known | ({"low": None, "high": None} if max(self.counts[cell] for cell in cells) < 2 else {})
+
+
+class Rankings:
+    """By one kind of loss: the ranking of the shares, and that of the margins."""
+
+    def __init__(self, groups: Sequence[GroupLosses], kind: str) -> None:
+        self.shares = Ranking([(group.scenario, group.by_variation(kind, group.share)) for group in groups])
+        self.margins = Ranking([(group.scenario, group.by_variation(kind, group.margin)) for group in groups])
+
     def summary(self) -> dict[str, Any]:
-        """Score and interval of all, and lists of the same by scenario, by violation, by both, and of benign cells."""
-        cells = self.violations()
-        benign = [cell for cell in self.means if cell[1].startswith(BENIGN)]
+        """Score, margin and intervals of all, and lists of the same by scenario, violation, both, and benign ones."""
+        means = self.shares.means
+        cells = self.shares.violations()
+        benign = [cell for cell in means if cell[1].startswith(BENIGN)]
 
         def rows(which: Sequence[Cell], part: int, name: str) -> list[dict[str, Any]]:
             names = dict.fromkeys(cell[part] for cell in which)
@@ -95,10 +131,15 @@ class Ranking:
         }
 
     def _figures(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        known = interval(self.total(cells), "score")
-        if max(self.counts[cell] for cell in cells) < 2:  # nothing to resample
-            known |= {"low": None, "high": None}
-        return known | {"groups": sum(self.counts[cell] for cell in cells)}
+        return {
+            **self.shares.figures(cells, "score"),
+            "margin": self.margins.figures(cells, "mean"),
+            "groups": sum(self.shares.counts[cell] for cell in cells),
+        }
+
+    def gain_over(self, base: Rankings) -> dict[str, dict[str, Any]]:
+        """The changes from `base`, as `gain`, of the `score` and the `margin`."""
+        return {"score": gain(base.shares, self.shares), "margin": gain(base.margins, self.margins)}
 
 
 def interval(values: np.ndarray, name: str) -> dict[str, Any]:
@@ -109,15 +150,15 @@ def interval(values: np.ndarray, name: str) -> dict[str, Any]:
 
 
 def gain(base: Ranking, other: Ranking) -> dict[str, Any]:
-    """Change of the score from `base` to `other` on the same groups, paired; below 0 is better."""
+    """Change from `base` to `other` on the same groups, paired: below 0 is better for shares, above 0 for margins."""
     cells = [cell for cell in base.violations() if cell in other.means]
     return interval(other.total(cells) - base.total(cells), "gain")
 
 
 def summarize(groups: Sequence[GroupLosses], score: str = "video") -> dict[str, Any]:
-    """The result as JSON: `score` by the loss of that name, and all kinds of losses in `losses`."""
+    """The result as JSON: `score` and `margin` by the loss of that name, and all kinds of losses in `losses`."""
     kinds = list(groups[0].losses)
-    by_kind = {kind: Ranking(groups, kind).summary() for kind in kinds}
+    by_kind = {kind: Rankings(groups, kind).summary() for kind in kinds}
     trivial = [kind for kind in kinds if kind.startswith(TRIVIAL)]
     first = by_kind[score]
     return {
@@ -125,6 +166,8 @@ def summarize(groups: Sequence[GroupLosses], score: str = "video") -> dict[str, 
         "low": first["low"],
         "high": first["high"],
         "unit": "% of pairs in which the valid clip has the higher loss: lower is better, 50 is chance",
+        "margin": first["margin"],
+        "margin_unit": "(loss of the invalid - loss of the valid clip) / loss of the valid clip, %: higher is better",
         "benchmark": "likephys",
         "groups": len(groups),
         "clips": sum(len(clips) for group in groups for clips in group.losses[score].values()),
@@ -144,7 +187,7 @@ def summarize(groups: Sequence[GroupLosses], score: str = "video") -> dict[str, 
             {
                 "scenario": group.scenario,
                 "group": group.name,
-                **{k: {v: group.share(k, v) for v in group.losses[k] if v != VALID} for k in kinds if k not in trivial},
+                **{kind: group.by_variation(kind, group.share) for kind in kinds if kind not in trivial},
             }
             for group in groups
         ],
@@ -158,11 +201,11 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"{result['groups']} groups, {result['clips']} clips",
     ]
     for kind, found in result["losses"].items():
-        lines.append(f"{kind + ' loss':24} {_shown(found)}")
+        lines.append(f"{kind + ' loss':24} {_shown(found)}{_margin(found)}")
     for row in result["losses"]["video"]["scenarios"]:
-        lines.append(f"  {row['scenario']:22} {_shown(row)}")
+        lines.append(f"  {row['scenario']:22} {_shown(row)}{_margin(row)}")
     for row in result["losses"]["video"]["violations"]:
-        lines.append(f"  {row['violation']:22} {_shown(row)}")
+        lines.append(f"  {row['violation']:22} {_shown(row)}{_margin(row)}")
     for row in result["trivial"]:
         lines.append(f"{row['name']:38} {_shown(row)}")
     for row in result["published"]:
@@ -173,6 +216,11 @@ def as_text(result: Mapping[str, Any]) -> str:
 def _shown(row: Mapping[str, Any]) -> str:
     bounds = f" (95%: {row['low']:.1f} to {row['high']:.1f})" if row["low"] is not None else ""
     return f"{row['score']:5.1f}{bounds}"
+
+
+def _margin(row: Mapping[str, Any]) -> str:
+    mean, low, high = (row["margin"][key] for key in ("mean", "low", "high"))
+    return f", margin {mean:+.2f}%" + (f" (95%: {low:+.2f} to {high:+.2f})" if low is not None else "")
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

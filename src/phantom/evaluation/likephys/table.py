@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from phantom.errors import listed
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.report import NAMES, Figure, delta_cell
 
 PPE = Figure(
-    "score", "Error, %", "how often a possible video is denoised worse than an impossible one; 50: chance", 1, -1
+    "score",
+    "Error, %",
+    "how often a possible video is denoised worse than an impossible one; 50: chance, lower is better",
+    1,
+    -1,
 )
+MARGIN = Figure(
+    "mean", "Margin, %", "by how much an impossible video's loss is above a possible one's; higher is better", 2, 1
+)
+GAINS = {"gain_over_control": "Against the control", "gain": "Against the base"}
 LOSSES = {"video": "by the video's loss", "physics": "by the physics loss", "joint": "by the sum of both"}
 
 
@@ -18,12 +27,15 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
     """Base, control and Phantom: the error by each loss, by scenario and violation, and of losses without a model."""
     base = models["base"]
 
-    def row(name: str, note: str, of: Mapping[str, Any], reference: Mapping[str, Any] | None) -> TableRow:
-        known = reference["score"] if reference else None
+    def row(
+        name: str, note: str, of: Mapping[str, Any], reference: Mapping[str, Any] | None, figure: Figure = PPE
+    ) -> TableRow:
+        known = reference[figure.key] if reference else None
         cells = []
         for model in models:
             found = of.get(model)
-            cells.append(delta_cell(PPE, found["score"], None if model == "base" else known) if found else Cell("–"))
+            cell = delta_cell(figure, found[figure.key], None if model == "base" else known) if found else Cell("–")
+            cells.append(cell)
         return TableRow(name, note, cells)
 
     def rows(kind: str, key: str) -> list[TableRow]:
@@ -33,15 +45,19 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
             for name, reference in found["base"].items()
         ]
 
-    losses = [
-        row(
-            "Error, %" if kind == "video" else "…",
-            f"{note}; {PPE.note}" if kind == "video" else note,
-            {m: models[m]["losses"][kind] for m in models if kind in models[m]["losses"]},
-            base["losses"]["video"] if kind == "video" else None,
-        )
-        for kind, note in LOSSES.items()
-    ]
+    def by_loss(figure: Figure, pick: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[TableRow]:
+        return [
+            row(
+                figure.name if kind == "video" else "…",
+                f"{note}; {figure.note}" if kind == "video" else note,
+                {m: pick(models[m]["losses"][kind]) for m in models if kind in models[m]["losses"]},
+                pick(base["losses"]["video"]) if kind == "video" else None,
+                figure,
+            )
+            for kind, note in LOSSES.items()
+        ]
+
+    losses = by_loss(PPE, lambda of: of) + by_loss(MARGIN, lambda of: of["margin"])
     trivial = {m: {r["name"]: r for r in models[m]["trivial"]} for m in models}
     trivial_rows = [row(name, "", {m: trivial[m][name] for m in models}, None) for name in trivial["base"]]
     groups = [
@@ -50,10 +66,17 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
         ("By violation", rows("violations", "violation")),
         ("Variations that break no law, and losses without a model", trivial_rows),
     ]
-    gained = [
-        f"{NAMES[name]} {found['gain']['gain']:+.1f} (95%: {found['gain']['low']:+.1f} to {found['gain']['high']:+.1f})"
-        for name, found in models.items()
-        if found["gain"]
-    ]
-    note = f"Over {base['groups']} groups; lower is better. Against the base, paired: {', '.join(gained)}."
+    note = f"Over {base['groups']} groups, paired. " + " ".join(
+        f"{said}: {listed(shown)}."
+        for key, said in GAINS.items()
+        if (shown := [f"{NAMES[m]} {_gained(of, key)}" for m, of in models.items() if of.get(key)])
+    )
     return Table("LikePhys", [NAMES[name] for name in models], list(models), groups, note.replace("-", "−"))
+
+
+def _gained(of: Mapping[str, Any], key: str) -> str:
+    error, margin = of[key], of["margin"][key]
+    return (
+        f"error {error['gain']:+.1f} [{error['low']:+.1f}, {error['high']:+.1f}], "
+        f"margin {margin['gain']:+.2f} [{margin['low']:+.2f}, {margin['high']:+.2f}]"
+    )

@@ -35,6 +35,11 @@ FIGURES: dict[str, Figure] = {
     ),
     "likephys_error_physics": Figure("LikePhys error by L_z", "the same by the loss of z", "lower", "likephys"),
     "likephys_error_joint": Figure("LikePhys error by L_v + L_z", "the same by both", "lower", "likephys"),
+    "likephys_margin": Figure(
+        "LikePhys margin", "% by which L_v of the impossible clip is above the possible one's", "higher", "likephys"
+    ),
+    "likephys_margin_physics": Figure("LikePhys margin by L_z", "the same by the loss of z", "higher", "likephys"),
+    "likephys_margin_joint": Figure("LikePhys margin by L_v + L_z", "the same by both", "higher", "likephys"),
     "position_error": Figure(
         "position error", "of bodies in generated videos, pixels of 64; 16 where one is not found", "lower", "positions"
     ),
