@@ -76,6 +76,15 @@ def test_a_score_is_kept_beside_the_checkpoints_or_where_told_or_nowhere(benchma
     assert len(list((tmp_path / "checkpoints/scores/recordings").iterdir())) == 6
 
 
+@pytest.mark.parametrize("text", ['{"model": "another maker\'s"}', '{"settings": []}', "[1]", "no json"])
+def test_another_makers_record_beside_the_videos_has_no_seeds(benchmark, runs, tmp_path, text):
+    folder = shutil.copytree(runs[0], tmp_path / "theirs")
+    (folder / layout.RECORD).write_text(text)
+    assert score_folder(folder, benchmark)["seeds"] == []
+    (folder / layout.RECORD).write_text('{"settings": {"seed": 7}}')
+    assert score_folder(folder, benchmark)["seeds"] == [7]
+
+
 def test_several_folders_are_runs_of_one_model(benchmark, runs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     both = [option for folder in runs for option in ("--generated", folder)]
@@ -220,6 +229,23 @@ def test_models_are_compared_on_one_page(files, tmp_path, capsys):
     )
 
 
+def test_every_pair_of_models_has_a_difference_with_an_interval(benchmark, runs, tmp_path, capsys):
+    for name, offset in (("near", 1), ("middle", 3), ("far", 6)):
+        folder = small.write_generated(tmp_path / name, offset)
+        (tmp_path / f"{name}.json").write_text(json.dumps(score_folder(folder, benchmark)))
+    phantom(
+        "report", *(tmp_path / f"{n}.json" for n in ("near", "middle", "far")), "--out", tmp_path / "page", "--json"
+    )
+    found = json.loads(capsys.readouterr().out)["pairs"]["Physics-IQ, original"]
+    assert [(pair["model"], pair["over"]) for pair in found] == [("middle", "near"), ("far", "near"), ("far", "middle")]
+    assert json.loads((tmp_path / "page/comparison.json").read_text())["pairs"]["Physics-IQ, original"] == found
+    one, two, three = (pair["gain"] for pair in found)
+    assert one["gain"] + three["gain"] == pytest.approx(two["gain"], abs=1e-6) and two["high"] < 0
+    page = (tmp_path / "page/index.html").read_text()
+    assert "model of the row minus model of the column" in page and f"{three['gain']:+.1f}".replace("-", "−") in page
+    assert 'class="delta good"' not in page and 'class="delta bad"' not in page  # three scenarios cannot tell
+
+
 def test_videos_stand_side_by_side_and_categories_have_plots(files, runs, tmp_path):
     given = [files / "far.json", files / "near.json", "--out", tmp_path / "page", "--base", "far"]
     folders = [
@@ -230,7 +256,7 @@ def test_videos_stand_side_by_side_and_categories_have_plots(files, runs, tmp_pa
     phantom("report", *given, *folders)
     page = (tmp_path / "page/index.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2 * 3 and page.count('<article class="scene"') == 3
-    assert page.count("data-gain=") == 3 and "<option>Thermodynamics</option>" in page
+    assert page.count("data-gains=") == 3 and "<option>Thermodynamics</option>" in page
     assert "Physics-IQ, original: Solid Mechanics" in page
     with pytest.raises(UserError, match="--videos: found 'third=x', accepted: NAME=FOLDER, where NAME is of far, near"):
         phantom("report", *given, "--videos", "third=x")

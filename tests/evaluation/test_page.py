@@ -1,15 +1,31 @@
 """The page as a browser shows it."""
 
+import base64
+import re
 import time
 
 import numpy as np
 import pytest
 
 from phantom.evaluation.charts import chart
-from phantom.evaluation.page import Bar, Cell, Page, Scene, SceneVideo, Table, TableRow, embed_frames, render
-from phantom.evaluation.report import gain_bar
+from phantom.evaluation.page import (
+    Bar,
+    Cell,
+    Mark,
+    Page,
+    Scene,
+    SceneVideo,
+    Table,
+    TableRow,
+    as_csv,
+    embed_data,
+    embed_frames,
+    render,
+)
+from phantom.evaluation.report import WORLDS, delta_cell, difference_cell, gain_bar
 
 FPS, SECONDS = 4, 5
+MARKS = [Mark(4.8, "Last frame held: 4.8"), Mark(80.7, "Other take: 80.7")]
 ODD = 'A ball <b>rolls</b> & "hits" {{ 7 * 7 }} </script>'
 
 
@@ -30,16 +46,36 @@ def page(scenes=2):
             shown.append(SceneVideo(name, name.lower(), source, False, mode, ["IoU 0.5"]))
     row = TableRow("Score", "0 to 100", [Cell("40.0"), Cell("45.0", "+5.0", "good")])
     curve = chart(
-        "Losses", {"video <i>": [(1, 2.0), (2, 1.0), (3, 0.5)]}, log=True, level=("threshold", 1.0), marks=[2]
+        "Losses",
+        {"video <i>": [(1, 2.0), (2, 1.0), (3, 0.5)], "physics": [(1, 3.0), (2, 1.5)]},
+        log=True,
+        level=("threshold", 1.0),
+        marks=[2],
     )
     return Page(
         title="A page",
         lede="What it is about.",
         facts=[("Videos", "64x64")],
-        bars=[("One frame", [Bar("Base", "base", 40, "40.0"), Bar("Phantom", "phantom", 45, "45.0", "+5.0", "good")])],
+        bars=[
+            (
+                "One frame",
+                [
+                    Bar("Base", "base", 40, "40.0", marks=MARKS),
+                    Bar("Phantom" * 9, "phantom", 45, "45.0", "+5.0", "good", (40.5, 49.0), MARKS),
+                ],
+            )
+        ],
         tables=[Table("One frame", ["Base", "Phantom"], ["base", "phantom"], [("Physics-IQ", [row])])],
         scenes=[
-            Scene(f"Scene {i}", ("fall", "a <i>roll")[i % 2], ODD, shown, (1.5, -2.0, 3.0, 50.0)[i], None, i // 3)
+            Scene(
+                f"Scene {i}",
+                ("fall", "a <i>roll")[i % 2],
+                ODD,
+                shown,
+                {"single": (1.5, -2.0, 3.0, 50.0)[i], "multi": (-1.0, 4.0, 2.0, 1.0)[i]},
+                None,
+                i // 3,
+            )
             for i in range(scenes)
         ],
         modes=[("single", "from one frame"), ("multi", "from several")],
@@ -48,6 +84,7 @@ def page(scenes=2):
         shape=(64, 64),
         charts=[curve],
         notes=[("Base", "The frozen branch.")],
+        data=embed_data([("evaluation.json", "application/json", '{"score": "−1"}')]),
     )
 
 
@@ -124,6 +161,71 @@ def test_videos_play_together_pause_on_one_frame_and_step(shown):
     until(shown, lambda: all(v["time"] > SECONDS - 1 / FPS for v in state(shown)))
     press(shown, Keys.SPACE)
     until(shown, lambda: all(not v["paused"] for v in state(shown)))
+
+
+def test_the_page_keeps_its_keys_unless_the_player_has_the_focus(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    (tmp_path / "index.html").write_text(render(page()))
+    browser.get((tmp_path / "index.html").as_uri())
+    playing = "return document.body.classList.contains('playing')"
+    assert browser.execute_script(playing)
+    press(browser, Keys.SPACE)  # scrolls
+    until(browser, lambda: browser.execute_script("return scrollY > 0"))
+    press(browser, Keys.HOME)
+    until(browser, lambda: browser.execute_script("return scrollY === 0"))
+    assert browser.execute_script(playing)
+    table = browser.find_element(By.CSS_SELECTOR, ".scroll")
+    browser.execute_script("document.querySelector('.scroll table').style.width = '300%'; arguments[0].focus()", table)
+    press(browser, Keys.ARROW_RIGHT)
+    until(browser, lambda: browser.execute_script("return arguments[0].scrollLeft > 0", table))
+    assert browser.execute_script(playing)
+    browser.find_element(By.CSS_SELECTOR, ".caption").click()  # the player
+    press(browser, Keys.SPACE)
+    until(browser, lambda: not browser.execute_script(playing))
+    assert browser.get_log("browser") == []
+
+
+def test_scenes_are_ordered_by_the_gain_in_the_condition_that_is_shown(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+
+    (tmp_path / "index.html").write_text(render(page(3)))
+    browser.get((tmp_path / "index.html").as_uri())
+    choose(browser, "order", "Largest gain first")
+    assert titles(browser) == ["Scene 2", "Scene 0"]
+    browser.find_element(By.CSS_SELECTOR, "input[value=multi]").find_element(By.XPATH, "..").click()
+    assert titles(browser) == ["Scene 1", "Scene 2"]
+    assert browser.get_log("browser") == []
+
+
+def test_curves_differ_without_colour_and_bars_have_bounds_and_intervals(shown):
+    def styles(selector, name):
+        found = "[...document.querySelectorAll(arguments[0])].map((e) => getComputedStyle(e)[arguments[1]])"
+        return shown.execute_script(f"return {found}", selector, name)
+
+    assert len(styles("polyline", "strokeDasharray")) == 2 == len(set(styles("polyline", "strokeDasharray")))
+    assert styles("polyline", "strokeDasharray") == styles(".keys path", "strokeDasharray")
+    assert len(styles(".bar .mark", "left")) == 4 and len(styles(".bar .interval", "left")) == 1
+    box = "const r = document.querySelector(arguments[0]).getBoundingClientRect(); return [r.left, r.right]"
+    track, drawn = (shown.execute_script(box, f".bar.phantom .{part}") for part in ("track", "interval"))
+    width = track[1] - track[0]
+    assert [(x - track[0]) / width for x in drawn] == pytest.approx([0.405, 0.49], abs=0.01)
+    assert shown.execute_script("return document.querySelector('.bar.phantom .name').scrollWidth <= "
+                                "document.querySelector('.bar.phantom .name').clientWidth")  # fmt: skip
+
+
+def test_the_numbers_can_be_saved():
+    table = Table(
+        "One, frame", ["Base", "Phantom"], ["", ""], [("IQ", [TableRow("Score", "", [Cell("4"), Cell("5", "−1")])])]
+    )
+    assert as_csv([table]).splitlines() == [
+        "table,group,figure,column,value,difference",
+        '"One, frame",IQ,Score,Base,4,',
+        '"One, frame",IQ,Score,Phantom,5,-1',
+    ]
+    (uri,) = re.findall(r'<a download="evaluation.json" href="data:application/json;base64,([^"]+)"', render(page()))
+    assert base64.b64decode(uri).decode() == '{"score": "−1"}'
 
 
 def test_the_condition_chooses_which_videos_are_seen(shown):
@@ -225,5 +327,11 @@ def test_nothing_is_wider_than_the_window(shown, width):
 @pytest.mark.parametrize(("low", "high", "tone"), [(-0.4, 9.4, ""), (0.8, 8.1, "good"), (-8.1, -0.8, "bad")])
 def test_a_gain_is_coloured_only_if_its_interval_excludes_zero(low, high, tone):
     base = 50.0
-    bar = gain_bar("Phantom", "phantom", base + (low + high) / 2, base, {"low": low, "high": high})
+    gained = {"gain": (low + high) / 2, "low": low, "high": high}
+    bar = gain_bar("Phantom", "phantom", base + (low + high) / 2, base, gained)
     assert bar.tone == tone and f"{high:+.1f}".replace("-", "−") in bar.delta
+    assert bar.interval == (base + low, base + high)
+    assert gain_bar("Phantom", "phantom", 51.0, base, gained | {"scenarios": 5}).tone == ""  # too few to tell
+    error = WORLDS[0]  # of which less is better
+    assert difference_cell(error, gained).tone == {"good": "bad", "bad": "good", "": ""}[tone]
+    assert delta_cell(error, 51.0, base).tone == ""  # no interval

@@ -51,7 +51,7 @@ def save_export(folder, base, seed, coupling_std=0.2):
         physics_encoder_id=str(base / "physics_encoder"),
         metadata={"max_prefix_frames": 9, "text_tokens": 16, "frames": 29, "height": 64, "width": 64, "fps": 4},
     )
-    history = [{"step": 10 * i, "loss_video": 1 / (i + 1), "alpha": i / 10, "resets": i // 3} for i in range(8)]
+    history = [{"step": 10 * i, "loss_video": 1 / (i + 1), "alpha": i / 10, "resets": float(i // 3)} for i in range(8)]
     (folder / "history.json").write_text(json.dumps([*history, {"step": 80, "loss_video": None}]))
 
 
@@ -114,6 +114,9 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
         own = evaluation["worlds"][mode]["phantom"]["position_error"]
         assert nearer == pytest.approx(own - found["last_frame"]["worlds"]["position_error"])
         assert models["phantom"]["gain_over_control"]["scenarios"] == 2
+        errors = [evaluation["worlds"][mode][name]["position_error"] for name in ("control", "phantom")]
+        nearer = evaluation["worlds"][mode]["phantom"]["gain_over_control"]["position_error"]
+        assert nearer["gain"] == pytest.approx(errors[1] - errors[0]) and nearer["low"] <= nearer["gain"]
     assert "its control in Physics-IQ (" in evaluation["verdict"] and "It is worst at the " in evaluation["verdict"]
     assert result.scores["single"]["phantom"] == evaluation["physics_iq"]["single"]["phantom"]["score"]
 
@@ -137,6 +140,9 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     assert page.count("data:video/mp4;base64,") == 2 * (1 + 1 + 6) and page.count("data:image/png") == 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
     assert page.count('class="bar trivial"') == 4 + 5 and "Phantom ahead by" in page
+    assert page.count("<i></i><span>Phantom − control</span></th>") == 2 and "against the control" in page
+    assert page.count('<span class="mark"') == 2 * 3 * 3
+    assert ">2 resets;" in page and 'download="evaluation.json"' in page and 'download="evaluation.csv"' in page
     assert page.count('<svg viewBox="0 0 560') == 2  # no gradient norms in this history
 
 

@@ -27,7 +27,7 @@ ROWS = [
         (
             of(-2, 4),
             of(-1, 5),
-            "not distinguishable from its control in Physics-IQ (from one frame +1.0 [-2.0, +4.0], ",
+            "not distinguishable from its control in Physics-IQ (from one frame +1.0 [−2.0, +4.0], ",
         ),
         (of(1, 4), of(-1, 5), "ahead of its control in Physics-IQ (from one frame +2.5 [+1.0, +4.0]) and not distin"),
         (of(-4, -1), of(1, 5), "ahead of its control in Physics-IQ (from several frames +3.0 [+1.0, +5.0]) and behind"),
@@ -37,6 +37,13 @@ def test_phantom_is_placed_beside_its_control_in_each_mode(single, multi, said):
     text = verdict(evaluation(single, multi, categories=ROWS))
     assert text.startswith(f"Phantom is {said}") and "over 12 scenarios" in text
     assert text.endswith("Its lowest score from several frames is in Fluids, 11.0.")
+
+
+def test_a_handful_of_scenarios_tells_nothing_and_no_interval_speaks_for_another_training():
+    few = of(1, 4) | {"scenarios": 5}
+    text = verdict(evaluation(few, few, categories=ROWS))
+    assert text.startswith("Phantom is not distinguishable from its control")
+    assert "of one training: another seed may differ by more" in text
 
 
 def test_without_a_control_the_base_takes_its_place_and_the_worst_world_is_named():

@@ -44,8 +44,10 @@ class Work:
         (self.root / "models/phantom/model.safetensors").write_text(weights, encoding="utf-8")
         (self.root / "models/phantom/README.md").write_text(f"# Phantom\n\n{weights}\n", encoding="utf-8")
 
-    def register(self, score: float | None, *overrides: str, promote: bool = False) -> RegisterResult:
-        figures = {"score": score, "mse": 0.25}
+    def register(
+        self, score: float | None, *overrides: str, promote: bool = False, **more: dict[str, float]
+    ) -> RegisterResult:
+        figures = {"score": score, "mse": 0.25, **more}
         tree = {"physics_iq": {"single": {"phantom": figures}, "views": ["a"]}, "of": "text"}
         (self.root / "reports/evaluation.json").write_text(json.dumps(tree), encoding="utf-8")
         (self.root / "reports/index.html").write_text("<p>videos</p>", encoding="utf-8")
@@ -58,6 +60,16 @@ class Work:
 
     def versions(self) -> int:
         return len(mlflow.MlflowClient().search_model_versions(f"name='{self.name}'"))
+
+
+def test_a_version_says_how_far_ahead_it_is_of_its_control_and_base(work: Work):
+    gains = {
+        "gain": {"gain": 3.0, "low": 1.25, "high": 5.0},
+        "gain_over_control": {"gain": 1.0, "low": -2.5, "high": 4},
+    }
+    work.register(20.0, **gains)
+    tags = mlflow.MlflowClient().get_model_version(work.name, "1").tags
+    assert (tags["gain"], tags["gain_over_control"]) == ("+3 [+1.25, +5]", "+1 [-2.5, +4]")
 
 
 def test_the_better_one_is_champion_and_the_newest_worse_one_challenger(work: Work):

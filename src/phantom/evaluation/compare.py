@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from phantom.errors import UserError
 from phantom.evaluation import vbench2, videophy, videophy2
-from phantom.evaluation.gains import gain, prompt_gain
+from phantom.evaluation.gains import gain, prompt_gain, row_gain
+from phantom.evaluation.likephys.score import Ranking
+from phantom.evaluation.likephys.score import gain as ranking_gain
 from phantom.evaluation.likephys.table import PPE
-from phantom.evaluation.page import Bar, Cell, Page, Table, TableRow, render
-from phantom.evaluation.report import INTERVAL, NAMES, PHYSICS_IQ, Figure, delta_cell, gain_bar
+from phantom.evaluation.page import Bar, Cell, Mark, Page, Table, TableRow, as_csv, embed_data, render
+from phantom.evaluation.report import (
+    COLOURS,
+    INTERVAL,
+    NAMES,
+    PHYSICS_IQ,
+    Figure,
+    delta_cell,
+    difference_cell,
+    gain_bar,
+)
 from phantom.evaluation.side_by_side import video_walls
 
 TITLES = {
@@ -90,12 +102,13 @@ Scores = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paths of the page and of its numbers, and the gain of each model over the base by benchmark."""
+    """Paths of the page and of its numbers; by benchmark the gain of each model over the base, and of every pair."""
 
     report: str
     comparison: str
     base: str
     gains: dict[str, dict[str, dict[str, Any] | None]]
+    pairs: dict[str, list[dict[str, Any]]]
 
 
 def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = ()) -> Comparison:
@@ -125,6 +138,7 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
         }
         for key, table in found.items()
     }
+    pairs = {_title(key): _pairs(key, table) for key, table in found.items()}
     kinds = dict(zip(models, _kinds(models, first), strict=True))
     tables = {_title(key): table for key, table in found.items()}
     shown, titles = video_walls(tables, _folders(videos, models), kinds, first)
@@ -138,7 +152,11 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
         tables=[
             made
             for key, table in found.items()
-            for made in (_figures(key, table, first), _scenarios(key, table, first))
+            for made in (
+                _figures(key, table, first),
+                _differences(key, list(table), pairs[_title(key)]),
+                _scenarios(key, table, first),
+            )
             if made
         ],
         notes=[
@@ -150,10 +168,11 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
     if shown:
         page = replace(page, scenes=shown.scenes, fps=shown.fps, seconds=shown.seconds, shape=shown.shape)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(render(page), encoding="utf-8")
-    result = Comparison(str(out / "index.html"), str(out / "comparison.json"), first, gains)
-    (out / "comparison.json").write_text(json.dumps({"base": first, "gains": gains}, indent=2) + "\n", encoding="utf-8")
-    return result
+    numbers = json.dumps({"base": first, "gains": gains, "pairs": pairs}, indent=2) + "\n"
+    (out / "comparison.json").write_text(numbers, encoding="utf-8")
+    files_ = [("comparison.json", "application/json", numbers), ("comparison.csv", "text/csv", as_csv(page.tables))]
+    (out / "index.html").write_text(render(replace(page, data=embed_data(files_))), encoding="utf-8")
+    return Comparison(str(out / "index.html"), str(out / "comparison.json"), first, gains, pairs)
 
 
 def against_base(benchmark: str, models: Mapping[str, Scores]) -> Table:
@@ -163,11 +182,15 @@ def against_base(benchmark: str, models: Mapping[str, Scores]) -> Table:
 
 
 def figures(benchmark: str, models: Mapping[str, Scores]) -> dict[str, Any]:
-    """The entries of evaluation.json for one benchmark: scores, gains over the base, and details as lists."""
-    base = models["base"]
+    """The entries of evaluation.json for one benchmark: scores, gains over the base, and details as lists.
+
+    Phantom also has its gain over the control, if there is one.
+    """
+    base, last = models["base"], "phantom" if "control" in models else None
     return {
         name: {key: value for key, value in found.items() if key not in ("per_prompt", "categories", "conventions")}
         | {"gain": None if name == "base" else _gain((benchmark, ""), base, found)}
+        | ({"gain_over_control": _gain((benchmark, ""), models["control"], found)} if name == last else {})
         | {"categories": [{"category": part, **numbers} for part, numbers in found["categories"].items()]}
         | {"per_prompt": found["per_prompt"]}
         for name, found in models.items()
@@ -191,7 +214,9 @@ def read_scores(given: str) -> tuple[str, Scores]:
 
 
 def _gain(key: tuple[str, str], base: Scores, other: Scores) -> dict[str, Any] | None:
-    """The gain with its interval; None if the files have no scenarios or prompts to compare."""
+    """The gain with its interval; None if the files have no scenarios, groups or prompts to compare."""
+    if all("per_group" in scores for scores in (base, other)):
+        return _group_gain(base, other)
     if all("per_scenario" in scores for scores in (base, other)):
         return gain(base["per_scenario"], other["per_scenario"], key[1])
     if not all("per_prompt" in scores for scores in (base, other)):
@@ -202,6 +227,39 @@ def _gain(key: tuple[str, str], base: Scores, other: Scores) -> dict[str, Any] |
             return None  # totals over different dimensions are not comparable
         weights = vbench2.weights(base["dimensions"])
     return prompt_gain(base["per_prompt"], other["per_prompt"], weights)
+
+
+def _group_gain(base: Scores, other: Scores) -> dict[str, Any] | None:
+    """The change of LikePhys' error on the groups of clips that both files have."""
+    ours, theirs = ({(r["scenario"], r["group"]): r["video"] for r in s["per_group"]} for s in (base, other))
+    shared = [group for group in ours if group in theirs]
+    if len(shared) < 2:
+        return None
+    rankings = (Ranking([(group[0], rows[group]) for group in shared]) for rows in (ours, theirs))
+    return ranking_gain(*rankings) | {"pairs": len(shared)}
+
+
+def _pairs(key: tuple[str, str], table: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """The gain of every later model over every earlier one."""
+    return [
+        {"model": model, "over": over, "gain": _gain(key, table[over], table[model])}
+        for over, model in combinations(table, 2)
+    ]
+
+
+def _differences(key: tuple[str, str], names: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Every pair of more than two models: by how much the model of a row is above that of a column."""
+    if len(names) < 3:
+        return None
+    figure = _score_figure(key[0])
+    known = {(pair["model"], pair["over"]): difference_cell(figure, pair["gain"]) for pair in pairs}
+    rows = [TableRow(model, "", [known.get((model, over), Cell("")) for over in names[:-1]]) for model in names[1:]]
+    title = f"{_title(key)}: {figure.name.lower()}, model of the row minus model of the column"
+    return Table(title, names[:-1], [""] * (len(names) - 1), [("", rows)], COLOURS)
+
+
+def _score_figure(benchmark: str) -> Figure:
+    return PPE if benchmark == "likephys" else PHYSICS_IQ[0]
 
 
 def _title(key: tuple[str, str]) -> str:
@@ -220,9 +278,10 @@ def _bars(
 ) -> list[Bar]:
     kinds = _kinds(list(table), base)
     reference = table[base]["score"] if base in table else None
-    figure = PPE if benchmark == "likephys" else PHYSICS_IQ[0]
+    figure = _score_figure(benchmark)
+    marks = [Mark(50.0, "chance")] if benchmark == "likephys" else []
     return [
-        gain_bar(name, kind, scores["score"], None if name == base else reference, gains.get(name), figure)
+        gain_bar(name, kind, scores["score"], None if name == base else reference, gains.get(name), figure, marks=marks)
         for kind, (name, scores) in zip(kinds, table.items(), strict=True)
     ]
 
@@ -255,10 +314,11 @@ def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Ta
     figures = _figures_of(key[0], table)
     rows = []
     for figure in figures:
-        cells = [
-            delta_cell(figure, _value(scores, figure), None if name == base else _value(reference, figure))
-            for name, scores in table.items()
-        ]
+        cells = []
+        for name, scores in table.items():
+            known = None if name == base else _value(reference, figure)
+            gained = _figure_gain(key, figure, reference, scores) if known is not None else None
+            cells.append(delta_cell(figure, _value(scores, figure), known, gained))
         cells += [delta_cell(figure, published.get(figure.key), None) for published in paper.values()]
         rows.append(TableRow(figure.name, figure.note, cells))
     groups = [("", rows)]
@@ -267,8 +327,18 @@ def _figures(key: tuple[str, str], table: Mapping[str, Scores], base: str) -> Ta
         groups.append((title, [_category(part, table, base, len(paper)) for part in categories]))
     kinds = _kinds(list(table), base)
     columns = [*table, *(f"Paper: {name}" for name in paper)]
-    note = " ".join(filter(None, [_conditions(key[0], table, paper), UNCERTAIN.get(key[0], "")]))
+    note = " ".join(filter(None, [_conditions(key[0], table, paper), UNCERTAIN.get(key[0], ""), COLOURS]))
     return Table(_title(key), columns, [*kinds, *["truth"] * len(paper)], groups, note)
+
+
+def _figure_gain(key: tuple[str, str], figure: Figure, base: Scores, other: Scores) -> dict[str, Any] | None:
+    """The gain in the score, or over scenarios in another figure of Physics-IQ; None where it is not known."""
+    if figure.key == "score":
+        return _gain(key, base, other)
+    rows = [scores.get("per_scenario", []) for scores in (base, other)]
+    if key[0] != "physics-iq" or not all(figure.key in row for of in rows for row in of):
+        return None
+    return row_gain(*rows, figure.key)
 
 
 def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) -> TableRow:

@@ -11,6 +11,7 @@ from phantom.training.paired import gap
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+LEAST_PAIRS = 6
 IOUS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")
 
 Rows = Sequence[Mapping[str, Any]]  # `per_scenario` of a score
@@ -63,10 +64,39 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
     return _interval(total) | {"prompts": len(together), "paired": sum(together) / len(together)}
 
 
-def mean_gain(base: Sequence[float | None], other: Sequence[float | None]) -> dict[str, float] | None:
+def mean_gain(base: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any] | None:
     """The mean of `other` - `base`, pair by pair, as `gain`, with `low` and `high`; None with fewer than two pairs."""
     found = gap(other, base)
-    return {"gain": found.mean, "low": found.low, "high": found.high} if found else None
+    pairs = sum(a is not None and b is not None for a, b in zip(base, other, strict=True))
+    return {"gain": found.mean, "low": found.low, "high": found.high, "pairs": pairs} if found else None
+
+
+def row_gain(base: Rows, other: Rows, key: str) -> dict[str, Any] | None:
+    """`mean_gain` of a number in the rows of the scenarios that both have.
+
+    A key that ends in `_trained` or `_unseen` is the number without that, of the worlds within or beyond those ranges.
+    """
+    ours, theirs = ({row["scenario"]: row for row in rows} for rows in (base, other))
+    shared = [name for name in ours if name in theirs]
+    return mean_gain(*([_value(rows[name], key) for name in shared] for rows in (ours, theirs)))
+
+
+def is_clear(gained: Mapping[str, Any] | None) -> bool:
+    """Whether an interval excludes 0, and is over enough pairs to mean it.
+
+    With fewer than `LEAST_PAIRS` differences all can have one sign by chance in more than 5% of cases.
+    """
+    if not gained or gained["low"] * gained["high"] <= 0:
+        return False
+    counts = [gained[key] for key in ("scenarios", "prompts", "pairs") if key in gained]
+    return min(counts, default=LEAST_PAIRS) >= LEAST_PAIRS
+
+
+def _value(row: Mapping[str, Any], key: str) -> float | None:
+    stem, _, part = key.rpartition("_")
+    if part in ("trained", "unseen"):
+        return row[stem] if row["unseen"] == (part == "unseen") else None
+    return row[key]
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, bool]:

@@ -67,8 +67,9 @@ def interventions_table(found: Mapping[str, Any]) -> Table:
 def _row(figure: Figure, rows: Mapping[str, Any], sources: Sequence[str]) -> TableRow:
     cells = []
     for source in sources:
-        cell = delta_cell(figure, rows[source][figure.key], None if source == "own" else rows["own"][figure.key])
         change = rows[source]["gain"].get(figure.key)
+        own = None if source == "own" else rows["own"][figure.key]
+        cell = delta_cell(figure, rows[source][figure.key], own, change)
         interval = f" [{change['low']:+.{figure.digits}f}, {change['high']:+.{figure.digits}f}]" if change else ""
         cells.append(Cell(cell.text, (cell.delta + interval).replace("-", "\u2212"), cell.tone))
     return TableRow(figure.name, figure.note, cells)

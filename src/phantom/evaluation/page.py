@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,8 +54,19 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What a score is worth: a value from 0 to 100 on the scale of a bar, and what it is the score of."""
+
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Bar:
-    """A score from 0 to 100 as a bar, with its formatted value and its difference to the base."""
+    """A score from 0 to 100 as a bar, with its formatted value and its difference to another model.
+
+    interval: scores between which it is drawn as a line. marks: drawn on the bar.
+    """
 
     name: str
     kind: str
@@ -61,6 +74,8 @@ class Bar:
     text: str
     delta: str = ""
     tone: str = ""
+    interval: tuple[float, float] | None = None
+    marks: Sequence[Mark] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Scene:
     tag: str
     caption: str
     shown: Sequence[SceneVideo]
-    gain: float | None = None  # over the base; scenes can be sorted by it
+    gains: Mapping[str, float] = field(default_factory=dict)  # over the base, by mode; scenes can be sorted by them
     shape: tuple[int, int] | None = None  # width and height of its videos, if different from the page's
     benchmark: int = 0  # index; gains of different benchmarks have no common scale, and are sorted separately
 
@@ -105,6 +120,7 @@ class Page:
     shape: tuple[int, int] = (1, 1)  # width and height of the videos
     charts: Sequence[Chart] = ()
     notes: Sequence[tuple[str, str]] = field(default=())
+    data: Sequence[tuple[str, str]] = ()  # (file name, data URI) of the numbers, to be saved
 
     @property
     def pixelated(self) -> bool:
@@ -122,6 +138,25 @@ def render(page: Any, template: str = "page.html") -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(page=page)
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """The cells of all tables as CSV, a line each: as they are displayed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "group", "figure", "column", "value", "difference"])
+    for table in tables:
+        for group, rows in table.groups:
+            for row in rows:
+                for column, cell in zip(table.columns, row.cells, strict=True):
+                    shown = (table.title, group, row.name, column, cell.text, cell.delta)
+                    writer.writerow([value.replace("−", "-") for value in shown])
+    return text.getvalue()
+
+
+def embed_data(files: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Files as `Page.data`, from their name, media type and text."""
+    return [(name, _uri(kind, text.encode())) for name, kind, text in files]
 
 
 def embed_file(path: Path) -> str:

@@ -13,15 +13,19 @@ from phantom.config import Params
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
 from phantom.evaluation.charts import Chart, chart
+from phantom.evaluation.gains import is_clear, row_gain
 from phantom.evaluation.page import (
     EMBEDDED_WIDTH,
     Bar,
     Cell,
+    Mark,
     Page,
     Scene,
     SceneVideo,
     Table,
     TableRow,
+    as_csv,
+    embed_data,
     embed_file,
     embed_frames,
     embed_shrunk,
@@ -36,9 +40,9 @@ COUNT = {2: "two", 3: "three", 4: "four"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
 INTERVAL = (
     "95% interval",
-    "Of the gain over the base: 10,000 times the scenarios, or prompts, are drawn again with replacement, the same "
-    "ones for both models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 "
-    "leaves open which model is better.",
+    "Of a difference: 10,000 times the scenarios, or prompts, are drawn again with replacement, the same ones for both "
+    "models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 leaves open which "
+    "model is better. It is over scenarios alone: another training from another seed may differ by more.",
 )
 
 
@@ -85,6 +89,8 @@ WORLDS = (
     ),
     Figure("momentum_drift", "Momentum drift, %", "the same of colliding balls' momentum", 0, -1, 100),
 )
+BOUNDS = ("last_frame", "nearest_clip", "other_take")  # predictions that are marked on every bar
+COLOURS = "Green and red: the 95% interval of the difference, over at least 6 scenarios, excludes 0."
 COUNTS = (
     ("vanished", "bodies", "Bodies vanished", "never seen in the last second"),
     ("lost", "hidden", "Lost behind the wall", "of those that should come out again"),
@@ -105,14 +111,16 @@ def evaluation_page(
     evaluation: content of evaluation.json. place: folder of the Physics-IQ files, None without that benchmark. videos:
     folder of videos by mode and model. tables: tables of the other benchmarks.
     """
+    numbers = json.dumps(evaluation, indent=2) + "\n"
     if place is None:
         lede = "Videos of the same prompts, from the same noise."
-        charts = _charts(root, params)
-        return render(Page("Phantom against its base", lede, tables=tables, charts=charts, notes=[INTERVAL]))
+        charts, data = _charts(root, params), _data(numbers, tables)
+        return render(Page("Phantom against its base", lede, tables=tables, charts=charts, notes=[INTERVAL], data=data))
     models = list(next(iter(evaluation["physics_iq"].values())))
     settings, benchmark = params.evaluate, evaluation["benchmark"]
     worlds = benchmark["recordings"] == "worlds"
     scenes = _scenes(evaluation, params, place, rows, videos)
+    tables = [*(_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]), *tables]
     return render(
         Page(
             title="Phantom against its base",
@@ -135,10 +143,10 @@ def evaluation_page(
                 ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
             ],
             bars=[
-                (_mode(mode, params), [*_bars(found), *_trivial_bars(evaluation.get("trivial", {}).get(mode, {}))])
+                (_mode(mode, params), _bars(found, evaluation.get("trivial", {}).get(mode, {})))
                 for mode, found in evaluation["physics_iq"].items()
             ],
-            tables=[*(_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]), *tables],
+            tables=tables,
             scenes=scenes,
             modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
             fps=benchmark["fps"],
@@ -146,7 +154,14 @@ def evaluation_page(
             shape=(params.data.width, params.data.height),
             charts=_charts(root, params),
             notes=_notes(models, worlds),
+            data=_data(numbers, tables),
         )
+    )
+
+
+def _data(numbers: str, tables: Sequence[Table]) -> list[tuple[str, str]]:
+    return embed_data(
+        [("evaluation.json", "application/json", numbers), ("evaluation.csv", "text/csv", as_csv(tables))]
     )
 
 
@@ -156,14 +171,33 @@ def _videos(params: Params) -> str:
     return f"{params.data.width}x{params.data.height} at {fps} frames per second{of}"
 
 
-def delta_cell(figure: Figure, value: float | None, base: float | None) -> Cell:
-    """A cell with the difference to the base, if `base` is given."""
+def delta_cell(
+    figure: Figure, value: float | None, base: float | None, gained: Mapping[str, Any] | None = None
+) -> Cell:
+    """A cell with the difference to the base, if `base` is given; coloured if the interval in `gained` excludes 0."""
     text = _text(figure, value)
     if value is None or base is None:
         return Cell(text)
     change = round((value - base) * figure.scale, figure.digits)
-    tone = "good" if change * figure.better > 0 else "bad" if change else ""
-    return Cell(text, f"{change:+.{figure.digits}f}".replace("-", "−") if change else "±0", tone)
+    return Cell(text, _signed(change, figure.digits) if change else "±0", _tone(figure, gained))
+
+
+def difference_cell(figure: Figure, gained: Mapping[str, Any] | None) -> Cell:
+    """A difference with its interval, coloured if that excludes 0; a dash without one."""
+    if not gained:
+        return Cell("–")
+    gain, low, high = (_signed(gained[key] * figure.scale, figure.digits) for key in ("gain", "low", "high"))
+    return Cell(gain, f"[{low}, {high}]", _tone(figure, gained))
+
+
+def _tone(figure: Figure, gained: Mapping[str, Any] | None) -> str:
+    if not gained or not is_clear(gained):
+        return ""
+    return "good" if gained["low"] * figure.better > 0 else "bad"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _text(figure: Figure, value: float | None) -> str:
@@ -183,27 +217,37 @@ def gain_bar(
     base: float | None,
     gained: Mapping[str, Any] | None,
     figure: Figure = PHYSICS_IQ[0],
+    over: str = "",
+    marks: Sequence[Mark] = (),
 ) -> Bar:
-    """A score as a bar, with its gain over the base and the interval of the gain; coloured if that excludes 0."""
-    cell = delta_cell(figure, score, base)
-    if not gained:
-        return Bar(name, kind, score or 0.0, cell.text, cell.delta)
-    interval = f" (95%: {gained['low']:+.1f} to {gained['high']:+.1f})".replace("-", "−")
-    is_clear = gained["low"] * gained["high"] > 0
-    return Bar(name, kind, score or 0.0, cell.text, cell.delta + interval, cell.tone if is_clear else "")
+    """A score as a bar, with its gain over the model `over` and the interval of the gain; coloured if that excludes 0.
+
+    The interval is drawn around the bar's end: where the model would end if it gained as little, or as much.
+    """
+    cell = delta_cell(figure, score, base, gained)
+    if not gained or base is None:
+        return Bar(name, kind, score or 0.0, cell.text, cell.delta, marks=marks)
+    interval = f" (95%: {_signed(gained['low'], 1)} to {_signed(gained['high'], 1)})"
+    drawn = (base + gained["low"], base + gained["high"])
+    said = _signed(gained["gain"], 1) + interval + (f" against {over}" if over else "")
+    return Bar(name, kind, score or 0.0, cell.text, said, cell.tone, drawn, marks)
 
 
-def _bars(models: Mapping[str, Any]) -> list[Bar]:
-    base = models["base"]["score"]
-    return [
-        gain_bar(NAMES[name], name, found["score"], None if name == "base" else base, found["gain"])
-        for name, found in models.items()
+def _bars(models: Mapping[str, Any], predictions: Mapping[str, Any]) -> list[Bar]:
+    """The models, each against the base, but Phantom against its control; then the predictions without a model."""
+    marks = [
+        Mark(found["score"], f"{TITLES[name][0]}: {_text(PHYSICS_IQ[0], found['score'])}")
+        for name, found in predictions.items()
+        if name in BOUNDS and found["score"] is not None
     ]
-
-
-def _trivial_bars(predictions: Mapping[str, Any]) -> list[Bar]:
+    bars = []
+    for name, found in models.items():
+        over = "control" if "gain_over_control" in found else "base"
+        gained = found.get("gain_over_control", found["gain"])
+        base = None if name == "base" else models[over]["score"]
+        bars.append(gain_bar(NAMES[name], name, found["score"], base, gained, over=f"the {over}", marks=marks))
     figure = PHYSICS_IQ[0]
-    return [
+    return bars + [
         Bar(TITLES[name][0], "trivial", found["score"] or 0.0, _text(figure, found["score"]))
         for name, found in predictions.items()
     ]
@@ -211,15 +255,17 @@ def _trivial_bars(predictions: Mapping[str, Any]) -> list[Bar]:
 
 def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
     groups = [("Physics-IQ", _rows(PHYSICS_IQ, evaluation["physics_iq"][mode], models))]
+    more = [Cell("")] * ("control" in models)
     if worlds := evaluation.get("worlds", {}).get(mode):
         counted = [
-            TableRow(name, note, [Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in models])
+            TableRow(name, note, [*(Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in models), *more])
             for key, of, name, note in COUNTS
         ]
         groups.append(("Against the simulator", _rows(WORLDS, worlds, models) + counted))
     groups.append(("Score by kind of scenario", _categories(evaluation["physics_iq"][mode], models)))
-    note = "A kind has few scenarios: its scores show where to look, not which model is better."
-    return Table(_mode(mode, params), [NAMES[name] for name in models], models, groups, note)
+    note = "A kind has few scenarios: its scores show where to look, not which model is better. " + COLOURS
+    columns = [NAMES[name] for name in models] + ["Phantom − control"] * len(more)
+    return Table(_mode(mode, params), columns, [*models, *[""] * len(more)], groups, note)
 
 
 def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
@@ -228,9 +274,23 @@ def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[
     for figure in figures:
         base, truth = found["base"][figure.key], found.get("truth", {}).get(figure.key)
         note = figure.note if truth is None else f"{figure.note}; {_text(figure, truth)} in the recording itself"
-        cells = [delta_cell(figure, found[m][figure.key], None if m == "base" else base) for m in models]
+        cells = [
+            delta_cell(figure, found[m][figure.key], None if m == "base" else base, _gained(figure, found, "base", m))
+            for m in models
+        ]
+        if "control" in models:
+            cells.append(difference_cell(figure, _gained(figure, found, "control", "phantom")))
         rows.append(TableRow(figure.name, note, cells))
     return rows
+
+
+def _gained(figure: Figure, found: Mapping[str, Any], reference: str, model: str) -> Mapping[str, Any] | None:
+    """The gain of a model over another with its interval: that of the score as it is stored, of others by scenario."""
+    if model == reference:
+        return None
+    if figure.key == "score":
+        return found[model]["gain_over_control" if reference == "control" else "gain"]
+    return row_gain(found[reference]["per_scenario"], found[model]["per_scenario"], figure.key)
 
 
 def _categories(found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
@@ -240,8 +300,11 @@ def _categories(found: Mapping[str, Any], models: Sequence[str]) -> list[TableRo
             category,
             "",
             [
-                delta_cell(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
-                for m in models
+                *(
+                    delta_cell(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
+                    for m in models
+                ),
+                *[Cell("")] * ("control" in models),
             ],
         )
         for category in scores["base"]
@@ -277,9 +340,8 @@ def _scenes(
                     SceneVideo(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
                 )
         title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
-        scenes.append(
-            Scene(title, row.category, row.description, shown, _scene_gain(evaluation, next(iter(videos)), row))
-        )
+        gains = {mode: _scene_gain(evaluation, mode, row) for mode in videos}
+        scenes.append(Scene(title, row.category, row.description, shown, gains))
     return scenes
 
 
@@ -322,7 +384,7 @@ def _charts(root: Path, params: Params) -> list[Chart]:
         chart(
             "Weight of the physics loss",
             {"alpha_z": _line(history, "alpha")},
-            f"{max((r.get('resets') or 0 for r in history), default=0)} resets; ticks mark the records after one.",
+            f"{max((r.get('resets') or 0 for r in history), default=0):.0f} resets; ticks mark the records after one.",
             marks=resets,
         ),
         chart(

@@ -77,7 +77,7 @@ def video_wall(
             videos.append(SceneVideo(name, kinds[name], source, False, figures=[f"{part.value:.1f}"]))
         first = parts[shown[0]][key]
         tag = ": ".join(filter(None, [title, first.tag]))
-        scenes.append(Scene(first.title, tag, "", videos, gains[key], (info.width, info.height)))
+        scenes.append(Scene(first.title, tag, "", videos, {"": gains[key]}, (info.width, info.height)))
     if not infos:
         return None
     return VideoWall(

@@ -21,7 +21,7 @@ from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, shapes, trajectories
-from phantom.evaluation.gains import gain, mean_gain
+from phantom.evaluation.gains import gain, mean_gain, row_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
 from phantom.evaluation.likephys.run import score_models as score_likephys
@@ -186,7 +186,7 @@ def _physics_iq(
         known = json.loads(known_file.read_text(encoding="utf-8"))
         truth = _truth_figures(rows, place, params, known)
         evaluation["worlds"] = {
-            mode: {name: _world_figures(rows, folder, settings.fps, known) for name, folder in folders.items()}
+            mode: _with_gains({n: _world_figures(rows, folder, settings.fps, known) for n, folder in folders.items()})
             | {"truth": truth}
             for mode, folders in modes.items()
         }
@@ -256,6 +256,17 @@ def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]
             theirs, phantom = (models[name]["per_scenario"] for name in (rival, "phantom"))
             figures["phantom"][f"gain_over_{rival}"] = gain(theirs, phantom, protocol)
     return figures
+
+
+def _with_gains(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures of the worlds with their changes from the base and, of Phantom, the control, each with an interval."""
+    references = {"gain": "base", "gain_over_control": "control"}
+    for name, figures in models.items():
+        for key, reference in references.items():
+            if reference in models and (name == "phantom" or (key == "gain" and name != reference)):
+                of = (models[reference]["per_scenario"], figures["per_scenario"])
+                figures[key] = {figure.key: row_gain(*of, figure.key) for figure in report.WORLDS}
+    return {name: {**figures, "per_scenario": figures.pop("per_scenario")} for name, figures in models.items()}
 
 
 def _world_figures(rows: Sequence[Row], folder: Path, fps: int, known: dict[str, Any]) -> dict[str, Any]:

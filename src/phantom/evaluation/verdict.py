@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phantom.errors import listed
+from phantom.evaluation.gains import is_clear
 from phantom.evaluation.report import MODES
 
 WAYS = ("ahead of", "behind", "not distinguishable from")
@@ -27,15 +28,16 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
         if shown:
             parts.append(f"{way} {reference} in Physics-IQ ({listed(shown)})")
     count = next(iter(gains.values()))["scenarios"]
-    return f"Phantom is {' and '.join(parts)}; 95% intervals over {count} scenarios. {_worst(evaluation)}"
+    said = f"95% intervals over {count} scenarios, of one training: another seed may differ by more"
+    return f"Phantom is {' and '.join(parts)}; {said}. {_worst(evaluation)}"
 
 
 def _way(gain: Mapping[str, Any]) -> str:
-    return WAYS[0] if gain["low"] > 0 else WAYS[1] if gain["high"] < 0 else WAYS[2]
+    return WAYS[2] if not is_clear(gain) else WAYS[0] if gain["low"] > 0 else WAYS[1]
 
 
 def _points(gain: Mapping[str, Any]) -> str:
-    return f"{gain['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+    return f"{gain['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]".replace("-", "−")
 
 
 def _worst(evaluation: Mapping[str, Any]) -> str:

@@ -71,6 +71,7 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
         **lineage.data_and_code_tags(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
+        **_gain_tags(scores, metric),
     }
     champion = _version_with_alias(client, name, "champion")
     version = _find_version(client, name, tags["identity"]) or _create_version(client, params, root, scores, tags)
@@ -88,6 +89,17 @@ def flatten_metrics(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             flat[f"{prefix}{key}"] = float(value)
     return flat
+
+
+def _gain_tags(scores: dict[str, float], metric: str) -> dict[str, str]:
+    """The differences to the control and the base in the metric's score, with their 95% intervals, where there are."""
+    tags = {}
+    for key in ("gain_over_control", "gain"):
+        name = f"{metric.rpartition('.')[0]}.{key}"
+        if metric.endswith(".score") and f"{name}.low" in scores:
+            gain, low, high = (scores[f"{name}.{part}"] for part in ("gain", "low", "high"))
+            tags[key] = f"{gain:+.4g} [{low:+.4g}, {high:+.4g}]"
+    return tags
 
 
 def _create_version(client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str]) -> Any:

@@ -146,12 +146,15 @@ def test_any_pipeline_that_is_known_is_scored_from_the_command_line(
 
 
 def test_models_are_compared_on_a_page_where_lower_is_better(tmp_path):
-    groups = [GroupLosses("fall", f"{i}", {"video": {"valid": [0.5], "jumps": [float(i % 3)]}}) for i in range(6)]
-    for name, score in (("a", 40.0), ("b", 30.0)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**summarize(groups), "score": score}))
-    compare([str(tmp_path / "a.json"), str(tmp_path / "b.json")], tmp_path / "page")
+    for name, wrong in (("a", 6), ("b", 0)):
+        losses = [{"valid": [0.5], "jumps": [0.0 if i < wrong else 1.0]} for i in range(8)]
+        groups = [GroupLosses("fall", f"{i}", {"video": of}) for i, of in enumerate(losses)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(summarize(groups)))
+    found = compare([str(tmp_path / "a.json"), str(tmp_path / "b.json")], tmp_path / "page")
+    (pair,) = found.pairs["LikePhys"]
+    assert (pair["gain"]["gain"], pair["gain"]["pairs"]) == (-75.0, 8) and pair["gain"]["high"] < 0
     page = (tmp_path / "page/index.html").read_text()
-    assert "LikePhys" in page and '<span class="delta good">−10.0</span>' in page
+    assert "LikePhys" in page and '<span class="delta good">−75.0</span>' in page and "chance" in page
 
 
 def test_bad_input_is_one_line(make_params, models, published, work, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from phantom.errors import listed
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.report import NAMES, Figure, delta_cell
+from phantom.evaluation.report import NAMES, Figure, delta_cell, difference_cell
 
 PPE = Figure(
     "score",
@@ -28,14 +28,22 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
     base = models["base"]
 
     def row(
-        name: str, note: str, of: Mapping[str, Any], reference: Mapping[str, Any] | None, figure: Figure = PPE
+        name: str,
+        note: str,
+        of: Mapping[str, Any],
+        reference: Mapping[str, Any] | None,
+        figure: Figure = PPE,
+        gains: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> TableRow:
         known = reference[figure.key] if reference else None
         cells = []
         for model in models:
-            found = of.get(model)
-            cell = delta_cell(figure, found[figure.key], None if model == "base" else known) if found else Cell("–")
-            cells.append(cell)
+            found, gained = of.get(model), gains[model].get("gain") if gains else None
+            base = None if model == "base" else known
+            cells.append(delta_cell(figure, found[figure.key], base, gained) if found else Cell("–"))
+        if "control" in models:
+            over = gains["phantom"].get("gain_over_control") if gains else None
+            cells.append(difference_cell(figure, over) if gains else Cell(""))
         return TableRow(name, note, cells)
 
     def rows(kind: str, key: str) -> list[TableRow]:
@@ -53,6 +61,7 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
                 {m: pick(models[m]["losses"][kind]) for m in models if kind in models[m]["losses"]},
                 pick(base["losses"]["video"]) if kind == "video" else None,
                 figure,
+                {m: pick(models[m]) for m in models} if kind == "video" else None,
             )
             for kind, note in LOSSES.items()
         ]
@@ -71,7 +80,9 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
         for key, said in GAINS.items()
         if (shown := [f"{NAMES[m]} {_gained(of, key)}" for m, of in models.items() if of.get(key)])
     )
-    return Table("LikePhys", [NAMES[name] for name in models], list(models), groups, note.replace("-", "−"))
+    more = ["Phantom − control"] * ("control" in models)
+    columns = [NAMES[name] for name in models] + more
+    return Table("LikePhys", columns, [*models, *[""] * len(more)], groups, note.replace("-", "−"))
 
 
 def _gained(of: Mapping[str, Any], key: str) -> str:

@@ -98,9 +98,12 @@ def score_csv(
 
 
 def _seeds(generated: Path) -> list[int]:
-    """The seeds of the videos, if they were made by `phantom sample`."""
-    record = generated / layout.RECORD
-    return [json.loads(record.read_text(encoding="utf-8"))["settings"]["seed"]] if record.is_file() else []
+    """The seeds of the videos, if they were made by `phantom sample`; none for another maker's record."""
+    try:
+        seed = json.loads((generated / layout.RECORD).read_text(encoding="utf-8"))["settings"]["seed"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [seed] if isinstance(seed, int) else []
 
 
 def _choice(name: str, found: str, accepted: Sequence[str]) -> None:

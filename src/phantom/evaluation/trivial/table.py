@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.report import MODES, NAMES, PHYSICS_IQ, WORLDS, delta_cell
+from phantom.evaluation.report import MODES, NAMES, PHYSICS_IQ, WORLDS, delta_cell, difference_cell
 from phantom.evaluation.trivial.predictions import TITLES
 
 SCORE, AGAINST_SIMULATOR = PHYSICS_IQ[0], WORLDS[:3]
@@ -18,7 +18,7 @@ def table(evaluation: Mapping[str, Any]) -> Table:
     for mode, found in evaluation["trivial"].items():
         phantom = evaluation["physics_iq"][mode]["phantom"] | evaluation["worlds"][mode]["phantom"]
         rows = [
-            _row(*TITLES[name], figures | figures["worlds"], _gain_cell(figures["phantom_gain"]["score"]))
+            _row(*TITLES[name], figures | figures["worlds"], difference_cell(SCORE, figures["phantom_gain"]["score"]))
             for name, figures in found.items()
         ]
         groups.append((MODES[mode].capitalize(), [_row(NAMES["phantom"], "", phantom, Cell("")), *rows]))
@@ -34,11 +34,3 @@ def table(evaluation: Mapping[str, Any]) -> Table:
 def _row(name: str, note: str, figures: Mapping[str, Any], lead: Cell) -> TableRow:
     score, *others = (delta_cell(figure, figures[figure.key], None) for figure in (SCORE, *AGAINST_SIMULATOR))
     return TableRow(name, note, [score, lead, *others])
-
-
-def _gain_cell(gain: Mapping[str, Any] | None) -> Cell:
-    """Phantom's gain with its interval; coloured if all of the interval is above 0."""
-    if not gain:
-        return Cell("–")
-    interval = f"{gain['low']:+.1f} to {gain['high']:+.1f}".replace("-", "−")
-    return Cell(f"{gain['gain']:+.1f}".replace("-", "−"), interval, "good" if gain["low"] > 0 else "")
