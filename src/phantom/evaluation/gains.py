@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from phantom.training.paired import gap
+from phantom.training.paired import gap, tail
 
 RESAMPLES = 10_000
-LEVEL = 0.95
 LEAST_PAIRS = 6
 IOUS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")
 
@@ -20,7 +19,8 @@ Rows = Sequence[Mapping[str, Any]]  # `per_scenario` of a score
 def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any] | None:
     """The gain of `other` over `base` in Physics-IQ points over their common scenarios, with a 95% interval.
 
-    low, high: percentile interval over bootstrap resamples of the scenarios, the same resamples for both models.
+    low, high: percentile interval over bootstrap resamples of the scenarios, the same resamples for both models,
+        widened for few scenarios (`tail`).
     positive: share of resampled gains above 0. None with fewer than two scenarios in common.
     """
     ours, theirs = ({row["scenario"]: row for row in rows} for rows in (base, other))
@@ -34,7 +34,7 @@ def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any
         difference = scores[1] - scores[0]
     if not np.isfinite(difference).all():
         return None
-    return _interval(difference) | {"scenarios": count}
+    return _interval(difference, count) | {"scenarios": count}
 
 
 def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int = 0) -> dict[str, Any] | None:
@@ -61,7 +61,7 @@ def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int
         differences = np.array([difference for difference, _ in found])
         total += weights[stratum] * differences[_draw(len(found), rng)].mean(1)
     together = [same for found in strata.values() for _, same in found]
-    return _interval(total) | {"prompts": len(together), "paired": sum(together) / len(together)}
+    return _interval(total, len(together)) | {"prompts": len(together), "paired": sum(together) / len(together)}
 
 
 def mean_gain(base: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any] | None:
@@ -111,10 +111,10 @@ def _draw(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([np.arange(count)[None], rng.integers(count, size=(RESAMPLES, count))])
 
 
-def _interval(difference: np.ndarray) -> dict[str, float]:
-    """Gain and interval from gains (1 + RESAMPLES,), the first of which is that of the original sample."""
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(difference[1:], [tail, 100 - tail])
+def _interval(difference: np.ndarray, count: int) -> dict[str, float]:
+    """Gain and interval from gains (1 + RESAMPLES,) over `count` pairs; the first is that of the original sample."""
+    outside = 100 * tail(count)
+    low, high = np.percentile(difference[1:], [outside, 100 - outside])
     return {
         "gain": float(difference[0]),
         "low": float(low),
