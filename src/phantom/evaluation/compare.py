@@ -335,10 +335,10 @@ def _figure_gain(key: tuple[str, str], figure: Figure, base: Scores, other: Scor
     """The gain in the score, or over scenarios in another figure of Physics-IQ; None where it is not known."""
     if figure.key == "score":
         return _gain(key, base, other)
-    rows = [scores.get("per_scenario", []) for scores in (base, other)]
-    if key[0] != "physics-iq" or not all(figure.key in row for of in rows for row in of):
+    ours, theirs = (scores.get("per_scenario", []) for scores in (base, other))
+    if key[0] != "physics-iq" or not all(figure.key in row for row in [*ours, *theirs]):
         return None
-    return row_gain(*rows, figure.key)
+    return row_gain(ours, theirs, figure.key)
 
 
 def _category(part: str, table: Mapping[str, Scores], base: str, papers: int) -> TableRow:
