@@ -27,7 +27,7 @@ def test_kinds_take_turns_and_captions_say_what_is_seen():
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_a_clips_id_and_caption_name_its_world(unseen):
-    spec = worlds.draw_spec(7, 31, unseen=unseen)
+    spec = worlds.clip_spec(7, 31, unseen=unseen)
     id_, caption = worlds.clip_id(spec, 31), worlds.caption(spec)
     assert worlds.find_spec(id_, caption, 7) == spec
     for other in ((id_, caption, 8), (id_, caption + "!", 7), (f"1{id_}", caption, 7), ("holiday-2", caption, 7)):
