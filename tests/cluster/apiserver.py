@@ -50,6 +50,7 @@ class ApiServer:
     closed: bool = False
     schema_errors: Callable[[Object], list[str]] = lambda _: []  # of an object, by the schema of its kind
     on_delete: Callable[[Object], bool] = lambda _: True  # whether the object is deleted at once
+    on_create: Callable[[Object], str | None] = lambda _: None  # why a webhook fails to admit the object
 
     def __enter__(self) -> ApiServer:
         handler = type("Handler", (_Handler,), {"api": self})
@@ -268,6 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._refuse(409, f'{plural} "{name}" already exists')
             if refused := self._validate(query, body):
                 return refused
+            if failed := self.api.on_create(body):
+                return self._refuse(500, failed)
             return 201, self.api.add(group, plural, body, namespace)
         if not name:
             items = [

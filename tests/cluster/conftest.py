@@ -18,6 +18,12 @@ from tests.cluster.controllers import Controllers
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
+# A TrainJob with the settings of its TrainingRuntime.
+OF_THE_RUNTIME = (
+    *("cluster.operator=trainjob", "cluster.restarts=50", "cluster.grace_seconds=600"),
+    "cluster.priority_class=phantom-training",
+)
+
 
 @dataclass
 class Cluster:
@@ -39,6 +45,11 @@ class Cluster:
         """The mini preset with overrides."""
         tree = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
         return validate(apply_overrides(tree, ["train.steps=3", *overrides]))
+
+    def add_runtime(self) -> None:
+        """Adds the TrainingRuntime, for TrainJobs."""
+        text = (CHECKOUT / "k8s/jobs/trainer-v2/runtime.yaml").read_text(encoding="utf-8")
+        self.api.add("trainer.kubeflow.org/v1alpha1", "trainingruntimes", yaml.safe_load(text), "phantom")
 
     def write_params(self, *overrides: str) -> Path:
         """Writes them to the checkout's params.yaml, for the command line."""

@@ -1,7 +1,8 @@
 """Emulates the operators, the Job controller and the kubelet: pods are local processes that run the same command.
 
 Their environment is what the operator sets (training operator v1: `PET_*` of a worker-only job), except that the
-rendezvous is on this machine. The pods' paths (volume, /tmp, termination log) are mapped to local folders.
+rendezvous is on this machine. The pods' paths (volume, /tmp, termination log) are mapped to local folders, unless
+they run in a sandbox, as their manifests have them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.apiserver import ApiServer, Object, now
+from tests.cluster.sandbox import Pod, Sandbox
 from tests.orchestration.prefect_server import descendants
 
 TICK = 0.05
@@ -34,6 +36,7 @@ class Running:
     pod: Object
     policy: str
     process: subprocess.Popen[str] | None = None
+    sandboxed: Pod | None = None
     since: float = 0.0  # when it ended, to be restarted after a back-off
     stopped: bool = False
 
@@ -48,13 +51,20 @@ class Controllers:
     pending: str | None = None  # if set, pods stay pending for this reason
     no_image: str | None = None  # if set, their images cannot be pulled for this reason
     idle: bool = False  # jobs are not reconciled
+    down: bool = False  # the training operator is: its webhook refuses jobs, and nothing reconciles them
+    refused: str | None = None  # if set, pods cannot be created for this reason, such as a quota
     env: dict[str, str] = field(default_factory=dict)  # additional variables of every pod
+    sandbox: Sandbox | None = None  # where pods run; None: in local folders
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)  # of pods in the sandbox
 
     def __enter__(self) -> Controllers:
         self._pods: dict[str, Running] = {}
         self._ports: dict[str, int] = {}
+        self._exceeded: set[str] = set()  # uids of jobs at their backoff limit
+        self._echoed: set[tuple[str, int | str]] = set()
         self._over = threading.Event()
         self.api.on_delete = self._deleted
+        self.api.on_create = self._webhook
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
         return self
@@ -99,15 +109,26 @@ class Controllers:
                 continue
             with self.api.lock:
                 self._kubelet()
-                for job in self.api.find("pytorchjobs"):
+                for job in [] if self.down else self.api.find("pytorchjobs"):
                     self._pytorchjob(job)
                 for job in self.api.find("trainjobs"):
                     self._trainjob(job)
                 for job in self.api.find("jobs"):
                     self._job(job)
 
+    def _webhook(self, body: Object) -> str | None:
+        """The operator's validating webhook: why an object is refused."""
+        if body["kind"] == "PyTorchJob" and self.down:
+            name = "validator.pytorchjob.training-operator.kubeflow.org"
+            return f'Internal error occurred: failed calling webhook "{name}": connect: connection refused'
+        return None
+
     def _pytorchjob(self, job: Object) -> None:
         name, spec = job["metadata"]["name"], job["spec"]
+        if self.refused:  # the operator tries again and again, and writes no status
+            if not [e for e in self.api.find("events") if e["involvedObject"]["uid"] == job["metadata"]["uid"]]:
+                self.api.event(job, "FailedCreatePod", f'Error creating: pods "{name}-worker-0" {self.refused}')
+            return
         status = job.setdefault("status", {"conditions": []})
         worker, policy = spec["pytorchReplicaSpecs"]["Worker"], spec["runPolicy"]
         _condition(job, "Created")
@@ -116,6 +137,12 @@ class Controllers:
             for running in pods:
                 if running.pod["status"]["phase"] == "Running":
                     self._stop(running)
+            return
+        if job["metadata"]["uid"] in self._exceeded:  # the pods are stopped, and save; then the status says so
+            for running in pods:
+                self._stop(running)
+            if not pods:
+                _condition(job, "Failed", f"Job {name} has failed because it has reached the specified backoff limit")
             return
         if policy.get("suspend"):
             _condition(job, "Suspended")
@@ -131,14 +158,33 @@ class Controllers:
             elif pod.pod["status"]["phase"] == "Failed":
                 _condition(job, "Restarting")
                 self._stop(pod)
+        for pod in pods:
+            self._echo(job, pod)
         phases = [p.pod["status"]["phase"] for p in pods]
         restarts = sum(s["restartCount"] for p in pods for s in p.pod["status"].get("containerStatuses") or [])
         if "Succeeded" in phases:
             _condition(job, "Succeeded", f"PyTorchJob {name} successfully completed.")
         elif restarts >= policy["backoffLimit"]:
-            _condition(job, "Failed", f"Job {name} has failed because it has reached the specified backoff limit")
+            self._exceeded.add(job["metadata"]["uid"])
         elif "Running" in phases:
             _condition(job, "Running")
+
+    def _echo(self, job: Object, running: Running) -> None:
+        """The operator's event about each trouble of a pod, which the pod's status tells as well."""
+        pod = running.pod
+        name, conditions = pod["metadata"]["name"], pod["status"].get("conditions") or []
+        for container in pod["status"].get("containerStatuses") or []:
+            attempt, last = container["restartCount"], (container.get("lastState") or {}).get("terminated")
+            if last and last["exitCode"] and (name, attempt) not in self._echoed:
+                self._echoed.add((name, attempt))
+                lines = self.api.logs.get(f"{pod['metadata']['uid']}/{attempt - 1}", [])
+                said = last["message"] or "\n".join(line for _, line in lines)
+                said = f"exitCode: {last['exitCode']} terminated message: {said}"
+                self.api.event(job, last["reason"], f"Error pod {name} container {container['name']} {said}")
+        for condition in conditions:
+            if condition["status"] == "False" and (name, condition["message"]) not in self._echoed:
+                self._echoed.add((name, condition["message"]))
+                self.api.event(job, condition["reason"], f"Error pod {name} condition message: {condition['message']}")
 
     def _trainjob(self, job: Object) -> None:
         """Trainer v2 with the runtime of k8s/jobs/trainer-v2/, but without restarts."""
@@ -239,6 +285,9 @@ class Controllers:
         meta = {"name": name, "labels": dict(template["metadata"]["labels"])}
         pod = {"kind": "Pod", "metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
         pod |= {"owner": job["metadata"]["uid"], "env": env, "index": index}
+        (container,) = template["spec"]["containers"]
+        twice = {entry["name"] for entry in container["env"]} & set(env)
+        assert not twice, f"the API server warns about variables that are set twice: {twice}"
         self.api.add("v1", "pods", pod, job["metadata"]["namespace"])
         self._pods[meta["uid"]] = Running(pod, policy)
 
@@ -271,10 +320,22 @@ class Controllers:
     def _start(self, running: Running, attempt: int) -> None:
         pod = running.pod
         (container,), uid = pod["spec"]["containers"], pod["metadata"]["uid"]
-        folder = self.scratch / uid
-        folder.mkdir(parents=True, exist_ok=True)
+        (self.scratch / uid).mkdir(parents=True, exist_ok=True)
+        (self.scratch / uid / "termination-log").write_text("", encoding="utf-8")
+        process = self._isolated(running) if self.sandbox else self._local(pod)
+        log = self.api.logs.setdefault(f"{uid}/{attempt}", [])
+        threading.Thread(target=self._read, args=(process, log), daemon=True).start()
+        running.process, running.since = process, 0.0
+        previous = (pod["status"].get("containerStatuses") or [{}])[0].get("lastState")
+        named = {"name": container["name"], "image": container["image"], "restartCount": attempt}
+        pod["status"]["phase"] = "Running"
+        pod["status"]["containerStatuses"] = [{**named, "state": {"running": {}}, "lastState": previous or {}}]
+
+    def _local(self, pod: Object) -> subprocess.Popen[str]:
+        """Starts a pod's container with its paths mapped to local folders."""
+        (container,) = pod["spec"]["containers"]
+        folder = self.scratch / pod["metadata"]["uid"]
         message = folder / "termination-log"
-        message.write_text("", encoding="utf-8")
         paths = {"/workspace": str(self.volume), "/tmp": str(folder), "/dev/termination-log": str(message)}
 
         def here(text: str) -> str:
@@ -283,7 +344,7 @@ class Controllers:
         env = {entry["name"]: here(entry["value"]) for entry in container["env"]}
         outside = {k: v for k, v in os.environ.items() if k in ("LANG", "VIRTUAL_ENV", "PYTHONPATH")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        process = subprocess.Popen(
+        return subprocess.Popen(
             container["command"],
             cwd=here(container["workingDir"]),
             env={**outside, **env, **pod["env"], "PATH": path, "OMP_NUM_THREADS": "1", **self.env},
@@ -293,13 +354,18 @@ class Controllers:
             errors="replace",
             start_new_session=True,
         )
-        log = self.api.logs.setdefault(f"{uid}/{attempt}", [])
-        threading.Thread(target=self._read, args=(process, log), daemon=True).start()
-        running.process, running.since = process, 0.0
-        previous = (pod["status"].get("containerStatuses") or [{}])[0].get("lastState")
-        named = {"name": container["name"], "image": container["image"], "restartCount": attempt}
-        pod["status"]["phase"] = "Running"
-        pod["status"]["containerStatuses"] = [{**named, "state": {"running": {}}, "lastState": previous or {}}]
+
+    def _isolated(self, running: Running) -> subprocess.Popen[str]:
+        """Starts a pod's container in the sandbox."""
+        assert self.sandbox
+        (container,) = running.pod["spec"]["containers"]
+        if running.sandboxed is None:
+            running.sandboxed = self.sandbox.pod(running.pod["spec"], self.secrets)
+        added = {**running.pod["env"], "OMP_NUM_THREADS": "1", **self.env}
+        env = [*container["env"], *({"name": name, "value": value} for name, value in added.items())]
+        log = self.scratch / running.pod["metadata"]["uid"] / "termination-log"
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        return running.sandboxed.start({**container, "env": env}, log=log, **options)
 
     def _ended(self, running: Running, code: int) -> None:
         pod = running.pod

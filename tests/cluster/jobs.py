@@ -42,6 +42,11 @@ def leaves(code: int, error: str) -> str:
     return f"""printf '%s' '{outcome}' > "$PHANTOM_OUTCOME"; exit {code}"""
 
 
+def on_signal(code: int, error: str) -> str:
+    """The same as the action of a trap, which is quoted."""
+    return leaves(code, error).replace("'", "'\\''")
+
+
 def until(holds: Callable[[], Any], seconds: float = 120) -> None:
     """Waits for a condition; fails after `seconds`."""
     deadline = time.monotonic() + seconds

@@ -167,6 +167,9 @@ def test_the_names_that_mlflow_answers_to(cluster: FakeCluster):
     refused = cluster.look("tracking.uri=http://curves:5000")["mlflow's hosts"]
     assert not refused.ok and refused.fix.startswith("add curves:5000 to MLFLOW_SERVER_ALLOWED_HOSTS")
     assert not cluster.look("compute.train=kubernetes")["mlflow's hosts"].ok  # a pod has no such file
+    cluster.answers["GET /apis/apps/v1/namespaces/lab/deployments/mlflow"] = 403
+    unseen = cluster.look("tracking.uri=http://mlflow:5000")["mlflow's hosts"]
+    assert unseen.ok and unseen.finding == "not looked at: this account may not read deployments"
 
 
 MLFLOW = {"containers": [{"env": [{"name": "MLFLOW_SERVER_ALLOWED_HOSTS", "value": "mlflow:*,*.svc:*"}]}]}

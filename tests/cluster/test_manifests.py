@@ -21,7 +21,7 @@ from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import load_params, preset_path
 from phantom.errors import UserError
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
 from tests.cluster.manifests import (
     K8S,
     OURS,
@@ -157,7 +157,8 @@ def _components(selector: Manifest) -> set[str]:
 def test_the_workers_role_has_only_the_permissions_it_uses(cluster: Cluster):
     cluster.image(torchrun="test -e again || { touch again; exit 1; }", python="true")
     run_job("train", cluster.params(), cluster.root)
-    run_job("train", cluster.params("cluster.operator=trainjob"), cluster.root)
+    cluster.add_runtime()
+    run_job("train", cluster.params(*OF_THE_RUNTIME), cluster.root)
     with pytest.raises(UserError):
         cluster.image(torchrun="""echo '{"code": 2, "error": "wrong"}' > "$PHANTOM_OUTCOME"; exit 2""")
         run_job("train", cluster.params("train.seed=7"), cluster.root)
@@ -166,10 +167,7 @@ def test_the_workers_role_has_only_the_permissions_it_uses(cluster: Cluster):
     rules = one(applied(), "Role", "phantom-worker")["rules"]
     allowed = {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
     assert done <= allowed
-    looked_at = {
-        ("kueue.x-k8s.io", "localqueues", "get"),
-        ("trainer.kubeflow.org", "trainingruntimes", "get"),
-    }  # doctor
+    looked_at = {("kueue.x-k8s.io", "localqueues", "get")}  # doctor
     a_cancelled = {(kind.group, kind.plural, "delete") for kind in JOB_RESOURCES.values()}
     assert allowed - done == looked_at | (a_cancelled - done) | {("", "pods", "watch")}  # it looks like a list here
     tokens = {

@@ -31,6 +31,10 @@ def job(*conditions: tuple[str, str], spec: dict[str, Any] | None = None, **stat
         (job(("Suspended", "False"), jobsStatus=[{"name": "node", "active": 2}]), "running"),
         (job(("Complete", "True")), "succeeded"),
         (job(active=1), "running"),
+        # Its last pod has ended, and it is not yet complete.
+        (job(active=0, uncountedTerminatedPods={"succeeded": ["u"]}), "running"),
+        (job(succeeded=1), "running"),
+        (job(jobsStatus=[{"name": "node", "active": 0, "succeeded": 1}]), "running"),
         (job(("FailureTarget", "True"), active=1), "running"),  # its pods are still ending
         (job(("SuccessCriteriaMet", "True"), active=1), "running"),
     ],
@@ -139,3 +143,11 @@ def test_the_stages_error_is_told_from_the_last_lines_of_its_log():
     assert (own.stage_exit_code, own.stage_error, own.log_tail) == (75, "saved", "")
     (log,) = terminations(pod(containerStatuses=container(0, ended(1, message="line 1\nline 2"))))
     assert (log.stage_exit_code, log.stage_error, log.log_tail) == (None, "", "line 1\nline 2")
+
+
+def test_what_the_cluster_did_is_told_before_what_the_stage_said_of_it():
+    said = '{"code": 1, "error": "gloo: connection closed by peer"}'
+    (killed,) = terminations(pod(containerStatuses=container(0, ended(137, "OOMKilled", said))))
+    assert killed.by_cluster and killed.reason == "ran out of memory; raise cluster.memory_gib"
+    (own,) = terminations(pod(containerStatuses=container(0, ended(1, message=said))))
+    assert not own.by_cluster and own.reason == "gloo: connection closed by peer"

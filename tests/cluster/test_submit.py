@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from phantom.cluster import submit
 from phantom.cluster.render import DIGEST_ANNOTATION
 from phantom.cluster.submit import run_job
 from phantom.errors import StageFailed, UserError
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
 from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, phantom, the_job, until
 
 
@@ -61,7 +62,8 @@ esac"""
 
 def test_the_other_operator_runs_the_same(cluster: Cluster, capfd: Any):
     cluster.image(torchrun=f"echo step 7 of $PET_NODE_RANK; {DONE}")
-    wanted = ["cluster.operator=trainjob", "cluster.nodes=2", "train.processes=2"]
+    cluster.add_runtime()
+    wanted = [*OF_THE_RUNTIME, "cluster.nodes=2", "train.processes=2"]
     result = run_job("train", cluster.params(*wanted), cluster.root)
     assert result.here and result.pods == 2
     said = capfd.readouterr().err
@@ -70,6 +72,37 @@ def test_the_other_operator_runs_the_same(cluster: Cluster, capfd: Any):
     cluster.image(torchrun=leaves(2, "models.base: no such folder"))
     with pytest.raises(UserError, match=r"^models\.base: no such folder$"):
         run_job("train", cluster.params(*wanted, "train.seed=1"), cluster.root)
+
+
+def test_what_a_trainjob_cannot_set_is_refused_where_its_runtime_differs(cluster: Cluster, capfd: Any):
+    with pytest.raises(UserError, match=r"^no TrainingRuntime phantom in phantom; `kubectl apply -f k8s/jobs/"):
+        run_job("train", cluster.params("cluster.operator=trainjob"), cluster.root)
+    cluster.add_runtime()
+    for setting, found, accepted in (
+        ("grace_seconds=1200", "1200", "600"),
+        ("restarts=3", "3", "50"),
+        ("keep_hours=48", "48", "24"),
+        ("secrets=[phantom-s3,hub]", r"\[phantom-s3, hub\]", r"\[phantom-s3\]"),
+        ("priority_class=null", "null", "phantom-training"),
+    ):
+        name = setting.partition("=")[0]
+        line = (
+            f"^cluster\\.{name}: found {found}, accepted with cluster\\.operator trainjob: {accepted}, as in the Train"
+        )
+        with pytest.raises(UserError, match=line):
+            run_job("train", cluster.params(*OF_THE_RUNTIME, f"cluster.{setting}"), cluster.root)
+    assert not cluster.api.find("trainjobs")
+
+
+def test_an_operator_that_is_down_refuses_the_job_in_one_line(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submit, "SUBMIT_TIMEOUT_SECONDS", 0.3)
+    cluster.controllers.down = True
+    with pytest.raises(StageFailed, match=r"^the cluster could not create PyTorchJob .*failed calling webhook"):
+        run_job("train", cluster.params(), cluster.root)
+    cluster.image(torchrun=DONE)
+    monkeypatch.setattr(submit, "SUBMIT_TIMEOUT_SECONDS", 120.0)
+    meanwhile(lambda: time.sleep(0.5), lambda: setattr(cluster.controllers, "down", False))
+    assert run_job("train", cluster.params(), cluster.root).here  # it is tried again
 
 
 def test_a_manifest_with_problems_is_not_submitted(cluster: Cluster, capfd: Any):

@@ -10,7 +10,9 @@ from phantom.cluster import watch
 from phantom.cluster.submit import run_job
 from phantom.errors import StageFailed, UserError
 from tests.cluster.conftest import Cluster
-from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, polled, the_job, until
+from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, on_signal, polled, the_job, until
+
+TWO_PODS = ("cluster.nodes=2", "train.processes=2")
 
 
 def test_a_killed_pod_is_restarted_and_the_reason_is_reported(cluster: Cluster, capfd: Any):
@@ -37,7 +39,9 @@ def test_a_pod_that_changes_is_polled_at_once(cluster: Cluster, capfd: Any, monk
     cluster.api.expired = 2  # and such a watch is begun anew
     result = run_job("train", cluster.params(), cluster.root)
     assert result.restarts == 1 and result.seconds < 300
-    assert f"pod {result.job}-worker-0 ended with exit code 1\n    step 7\n" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"pod {result.job}-worker-0 ended with exit code 1\n    step 7\n" in said
+    assert cluster.api.find("events") and "Error pod" not in said  # the operator repeats it
     assert cluster.api.expired == 0
 
 
@@ -78,20 +82,26 @@ def test_a_pod_that_waits_for_a_node_or_an_image_is_reported_once_and_is_no_fail
         == 1
     )
     assert said.count(f"train: pod {pod} cannot get its image phantom-train:0.2.0: not found") == 1
+    assert not [line for line in said if "Error pod" in line]  # the operator's event, which says the same
 
 
-def test_a_rejected_pod_is_reported_by_its_event(cluster: Cluster, capfd: Any):
+def test_refused_pods_are_reported_by_their_event_and_the_operator_is_not_suspected(
+    cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch
+):
     cluster.image(torchrun=DONE)
-    cluster.controllers.idle = True
-    refused = 'pods "x" is forbidden: exceeded quota: phantom, requested: requests.nvidia.com/gpu=8'
+    monkeypatch.setattr(watch, "OPERATOR_TIMEOUT_SECONDS", 0.2)
+    cluster.controllers.refused = "is forbidden: exceeded quota: phantom, requested: requests.nvidia.com/gpu=8"
     meanwhile(
-        lambda: until(lambda: cluster.api.find("pytorchjobs")),
-        lambda: cluster.api.event(the_job(cluster), "FailedCreatePod", refused),
+        lambda: until(lambda: cluster.api.find("events")),
         lambda: polled(cluster),
-        lambda: setattr(cluster.controllers, "idle", False),
+        lambda: setattr(cluster.controllers, "refused", None),
     )
     run_job("train", cluster.params(), cluster.root)
-    assert f"FailedCreatePod: {refused}" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert (
+        "FailedCreatePod" in said and said.count("exceeded quota: phantom, requested: requests.nvidia.com/gpu=8") == 1
+    )
+    assert "no controller" not in said
 
 
 def test_a_job_that_no_controller_reconciles_is_reported(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
@@ -125,6 +135,41 @@ def test_a_suspended_job_is_reported_and_resumes(cluster: Cluster, capfd: Any):
     said = capfd.readouterr().err
     assert f"train: PyTorchJob {result.job} waits in the queue gpus" in said
     assert "is gone" not in said
+    assert result.restarts == 0 and "exit code" not in said
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(75, "train: interrupted; saved at step 27"), (1, "train: gloo: connection closed by peer")]
+)
+def test_a_job_fails_for_what_ended_its_pod_and_not_for_what_its_peers_say_then(cluster: Cluster, code: int, said: str):
+    cluster.image(torchrun=f"trap '{on_signal(code, said)}' TERM; touch pod-$$; while true; do sleep 0.05; done")
+    meanwhile(
+        lambda: until(lambda: len(list(cluster.root.glob("pod-*"))) == 2),
+        lambda: polled(cluster),
+        lambda: cluster.controllers.kill(cluster.controllers.running()[0]),
+    )
+    with pytest.raises(StageFailed, match=r"pod .*-worker-0 ran out of memory; raise cluster\.memory_gib"):
+        run_job("train", cluster.params(*TWO_PODS, "cluster.restarts=0"), cluster.root)
+
+
+def test_a_stages_own_error_is_raised_and_not_that_its_peers_have_saved(cluster: Cluster):
+    saved = on_signal(75, "train: interrupted; saved at step 27")
+    cluster.image(
+        torchrun=f"""
+mkdir first 2> /dev/null || {{ trap '{saved}' TERM; touch peer; while true; do sleep 0.05; done; }}
+until test -e peer; do sleep 0.05; done
+{leaves(1, "train: 10 steps in a row without a finite gradient")}"""
+    )
+    with pytest.raises(StageFailed, match=r"^train: 10 steps in a row without a finite gradient$"):
+        run_job("train", cluster.params(*TWO_PODS, "cluster.restarts=0"), cluster.root)
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_pod_is_restarted_as_often_as_the_settings_say(cluster: Cluster, restarts: int):
+    cluster.image(torchrun="echo x >> tries; exit 1")
+    with pytest.raises(StageFailed, match="ended with exit code 1"):
+        run_job("train", cluster.params(f"cluster.restarts={restarts}"), cluster.root)
+    assert len((cluster.root / "tries").read_text(encoding="utf-8").split()) == restarts + 1
 
 
 def test_a_job_that_fails_fails_with_the_last_lines_of_its_log(cluster: Cluster, capfd: Any):

@@ -81,6 +81,17 @@ class Connection:
 
         return self._retry(f"read {kind} {name}", call, none_for=(404,))
 
+    def training_runtime(self, name: str) -> Manifest | None:
+        """The TrainingRuntime that TrainJobs name; None if there is none."""
+        group, version, namespace, _ = self._resource("TrainJob")
+
+        def call() -> Any:
+            return self._custom_objects.get_namespaced_custom_object(
+                group, version, namespace, "trainingruntimes", name, _request_timeout=REQUEST_TIMEOUT
+            )
+
+        return self._retry(f"read TrainingRuntime {name}", call, none_for=(404,))
+
     def delete(self, kind: str, name: str) -> None:
         """Deletes the job, in the foreground: it exists until its pods have ended. No error if there is none."""
         options = {"propagation_policy": "Foreground", "_request_timeout": REQUEST_TIMEOUT}

@@ -289,6 +289,8 @@ def _allowed_hosts(name: str, api: Any, params: Params) -> Check:
         runs_there = "kubernetes" in params.compute.model_dump().values()
         return Check(name, not runs_there, f"tracking.uri {params.tracking.uri} is a file, not the cluster's", fix)
     found = _get_if_allowed(api, f"/apis/apps/v1/namespaces/{params.cluster.namespace}/deployments/mlflow")
+    if found is False:
+        return _skipped(name, "deployments")
     if not found:
         return Check(name, True, f"{host}: no MLflow in {params.cluster.namespace} to look at")
     (container,) = found["spec"]["template"]["spec"]["containers"]

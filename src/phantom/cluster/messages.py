@@ -33,6 +33,7 @@ class Termination:
     attempt: int  # the container's restart count when it ran; -1 for a pod that failed as a whole
     exit_code: int
     reason: str
+    by_cluster: bool  # out of memory, evicted, or lost with its node: not by the stage's own doing
     stage_exit_code: int | None
     stage_error: str  # one line
     log_tail: str  # the termination message, where the stage wrote none itself
@@ -54,10 +55,15 @@ def job_state(job: dict[str, Any]) -> JobState:
         return JobState("suspended", waits)
     if "Restarting" in holds:
         return JobState("restarting", "is restarting")
-    active = status.get("active") or any(part.get("active") for part in status.get("jobsStatus") or [])
-    if "Running" in holds or active:
+    if "Running" in holds or _has_pods(status) or any(_has_pods(part) for part in status.get("jobsStatus") or []):
         return JobState("running", "is running")
     return JobState("created", "is created")
+
+
+def _has_pods(status: dict[str, Any]) -> bool:
+    """Whether a batch Job, or a part of a TrainJob, has pods or had some: after its last one it is not yet complete."""
+    counted = ("active", "succeeded", "failed", "terminating")
+    return any(status.get(count) for count in counted) or any((status.get("uncountedTerminatedPods") or {}).values())
 
 
 def is_reconciled(job: dict[str, Any]) -> bool:
@@ -96,8 +102,9 @@ def terminations(pod: dict[str, Any]) -> Iterator[Termination]:
                 container_failed = container_failed or bool(terminated["exitCode"])
                 yield _termination(meta, attempt, terminated, status)
     if status.get("phase") == "Failed" and not container_failed:
-        reason = _eviction(status) or one_line(status.get("message") or "failed")
-        yield Termination(meta["name"], meta["uid"], -1, 1, reason, None, "", "")
+        evicted = _eviction(status)
+        reason = evicted or one_line(status.get("message") or "failed")
+        yield Termination(meta["name"], meta["uid"], -1, 1, reason, evicted is not None, None, "", "")
 
 
 def _termination(meta: dict[str, Any], attempt: int, terminated: dict[str, Any], status: dict[str, Any]) -> Termination:
@@ -109,13 +116,12 @@ def _termination(meta: dict[str, Any], attempt: int, terminated: dict[str, Any],
             stage_code, stage_error, log_tail = outcome["code"], outcome["error"], ""
         except ValueError:  # truncated by the kubelet
             pass
-    if terminated.get("reason") == "OOMKilled":
-        reason = "ran out of memory; raise cluster.memory_gib"
-    elif stage_error:
-        reason = stage_error
-    else:
-        reason = _eviction(status) or f"ended with exit code {code}"
-    return Termination(meta["name"], meta["uid"], attempt, code, reason, stage_code, stage_error, log_tail)
+    out_of_memory = terminated.get("reason") == "OOMKilled"
+    by_cluster = "ran out of memory; raise cluster.memory_gib" if out_of_memory else _eviction(status)
+    reason = by_cluster or stage_error or f"ended with exit code {code}"
+    return Termination(
+        meta["name"], meta["uid"], attempt, code, reason, by_cluster is not None, stage_code, stage_error, log_tail
+    )
 
 
 def _eviction(status: dict[str, Any]) -> str | None:

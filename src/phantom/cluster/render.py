@@ -72,7 +72,8 @@ def _pytorchjob(spec: JobSpec) -> Manifest:
             },
             "pytorchReplicaSpecs": {"Worker": {"replicas": spec.pods, "restartPolicy": "OnFailure", "template": pod}},
             "runPolicy": {
-                "backoffLimit": max(1, spec.settings.restarts * spec.pods),  # restarts of all pods are counted together
+                # Restarts of all pods are counted together, and the job fails when there are this many.
+                "backoffLimit": spec.settings.restarts * spec.pods + 1,
                 "cleanPodPolicy": "Running",
                 "suspend": False,
                 "ttlSecondsAfterFinished": spec.settings.keep_hours * 3600,

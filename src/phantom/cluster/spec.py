@@ -110,7 +110,6 @@ def _pod_environment(cluster: Cluster) -> dict[str, str]:
         "USER": "phantom",
         "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
         "OMP_NUM_THREADS": str(cluster.cpu),
-        "PYTHONUNBUFFERED": "1",
     }
 
 

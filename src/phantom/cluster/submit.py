@@ -11,9 +11,9 @@ from pathlib import Path
 from phantom.cluster import outputs
 from phantom.cluster.api import Connection
 from phantom.cluster.messages import job_state
-from phantom.cluster.render import DIGEST_ANNOTATION, Manifest, render
+from phantom.cluster.render import DIGEST_ANNOTATION, TRAINING_RUNTIME, Manifest, render
 from phantom.cluster.spec import JobSpec, make_spec
-from phantom.cluster.validation import validate_manifest
+from phantom.cluster.validation import runtime_conflicts, validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
@@ -56,7 +56,10 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         outputs.mark_adopted(stage, spec.key, root)
         return JobResult(stage, name, namespace, True, 0, 0, round(time.monotonic() - started, 1), True)
     before = outputs.written_at(stage, root)
-    watcher = JobWatcher(Connection(params.cluster, SUBMIT_TIMEOUT_SECONDS), stage, kind, name, root)
+    connection = Connection(params.cluster, SUBMIT_TIMEOUT_SECONDS)
+    if kind == "TrainJob":
+        raise_first(runtime_conflicts(connection.training_runtime(TRAINING_RUNTIME), params.cluster))
+    watcher = JobWatcher(connection, stage, kind, name, root)
     adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from phantom.cluster.pods import containers, pod_security_violations, pod_templates
+from phantom.cluster.render import TRAINING_RUNTIME
+from phantom.config import Cluster
 
 MAX_NAME_LENGTH = 50  # the operator appends `-worker-NN`, and a Service of that name is limited to 63
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -43,6 +45,34 @@ def validate_manifest(manifest: dict[str, Any], allow_ipc_lock: bool = False) ->
         pod = template.get("spec") or {}
         found += [f"{path}spec.{line}" for line in (*validate_pod(pod), *pod_security_violations(pod, allow_ipc_lock))]
     return [f"{manifest['kind']} {metadata.get('name')}: {line}" for line in found]
+
+
+def runtime_conflicts(runtime: dict[str, Any] | None, settings: Cluster) -> list[str]:
+    """What a TrainJob cannot set for its pods and its TrainingRuntime sets otherwise than `cluster`, one line each."""
+    if runtime is None:
+        name, namespace = TRAINING_RUNTIME, settings.namespace
+        return [f"no TrainingRuntime {name} in {namespace}; `kubectl apply -f k8s/jobs/trainer-v2/runtime.yaml`"]
+    jobset = runtime["spec"]["template"]["spec"]
+    pod = jobset["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    seconds = jobset.get("ttlSecondsAfterFinished")
+    secrets = [source["secretRef"]["name"] for source in pod["containers"][0].get("envFrom") or []]
+    accepted = {
+        "restarts": (jobset.get("failurePolicy") or {}).get("maxRestarts", 0),
+        "grace_seconds": pod.get("terminationGracePeriodSeconds", 30),
+        "keep_hours": seconds // 3600 if seconds else None,
+        "secrets": tuple(secrets),
+        "priority_class": pod.get("priorityClassName"),
+    }
+    return [
+        f"cluster.{name}: found {_text(getattr(settings, name))}, accepted with cluster.operator trainjob: "
+        f"{_text(value)}, as in the TrainingRuntime {TRAINING_RUNTIME} (k8s/jobs/trainer-v2/runtime.yaml)"
+        for name, value in accepted.items()
+        if getattr(settings, name) != value
+    ]
+
+
+def _text(value: Any) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else "null" if value is None else str(value)
 
 
 def validate_pod(pod: dict[str, Any]) -> Iterator[str]:

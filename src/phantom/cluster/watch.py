@@ -31,6 +31,8 @@ OPERATOR_TIMEOUT_SECONDS = 60.0  # without a status of the job, before the opera
 KEPT_LINES = 40  # of each container's log, saved under LOGS
 BACKLOG_LINES = 200  # of the log of a container that was running before this watcher, shown
 REPORTED_BY_STATUS = ("FailedScheduling", "BackOff", "Failed")  # events that repeat what a pod's status reports
+ECHO = "Error pod "  # begins the operator's events that do, too
+INCIDENT_SECONDS = 900.0  # the loss of a pod can end its peers this much later: NCCL's timeout, and time to save
 LOGS = Path("checkpoints/jobs")
 
 
@@ -64,6 +66,8 @@ class JobWatcher:
         self._read: dict[tuple[str, int], tuple[str, float]] = {}
         self._read_to_end: set[tuple[str, int]] = set()
         self._terminations: dict[tuple[str, int], Termination] = {}
+        self._seen: dict[tuple[str, int], float] = {}  # when each of them was first seen
+        self._refused = False  # whether an event about the job itself has been reported
 
     def __enter__(self) -> JobWatcher:
         """Starts watching the pods, so that one that ends and is deleted between two polls is not missed."""
@@ -98,7 +102,8 @@ class JobWatcher:
             self._state = state
             say(f"{self.stage}: {self._job()} {state.text}")
         waited = time.monotonic() - self._started
-        if state.phase == "created" and not is_reconciled(job) and waited > OPERATOR_TIMEOUT_SECONDS:
+        unheard = not is_reconciled(job) and not self._refused
+        if state.phase == "created" and unheard and waited > OPERATOR_TIMEOUT_SECONDS:
             idle = "no controller has reconciled the job yet; is the operator running? `phantom doctor --cluster`"
             self._report_once("operator", idle)
         if state.phase == "failed":
@@ -136,8 +141,16 @@ class JobWatcher:
         for termination in terminations(pod):
             if (uid, termination.attempt) not in self._terminations:
                 self._terminations[uid, termination.attempt] = termination
-                if termination.exit_code:
+                self._seen[uid, termination.attempt] = time.monotonic()
+                if termination.exit_code and not self._was_suspended(pod):
                     self._report_failure(termination, pod)
+
+    def _was_suspended(self, pod: Manifest) -> bool:
+        """Whether the pod was deleted because its job is suspended, which is no failure."""
+        if not pod["metadata"].get("deletionTimestamp"):
+            return False
+        job = self.connection.get(self.kind, self.name)
+        return job is not None and job_state(job).phase == "suspended"
 
     def _report_failure(self, failed: Termination, pod: Manifest) -> None:
         """Reports why a container failed and saves the end of its log. Raises UserError for wrong input, at once."""
@@ -194,8 +207,9 @@ class JobWatcher:
             ours = about.get("uid") in (self._uid, *self._live) or (
                 about.get("kind") == "Workload" and self.name in name
             )
-            if ours and event.get("reason") not in REPORTED_BY_STATUS:
-                message = one_line(event.get("message"))
+            message = one_line(event.get("message"))
+            if ours and event.get("reason") not in REPORTED_BY_STATUS and not message.startswith(ECHO):
+                self._refused = self._refused or about.get("uid") == self._uid
                 self._report_once(name, f"{about.get('kind')} {name}: {event.get('reason')}: {message}")
 
     def _report_once(self, about: str, text: str) -> None:
@@ -207,15 +221,29 @@ class JobWatcher:
         return f"{self.kind} {self.name}"
 
     def _failure(self, state: JobState) -> Exception:
-        """The stage's own error, if a container reported one; else StageFailed with the last container's reason."""
-        failed = [termination for termination in self._terminations.values() if termination.exit_code]
-        for last in reversed(failed):
-            if last.stage_error:
-                kinds: dict[int, Callable[[str], Exception]] = {2: UserError, 75: Interrupted}
-                return kinds.get(last.stage_exit_code or 1, StageFailed)(last.stage_error)
-        why = f"pod {failed[-1].pod} {failed[-1].reason}" if failed else f"it {state.text}"
+        """The error of the container that ended the job: its stage's own if it reported one, else StageFailed."""
         kept = f"; last lines of its log in {self.logs}" if self.logs.is_dir() else ""
-        return StageFailed(f"{self.stage}: {self._job()} has failed: {why}{kept}")
+        cause = self._cause()
+        if cause is None:
+            return StageFailed(f"{self.stage}: {self._job()} has failed: it {state.text}{kept}")
+        if cause.stage_error and not cause.by_cluster:
+            kinds: dict[int, Callable[[str], Exception]] = {2: UserError, 75: Interrupted}
+            return kinds.get(cause.stage_exit_code or 1, StageFailed)(cause.stage_error)
+        return StageFailed(f"{self.stage}: {self._job()} has failed: pod {cause.pod} {cause.reason}{kept}")
+
+    def _cause(self) -> Termination | None:
+        """The termination that the job failed for; None if there was none.
+
+        At the backoff limit the operator stops the remaining pods, which save and say so last of all. And where a pod
+        is lost, its peers fail in their communication, maybe before it is reported.
+        """
+        failed = [(self._seen[key], found) for key, found in self._terminations.items() if found.exit_code]
+        failed = [(at, found) for at, found in failed if found.stage_exit_code != Interrupted.exit_code] or failed
+        if not failed:
+            return None
+        newest = max(at for at, _ in failed)
+        last = [found for at, found in failed if newest - at < INCIDENT_SECONDS]
+        return ([found for found in last if found.by_cluster] or [f for f in last if f.stage_error] or last)[-1]
 
 
 def _timestamped(log: str) -> list[tuple[str, str]]:
