@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 import yaml
 
 from phantom import __version__
+from phantom.data.files import sha256
+from phantom.data.storage.s3 import S3Folder
 from phantom.errors import UserError
 from phantom.tracking.registry import RegisterResult, flatten_metrics, register
+from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +153,44 @@ def test_what_a_version_records(work: Work):
     assert (folder / "artifacts/phantom/model.safetensors").read_text(encoding="utf-8") == "first"
     assert f"phantom-video[train]=={__version__}" in (folder / "requirements.txt").read_text(encoding="utf-8")
     assert json.loads((work.root / "reports/registered.json").read_text(encoding="utf-8"))["version"] == 1
+
+
+@pytest.mark.parametrize("named_by", ["setting", "artifacts of the server"])
+def test_an_export_goes_from_its_folder_to_s3_and_is_registered_by_its_uri(
+    work: Work,
+    bucket: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    named_by: str,
+):
+    place = f"s3://{bucket}/models"
+    settings = [f"storage.models={place}"] if named_by == "setting" else []
+    if not settings:
+        monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", f"s3://{bucket}")
+    (work.root / "models/phantom/model.safetensors").write_bytes(os.urandom(1 << 22))
+    temporary = work.root / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    most = 0
+    upload = S3Folder.upload
+
+    def measured(folder: S3Folder, source: Path, name: str) -> None:
+        nonlocal most
+        most = max(most, sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()))
+        upload(folder, source, name)
+
+    monkeypatch.setattr(S3Folder, "upload", measured)
+    made = work.register(20.0, *settings)
+    assert 0 < most < 1 << 20  # the code and description of the model, but not the export
+
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(work.name, "1")
+    assert version.source == f"{place}/{work.name}/{version.tags['identity'][:16]}"
+    recorded = mlflow.artifacts.load_dict(f"{client.get_run(made.run_id).info.artifact_uri}/export.json")
+    exported = {file.name: sha256(file) for file in (work.root / "models/phantom").iterdir()}
+    assert recorded == {"uri": version.source, "sha256": exported}
+    served = mlflow.pyfunc.load_model(f"models:/{work.name}@champion").unwrap_python_model()
+    assert {file.name: sha256(file) for file in served.model.iterdir()} == exported
+    assert work.register(20.0, *settings).version == 1
 
 
 def test_uncommitted_changes_are_tagged_as_dirty(work: Work):

@@ -28,3 +28,4 @@ class Storage(Section):
     latents: str | None  # where encode writes shards and train reads them; null: data/latents
     prefetch: NonNegative  # samples that train prefetches
     checkpoints: str | None  # where train writes checkpoints and resumes from; null: checkpoints/ of the checkout
+    models: str | None = None  # where register puts models (s3://); null: see `tracking.registered_model.destination`

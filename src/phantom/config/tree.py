@@ -57,7 +57,10 @@ def field_of(key: str) -> Any:
 
 
 def select(params: Params, names: Collection[str], without: Collection[Role]) -> dict[str, Any]:
-    """The settings under the dotted `names`, without those of the given roles: nested as in params.yaml, JSON-able."""
+    """The settings under the dotted `names`, without those of the given roles: nested as in params.yaml, JSON-able.
+
+    A setting that files may lack is left out where it has its default, so that hashes made before it was added hold.
+    """
     tree = params.model_dump(mode="json", by_alias=True)
     found: dict[str, Any] = {}
     for key, field in _fields(Params):
@@ -66,7 +69,8 @@ def select(params: Params, names: Collection[str], without: Collection[Role]) ->
             source, target = tree, found
             for part in parents:
                 source, target = source[part], target.setdefault(part, {})
-            target[leaf] = source[leaf]
+            if field.is_required() or source[leaf] != field.default:
+                target[leaf] = source[leaf]
     return found
 
 
@@ -87,14 +91,17 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
 
 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
-    """The selection of `select` as the fewest dotted names, for dvc.yaml: a section's name if all of it is selected."""
+    """The selection of `select` as the fewest dotted names, for dvc.yaml: a section's name if all of it is selected.
+
+    Settings that files may lack are not among them: DVC requires what dvc.yaml names.
+    """
     found: list[str] = []
     for name in names:
         field = field_of(name)
         model = field.annotation
         if not _is_section(model):
-            found += [] if _has_role(field, without) else [name]
-        elif any(_has_role(inner, without) for _, inner in _fields(model)):
+            found += [name] if field.is_required() and not _has_role(field, without) else []
+        elif any(_has_role(inner, without) or not inner.is_required() for _, inner in _fields(model)):
             found += shortest_names([f"{name}.{f.alias or n}" for n, f in model.model_fields.items()], without)
         else:
             found.append(name)

@@ -11,16 +11,15 @@ import json
 import logging
 import math
 import os
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from phantom import __version__
 from phantom.config import Params
+from phantom.data.files import sha256
 from phantom.errors import UserError
 from phantom.tracking import lineage
+from phantom.tracking.registered_model import Logged, destination, log_model, upload_model
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
@@ -66,15 +65,19 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
     mlflow.set_tracking_uri(params.tracking.uri)
     client = mlflow.MlflowClient()
     name = params.register_.name
+    export = root / EXPORT
+    files = {str(p.relative_to(export)): sha256(p) for p in sorted(export.rglob("*")) if p.is_file()}
     tags = {
-        "identity": _digest(root / EVALUATION, *sorted(p for p in (root / EXPORT).rglob("*") if p.is_file())),
+        "identity": _identity(root / EVALUATION, files),
         **lineage.data_and_code_tags(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
         **_gain_tags(scores, metric),
     }
     champion = _version_with_alias(client, name, "champion")
-    version = _find_version(client, name, tags["identity"]) or _create_version(client, params, root, scores, tags)
+    version = _find_version(client, name, tags["identity"]) or _create_version(
+        client, params, root, scores, tags, files
+    )
     result = _set_aliases(client, version, champion, metric, scores[metric], promote)
     (root / REGISTERED).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
@@ -102,8 +105,13 @@ def _gain_tags(scores: dict[str, float], metric: str) -> dict[str, str]:
     return tags
 
 
-def _create_version(client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str]) -> Any:
-    """Logs a run with the model and its scores, and creates a version of that model."""
+def _create_version(
+    client: Any, params: Params, root: Path, scores: dict[str, float], tags: dict[str, str], files: dict[str, str]
+) -> Any:
+    """Logs a run with the model and its scores, and creates a version of that model.
+
+    files: sha256 of each file of the export.
+    """
     import mlflow
 
     name = params.register_.name
@@ -117,44 +125,25 @@ def _create_version(client: Any, params: Params, root: Path, scores: dict[str, f
         for report in (EVALUATION, PAGE):
             if (root / report).is_file():
                 mlflow.log_artifact(str(root / report))
-        uri = _log_model(client, name, root / EXPORT, run)
+        if place := destination(params.storage):
+            folder = f"{place}/{name}/{tags['identity'][:16]}"
+            model = Logged(upload_model(folder, root / EXPORT, files, run.info.run_id, root, params.storage))
+        else:
+            model = log_model(client, name, root / EXPORT, run)
     if parent:
         client.set_terminated(parent[lineage.PARENT_TAG])
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
     card = root / EXPORT / "README.md"
     description = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
-    return client.create_model_version(name, uri, run_id=run.info.run_id, tags=tags, description=description.strip())
-
-
-def _log_model(client: Any, name: str, export: Path, run: Any) -> str:
-    """Logs the export as a pyfunc model of the run and returns the model's URI.
-
-    Not by `mlflow.pyfunc.log_model`, which runs the input example: it would generate a video at every registration.
-    """
-    import mlflow
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
-
-    from phantom.tracking import pyfunc
-
-    run_id = run.info.run_id
-    logged = client.create_logged_model(run.info.experiment_id, name, source_run_id=run_id, model_type="pyfunc")
-    with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from MLflow's use of pandas
-        mlflow.pyfunc.save_model(
-            f"{folder}/model",
-            python_model=pyfunc.__file__,
-            artifacts={"export": str(export)},
-            signature=pyfunc.SIGNATURE,
-            input_example=pyfunc.EXAMPLE,
-            pip_requirements=[f"phantom-video[train]=={__version__}"],
-            mlflow_model=Model(run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
-        )
-        client.log_model_artifacts(logged.model_id, f"{folder}/model")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    client.finalize_logged_model(logged.model_id, "READY")
-    return logged.model_uri
+    return client.create_model_version(
+        name,
+        model.uri,
+        run_id=run.info.run_id,
+        model_id=model.model_id,
+        tags=tags,
+        description=description.strip(),
+    )
 
 
 def _set_aliases(
@@ -209,9 +198,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON: {error}") from None
 
 
-def _digest(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _identity(evaluation: Path, files: dict[str, str]) -> str:
+    """A digest of the evaluation and of the files of the export."""
+    digests = [sha256(evaluation), *(files[name] for name in sorted(files, key=Path))]
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
