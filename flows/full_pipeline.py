@@ -21,8 +21,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.exceptions import PrefectException
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
@@ -35,6 +36,7 @@ from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 APPROVAL_TIMEOUT_SECONDS = 7 * 24 * 3600
+MAX_STARTS = 50  # of a run whose worker is lost again and again
 _PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")  # a progress line such as "train: 12/240 steps"
 
 no_telemetry()
@@ -86,10 +88,23 @@ def repro(stage: str, lock: int, pipeline: str) -> bool:
         if found := _PROGRESS.match(line):
             progress.show(100 * int(found[1]) / max(1, int(found[2])))
 
-    done = run_stage(stage, load_params(ROOT / "params.yaml"), ROOT, lock, show, pipeline)
+    params = load_params(ROOT / "params.yaml")
+    done = run_stage(stage, params, ROOT, lock, show, pipeline, _leaves_job)
     progress.show(100.0)
     logger.info(describe(done))
     return done.ran
+
+
+def _leaves_job(stop: BaseException) -> bool:
+    """Whether the run is stopped with its worker, and a job goes on. A run that is cancelled gets the same signal."""
+    if not isinstance(stop, TerminationSignal):
+        return False
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(flow_run.id).state
+    except (HTTPError, PrefectException):
+        return True
+    return state is None or state.type not in (StateType.CANCELLING, StateType.CANCELLED)
 
 
 def _task(stage: Stage) -> Any:
@@ -108,6 +123,10 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     params: settings to change, nested as in params.yaml: {"train": {"steps": 50}}; validated and written to that file.
     approval: wait for `phantom approve` before register. The run is suspended and holds neither process nor lock.
     """
+    if flow_run.run_count > MAX_STARTS:
+        raise StageFailed(
+            f"the run was started {MAX_STARTS} times and ended without a result; `prefect deployment run`"
+        )
     ran: dict[str, bool] = {}
     pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # unchanged when the run resumes after approval
     with checkout_lock(ROOT) as lock:

@@ -26,10 +26,19 @@ class Interrupted(Exception):
     exit_code = 75
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as on Ctrl-C save and end, but leave a job on a cluster running, for the next run to adopt."""
+
+
 class StageFailed(Exception):
     """A stage failed for a reason other than the user's input. One line."""
 
     exit_code = 1
+
+
+def raise_terminated(number: int, frame: object) -> None:
+    """The handler for SIGTERM."""
+    raise Terminated
 
 
 def listed(names: Sequence[object], most: int = 6) -> str:

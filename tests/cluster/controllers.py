@@ -91,6 +91,13 @@ class Controllers:
                     running.pod["killed"] = True
                     _signal(running, signal.SIGKILL)
 
+    def pause(self, paused: bool) -> None:
+        """Stops all processes of the pods where they are, or lets them go on."""
+        with self.api.lock:
+            for running in self._pods.values():
+                for pid in descendants(running.process.pid) if running.process else ():
+                    os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+
     def evict(self, name: str, message: str) -> None:
         """Evicts the pod, and kills its container."""
         with self.api.lock:

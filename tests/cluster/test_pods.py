@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,6 +208,25 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         api.__exit__()
 
 
+# Prints the newest run's state, how often it was started, and whether the schedules of its deployment are on.
+NEWEST_RUN = """
+import json
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
+with get_client(sync_client=True) as client:
+    run = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)[0]
+    schedules = client.read_deployment_by_name("phantom/full-pipeline").schedules
+    automations = client.read_automations()
+print(json.dumps([run.state_name, run.run_count, [schedule.active for schedule in schedules], len(automations)]))
+"""
+SWITCH_ON = """
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    deployment = client.read_deployment_by_name("phantom/full-pipeline")
+    client.update_deployment_schedule(deployment.id, deployment.schedules[0].id, active=True)
+"""
+
+
 def test_from_an_empty_volume_to_a_registered_model(platform: Platform):
     platform.start()
     watched = platform.exec("prefect", "deployment", "run", "phantom/full-pipeline", "--watch")
@@ -214,3 +235,37 @@ def test_from_an_empty_volume_to_a_registered_model(platform: Platform):
     assert (registered["name"], registered["version"], registered["champion"]) == ("phantom", 1, True)
     assert [job["kind"] for job in platform.api.find("pytorchjobs")] == ["PyTorchJob"]
     assert len(platform.api.find("jobs")) == 2  # encode and evaluate
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_lost_worker_leaves_the_job_and_its_run_is_started_again(platform: Platform, number: signal.Signals):
+    if platform.process is None or platform.process.poll() is not None:
+        platform.start()
+    platform.exec("python", "-c", SWITCH_ON)
+    known = {job["metadata"]["uid"] for job in platform.api.find("pytorchjobs")}
+
+    def jobs() -> list[str]:
+        return [uid for job in platform.api.find("pytorchjobs") if (uid := job["metadata"]["uid"]) not in known]
+
+    def newest_run() -> list[Any]:
+        return json.loads(platform.exec("python", "-c", NEWEST_RUN))
+
+    changed = json.dumps({"train": {"seed": int(number)}})
+    platform.exec("prefect", "deployment", "run", "phantom/full-pipeline", "-p", f"params={changed}")
+    until(lambda: jobs() and platform.controllers.running(), platform.log)
+    platform.controllers.pause(True)
+    assert newest_run() == ["Running", 1, [True], 2]
+    platform.process.send_signal(number)
+    platform.process.wait(180)  # its grace period
+    lost = time.monotonic()
+    (job,) = jobs()
+    assert platform.controllers.running()
+
+    platform.start()
+    until(lambda: newest_run()[:2] == ["Running", 2], lambda: f"{newest_run()} {platform.log()}", 150)
+    assert time.monotonic() - lost < 150
+    until(lambda: "already exists: adopting it" in platform.log(), platform.log)
+    platform.controllers.pause(False)
+    until(lambda: newest_run()[0] == "Completed", platform.log, 900)
+    assert jobs() == [job]
+    assert newest_run()[1:] == [2, [True], 2]  # a schedule that was switched on stays on

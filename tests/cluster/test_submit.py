@@ -171,19 +171,36 @@ def test_a_running_job_of_another_spec_is_left_alone(cluster: Cluster):
     run.join(20)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_watcher_deletes_the_job_and_its_pods_save(cluster: Cluster, number: int):
+def test_an_interrupted_watcher_deletes_the_job_and_its_pods_save(cluster: Cluster):
     cluster.image(torchrun=WAITS)
     cluster.write_params()
     process = phantom(cluster, "train", "--launcher", "kubernetes")
     until((cluster.root / "started").exists)
     time.sleep(0.5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=180)
     assert process.returncode == 75
     assert said.splitlines()[-1].startswith("train: interrupted; PyTorchJob phantom-train-")
     until(lambda: not cluster.api.find("pytorchjobs") and not cluster.api.find("pods"))
     assert (cluster.root / "saved").read_text(encoding="utf-8") == "saved\n"
+
+
+def test_a_terminated_watcher_leaves_the_job_which_the_next_one_adopts(cluster: Cluster):
+    cluster.image(torchrun=WAITS)
+    cluster.write_params()
+    process = phantom(cluster, "train", "--launcher", "kubernetes")
+    until((cluster.root / "started").exists)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 75
+    assert (
+        said.splitlines()[-1]
+        == f"train: stopped; PyTorchJob {the_job(cluster)['metadata']['name']} goes on, run again to adopt it"
+    )
+    assert cluster.controllers.running() and not (cluster.root / "saved").exists()
+    (cluster.root / "go").touch()
+    assert run_job("train", cluster.params(), cluster.root).adopted
 
 
 def test_a_new_job_waits_for_the_pods_of_the_deleted_one(cluster: Cluster, capfd: Any):

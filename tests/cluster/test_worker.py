@@ -59,7 +59,7 @@ def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Pr
     assert found.keys() == {"full-pipeline", "study"}
     deployed = found["full-pipeline"]
     assert deployed["work_pool_name"] == "phantom"
-    assert [schedule["active"] for schedule in deployed["schedules"]] == [False]  # nightly, off
+    assert deployed["schedules"] == []
 
     first = pool.run()
     first_checkpoint(cluster)

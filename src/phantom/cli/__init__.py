@@ -15,7 +15,7 @@ import typer
 from phantom.cli import settings, stages, pipeline, generation, benchmarks, study, checkpoints  # noqa: F401  # isort: skip  (the order of --help)
 from phantom.cli.shared import app
 from phantom.cores import let_idle_threads_sleep
-from phantom.errors import Interrupted, StageFailed, UserError, write_outcome
+from phantom.errors import Interrupted, StageFailed, UserError, raise_terminated, write_outcome
 from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
 
@@ -26,8 +26,8 @@ def main() -> None:
     """Runs the command line and exits with the command's exit code."""
     no_telemetry()
     let_idle_threads_sleep()
-    for number in (signal.SIGINT, signal.SIGTERM):  # even if started in the background, with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if started in the background, with SIGINT ignored
+    signal.signal(signal.SIGTERM, raise_terminated)
     code, error = _run()
     # A parent such as `phantom run` prints the error itself.
     if not write_outcome(code, error) and error:

@@ -16,7 +16,7 @@ from phantom.cluster.spec import JobSpec, make_spec
 from phantom.cluster.validation import runtime_conflicts, validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Cluster, Params
-from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, Terminated, UserError
 from phantom.progress import say
 
 # How long requests to an API server that does not respond are retried.
@@ -41,8 +41,8 @@ class JobResult:
 def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     """Runs a stage as a job until it finishes. A job for the same work that already exists is adopted.
 
-    On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint. Raises UserError, Interrupted or
-    StageFailed, as the stage did.
+    On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint; on Terminated it leaves the job. Raises
+    UserError, Interrupted or StageFailed, as the stage did.
     """
     if stage == "train" and params.train.method != "phantom":
         raise UserError(f"train.method: found {params.train.method}, accepted with compute.train kubernetes: phantom")
@@ -83,7 +83,8 @@ def run_manifest(
     """Submits a rendered job, or adopts the one that exists, and watches it to its end. Returns whether it adopted.
 
     has_outputs: whether those of a job that has finished before are there. is_stopped: as in `JobWatcher.run`. Deletes
-    the job if interrupted or stopped, and for wrong input. Raises UserError, Interrupted or StageFailed.
+    the job if interrupted or stopped, and for wrong input; leaves it if terminated. Raises UserError, Interrupted or
+    StageFailed.
     """
     stage, kind, name = spec.stage, manifest["kind"], spec.name
     try:
@@ -91,6 +92,8 @@ def run_manifest(
             adopted = _submit(watcher.connection, spec, manifest, has_outputs)
             watcher.connection.timeout_seconds = WATCH_TIMEOUT_SECONDS
             watcher.run(is_stopped)
+    except Terminated:
+        raise Interrupted(f"{stage}: stopped; {kind} {name} goes on, run again to adopt it") from None
     except KeyboardInterrupt:
         raise Interrupted(_cancel(spec.settings, stage, kind, name)) from None
     except UserError:

@@ -5,6 +5,7 @@ The Prefect flow (`flows/full_pipeline.py`) calls the same `run_stage`. DVC deci
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 from phantom.config import Params, load_params
 from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
-from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, Terminated, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES
 from phantom.progress import say
@@ -33,6 +34,8 @@ from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 WORK_DIR = Path(".dvc/tmp/phantom")  # outcome files, logs and the lock; ignored by git and DVC
 # Signals that stop a stage, in this order, and how long each has to take effect. On SIGINT and SIGTERM stages save.
 STOP_TIMEOUT_SECONDS = {signal.SIGINT: 90.0, signal.SIGTERM: 20.0, signal.SIGKILL: 10.0}
+# The same where a job on a cluster is to go on: on SIGINT its stage would delete it.
+LEAVE_TIMEOUT_SECONDS = {signal.SIGTERM: 110.0, signal.SIGKILL: 10.0}
 
 LineCallback = Callable[[str], None]
 
@@ -59,8 +62,10 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
             say(f"[{number}/{len(STAGES)}] {stage}")
             try:
                 done.append(run_stage(stage, params, root, lock=lock, pipeline=pipeline))
-            except KeyboardInterrupt:
-                raise Interrupted(f"{stage}: interrupted; what was finished is kept, run again to go on") from None
+            except KeyboardInterrupt as stop:
+                goes_on = isinstance(stop, Terminated) and getattr(params.compute, stage, "local") == "kubernetes"
+                kept = "its job goes on" if goes_on else "what was finished is kept"
+                raise Interrupted(f"{stage}: interrupted; {kept}, run again to go on") from None
             say(f"[{number}/{len(STAGES)}] {describe(done[-1])}")
     return done
 
@@ -81,7 +86,7 @@ def checkout_lock(root: Path) -> Iterator[int]:
         raise UserError(f"{root.resolve()}: no dvc.yaml there; the pipeline runs in a checkout of this project")
     if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
         # In an unpacked archive or an image there is no git repository, which DVC requires unless configured otherwise.
-        (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+        _set_no_scm(root)
     work = root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as file:
@@ -92,6 +97,15 @@ def checkout_lock(root: Path) -> Iterator[int]:
             lock_file(file, fcntl.LOCK_EX)
         _clear_stale_dvc_locks(root / ".dvc/tmp/rwlock")
         yield file.fileno()
+
+
+def _set_no_scm(root: Path) -> None:
+    """Adds `core.no_scm` to DVC's local settings, among which a user's remote and its keys may be."""
+    settings = configparser.RawConfigParser(strict=False)
+    settings.read(root / ".dvc/config.local", encoding="utf-8")
+    if not settings.getboolean("core", "no_scm", fallback=False):
+        command = [sys.executable, "-m", "dvc", "config", "--quiet", "--local", "core.no_scm", "true"]
+        subprocess.run(command, cwd=root, env={**NO_TELEMETRY, **os.environ}, check=True)
 
 
 def _clear_stale_dvc_locks(file: Path) -> None:
@@ -118,13 +132,15 @@ def run_stage(
     lock: int | None = None,
     on_line: LineCallback | None = None,
     pipeline: str | None = None,
+    leaves_job: Callable[[BaseException], bool] = lambda stop: isinstance(stop, Terminated),
 ) -> StageRun:
     """Runs `dvc repro --single-item <stage>`. Output goes to the terminal, or to a log and line by line to `on_line`.
 
     lock: descriptor of `checkout_lock`, for the stage to inherit. pipeline: name of the parent run in MLflow.
 
-    Interrupting this call (Ctrl-C, a cancelled flow) stops the stage, which saves first, and re-raises. If the stage
-    itself fails, raises UserError, Interrupted or StageFailed with the error line from its outcome file.
+    Interrupting this call (Ctrl-C, a cancelled flow) stops the stage, which saves first, and re-raises. Its job on a
+    cluster is deleted, unless `leaves_job` says of the interruption that it goes on. If the stage itself fails, raises
+    UserError, Interrupted or StageFailed with the error line from its outcome file.
     """
     if stage == "train" and params.train.method != "phantom":
         raise UserError(
@@ -136,7 +152,9 @@ def run_stage(
     outcome_file, log = work / f"{stage}.json", work / f"{stage}.log"
     outcome_file.unlink(missing_ok=True)
     source = _source_fingerprint(params, root) if stage == "prepare" else None
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", stage]
+    # DVC ignores SIGTERM, as it does SIGINT, and ends once the stage has: stages set a handler of their own.
+    command = ["/bin/sh", "-c", "trap '' TERM; exec \"$@\"", "sh", sys.executable]
+    command += ["-m", "dvc", "repro", "--quiet", "--single-item", stage]
     if source is not None and source != _read(work / "source"):
         command.append("--force")  # the clips are no DVC dependency: DVC does not notice that they changed
 
@@ -156,8 +174,8 @@ def run_stage(
         )
         try:
             code = process.wait() if attached else tail(process, log, on_line or say)
-        except BaseException:
-            _stop(process)
+        except BaseException as stop:
+            _stop(process, LEAVE_TIMEOUT_SECONDS if leaves_job(stop) else STOP_TIMEOUT_SECONDS)
             raise
     outcome = json.loads(_read(outcome_file) or "null")
     if code:
@@ -306,9 +324,9 @@ def _environment(outcome: Path) -> dict[str, str]:
     return {**NO_TELEMETRY, "MLFLOW_LOGGING_LEVEL": "WARNING", **os.environ, **ours}
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stops the process group of DVC and the stage, with the signals of `STOP_TIMEOUT_SECONDS`."""
-    for number, seconds in STOP_TIMEOUT_SECONDS.items():
+def _stop(process: subprocess.Popen[bytes], timeouts: dict[signal.Signals, float]) -> None:
+    """Stops the process group of DVC and the stage, with the signals of `timeouts`."""
+    for number, seconds in timeouts.items():
         try:
             os.killpg(process.pid, number)
             process.wait(seconds)

@@ -1,0 +1,82 @@
+"""What a worker does before it starts: `prefect deploy --all`, and on the server what that cannot state.
+
+    python -m phantom.orchestration.deploy
+
+A schedule, off, with the first deployment: whoever switches it on or changes it is not overruled by a later start. And
+the automations that start a run again whose worker was lost.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+PIPELINE = "phantom/full-pipeline"
+FLOWS = ("phantom", "phantom-study")
+NIGHTLY = "0 2 * * *"  # UTC
+LOST_SECONDS = (
+    90  # without a heartbeat; flows send one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds, 30 in the worker
+)
+HEARTBEAT = "prefect.flow-run.heartbeat"
+
+
+def deploy() -> None:
+    """Deploys the flows of prefect.yaml in this folder to the server at PREFECT_API_URL."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(PIPELINE)
+            is_new = False
+        except ObjectNotFound:
+            is_new = True
+        subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True)
+        if is_new:
+            deployment = client.read_deployment_by_name(PIPELINE)
+            schedule = CronSchedule(cron=NIGHTLY, timezone="UTC")
+            client.create_deployment_schedules(deployment.id, [(schedule, False)])
+        present = {automation.name for automation in client.read_automations()}
+        for automation in automations():
+            if automation.name not in present:
+                client.create_automation(automation)
+
+
+def automations() -> list[Any]:
+    """A run without heartbeats, or whose process ended without a result, is scheduled again: the same run, which adopts
+    the job that its stage has left on the cluster. The flow limits how often."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    ours: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
+    restart = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="its worker was lost")
+    every_run: dict[str, Any] = {"match": {"prefect.resource.id": "prefect.flow-run.*"}, "match_related": ours}
+    lost = EventTrigger(
+        **every_run,
+        posture=Posture.Proactive,
+        after={HEARTBEAT},
+        expect={"prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(seconds=LOST_SECONDS),
+    )
+    crashed = EventTrigger(
+        **every_run,
+        posture=Posture.Reactive,
+        expect={"prefect.flow-run.Crashed"},
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(0),
+    )
+    return [
+        AutomationCore(name="phantom: runs without a heartbeat", trigger=lost, actions=[restart]),
+        AutomationCore(name="phantom: crashed runs", trigger=crashed, actions=[restart]),
+    ]
+
+
+if __name__ == "__main__":
+    deploy()
