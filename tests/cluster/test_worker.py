@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -52,7 +53,10 @@ def deploy(pool: Prefect) -> None:
     pool.worker = pool.start("worker.log", "prefect", *arguments)
 
 
-def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Prefect, cluster: Cluster, make_params):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(
+    pool: Prefect, cluster: Cluster, make_params, number: signal.Signals
+):
     root = two_pods(cluster, make_params, "train.steps=40")
     deploy(pool)
     found = {deployment["name"]: deployment for deployment in pool.ask("/deployments/filter", {})}
@@ -67,9 +71,12 @@ def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Pr
     assert pool.worker
     of_the_flow = descendants(pool.worker.pid)
     assert len(of_the_flow) >= 3  # the flow, DVC, the stage
-    for pid in of_the_flow:
-        os.kill(pid, signal.SIGKILL)
+    for pid in of_the_flow if number == signal.SIGKILL else children(pool.worker.pid):
+        os.kill(pid, number)
     assert pool.finished(first) in ("Crashed", "Failed")
+    if number == signal.SIGTERM:
+        assert f"train: stopped; PyTorchJob {job['metadata']['name']} goes on, run again to adopt it" in pool.log(first)
+        wait(lambda: not any(alive(pid) for pid in of_the_flow))
     assert cluster.api.find("pytorchjobs")  # the job is not affected
     assert calls(root) == ["prepare", "encode"]
 
@@ -82,6 +89,10 @@ def test_a_flow_that_is_killed_and_started_again_adopts_the_running_job(pool: Pr
     assert calls(root) == ["evaluate", "register"]
     made = {artifact["key"] for artifact in pool.ask("/artifacts/filter", {}) if artifact["key"]}
     assert {f"{stage}-progress" for stage in STAGES} | {"evaluation"} <= made
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_cancelling_a_run_stops_its_processes_and_its_job(pool: Prefect, cluster: Cluster, make_params):

@@ -176,6 +176,8 @@ def run_stage(
             code = process.wait() if attached else tail(process, log, on_line or say)
         except BaseException as stop:
             _stop(process, LEAVE_TIMEOUT_SECONDS if leaves_job(stop) else STOP_TIMEOUT_SECONDS)
+            if said := (json.loads(_read(outcome_file) or "null") or {}).get("error"):
+                (on_line or say)(said)
             raise
     outcome = json.loads(_read(outcome_file) or "null")
     if code:
