@@ -25,6 +25,7 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 def deploy() -> None:
     """Deploys the flows of prefect.yaml in this folder to the server at PREFECT_API_URL."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.exceptions import ObjectNotFound
 
@@ -37,8 +38,8 @@ def deploy() -> None:
         subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], check=True)
         if is_new:
             deployment = client.read_deployment_by_name(PIPELINE)
-            schedule = CronSchedule(cron=NIGHTLY, timezone="UTC")
-            client.create_deployment_schedules(deployment.id, [(schedule, False)])
+            nightly = DeploymentScheduleCreate(schedule=CronSchedule(cron=NIGHTLY, timezone="UTC"), active=False)
+            client.create_deployment_schedules(deployment.id, [nightly])
         present = {automation.name for automation in client.read_automations()}
         for automation in automations():
             if automation.name not in present:
@@ -53,7 +54,8 @@ def automations() -> list[Any]:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
     ours: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
-    restart = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="its worker was lost")
+    lost_worker = "its worker was lost"
+    restart = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=lost_worker, force=False)
     every_run: dict[str, Any] = {"match": {"prefect.resource.id": "prefect.flow-run.*"}, "match_related": ours}
     lost = EventTrigger(
         **every_run,
