@@ -73,3 +73,4 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         with Controllers(server, root, scratch, env=env) as controllers:
             yield Cluster(server, controllers, root, bin_)
+            assert not controllers.warnings
