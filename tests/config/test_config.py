@@ -257,4 +257,4 @@ def test_a_setting_that_has_its_default_in_code_is_not_in_what_identifies_a_resu
     assert found["train"] == {"steps": MINI["train"]["steps"]}
     one_way = validate(apply_overrides(MINI, ["coupling.direction=to_video"]))
     assert identity(one_way, names, without=())["coupling"]["direction"] == "to_video"
-    assert identity(one_way, ("data",), without=()) == select(params, ("data",), without=())
+    assert identity(one_way, ("encode",), without=()) == select(params, ("encode",), without=())

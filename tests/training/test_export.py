@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from phantom.config import select, validate
+from phantom.config import validate
 from phantom.model import PhantomTransformer3DModel
 from phantom.orchestration.stages import result_settings
 from phantom.training.build import build_model
@@ -51,7 +51,7 @@ def test_a_setting_that_older_files_lack_changes_no_hash_until_it_is_used(make_p
     del tree["train"]["export_dtype"], tree["storage"]["models"]
     older = validate(tree)
     assert older == params
-    assert "export_dtype" not in select(params, ("train",), without=())["train"]
+    assert "export_dtype" not in result_settings("train", older)["train"]
     asked = make_params("train.export_dtype=bfloat16")
     assert result_settings("train", asked) != result_settings("train", older)
     assert run_identity(asked, "latents", False) == run_identity(older, "latents", False)  # its checkpoints can be used

@@ -57,10 +57,7 @@ def field_of(key: str) -> Any:
 
 
 def select(params: Params, names: Collection[str], without: Collection[Role]) -> dict[str, Any]:
-    """The settings under the dotted `names`, without those of the given roles: nested as in params.yaml, JSON-able.
-
-    A setting that files may lack is left out where it has its default, so that hashes made before it was added hold.
-    """
+    """The settings under the dotted `names`, without those of the given roles: nested as in params.yaml, JSON-able."""
     tree = params.model_dump(mode="json", by_alias=True)
     found: dict[str, Any] = {}
     for key, field in _fields(Params):
@@ -69,8 +66,7 @@ def select(params: Params, names: Collection[str], without: Collection[Role]) ->
             source, target = tree, found
             for part in parents:
                 source, target = source[part], target.setdefault(part, {})
-            if field.is_required() or source[leaf] != field.default:
-                target[leaf] = source[leaf]
+            target[leaf] = source[leaf]
     return found
 
 
@@ -93,7 +89,7 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
     """The selection of `select` as the fewest dotted names, for dvc.yaml: a section's name if all of it is selected.
 
-    Settings that files may lack are not among them: DVC requires what dvc.yaml names.
+    Single settings that files of earlier versions do not state are not among them: DVC requires what dvc.yaml names.
     """
     found: list[str] = []
     for name in names:
@@ -101,7 +97,7 @@ def shortest_names(names: Collection[str], without: Collection[Role]) -> list[st
         model = field.annotation
         if not _is_section(model):
             found += [name] if field.is_required() and not _has_role(field, without) else []
-        elif any(_has_role(inner, without) or not inner.is_required() for _, inner in _fields(model)):
+        elif any(_has_role(inner, without) for _, inner in _fields(model)):
             found += shortest_names([f"{name}.{f.alias or n}" for n, f in model.model_fields.items()], without)
         else:
             found.append(name)
