@@ -86,6 +86,8 @@ def test_first_the_twin_alone(run_params):
     trainer.tracker.close()
     train(params)
     assert [record["alpha"] for record in history()] == [1, 1, 1, 0, 0.25]  # afterwards the cycle begins
+    rates = [record["learning_rate"] for record in history()]
+    assert rates[3] == rates[0] < rates[1] and rates[4] == rates[1]  # and the warm-up of the learning rate
 
 
 def test_the_average_forgets_where_it_began():

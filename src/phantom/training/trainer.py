@@ -304,11 +304,15 @@ class Trainer:
             )
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then constant or cosine decay to zero: a function of the step alone."""
-        settings, total = self.settings.optimizer, self.settings.steps
-        rate = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
+        """Linear warm-up, then constant or cosine decay to zero: a function of the step alone.
+
+        It begins again once the twin has been trained alone, since the coupling has not been trained then.
+        """
+        settings, twin = self.settings.optimizer, self.twin_steps
+        step, total = (self.step, twin) if self.step < twin else (self.step - twin, self.settings.steps - twin)
+        rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
         if settings.decay == "cosine":
-            after = max(0, self.step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+            after = max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
             rate *= 0.5 * (1 + math.cos(math.pi * after))
         return rate
 
