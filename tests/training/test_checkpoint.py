@@ -109,6 +109,14 @@ def test_a_damaged_one_is_passed_over_with_one_line(tmp_path, damage, capsys):
     assert line.startswith(f"{path}: damaged (") and line.endswith("passed over")
 
 
+def test_a_damaged_later_one_does_not_count_among_those_that_are_kept(tmp_path):
+    write(tmp_path, 1, 1.0)
+    (weights,) = write(tmp_path, 3, 3.0).glob("*.distcp")
+    weights.unlink()
+    write(tmp_path, 2, 2.0, keep=1)
+    assert newest(tmp_path).step == 2 and names(tmp_path) == ["step-0000002", "step-0000003"]
+
+
 def test_one_that_was_never_committed_is_passed_over_with_one_line_and_written_again(tmp_path, capsys):
     write(tmp_path, 1, 1.0)
     path = write(tmp_path, 2, 2.0)

@@ -186,12 +186,14 @@ def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     return min(measured, key=lambda c: c.record.heldout_loss or 0.0, default=None)
 
 
-def prune(folder: Folder, keep: int) -> list[str]:
+def prune(folder: Folder, keep: int, step: int | None = None) -> list[str]:
     """Deletes all but the newest `keep` checkpoints and the best one, and what was never committed before the newest.
 
+    step: of the newest that counts. Later ones, damaged when the run went on from an earlier one, stay and do not count.
     Returns the names of the deleted steps.
     """
     committed, others = find_all(folder)
+    committed = [c for c in committed if step is None or c.step <= step]
     kept = {c.name for c in committed[-keep:]}
     if found := best(committed):
         kept.add(found.name)

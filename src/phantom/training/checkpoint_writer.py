@@ -130,7 +130,7 @@ class _CommittingWriter(FileSystemWriter):
         files |= self.files.written | {STATE: (len(state), xxhash.xxh3_64_hexdigest(state))}
         record = Record(self.step, self.heldout_loss, {PurePath(name).name: found for name, found in files.items()})
         self.folder.write(f"{self.path}/{COMMIT}", record.text())
-        prune(self.folder, self.keep)
+        prune(self.folder, self.keep, self.step)
 
 
 class _Checksum(str):
