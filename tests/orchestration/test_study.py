@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -94,6 +95,18 @@ def test_adapters_are_an_arm_with_as_many_trainable_parameters(finished, tiny_ba
     assert counts["LoRA"] == pytest.approx(counts["phantom"], rel=0.01)
     assert results["comparisons"][0]["reference"] == "LoRA" and results["comparisons"][0]["difference"] is not None
     assert (root / "studies/rivals/index.html").is_file()
+
+
+def test_an_arm_may_start_from_weights_in_the_checkout(finished, tiny_base, capsys):
+    root, _ = finished
+    export = next((root / "checkpoints/studies").glob("*/models/phantom"))
+    shutil.copytree(export, root / "models/start")
+    study = toy_study(tiny_base)
+    study["arms"][0] = {"label": "control", "settings": {"train.init_from": "models/start"}}
+    write_study(root, study | {"seeds": [0]}, "started")
+    assert run_here(root, "started")["finished"] == 2
+    assert re.search(r"train.init_from: .*/models/start: (\d+) of \1 weights", capsys.readouterr().err)
+    assert str(root) not in (root / "studies/started/results.json").read_text().replace(str(tiny_base), "")
 
 
 def test_the_runs_lie_under_one_parent_in_mlflow(finished):

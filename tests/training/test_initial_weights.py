@@ -10,6 +10,7 @@ import torch
 
 from phantom.data.storage import LocalFolder
 from phantom.errors import UserError
+from phantom.model import PhantomTransformer3DModel
 from phantom.training import checkpoint
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import same, weights
@@ -54,6 +55,18 @@ def test_weights_that_do_not_fit_are_named(run_params, earlier, capsys):
     assert "; not used: blocks.1.coupling." in said and "; not in it" not in said
 
 
+def test_adapters_start_from_an_export_of_adapters(run_params, capsys):
+    lora = ("train.method=lora", "train.lora.rank=4")
+    train(run_params("train.steps=2", *lora))
+    expected = dict(PhantomTransformer3DModel.from_export("models/lora").trainable_parameters())
+    capsys.readouterr()
+    trainer = Trainer(run_params("train.init_from=models/lora", *lora), Path(), "lora", held=False)
+    trainer.tracker.close()
+    assert same(dict(trainer.learner.weights()), expected)
+    said = f"train.init_from: models/lora: {len(expected)} of {len(expected)} weights are taken from it"
+    assert said in capsys.readouterr().err.splitlines()
+
+
 def test_a_resumed_run_does_not_start_again(run_params, earlier, capsys):
     params = run_params("train.init_from=models/phantom", "train.optimizer.decay=constant", "train.steps=2")
     train(params)
@@ -71,3 +84,5 @@ def test_what_cannot_be_started_from_is_one_line(run_params, earlier):
     config.write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"trained on the base models/other, and models.base is .*accepted: "):
         start(run_params("train.init_from=models/phantom"))
+    with pytest.raises(UserError, match=r"^train.init_from: \./models/phantom: replaced before the control starts"):
+        train(run_params("train.init_from=./models/phantom", "train.control=true"))

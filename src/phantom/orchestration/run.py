@@ -147,6 +147,9 @@ def run_stage(
             f"train.method: found {params.train.method}, accepted in the pipeline: phantom; `phantom train` trains "
             "models/lora, and `phantom evaluate` scores it beside Phantom"
         )
+    start, outputs = params.train.init_from, [(root / output.path).resolve() for output in STAGES["train"].writes]
+    if stage == "train" and start and (root / start).resolve() in outputs:
+        raise UserError(f"train.init_from: {start}: DVC deletes it before the stage runs; accepted: a copy of it")
     started, work = time.monotonic(), root / WORK_DIR
     work.mkdir(parents=True, exist_ok=True)
     outcome_file, log = work / f"{stage}.json", work / f"{stage}.log"

@@ -13,6 +13,7 @@ import torch
 
 from phantom.config import Params, validate
 from phantom.data.files import lock_file
+from phantom.data.storage import S3
 from phantom.orchestration.study_measures import MEASURES, WORK
 from phantom.orchestration.study_runs import RUN_FILE, absolute
 from phantom.tracking.lineage import data_and_code_tags
@@ -51,7 +52,8 @@ def _train(folder: Path, told: dict[str, Any], root: Path) -> Path:
     """The export whose weights are measured, trained unless it is there."""
     export = folder / "models" / told["name"]
     if not (export / "result.json").is_file():
-        trainer = Trainer(absolute(validate(told["trained_params"]), root), folder, told["name"], told["held"])
+        params = _with_start(absolute(validate(told["trained_params"]), root), root)
+        trainer = Trainer(params, folder, told["name"], told["held"])
         if trainer.tracker:
             study, arm, seed = told["study"], told["trained_arm"], str(told["seed"])
             tags = {"mlflow.runName": f"{study}: {arm}, seed {seed}", "study": study, "arm": arm, "seed": seed}
@@ -59,6 +61,14 @@ def _train(folder: Path, told: dict[str, Any], root: Path) -> Path:
                 trainer.tracker.set_tag(key, value)
         trainer.run()
     return export
+
+
+def _with_start(params: Params, root: Path) -> Params:
+    """The same settings with `train.init_from` in the checkout, not in the run's folder."""
+    train = params.train
+    if train.init_from and not train.init_from.startswith(S3):
+        train = train.model_copy(update={"init_from": str(root.resolve() / train.init_from)})
+    return params.model_copy(update={"train": train})
 
 
 def _made(params: Params, folder: Path) -> dict[str, str]:

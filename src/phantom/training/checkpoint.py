@@ -189,7 +189,7 @@ def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 def prune(folder: Folder, keep: int, step: int | None = None) -> list[str]:
     """Deletes all but the newest `keep` checkpoints and the best one, and what was never committed before the newest.
 
-    step: of the newest that counts. Later ones, damaged when the run went on from an earlier one, stay and do not count.
+    step: of the newest that counts; later ones, damaged when the run went on from an earlier one, stay, uncounted.
     Returns the names of the deleted steps.
     """
     committed, others = find_all(folder)

@@ -17,7 +17,8 @@ from phantom.config import Params
 from phantom.data.storage import S3, open_folder
 from phantom.errors import UserError, listed
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import WEIGHTS_PATTERN, read_export_config
+from phantom.model.export import LORA_WEIGHTS, WEIGHTS_PATTERN, read_export_config
+from phantom.model.lora import stored_name
 from phantom.progress import say
 from phantom.training import checkpoint, process_group
 
@@ -40,8 +41,8 @@ def load_initial_weights(model: PhantomTransformer3DModel, params: Params, root:
             f"an export or a checkpoint on this base, or models.base: {config['base_id']}"
         )
     new, reshaped, unused = dict(model.trainable_parameters()), list[str](), list[str]()
-    count = len(new)
-    for name, weight in weights:
+    count, stored = len(new), {stored_name(name): name for name in new}  # an export of adapters has diffusers' names
+    for name, weight in ((stored.get(name, name), weight) for name, weight in weights):
         if name not in new:
             unused.append(name)
         elif new[name].shape != weight.shape:
@@ -80,7 +81,7 @@ def _open(where: str, params: Params, root: Path) -> tuple[dict[str, Any], Weigh
 
 
 def _read_export(folder: Path) -> Weights:
-    for path in sorted(folder.glob(WEIGHTS_PATTERN.format(suffix="*"))):
+    for path in sorted([*folder.glob(WEIGHTS_PATTERN.format(suffix="*")), *folder.glob(LORA_WEIGHTS)]):
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)

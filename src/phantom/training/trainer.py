@@ -20,7 +20,7 @@ import torch
 
 from phantom.config import Params
 from phantom.data.storage import open_folder
-from phantom.errors import Interrupted, StageFailed
+from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
@@ -73,7 +73,12 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     the same settings and data. Raises UserError; StageFailed after `train.max_bad_steps` steps in a row without a
     finite gradient; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    method, is_zero = params.train.method, params.train.strategy.startswith("zero")
+    method, is_zero, start = params.train.method, params.train.strategy.startswith("zero"), params.train.init_from
+    if params.train.trains_control and start and (root / start).resolve() == (root / "models" / method).resolve():
+        raise UserError(
+            f"train.init_from: {start}: replaced before the control starts from it; accepted: a copy of it, or "
+            "train.control: false"
+        )
     if (params.train.processes > 1 or is_zero) and not in_torchrun():
         launch(params, ["train"])
         return TrainResult(**json.loads((root / "models" / method / RESULT).read_text(encoding="utf-8")))
