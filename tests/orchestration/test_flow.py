@@ -55,6 +55,17 @@ def test_a_changed_setting_reruns_its_stage_and_later_ones(finished: Path):
     assert run_with(finished, "train.steps=720", "register.metric=physics_iq.single.phantom.score") == []
 
 
+def test_a_changed_setting_that_dvc_does_not_know_reruns_its_stage(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    assert run_with(checkout) == STAGES
+    other = "train.export_dtype=float32"
+    assert [run_with(checkout, other)[:1], run_with(checkout, other)] == [["train"], []]
+    assert run_with(checkout, "train.export_dtype=null")[:1] == ["train"]
+    with pytest.raises(UserError, match=r"^train.init_from: models/phantom: DVC deletes it before the stage runs; "):
+        run_with(checkout, "train.init_from=models/phantom")
+    assert (checkout / "models/phantom/config.json").is_file()
+
+
 def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
     checkout = make_checkout(tmp_path / "checkout")
     (checkout / "videos").mkdir()

@@ -16,7 +16,7 @@ from phantom.evaluation import stage as evaluation
 from phantom.orchestration import stages
 from phantom.orchestration.dvc_file import code_dependencies, stage_entry, write
 from phantom.orchestration.run import run_stage
-from phantom.orchestration.stages import STAGES, identity_files, result_settings
+from phantom.orchestration.stages import STAGES, identity_files, result_settings, unlisted_settings
 from phantom.tracking import registry
 from phantom.training import run_identity
 from tests.conftest import ROOT
@@ -125,6 +125,14 @@ def test_results_do_not_depend_on_where_they_are_made_or_recorded():
     for name in STAGES:
         assert not {"compute", "cluster", "tracking", "storage"} & set(result_settings(name, params()))
     assert {Cluster, Compute, Tracking} <= {field.annotation for field in Params.model_fields.values()}
+
+
+def test_settings_that_dvc_yaml_does_not_name_are_known_where_they_are_not_at_their_default():
+    assert not any(unlisted_settings(name, params()) for name in STAGES)
+    assert not unlisted_settings("train", params("train.lora.rank=4"))  # without meaning for Phantom
+    changed = params("train.init_from=models/start", "train.export_dtype=float32", "train.steps=3")
+    found = {"train": {"init_from": "models/start", "export_dtype": "float32"}}
+    assert {name: of for name in STAGES if (of := unlisted_settings(name, changed))} == {"train": found}
 
 
 def test_identity_files_are_outputs_of_earlier_stages():

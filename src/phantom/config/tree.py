@@ -89,14 +89,17 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
     """The selection of `select` as the fewest dotted names, for dvc.yaml: a section's name if all of it is selected.
 
-    Single settings that files of earlier versions do not state are not among them: DVC requires what dvc.yaml names.
+    Settings and sections that files of earlier versions do not state are not among them: DVC requires what dvc.yaml
+    names (`stages.unlisted_settings`).
     """
     found: list[str] = []
     for name in names:
         field = field_of(name)
         model = field.annotation
+        if not field.is_required():
+            continue
         if not _is_section(model):
-            found += [name] if field.is_required() and not _has_role(field, without) else []
+            found += [] if _has_role(field, without) else [name]
         elif any(_has_role(inner, without) for _, inner in _fields(model)):
             found += shortest_names([f"{name}.{f.alias or n}" for n, f in model.model_fields.items()], without)
         else:

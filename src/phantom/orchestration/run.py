@@ -27,7 +27,7 @@ from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, Terminated, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
-from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES
+from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES, unlisted_settings
 from phantom.progress import say
 from phantom.tracking.lineage import PIPELINE_ENV, new_pipeline_name
 
@@ -160,6 +160,9 @@ def run_stage(
     command += ["-m", "dvc", "repro", "--quiet", "--single-item", stage]
     if source is not None and source != _read(work / "source"):
         command.append("--force")  # the clips are no DVC dependency: DVC does not notice that they changed
+    unlisted, kept = json.dumps(unlisted_settings(stage, params), sort_keys=True), work / f"{stage}.settings"
+    if unlisted != (_read(kept) or "{}") and "--force" not in command:
+        command.append("--force")  # nor that these did
 
     with ExitStack() as stack:
         # The stage inherits a terminal, to draw progress bars. Else it writes to a file, not a pipe: it may outlive us.
@@ -187,6 +190,7 @@ def run_stage(
         raise _failure(stage, outcome, root)
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
+    kept.write_text(unlisted, encoding="utf-8")
     return StageRun(stage, outcome is not None, time.monotonic() - started)
 
 

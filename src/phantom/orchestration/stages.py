@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Params, Role, identity
+from phantom.config import Params, Role, all_keys, field_of, identity, shortest_names
 from phantom.training.run_identity import SECTIONS as TRAINING_SECTIONS
 
 HOUR = 3600  # s
@@ -129,6 +129,18 @@ STAGES: dict[str, Stage] = {
 def result_settings(stage: str, params: Params) -> dict[str, Any]:
     """The settings that the result of `stage` depends on, nested as in params.yaml, JSON-able (`config.identity`)."""
     return identity(params, STAGES[stage].settings, without=(Role.NOT_IN_RESULT,))
+
+
+def unlisted_settings(stage: str, params: Params) -> dict[str, Any]:
+    """Those of `result_settings` that dvc.yaml does not name, where they are not at their default."""
+    listed = shortest_names(STAGES[stage].settings, without=(Role.NOT_IN_RESULT,))
+    keys = [
+        key
+        for key in all_keys()
+        if not field_of(key).is_required() and not any(f"{key}.".startswith(f"{name}.") for name in listed)
+    ]
+    of_stage = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in STAGES[stage].settings)]
+    return {name: of for name, of in identity(params, of_stage, without=(Role.NOT_IN_RESULT,)).items() if of}
 
 
 def identity_files(stage: str) -> list[Path]:
