@@ -34,7 +34,7 @@ def test_an_export_has_the_dtype_of_its_base_unless_another_is_asked_for(
     params = make_params(*settings)
     model = build_model(params, tiny.PHYSICS_CHANNELS)
     weights = {name: value.float() for name, value in model.trainable_parameters()}
-    write_export(tmp_path / "phantom", model, weights, params, {}, [], RESULT, {}, held=False)
+    write_export(tmp_path / "phantom", model, weights.items(), params, {}, [], RESULT, {}, held=False)
     (file,) = (tmp_path / "phantom").glob("*.safetensors")
     stored = load_file(file)
     kept = {name for name in stored if set(name.split(".")) & set(PhantomTransformer3DModel._keep_in_fp32_modules)}

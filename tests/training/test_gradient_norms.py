@@ -57,7 +57,7 @@ def test_norms_and_gradient_are_those_of_the_global_batch(run_params, accumulati
     seen = {}
     learner = trainer.learner
     learner.optimizer.step = lambda: seen.update(
-        {n: p.grad.clone() for n, p in zip(learner.names, learner.parameters, strict=True)}
+        {n: p.grad.clone() for n, p in zip(learner.named, learner.parameters, strict=True)}
     )
     learner.clip_norm = 1e9
     batches = trainer._batches()
@@ -93,7 +93,7 @@ def test_two_processes_measure_and_train_like_one(run_params, tmp_path, strategy
     # One process resumes the checkpoint of two.
     resumed = Trainer(params, tmp_path / "two", "phantom", held=False)
     assert resumed.step == 3
-    assert same(resumed.learner.weights(keep=True), together)
+    assert same(dict(resumed.learner.weights()), together)
     resumed.tracker.close()
 
 

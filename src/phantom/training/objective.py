@@ -88,10 +88,11 @@ def predict(model: Any, batch: Batch, physics: bool = True, video: bool = True) 
     Without `physics` those of the frozen base. A model without a physics branch is given the video alone.
     """
     sigma_v, sigma_z = (s[:, None, :, None, None] for s in (batch.sigma, batch.sigma_physics))
+    with_z = physics and getattr(model, "has_physics", True)  # DDP's wrapper hides the model's attributes
     with nullcontext() if physics else model.base_alone():
         return model(
             noised(batch.video, batch.noise_video, sigma_v),
-            noised(batch.physics, batch.noise_physics, sigma_z) if physics and model.has_physics else None,
+            noised(batch.physics, batch.noise_physics, sigma_z) if with_z else None,
             batch.sigma * TIMESTEPS,
             batch.text,
             coupling=batch.coupled,
