@@ -145,6 +145,16 @@ def test_time_scales_with_gpus_and_mfu_and_doubles_with_the_control():
     assert more["time"]["gpu_hours"] == pytest.approx(base["time"]["gpu_hours"])
 
 
+def test_steps_that_train_the_twin_alone_cost_the_physics_branch_alone():
+    whole, half = (plan(full_size_params(f"train.twin_steps={n}"), "H100", 8) for n in (0, 10_000))
+    by_part = whole["flops"]["model_per_sample_by_part"]
+    share = (1 + by_part["physics_branch"] / whole["flops"]["model_per_sample"]) / 2
+    assert half["time"]["hours"] == pytest.approx(share * whole["time"]["hours"]) and 0.5 < share < 0.9
+    assert half["flops"]["model_per_run"] == pytest.approx(share * whole["flops"]["model_per_run"])
+    settings = ("train.twin_steps=10000", "train.strategy=zero2")  # there the whole model is run
+    assert plan(full_size_params(*settings), "H100", 8)["time"]["hours"] == whole["time"]["hours"]
+
+
 def test_encoding_time_is_the_encoders_flops_at_the_given_mfu(tmp_path: Path):
     found = plan(full_size_params(), "H200", 8, clips=1000, mfu=0.2)["encoding"]
     flops = found["flops_per_clip"]

@@ -90,6 +90,17 @@ def test_first_the_twin_alone(run_params):
     assert rates[3] == rates[0] < rates[1] and rates[4] == rates[1]  # and the warm-up of the learning rate
 
 
+def test_no_mean_of_the_video_loss_counts_steps_without_the_video_branch(run_params):
+    params = ("train.twin_steps=3", "train.steps=4")
+    train(run_params(*params))
+    (*_, expected) = history()
+    for path in Path("checkpoints").rglob("*.json"):
+        path.unlink()
+    train(run_params(*params, "train.log_every=4"))
+    (found,) = history()
+    assert found["loss_video"] == expected["loss_video"] > 0
+
+
 def test_the_average_forgets_where_it_began():
     assert [ema_decay(0.999, step) for step in (0, 90, 10**6)] == [0.1, 0.91, 0.999]
     average, weight = 5.0, 0.0  # first weights, and those from the first step on

@@ -195,12 +195,12 @@ def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, A
     for run in runs:
         if run.arm is not None and run.arm not in costs:
             params = run.trained.params
-            planned, steps = plan(params, "H200", 1, root=root), params.train.steps  # no figure is of the GPU
+            planned = plan(params, "H200", 1, root=root)  # no figure is of the GPU
             costs[run.arm] = {
-                "steps": steps,
+                "steps": planned["time"]["steps"],
                 "samples": planned["time"]["samples"],
                 "trainable_parameters": planned["parameters"]["trainable"],
-                "flops": steps * planned["flops"]["model_per_step"],
+                "flops": planned["flops"]["model_per_run"],
             }
     return compare_arms(study, costs)
 

@@ -41,6 +41,10 @@ def plan(
 
     train = params.train
     step = train.batch_size * cost.total.training
+    # DeepSpeed runs the whole model in the steps that train the twin alone.
+    twin_steps = 0 if parts.lora or train.strategy.startswith("zero") else min(train.twin_steps, train.steps)
+    whole_run = (train.steps - twin_steps) * step + twin_steps * train.batch_size * cost.physics.training
+    rate = gpus * kind.peak_flops * mfu
     repeated = train.batch_size * cost.recomputed(train.activation_checkpointing)
     # Every n-th step measures the gradient norm: the physics loss gets its own backward pass through the same graph.
     second_pass = cost.total.backward + cost.recomputed(train.activation_checkpointing)
@@ -70,6 +74,7 @@ def plan(
             "model_per_sample": cost.total.training,
             "model_per_sample_by_part": {name: part.training for name, part in by_part.items()},
             "model_per_step": step,
+            "model_per_run": whole_run,
             "recomputed_per_step": repeated,
             "norm_measurement_per_step": measured,
             "with_recomputation_per_step": step + repeated + measured,
@@ -78,7 +83,7 @@ def plan(
         "fits": total <= available,
         "changes": changes_to_fit(params, parts, available, gpus, total),
         "storage": _storage(params, parts, count, cost.trainable),
-        "time": _time(params, count, step / (gpus * kind.peak_flops * mfu), gpus, mfu),
+        "time": _time(params, count, step / rate, whole_run / rate, gpus, mfu),
         "encoding": _encoding(params, count, kind.peak_flops * mfu, gpus, root),
     }
 
@@ -96,7 +101,9 @@ def _storage(params: Params, parts: Parts, clips: int | None, trainable: int) ->
     }
 
 
-def _time(params: Params, clips: int | None, seconds_per_step: float, gpus: int, mfu: float) -> dict[str, Any]:
+def _time(
+    params: Params, clips: int | None, seconds_per_step: float, seconds_per_run: float, gpus: int, mfu: float
+) -> dict[str, Any]:
     """Duration of training; the control run, where there is one, takes as long again."""
     train = params.train
     return {
@@ -108,8 +115,8 @@ def _time(params: Params, clips: int | None, seconds_per_step: float, gpus: int,
         "steps_per_epoch": clips and math.ceil(clips / train.batch_size),
         "hours_per_epoch": clips and clips / train.batch_size * seconds_per_step / 3600,
         "runs": 1 + train.trains_control,
-        "hours": (1 + train.trains_control) * train.steps * seconds_per_step / 3600,
-        "gpu_hours": (1 + train.trains_control) * train.steps * seconds_per_step / 3600 * gpus,
+        "hours": (1 + train.trains_control) * seconds_per_run / 3600,
+        "gpu_hours": (1 + train.trains_control) * seconds_per_run / 3600 * gpus,
     }
 
 

@@ -226,6 +226,8 @@ class Trainer:
         """
         weight, learner, size = self.weight, self.learner, self.settings.batch_size
         twin_alone = self.step < self.twin_steps
+        if self.step == self.twin_steps:
+            self.window.clear()  # no mean is over steps with and without the video branch
         measured = weight.due(self.step) and not twin_alone
         alpha = weight.full if twin_alone else weight.alpha
         self._checkpoint_activations(learner.backwards if measured else 1)
