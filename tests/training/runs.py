@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from phantom.config import Params
+from phantom.errors import Interrupted
+from phantom.training.conditioning import Batch
+from phantom.training.trainer import Trainer, train
 from tests.plain import mini_params
 from tests.training.random_latents import write_latents
 
@@ -45,6 +50,24 @@ class Workspace:
     def params(self, *overrides: str) -> Params:
         """The mini preset on the tiny base, `QUICK`, with overrides."""
         return mini_params(self.base, *QUICK, *overrides)
+
+
+def stop_and_go_on(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains without the checkpoints of before, is stopped by SIGTERM in the fourth step, and trains to the end."""
+    for path in Path("checkpoints").rglob("*.json"):
+        path.unlink()
+    step = Trainer.train_step
+
+    def signalled(self: Trainer, micro_batches: list[Batch]) -> dict[str, Any]:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, micro_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", signalled)
+        with pytest.raises(Interrupted, match="after step 4, which is saved"):
+            train(params)
+    assert train(params).steps == params.train.steps
 
 
 def weights(root: Path = Path(), name: str = "phantom") -> dict[str, torch.Tensor]:

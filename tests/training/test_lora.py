@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from phantom.errors import Interrupted, UserError
+from phantom.errors import UserError
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.export import LORA_WEIGHTS
 from phantom.training.build import build_model
-from phantom.training.trainer import Trainer, train
+from phantom.training.checkpoint_commands import export_checkpoint
+from phantom.training.trainer import train
 from tests.training.processes import Run
-from tests.training.runs import heldout, history, same
+from tests.training.runs import heldout, history, same, stop_and_go_on
 
 LORA = ("train.method=lora", "train.lora.rank=4")
 
@@ -64,21 +63,18 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_params, monkeypatch):
     params = run_params(*LORA, "train.steps=6", "train.checkpoint_every=100", "train.validate_every=3")
     train(params)
     expected, curve = lora_weights(), history(name="lora")
-    for path in Path("checkpoints").rglob("*.json"):
-        path.unlink()
-    step = Trainer.train_step
-
-    def signalled(self, micro_batches):
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, micro_batches)
-
-    monkeypatch.setattr(Trainer, "train_step", signalled)
-    with pytest.raises(Interrupted, match="after step 4, which is saved"):
-        train(params)
-    monkeypatch.setattr(Trainer, "train_step", step)
-    assert train(params).steps == 6
+    stop_and_go_on(params, monkeypatch)
     assert same(lora_weights(), expected) and history(name="lora") == curve
+
+
+def test_a_checkpoint_of_adapters_is_exported_like_the_run_itself(run_params):
+    params = run_params(*LORA, "train.steps=2")
+    train(params)
+    (run,) = Path("checkpoints").glob("lora-*")
+    export_checkpoint(params, Path(), run.name, Path("models/again"), None, "float32")
+    again, own = (Path(f"models/{name}/pytorch_lora_weights.safetensors").read_bytes() for name in ("again", "lora"))
+    assert again == own
+    assert not PhantomTransformer3DModel.from_export("models/again").has_physics
 
 
 @pytest.mark.parametrize("checkpointing", ["full", "selective"])

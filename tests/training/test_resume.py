@@ -13,27 +13,14 @@ from phantom.data.storage import LocalFolder
 from phantom.errors import Interrupted
 from phantom.training import checkpoint
 from phantom.training.trainer import Trainer, train
-from tests.training.runs import history, same, weights
+from tests.training.runs import history, same, stop_and_go_on, weights
 
 
 def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_params, monkeypatch):
     params = run_params("train.steps=10", "train.checkpoint_every=100")
     train(params)
     expected, curve = weights(), history()
-    for path in Path("checkpoints").rglob("*.json"):
-        path.unlink()
-    step = Trainer.train_step
-
-    def signalled(self, micro_batches):
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, micro_batches)
-
-    monkeypatch.setattr(Trainer, "train_step", signalled)
-    with pytest.raises(Interrupted, match="after step 4, which is saved"):
-        train(params)
-    monkeypatch.setattr(Trainer, "train_step", step)
-    assert train(params).steps == 10
+    stop_and_go_on(params, monkeypatch)
     assert same(weights(), expected) and history() == curve
 
 

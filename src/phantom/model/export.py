@@ -87,12 +87,17 @@ def write_weights(
     weights: Iterable[tuple[str, torch.Tensor]],
     dtype: torch.dtype | None,
     float32_modules: Iterable[str],
+    lora: dict[str, Any] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Writes (name, tensor) of the physics branch and the coupling to safetensors files, as they come.
 
     Only the tensors of one file are in memory at a time. dtype: to cast to, except in `float32_modules`; None: as is.
+    lora: config of the adapters that the tensors are of; they are in one file.
     """
+    if lora:
+        _save_adapters(weights, dtype, lora, folder / LORA_WEIGHTS)
+        return
     files, held, index = list[Path](), dict[str, torch.Tensor](), dict[str, int]()
     size = total = 0
 
@@ -164,10 +169,7 @@ class ExportMixin:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict().items() if weights is None else weights
-        if self.config.lora:
-            _save_adapters(weights, dtype, self.config.lora, folder / LORA_WEIGHTS)
-        else:
-            write_weights(folder, weights, dtype, self._keep_in_fp32_modules, max_file_bytes)
+        write_weights(folder, weights, dtype, self._keep_in_fp32_modules, self.config.lora, max_file_bytes)
         config = self.export_config(
             base_id=base_id,
             base_revision=base_revision,

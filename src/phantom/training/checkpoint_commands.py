@@ -64,12 +64,11 @@ def export_checkpoint(params: Params, root: Path, run: str, out: Path, step: int
         raise UserError(f"{run}: no checkpoint that is whole; `phantom checkpoints list` shows what there is")
     if step is not None and (damage := found.damage()):
         raise UserError(f"{found}: damaged ({damage}); accepted: another step, or none for the newest that is whole")
-    if found.state["config"].get("lora"):
-        raise UserError(f"{run}: checkpoints of adapters; accepted: those of a physics branch")
+    config = found.state["config"]
     new = fresh_folder(out.with_name(f".{out.name}.new"))
     kept = PhantomTransformer3DModel._keep_in_fp32_modules
-    write_weights(new, found.exported_weights(), getattr(torch, dtype), kept)
-    (new / CONFIG_NAME).write_text(json.dumps(found.state["config"], indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_weights(new, found.exported_weights(), getattr(torch, dtype), kept, config["lora"])
+    (new / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_history(new / HISTORY, found.state["history"])
     new.rename(out)
     return found
