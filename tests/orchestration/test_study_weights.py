@@ -105,7 +105,7 @@ def test_two_arms_with_the_same_settings_are_trained_once_at_the_same_time(tmp_p
     study = toy_study(tiny_base, steps=2) | {"seeds": [0]}
     study["arms"].append({"label": "twin"})
     write_study(tmp_path, study)
-    runs = study_runs(load_study("toy", tmp_path), (), tmp_path)
+    runs = study_runs(load_study("toy", tmp_path), ("storage.checkpoints=elsewhere",), tmp_path)
     assert [run.arm for run in runs] == [None, "control", "phantom", "twin"]
     first, second = runs[2:]
     assert first.folder == second.folder
@@ -117,6 +117,7 @@ def test_two_arms_with_the_same_settings_are_trained_once_at_the_same_time(tmp_p
     places = list((tmp_path / first.folder / "processes").iterdir())
     assert {json.loads((place / "run.json").read_text())["arm"] for place in places} == {"phantom", "twin"}
     assert sum("train: 2/2 steps" in (place / LOG).read_text() for place in places) == 1
+    assert not list(tmp_path.rglob("step-*"))  # wherever other runs have theirs, checkpoints of a finished one are gone
 
 
 def test_videos_of_other_code_or_settings_are_made_again(tmp_path, tiny_base, monkeypatch, capsys):

@@ -172,13 +172,16 @@ def _find_latents(arm: Arm, params: Params, latents: StudyLatents) -> tuple[Path
 
 
 def absolute(params: Params, root: Path) -> Params:
-    """The same settings with places that do not depend on the run's folder: the MLflow store and the cache."""
+    """The same settings with places that do not depend on the run's folder: the MLflow store and the cache.
+
+    Checkpoints stay in the run's folder, where they are deleted when it has ended.
+    """
     tracking, storage = params.tracking, params.storage
     folder, uri = root.resolve(), tracking.uri
     if uri.startswith(SQLITE):
         uri = f"{SQLITE}{folder / uri.removeprefix(SQLITE)}"
     placed = tracking.model_copy(update={"uri": uri, "artifacts": str(folder / tracking.artifacts)})
-    kept = storage.model_copy(update={"cache": str(folder / storage.cache)})
+    kept = storage.model_copy(update={"cache": str(folder / storage.cache), "checkpoints": None})
     return params.model_copy(update={"tracking": placed, "storage": kept})
 
 
