@@ -16,9 +16,8 @@ from typing import Any
 PIPELINE = "phantom/full-pipeline"
 FLOWS = ("phantom", "phantom-study")
 NIGHTLY = "0 2 * * *"  # UTC
-LOST_SECONDS = (
-    90  # without a heartbeat; flows send one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds, 30 in the worker
-)
+# Without a heartbeat; flows send one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds, 30 in the worker.
+LOST_SECONDS = 90
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
 

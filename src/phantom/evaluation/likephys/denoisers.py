@@ -78,21 +78,11 @@ class Denoiser(ABC):
         return self._texts[prompt]
 
 
-class PhantomDenoiser(Denoiser):
-    """Both branches of Phantom, noised together: z as the physics branch is given it, at its own noise level."""
-
-    modalities: tuple[str, ...] = ("video", "physics")
-
-    def __init__(self, pipe: Any, steps: int, guidance_scale: float, batch_size: int) -> None:
-        super().__init__(pipe, steps, guidance_scale, batch_size)
-        self._physics_config = pipe.transformer.config.physics
-        self.levels = (self.levels[0], self.levels[0].shifted(self._physics_config["noise_shift"]))
+class VideoDenoiser(Denoiser):
+    """Phantom's video branch without a physics branch, with the adapters that it has."""
 
     def encode(self, frames: torch.Tensor) -> Latents:
-        encoder = PhysicsEncoder(self.pipe.physics_encoder, self.device, self._physics_config["tubelets_per_latent"])
-        config = self._physics_config
-        z = standardize(encoder.encode(frames[None]), config["mean"], config["std"])
-        return VideoEncoder(self.pipe.vae, self.device).encode(frames[None]), z
+        return (VideoEncoder(self.pipe.vae, self.device).encode(frames[None]),)
 
     def embed(self, prompt: str) -> Any:
         embedding = self.pipe._embed_prompts([prompt], 1, self.device)
@@ -105,16 +95,20 @@ class PhantomDenoiser(Denoiser):
         return out[: len(z)]
 
 
-class VideoDenoiser(PhantomDenoiser):
-    """The video branch without a physics branch, with the adapters that it has."""
+class PhantomDenoiser(VideoDenoiser):
+    """Both branches of Phantom, noised together: z as the physics branch is given it, at its own noise level."""
 
-    modalities = ("video",)
+    modalities = ("video", "physics")
 
     def __init__(self, pipe: Any, steps: int, guidance_scale: float, batch_size: int) -> None:
-        Denoiser.__init__(self, pipe, steps, guidance_scale, batch_size)
+        super().__init__(pipe, steps, guidance_scale, batch_size)
+        self._physics_config = pipe.transformer.config.physics
+        self.levels = (self.levels[0], self.levels[0].shifted(self._physics_config["noise_shift"]))
 
     def encode(self, frames: torch.Tensor) -> Latents:
-        return (VideoEncoder(self.pipe.vae, self.device).encode(frames[None]),)
+        config = self._physics_config
+        encoder = PhysicsEncoder(self.pipe.physics_encoder, self.device, config["tubelets_per_latent"])
+        return (*super().encode(frames), standardize(encoder.encode(frames[None]), config["mean"], config["std"]))
 
 
 class BaseDenoiser(VideoDenoiser):
