@@ -68,12 +68,12 @@ def settings(
 
 
 def show(result: Any, as_json: bool, text: str | None = None) -> None:
-    """Prints a result to stdout: as JSON, as `text`, or as one line per field."""
+    """Prints a result to stdout: as JSON, as `text`, or as one line per field that is not empty text."""
     plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
     if as_json:
         typer.echo(json.dumps(plain, indent=2, default=str))
     else:
-        typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items()))
+        typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items() if v != ""))
 
 
 def run_on_cluster(name: str, tree: Params) -> Any:
