@@ -13,9 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import numpy as np
 import pytest
 from markupsafe import escape
 
+from phantom.data.manifest import MANIFEST, write_manifest
+from phantom.data.sources.worlds_files import write_clips
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.evaluation.heldout_loss import heldout_losses
 from phantom.evaluation.study.spec import load_study
@@ -24,6 +27,7 @@ from phantom.orchestration.study import list_studies, report_study, run_study
 from phantom.orchestration.study_processes import Child
 from phantom.orchestration.study_runs import StudyRun, study_runs
 from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
+from tests.plain import mini_params
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,29 @@ def test_a_study_may_measure_likephys_and_positions_of_the_same_runs(finished, t
     page = (root / "studies/more/index.html").read_text()
     assert "z of the recording" in page and "LikePhys error" in page
     assert not list((root / "checkpoints/studies").glob("*/measuring"))
+
+
+def test_an_arm_is_compared_with_the_frozen_base_and_with_looking_up_the_nearest_clip(tmp_path, tiny_base):
+    write_study_latents(tmp_path, tiny_base)
+    params = mini_params(tiny_base, "data.worlds.train_clips=4", "data.worlds.heldout_clips=1")
+    (tmp_path / "data/clips").mkdir()
+    write_manifest(tmp_path / "data/clips" / MANIFEST, write_clips(tmp_path / "data/clips", params))
+    study = toy_study(tiny_base)
+    study["settings"] |= {"evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
+    study["primary"] = [{"figure": name, "better": "lower"} for name in ("position_error", "heldout_loss_video")]
+    study["compare"] = [{"arm": "phantom", "reference": name} for name in ("base", "nearest_clip", "last_frame")]
+    write_study(tmp_path, study | {"seeds": [0], "measures": {"positions": {"scenarios": 2}}})
+    results = run_here(tmp_path)
+    values, base = results["runs"][1]["clips"], results["base"]["clips"]
+    assert base["position_error_nearest_clip"] != base["position_error_last_frame"] != base["position_error"]
+    found = {(one["reference"], one["figure"]): one for one in results["comparisons"]}
+    for name, key in (("base", "position_error"), ("nearest_clip", "position_error_nearest_clip")):
+        mean = np.mean(np.subtract(values["position_error"], base[key]))
+        assert found[name, "position_error"]["difference"] == pytest.approx(mean, rel=1e-5)
+    assert found["base", "heldout_loss_video"]["seeds"] == [0]
+    assert found["nearest_clip", "heldout_loss_video"]["seeds"] == []  # a prediction has no loss
+    assert results["verdict"].startswith("phantom is not distinguishable from base: its position error differs by ")
+    assert "phantom - nearest_clip" in (tmp_path / "studies/toy/index.html").read_text()
 
 
 def test_adapters_are_an_arm_with_as_many_trainable_parameters(finished, tiny_base):

@@ -129,7 +129,7 @@ def remarks(study: Study, runs: Sequence[StudyRun], root: Path = Path()) -> list
     for label, costs in _equality(study, runs, root).items():
         if costs["unequal"]:
             keys = listed([f"{key} {costs[key]:,}" for key in costs["unequal"]])
-            found.append(f"arm {label!r} is not equal to {study.compare[0].reference!r}: {keys}")
+            found.append(f"arm {label!r} is not equal to {study.equal_to!r}: {keys}")
     seeds, test = len(study.seeds), study.test
     if (least := smallest_p(seeds, test.sides)) > test.level:
         found.append(

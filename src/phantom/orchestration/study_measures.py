@@ -26,7 +26,7 @@ from phantom.evaluation.heldout_loss import Heldout, heldout_losses
 from phantom.evaluation.interventions import switch_coupling_off, without_coupling
 from phantom.evaluation.likephys.folder import read_folder
 from phantom.evaluation.likephys.run import clip_losses, worlds_folder
-from phantom.evaluation.positions import position_errors
+from phantom.evaluation.positions import position_errors, prediction_errors
 from phantom.evaluation.provenance import digest, short_digest
 from phantom.evaluation.sample import find_model
 from phantom.evaluation.sampling_spec import Model
@@ -94,7 +94,10 @@ def _positions(params: Params, folder: Path, export: Path | None, settings: dict
     sources = settings["interventions"] if has_physics else []
     made, kept = folder / WORK / f"videos-{Path(settings['file']).stem}", folder / kept_videos(settings)
     probe = state_probe(params, folder) if has_physics and not settings.get("intervention") else None
-    return position_errors(params, model, benchmark, sources, made, kept, probe)
+    found = position_errors(params, model, benchmark, sources, made, kept, probe)
+    if names := settings.get("predictions"):
+        found["clips"] |= prediction_errors(params, folder, benchmark, names, folder / WORK / "predictions")
+    return found
 
 
 def state_probe(params: Params, folder: Path) -> StateProbe | None:

@@ -133,6 +133,8 @@ def _measures(study: Study, arm: Arm | None, params: Params) -> dict[str, dict[s
         found["positions"] = {**study.measures.positions.model_dump(mode="json"), **rate, **sampling, **worlds}
         if altered := _altered(arm):
             found["positions"] |= {"interventions": [], **altered}
+        if arm is None and study.predictions:
+            found["positions"]["predictions"] = list(study.predictions)
     for name in ("heldout", "likephys"):
         if name in found:
             found[name] |= _altered(arm)

@@ -133,7 +133,7 @@ def capitalized(text: str) -> str:
 
 
 def _warnings(study: Study, results: Mapping[str, Any], digest: str) -> list[str]:
-    reference, found = study.compare[0].reference, []
+    reference, found = study.equal_to, []
     for label, costs in results["equality"].items():
         if costs["unequal"]:
             keys = listed([key.replace("_", " ") for key in costs["unequal"]])
@@ -296,7 +296,7 @@ def _equality(study: Study, results: Mapping[str, Any]) -> Table:
             cells.append(Cell(text, "not equal", "bad") if key in costs["unequal"] else Cell(text))
         note = "held equal" if key in study.equal else "not asked to be equal"
         rows.append(TableRow(key.replace("_", " "), note, cells))
-    note = f"From `phantom plan`, against {study.compare[0].reference}."
+    note = f"From `phantom plan`, against {study.equal_to}."
     for arm in study.arms:
         if arm.weights:
             note += f" {arm.label} is not trained: its weights, and what they cost, are {arm.weights}'s."

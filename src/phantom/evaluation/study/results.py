@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from phantom.errors import UserError
-from phantom.evaluation.study.spec import PAGE, RESULTS, STUDIES, Comparison, Primary, Study
+from phantom.evaluation.study.spec import BASE, PAGE, RESULTS, STUDIES, UNTRAINED, Comparison, Primary, Study
 from phantom.evaluation.study.statistics import (
     detectable_effect,
     hierarchical_bootstrap,
@@ -63,7 +63,11 @@ def compare(
     of the reference's gain over the frozen base, None without a base or such a gain.
     """
     figure, test = primary.figure, study.test
-    ours, theirs = (by_seed(runs, label, figure) for label in (comparison.arm, comparison.reference))
+    ours = by_seed(runs, comparison.arm, figure)
+    if comparison.reference in UNTRAINED:
+        theirs = _untrained(study, comparison.reference, figure, base)
+    else:
+        theirs = by_seed(runs, comparison.reference, figure)
     seeds = [seed for seed in study.seeds if seed in ours and seed in theirs]
     found: dict[str, Any] = {"arm": comparison.arm, "reference": comparison.reference, **primary.model_dump()}
     found["seeds"] = seeds
@@ -98,6 +102,15 @@ def by_seed(runs: Runs, label: str, figure: str) -> dict[int, np.ndarray]:
     return {seed: values for seed, values in found.items() if not np.isnan(values).all()}
 
 
+def _untrained(study: Study, name: str, figure: str, base: Mapping[str, Any] | None) -> dict[int, np.ndarray]:
+    """The values (C,) of the frozen base or of a prediction without a model, for every seed; empty if there are none.
+
+    The figures of a prediction are measured with the base's.
+    """
+    values = (base or {"clips": {}})["clips"].get(figure if name == BASE else f"{figure}_{name}")
+    return {} if values is None else dict.fromkeys(study.seeds, np.array(values, dtype=float))
+
+
 def seed_means(runs: Runs, label: str, figure: str) -> dict[int, float]:
     """The mean of a figure in each run of an arm."""
     return {seed: float(np.nanmean(values)) for seed, values in by_seed(runs, label, figure).items()}
@@ -117,9 +130,9 @@ def paired_interval(runs: Runs, label: str, figure: str, reference: str) -> tupl
 def compare_arms(study: Study, costs: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """By arm: its `costs` (steps, samples, trainable_parameters, flops), and `unequal`.
 
-    unequal: those of `study.equal` that differ from the reference arm of the first comparison.
+    unequal: those of `study.equal` that differ from the arm `study.equal_to`.
     """
-    reference = costs[study.compare[0].reference]
+    reference = costs[study.equal_to]
     return {
         label: {**found, "unequal": [key for key in study.equal if found[key] != reference[key]]}
         for label, found in costs.items()

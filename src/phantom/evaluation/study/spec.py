@@ -16,6 +16,7 @@ from phantom.config import Params, Section, StateSource, apply_overrides, preset
 from phantom.config.base import NonNegative, Positive
 from phantom.errors import UserError, listed
 from phantom.evaluation.study.figures import FIGURES
+from phantom.evaluation.trivial.predictions import TITLES
 
 STUDIES = Path("studies")
 FILE, RESULTS, PAGE = "study.yaml", "results.json", "index.html"
@@ -24,6 +25,8 @@ OF_THE_STUDY = (  # settings that an arm cannot state
     *("train.seed", "train.control", "compute.train", "train.processes"),
     *("evaluate.likephys.groups", "data.worlds.scenarios"),
 )
+BASE = "base"  # the reference that is the frozen base
+UNTRAINED = (BASE, *TITLES)  # references that are no arms: the same for every seed
 Equality = Literal["steps", "samples", "trainable_parameters", "flops"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w .+-]*$", max_length=40, description="letters, digits, . + -")]
 Sigma = Annotated[float, Field(gt=0, le=1)]
@@ -65,7 +68,11 @@ class Test(Section):
 
 
 class Comparison(Section):
-    """Two arms by their labels. The difference is `arm` - `reference`."""
+    """Two arms by their labels. The difference is `arm` - `reference`.
+
+    reference: also `base`, the frozen base, or a prediction without a model, such as `nearest_clip`, which is
+    continued from the same condition frames and has position errors alone. Those are the same for every seed.
+    """
 
     arm: str
     reference: str
@@ -112,22 +119,36 @@ class Study(Section):
         """The labels of the arms."""
         return [arm.label for arm in self.arms]
 
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The predictions without a model that arms are compared with."""
+        return tuple(dict.fromkeys(one.reference for one in self.compare if one.reference in TITLES))
+
+    @property
+    def equal_to(self) -> str:
+        """The arm that others are to be equal to: the first reference that is one, or else the first arm."""
+        return next((one.reference for one in self.compare if one.reference in self.labels), self.labels[0])
+
     def trained(self, arm: Arm) -> Arm:
         """The arm whose weights `arm` has: itself, or the one that it names."""
         return arm if arm.weights is None else next(one for one in self.arms if one.label == arm.weights)
 
     @model_validator(mode="after")
     def _names(self) -> Study:
+        if reserved := [label for label in self.labels if label in UNTRAINED]:
+            raise ValueError(f"arms: found the label {reserved[0]!r}, accepted: another; that reference is no arm")
         for number, primary in enumerate(self.primary):
             _check_known(f"primary.{number}.figure", primary.figure, list(FIGURES))
             measure = FIGURES[primary.figure].measure
             if measure in Measures.model_fields and getattr(self.measures, measure) is None:
                 raise ValueError(f"primary.{number}.figure: found {primary.figure!r}, accepted with measures.{measure}")
         for number, comparison in enumerate(self.compare):
-            for name in ("arm", "reference"):
-                _check_known(f"compare.{number}.{name}", getattr(comparison, name), self.labels)
+            _check_known(f"compare.{number}.arm", comparison.arm, self.labels)
+            _check_known(f"compare.{number}.reference", comparison.reference, [*self.labels, *UNTRAINED])
             if comparison.arm == comparison.reference:
                 raise ValueError(f"compare.{number}: found {comparison.arm!r} twice, accepted: two arms")
+        if self.predictions and not self.measures.positions:
+            raise ValueError(f"compare: found {self.predictions[0]!r}, accepted with measures.positions")
         for name, values in (("arms", self.labels), ("seeds", self.seeds)):
             if twice := [value for value in values if values.count(value) > 1]:  # type: ignore[arg-type]
                 raise ValueError(f"{name}: found {twice[0]!r} twice, accepted: each once")

@@ -23,7 +23,7 @@ from phantom.data.sources.worlds_files import TEST_FRAMES, benchmark_spec
 from phantom.data.video import read_frames, write_mp4
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition, read_truth
 from phantom.evaluation.provenance import claim, digest, short_digest
-from phantom.evaluation.sampling_spec import Settings
+from phantom.evaluation.sampling_spec import Mode, Settings
 from phantom.evaluation.trivial.predictions import (
     constant_velocity,
     last_frame,
@@ -54,16 +54,26 @@ class Prediction:
     make: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]  # uint8 RGB (T, H, W, 3), one per row
 
 
-def predict(params: Params, root: Path, place: Path, rows: Sequence[Row], work: Path) -> dict[str, dict[str, Path]]:
+def predict(
+    params: Params,
+    root: Path,
+    place: Path,
+    rows: Sequence[Row],
+    work: Path,
+    modes: Sequence[Mode] | None = None,
+    names: Sequence[str] | None = None,
+) -> dict[str, dict[str, Path]]:
     """Writes the videos that are missing; returns their folders by mode and prediction.
 
-    place: folder of the simulated worlds' benchmark, with `rows`. work: where the folders are made. Raises UserError.
+    place: folder of the simulated worlds' benchmark, with `rows`. work: where the folders are made. modes: by default
+    those of `evaluate.physics_iq`. names: of the predictions, by default all. Raises UserError.
     """
     folders: dict[str, dict[str, Path]] = {}
-    for mode in params.evaluate.physics_iq.modes:
+    for mode in modes or params.evaluate.physics_iq.modes:
         settings = replace(Settings.for_physics_iq(params, mode), fps=worlds.FPS, frames=TEST_FRAMES)
         found = _predictions(params, root, place, rows, settings)
-        folders[mode] = {one.name: _write(one, place, rows, settings, work) for one in found}
+        wanted = [one for one in found if names is None or one.name in names]
+        folders[mode] = {one.name: _write(one, place, rows, settings, work) for one in wanted}
     return folders
 
 
