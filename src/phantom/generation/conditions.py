@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from PIL import Image, ImageOps
 
 from phantom.encoders import PhysicsEncoder, VideoEncoder
-from phantom.errors import UserError
+from phantom.generation.arguments import BadArgument
 from phantom.model.physics import standardize
 from phantom.model.positions import latent_of_tubelet
 
@@ -26,10 +26,6 @@ logger = logging.get_logger(__name__)
 # returned with `output_type="pt"`. Floats are in [0, 1].
 ImageInput: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 VideoInput: TypeAlias = Sequence[ImageInput] | np.ndarray | torch.Tensor
-
-
-class BadArgument(UserError, ValueError):
-    """An argument of the pipeline is invalid: a ValueError as in diffusers, and one line on the command line."""
 
 
 def image_conditions(image: ImageInput | Sequence[ImageInput] | None, count: int) -> list[VideoInput]:

@@ -5,28 +5,33 @@ Legend: B videos, F latent frames of the video, T tubelets, S text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput, logging
-from diffusers.utils.torch_utils import empty_device_cache, randn_tensor
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel, VJEPA2Model
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel, VJEPA2Model
 
-from phantom.encoders import PhysicsEncoder, TextEncoder, VideoEncoder, first_line
+from phantom.encoders import PhysicsEncoder, TextEncoder, VideoEncoder
 from phantom.encoders.text import pad
-from phantom.encoders.vjepa import load_vjepa
-from phantom.generation.conditions import (
+from phantom.generation.arguments import (
     BadArgument,
+    check_counts,
+    check_names,
+    check_shape,
+    check_size,
+    check_texts,
+    count_prompts,
+    texts,
+)
+from phantom.generation.conditions import (
     ImageInput,
     VideoInput,
     condition_frames,
@@ -35,16 +40,12 @@ from phantom.generation.conditions import (
     video_conditions,
 )
 from phantom.generation.guidance import apply_guidance
+from phantom.generation.loading import load_components
+from phantom.generation.passes import Passes
 from phantom.generation.schedulers import make_scheduler, shifted_copy
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import base_path, read_export_config
+from phantom.model.export import read_export_config
 from phantom.model.positions import tubelets
-from phantom.model.transformer import BlockTextKV
-from phantom.progress import quiet_loading
-
-logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
 # Defaults for models whose metadata states none: the paper's clips, and the sampler settings of Wan2.2-TI2V-5B. They
 # agree with the preset wan2.2-ti2v-5b.
@@ -84,7 +85,7 @@ class PhantomPipeline(DiffusionPipeline):
     _optional_components = ["physics_encoder"]  # a model with LoRA adapters has no physics branch
     # The order of use within a call, so that each component makes room for the next. The VAE also encodes conditions.
     model_cpu_offload_seq = "physics_encoder->text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents", "physics_latents"]
+    _callback_tensor_inputs = ["latents", "physics_latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
         self,
@@ -130,38 +131,7 @@ class PhantomPipeline(DiffusionPipeline):
         `base` and `physics_encoder` override the locations named by the export. The VAE stays float32; the other
         components have `dtype`, by default that of the base's files. Raises BadArgument.
         """
-        config = read_export_config(folder)
-        if config is None:
-            raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
-        sources = {}
-        for part, override in (("base", base), ("physics_encoder", physics_encoder)):
-            if part == "physics_encoder" and config["physics"] is None:
-                continue
-            source = override or config[f"{part}_id"]
-            if source is None:
-                raise BadArgument(f"{folder}: config.json names no {part}_id; pass {part}=")
-            revision = None if override else config[f"{part}_revision"]
-            sources[part] = {"pretrained_model_name_or_path": base_path(folder, str(source)), "revision": revision}
-        with _load_errors(f"{folder}: base {sources['base']['pretrained_model_name_or_path']!r}"):
-            wan = WanTransformer3DModel.from_pretrained(**sources["base"], subfolder="transformer", torch_dtype=dtype)
-            dtype = dtype or wan.dtype
-            vae = AutoencoderKLWan.from_pretrained(**sources["base"], subfolder="vae", torch_dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**sources["base"], subfolder="tokenizer")
-            text_encoder = UMT5EncoderModel.from_pretrained(**sources["base"], subfolder="text_encoder", dtype=dtype)
-            schedule = UniPCMultistepScheduler.load_config(**sources["base"], subfolder="scheduler")
-            scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-        encoder = None
-        if found := sources.get("physics_encoder"):
-            with _load_errors(f"{folder}: physics encoder {found['pretrained_model_name_or_path']!r}"):
-                place, revision = found.values()
-                encoder = load_vjepa(str(place), revision, dtype, config.get("physics_encoder_random_seed"))
-        with _load_errors(str(folder)):
-            transformer = PhantomTransformer3DModel.from_export(
-                folder, wan, torch_dtype=dtype, base_revision=sources["base"]["revision"]
-            )
-        for model in (vae, text_encoder):
-            model.eval().requires_grad_(False)
-        pipe = cls(tokenizer, text_encoder, vae, transformer, scheduler, encoder)
+        pipe = cls(**load_components(folder, base, physics_encoder, dtype))
         if "flow_shift" in pipe.metadata:
             pipe.scheduler = make_scheduler(pipe.defaults["scheduler"], pipe.defaults["flow_shift"])
         return pipe
@@ -181,20 +151,150 @@ class PhantomPipeline(DiffusionPipeline):
         return {**metadata, **metadata.get("sampling", {})}
 
     @property
+    def guidance_scale(self) -> float:
+        """Text guidance of the video in the running call. A callback changes it by `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def physics_guidance_scale(self) -> float:
+        """Text guidance of the physics branch, likewise; 1 where there is none."""
+        return self._physics_guidance_scale
+
+    @property
+    def modality_guidance_scale(self) -> float:
+        """Guidance of each modality by the other, likewise."""
+        return self._modality_guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether either branch is guided by the text: a step then has a pass with the negative prompt."""
+        return max(self._guidance_scale, self._physics_guidance_scale) > 1
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """Those of the running call."""
+        return self._attention_kwargs
+
+    @property
     def num_timesteps(self) -> int:
         """Number of steps of the running call."""
         return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """Timestep of the running step, in [0, 1000]; None outside of the steps."""
+        return self._current_timestep
 
     @property
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
 
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        height: int,
+        width: int,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (),
+        *,
+        num_frames: int,
+        image: Any = None,
+        video: Any = None,
+        num_inference_steps: int = 1,
+        num_videos_per_prompt: int = 1,
+        max_sequence_length: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+    ) -> None:
+        """Raises BadArgument for arguments of a call that do not fit the model or each other."""
+        vae, patch = self.vae.config, self.transformer.config.video["patch_size"]
+        strides = vae.scale_factor_temporal, vae.scale_factor_spatial * patch[1], vae.scale_factor_spatial * patch[2]
+        check_size(height, width, num_frames, strides, conditioned=image is not None or video is not None)
+        if image is not None and video is not None:
+            raise BadArgument("image and video: found both; accepted: one of them")
+        text_dim = self.transformer.config.video["text_dim"]
+        check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, text_dim)
+        prompts = count_prompts(prompt, prompt_embeds)
+        check_counts(prompts, num_videos_per_prompt, num_inference_steps, max_sequence_length, generator)
+        check_names(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Text embeddings (prompts x num_videos_per_prompt, S, text_dim) of the prompts and the negative prompts.
+
+        The latter are None without guidance. Embeddings that are passed are repeated for each video of their prompt.
+        S is `max_sequence_length`, by default that of the embeddings that are passed, or the length in `defaults`:
+        shorter texts are padded with zeros, longer ones are cut. They have the device and dtype of the transformer
+        unless others are given. Raises BadArgument.
+        """
+        given = [embeds.shape[1] for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None]
+        tokens = max_sequence_length or [*given, self.defaults["text_tokens"]][0]
+        device, dtype = device or self._execution_device, dtype or self.transformer.dtype
+        videos = count_prompts(prompt, prompt_embeds) * num_videos_per_prompt
+
+        def encode(name: str, text: str | Sequence[str] | None, embeds: torch.Tensor | None) -> torch.Tensor:
+            if embeds is None:
+                encoder = TextEncoder(self.tokenizer, self.text_encoder, tokens, device)
+                embeds = pad(encoder.encode(texts(name, "" if text is None else text)), tokens)
+            return embeds.repeat_interleave(max(1, videos // len(embeds)), 0).to(device, dtype)
+
+        prompt_embeds = encode("prompt", prompt, prompt_embeds)
+        if not do_classifier_free_guidance:
+            return prompt_embeds, None
+        negative_prompt_embeds = encode("negative_prompt", negative_prompt, negative_prompt_embeds)
+        check_shape("negative_prompt_embeds", negative_prompt_embeds, tuple(prompt_embeds.shape))
+        return prompt_embeds, negative_prompt_embeds
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        num_frames: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        physics_latents: torch.Tensor | None = None,
+        physics: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Noise of both modalities (B, C_v, F, h, w) and (B, C_z, T, h', w'), or what is passed in its place.
+
+        Sizes are those of the video; `num_channels_latents` is C_v. Physics is None without a physics branch, or if
+        `physics` is False. float32 and the device that computes by default. Raises BadArgument for other shapes.
+        """
+        device, dtype = device or self._execution_device, dtype or torch.float32
+        vae = self.vae.config
+        frames, stride = (num_frames - 1) // vae.scale_factor_temporal + 1, vae.scale_factor_spatial
+        shape = batch_size, num_channels_latents, frames, height // stride, width // stride
+        # The video noise is drawn first, so that it is the same with and without physics.
+        drawn = _noise_or("latents", latents, shape, generator, device, dtype)
+        if not physics or self.physics_encoder is None:
+            return drawn, None
+        encoder, per_latent = self.physics_encoder.config, self.transformer.config.physics["tubelets_per_latent"]
+        side = encoder.crop_size // encoder.patch_size
+        shape = batch_size, encoder.hidden_size, tubelets(frames, per_latent), side, side
+        return drawn, _noise_or("physics_latents", physics_latents, shape, generator, device, dtype)
+
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
-        negative_prompt: str | list[str] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         image: ImageInput | Sequence[ImageInput] | None = None,
         video: VideoInput | Sequence[VideoInput] | None = None,
         height: int | None = None,
@@ -211,7 +311,14 @@ class PhantomPipeline(DiffusionPipeline):
         return_physics: bool = False,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> PhantomPipelineOutput:
+        latents: torch.Tensor | None = None,
+        physics_latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> PhantomPipelineOutput | tuple[Any, ...]:
         """Generates videos of `num_frames` frames, starting with the condition frames if there are any.
 
         Args:
@@ -227,7 +334,13 @@ class PhantomPipeline(DiffusionPipeline):
             output_type: np (B, frames, H, W, 3) in [0, 1]; pt (B, frames, 3, H, W) in [0, 1]; uint8, shaped as np; pil;
                 latent, the normalised latents (B, C_v, F, h, w).
             return_physics: also return the generated latent physical states, standardised if the model's are.
-            callback_on_step_end: callback as in diffusers, for the tensors `latents` and `physics_latents`.
+            callback_on_step_end: callback as in diffusers, for the tensors `latents`, `physics_latents`,
+                `prompt_embeds` and `negative_prompt_embeds`. It may change the guidance of later steps.
+            latents, physics_latents: noise to start from, in place of what `generator` draws (`prepare_latents`).
+            prompt_embeds, negative_prompt_embeds: text embeddings in place of the texts (`encode_prompt`).
+            max_sequence_length: text tokens, by default as many as in training.
+            attention_kwargs: `scale`: factor of all LoRA adapters.
+            return_dict: False returns a tuple, (frames,) or (frames, physics).
 
         Raises BadArgument, which is a ValueError and a UserError.
         """
@@ -238,68 +351,59 @@ class PhantomPipeline(DiffusionPipeline):
         width = defaults["width"] if width is None else width
         num_frames = defaults["frames"] if num_frames is None else num_frames
         steps = defaults["steps"] if num_inference_steps is None else num_inference_steps
-        scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        scale_z = defaults["physics_guidance_scale"] if physics_guidance_scale is None else physics_guidance_scale
+        self.check_inputs(
+            prompt,
+            negative_prompt,
+            height,
+            width,
+            prompt_embeds,
+            negative_prompt_embeds,
+            callback_on_step_end_tensor_inputs,
+            num_frames=num_frames,
+            image=image,
+            video=video,
+            num_inference_steps=steps,
+            num_videos_per_prompt=num_videos_per_prompt,
+            max_sequence_length=max_sequence_length,
+            generator=generator,
+            output_type=output_type,
+        )
+        prompts = count_prompts(prompt, prompt_embeds)
+        batch = prompts * num_videos_per_prompt
+        conditions = image_conditions(image, prompts) or video_conditions(video, prompts)
         negative_prompt = defaults["negative_prompt"] if negative_prompt is None else negative_prompt
-        prompts, negatives = _text_list("prompt", prompt), _text_list("negative_prompt", negative_prompt)
-        batch = len(prompts) * num_videos_per_prompt
-        self._check_size(height, width, num_frames, conditioned=image is not None or video is not None)
-        for is_wrong, message in (
-            (image is not None and video is not None, "image and video: found both; accepted: one of them"),
-            (steps < 1, f"num_inference_steps: found {steps}; accepted: at least 1"),
-            (batch < 1, f"found {len(prompts)} x {num_videos_per_prompt} videos to make; accepted: at least 1"),
-            (
-                len(negatives) not in (1, len(prompts)),
-                f"negative_prompt: found {len(negatives)} for {len(prompts)} prompt(s); accepted: one, or one for each",
-            ),
-            (
-                isinstance(generator, list) and len(generator) != batch,
-                f"generator: found a list of another length; accepted: one, or one for each of {batch} video(s)",
-            ),
-            (
-                output_type not in OUTPUT_TYPES,
-                f"output_type: found {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}",
-            ),
-            (
-                not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs),
-                f"callback_on_step_end_tensor_inputs: found {list(callback_on_step_end_tensor_inputs)}; "
-                f"accepted: {', '.join(self._callback_tensor_inputs)}",
-            ),
-        ):
-            if is_wrong:
-                raise BadArgument(message)
-        conditions = image_conditions(image, len(prompts)) or video_conditions(video, len(prompts))
-        self._interrupt = self._sequential_passes = False
-        trained_parts = nullcontext if physics else self.transformer.base_alone
+        passes = Passes(self.transformer, base_alone=not physics, attention_kwargs=attention_kwargs)
         physics = physics and self.transformer.has_physics
-        device, dtype = self._execution_device, self.transformer.dtype
+        scale_z = defaults["physics_guidance_scale"] if physics_guidance_scale is None else physics_guidance_scale
+        self._guidance_scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        self._physics_guidance_scale = scale_z if physics else 1.0
+        self._modality_guidance_scale = modality_guidance_scale if physics else 1.0
+        self._attention_kwargs = attention_kwargs
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
 
-        # The video noise is drawn first, so that it is the same with and without physics.
-        shape_v, shape_z = self._shapes(batch, num_frames, height, width)
-        latents = randn_tensor(shape_v, generator, device, torch.float32)
-        physics_latents = randn_tensor(shape_z, generator, device, torch.float32) if shape_z and physics else None
-        max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
+        channels = self.vae.config.z_dim
+        latents, physics_latents = self.prepare_latents(
+            batch, channels, height, width, num_frames, None, device, generator, latents, physics_latents, physics
+        )
         conditioning = None
         if conditions:
+            max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
             encoders = VideoEncoder(self.vae, device), self._physics_encoder(device), self.transformer.config.physics
             prefixes = [condition_frames(clip, height, width, max_frames) for clip in conditions]
             conditioning = encode_conditions(prefixes, *encoders, latents, physics_latents)
             latents, physics_latents = conditioning.apply(latents, physics_latents)
 
-        # The text embeddings, and the keys and values of all blocks, are constant over the steps: computed once.
-        passes = ["prompt"]
-        embeddings = {"prompt": self._embed_prompts(prompts, batch, device)}
-        if scale > 1 or (physics and scale_z > 1):
-            passes.append("negative")
-            embeddings["negative"] = self._embed_prompts(negatives, batch, device)
-        if physics and modality_guidance_scale != 1:
-            passes.append("uncoupled")
-            embeddings["uncoupled"] = embeddings["prompt"]
-        text = torch.cat([embeddings[name] for name in passes]).to(device, dtype)
-        with trained_parts():
-            text = self.transformer.encode_text(text)
-        coupling = torch.tensor([name != "uncoupled" for name in passes], device=device).repeat_interleave(batch)
-
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            negative_prompt,
+            self.do_classifier_free_guidance,
+            num_videos_per_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            max_sequence_length,
+        )
         self.scheduler.set_timesteps(steps, device=device)
         self.scheduler.set_begin_index(0)
         # Its own: a multistep solver keeps past velocities per modality, and the noise levels may differ.
@@ -311,98 +415,49 @@ class PhantomPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
+                self._current_timestep = t
+                embeds = {"prompt": prompt_embeds}
+                if self.do_classifier_free_guidance:
+                    if negative_prompt_embeds is None:  # a callback has switched guidance on
+                        text = {"negative_prompt": negative_prompt, "prompt_embeds": prompt_embeds}
+                        negative_prompt_embeds = self.encode_prompt(None, **text)[1]
+                    embeds["negative"] = negative_prompt_embeds
+                if self.modality_guidance_scale != 1:
+                    embeds["uncoupled"] = prompt_embeds
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
-                with trained_parts():
-                    velocity, velocity_z = self._velocities(
-                        len(passes),
-                        torch.cat([latents] * len(passes)).to(dtype),
-                        None if physics_latents is None else torch.cat([physics_latents] * len(passes)).to(dtype),
-                        torch.cat([time] * len(passes)),
-                        text,
-                        coupling if "uncoupled" in passes else True,
-                    )
-                velocity = apply_guidance(velocity, passes, scale, modality_guidance_scale)
+                velocity, velocity_z = passes(latents, physics_latents, time, embeds)
+
+                names = [*embeds]
+                velocity = apply_guidance(velocity, names, self.guidance_scale, self.modality_guidance_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if physics_latents is not None:
-                    velocity_z = apply_guidance(velocity_z, passes, scale_z, modality_guidance_scale)
+                    scales = self.physics_guidance_scale, self.modality_guidance_scale
+                    velocity_z = apply_guidance(velocity_z, names, *scales)
                     t_z = physics_scheduler.timesteps[i]
                     physics_latents = physics_scheduler.step(velocity_z, t_z, physics_latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "physics_latents": physics_latents}
-                    requested = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, i, t, requested)
-                    latents = changed.get("latents", latents)
-                    physics_latents = changed.get("physics_latents", physics_latents)
+                    tensors = latents, physics_latents, prompt_embeds, negative_prompt_embeds
+                    given = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
+                    requested = {name: given[name] for name in callback_on_step_end_tensor_inputs}
+                    given |= callback_on_step_end(self, i, t, requested)
+                    latents, physics_latents, prompt_embeds, negative_prompt_embeds = (
+                        given[name] for name in self._callback_tensor_inputs
+                    )
                 if conditioning:
                     latents, physics_latents = conditioning.apply(latents, physics_latents)
                 bar.update()
+        self._current_timestep = None
 
         out = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
-        return PhantomPipelineOutput(out, physics_latents if return_physics else None)
-
-    def _check_size(self, height: int, width: int, num_frames: int, conditioned: bool) -> None:
-        """Raises BadArgument, naming the nearest valid size, for sizes that the strides do not divide."""
-        config, patch = self.vae.config, self.transformer.config.video["patch_size"]
-        m = config.scale_factor_temporal
-        least = 1 + m if conditioned else 1  # a condition needs at least one latent frame after it
-        if num_frames % m != 1 or num_frames < least:
-            nearest = max(least, round((num_frames - 1) / m) * m + 1)
-            raise BadArgument(
-                f"num_frames: found {num_frames}; accepted: {m}m + 1, from {least}; nearest valid: {nearest}"
-            )
-        for name, size, stride in (("height", height, patch[1]), ("width", width, patch[2])):
-            stride *= config.scale_factor_spatial
-            if size % stride or size < stride:
-                nearest = max(1, round(size / stride)) * stride
-                raise BadArgument(f"{name}: found {size}; accepted: multiples of {stride}; nearest valid: {nearest}")
-
-    def _shapes(
-        self, batch: int, num_frames: int, height: int, width: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Shapes of the latents of both modalities; None for physics without a physics branch."""
-        vae, shape_z = self.vae.config, None
-        frames, stride = (num_frames - 1) // vae.scale_factor_temporal + 1, vae.scale_factor_spatial
-        if self.physics_encoder is not None:
-            encoder, per_latent = self.physics_encoder.config, self.transformer.config.physics["tubelets_per_latent"]
-            side = encoder.crop_size // encoder.patch_size
-            shape_z = batch, encoder.hidden_size, tubelets(frames, per_latent), side, side
-        return (batch, vae.z_dim, frames, height // stride, width // stride), shape_z
+        output = PhantomPipelineOutput(out, physics_latents if return_physics else None)
+        return output if return_dict else output.to_tuple()
 
     def _physics_encoder(self, device: torch.device) -> PhysicsEncoder | None:
         """The encoder of condition frames to z; None without a physics branch."""
         if self.physics_encoder is None:
             return None
         return PhysicsEncoder(self.physics_encoder, device, self.transformer.config.physics["tubelets_per_latent"])
-
-    def _velocities(self, passes: int, *inputs: Any) -> tuple[torch.Tensor, Any]:
-        """Velocities of both modalities, (passes x B, ...): in one batch, or pass by pass once memory has run out."""
-        if not self._sequential_passes:
-            try:
-                return self.transformer(*inputs, return_dict=False)
-            except torch.OutOfMemoryError:
-                if passes == 1:
-                    raise
-                self._sequential_passes = True
-            empty_device_cache()
-            logger.warning("out of memory with all passes of a step in one batch: running them sequentially")
-
-        def chunk(value: Any, i: int) -> Any:
-            if isinstance(value, BlockTextKV):
-                return BlockTextKV(*(chunk(one, i) for one in value))
-            if isinstance(value, tuple):
-                return tuple(chunk(one, i) for one in value)
-            return value.chunk(passes)[i] if isinstance(value, torch.Tensor) else value
-
-        outputs = [self.transformer(*(chunk(x, i) for x in inputs), return_dict=False) for i in range(passes)]
-        velocities, velocities_z = zip(*outputs, strict=True)
-        return torch.cat(velocities), velocities_z[0] if velocities_z[0] is None else torch.cat(velocities_z)
-
-    def _embed_prompts(self, texts: list[str], batch: int, device: torch.device) -> torch.Tensor:
-        """Text embeddings (batch, S, text_dim), each text repeated for its videos."""
-        tokens = self.defaults["text_tokens"]
-        embeddings = TextEncoder(self.tokenizer, self.text_encoder, tokens, device).encode(texts)
-        return pad(embeddings, tokens).repeat_interleave(batch // len(texts), 0)
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         """Latents -> frames as `output_type`."""
@@ -412,19 +467,16 @@ class PhantomPipeline(DiffusionPipeline):
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
-@contextmanager
-def _load_errors(what: str) -> Iterator[None]:
-    """Turns errors of loading into a BadArgument that starts with `what`."""
-    try:
-        with quiet_loading():
-            yield
-    except (OSError, ValueError, SafetensorError) as error:
-        line = first_line(error)
-        raise BadArgument(line if line.startswith(what) else f"{what}: {line}") from None
-
-
-def _text_list(name: str, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise BadArgument(f"{name}: found {type(value).__name__}; accepted: a text, or a list of texts")
-    return list(texts)
+def _noise_or(
+    name: str,
+    given: torch.Tensor | None,
+    shape: tuple[int, ...],
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`given`, the argument `name`, or noise of that shape if it is None."""
+    if given is None:
+        return randn_tensor(shape, generator, device, dtype)
+    check_shape(name, given, shape)
+    return given.to(device, dtype)

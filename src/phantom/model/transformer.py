@@ -16,7 +16,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
@@ -278,9 +278,12 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         """(name, parameter) of the physics branch, the coupling and the adapters."""
         return ((name, parameter) for name, parameter in self.named_parameters() if not is_video_branch(name))
 
-    def encode_text(self, encoder_hidden_states: torch.Tensor) -> TextKVCache:
+    def encode_text(
+        self, encoder_hidden_states: torch.Tensor, attention_kwargs: dict[str, Any] | None = None
+    ) -> TextKVCache:
         """Text embeddings (B, S, text_dim) -> keys and values of all blocks, which do not depend on t."""
-        return self(None, None, None, encoder_hidden_states)  # through __call__, so that offloading hooks fire
+        # Through __call__, so that offloading hooks fire.
+        return self(None, None, None, encoder_hidden_states, attention_kwargs=attention_kwargs)
 
     def rotary_embs(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
@@ -310,6 +313,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             rotary_emb(at_z, heads[2]),
         )
 
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: torch.Tensor | None,
@@ -319,6 +323,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         coupling: bool | torch.Tensor = True,
         return_dict: bool = True,
         video: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
     ) -> PhantomTransformerOutput | tuple[torch.Tensor | None, torch.Tensor | None] | TextKVCache:
         """Velocities of both modalities at one timestep.
 
@@ -330,6 +335,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             encoder_hidden_states: text embeddings (B, S, text_dim), or `encode_text` of them.
             coupling: False switches both directions off; a bool tensor (B,) switches them per sample.
             video: False runs the physics branch alone, without the coupling; `sample` is then None.
+            attention_kwargs: `scale`: factor of all LoRA adapters.
 
         Raises ValueError for shapes that do not fit.
         """

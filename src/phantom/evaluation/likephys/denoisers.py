@@ -85,8 +85,7 @@ class VideoDenoiser(Denoiser):
         return (VideoEncoder(self.pipe.vae, self.device).encode(frames[None]),)
 
     def embed(self, prompt: str) -> Any:
-        embedding = self.pipe._embed_prompts([prompt], 1, self.device)
-        return embedding.to(self.device, self.pipe.transformer.dtype)
+        return self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=self.device)[0]
 
     def predict(self, z: Latents, timesteps: torch.Tensor, text: Any) -> Latents:
         model = self.pipe.transformer
