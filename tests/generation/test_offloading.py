@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks.group_offloading import (
+    _GROUP_OFFLOADING,
+    GroupOffloadingConfig,
+    ModuleGroup,
+    _apply_lazy_group_offloading_hook,
+)
 
 import phantom.generation.pipeline as pipeline_module
 from phantom import PhantomPipeline
@@ -62,6 +70,27 @@ def test_blocks_come_from_disk_for_the_text_and_for_each_step(export, tmp_path, 
     kind = {**kind, "offload_to_disk_path": str(tmp_path)}
     pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **kind)
     assert np.array_equal(generate(pipe), expected)
+
+
+def test_weights_are_prefetched_in_the_order_of_a_step(export):
+    """Leaf by leaf, as with streams, which a CPU does not have: the text comes first, but is in no step."""
+    pipe, cpu = PhantomPipeline.from_pretrained(export), torch.device("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    model = pipe.transformer
+    model.enable_group_offload(cpu, cpu, offload_type="leaf_level")
+    root = ModuleGroup([], cpu, cpu, offload_leader=model, onload_leader=model)
+    config = GroupOffloadingConfig(cpu, cpu, "leaf_level", False, False, False)
+    _apply_lazy_group_offloading_hook(model, root, config=config)
+    pipe("a ball", num_inference_steps=1, output_type="latent")
+    executed, hooks = [], {}
+    for module in model.modules():
+        if (registry := getattr(module, "_diffusers_hook", None)) and (hook := registry.get_hook(_GROUP_OFFLOADING)):
+            hooks[module] = hook
+            module.register_forward_pre_hook(lambda module, args: executed.append(module))
+    pipe("a ball", num_inference_steps=1, output_type="latent")
+    step = executed[executed.index(model) :]
+    missed = [b for a, b in pairwise(step) if hooks[a].next_group is not hooks[b].group]
+    assert len(step) > 50 and missed == [model.video_ends.patch_embedding]
 
 
 def test_all_inputs_go_to_the_device_that_computes(pipe, monkeypatch):

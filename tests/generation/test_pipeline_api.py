@@ -126,8 +126,7 @@ class Record:
         self.rows, forward = [], pipe.transformer.forward
 
         def recorded(hidden_states, *args, **kwargs):
-            if hidden_states is not None:
-                self.rows.append(len(hidden_states))
+            self.rows.append(len(hidden_states))
             return forward(hidden_states, *args, **kwargs)
 
         monkeypatch.setattr(pipe.transformer, "forward", recorded)

@@ -55,10 +55,10 @@ def test_the_model_sees_what_is_given_clean_and_at_time_zero(pipe, monkeypatch):
 
     names = ["latents", "physics_latents"]
     pipe(**call, callback_on_step_end=spoil, callback_on_step_end_tensor_inputs=names)
-    assert [call[0] is None for call in calls] == [True, False, False, False]  # the text, then each step
+    assert len(calls) == 3  # one for each step
     known = [VideoEncoder(pipe.vae).encode(torch.from_numpy(v)[None])[0] for v in call["video"]]
     known_z = [PhysicsEncoder(pipe.physics_encoder).encode(torch.from_numpy(v)[None])[0] for v in call["video"]]
-    for (x, z, time), t in zip(calls[1:], pipe.scheduler.timesteps, strict=True):
+    for (x, z, time), t in zip(calls, pipe.scheduler.timesteps, strict=True):
         assert time.tolist() == [[0, 0, t, t], [0, t, t, t]] * 2  # with the prompts, and with none
         for row in range(4):
             given, given_z = known[row % 2], known_z[row % 2]

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import phantom.model.transformer as transformer_module
 from tests.generation.pipelines import SIZE, STEPS, clip, seeded
 
 
 def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
-    counts = dict.fromkeys(("text encoder", "projection", "keys", "values", "rotary_emb", "model"), 0)
+    counts = dict.fromkeys(("text encoder", "projection", "keys", "values", "model"), 0)
 
     def count(owner, name, what):
         original = getattr(owner, name)
@@ -30,25 +29,22 @@ def test_what_is_constant_over_the_steps_is_computed_once(pipe, monkeypatch):
         for branch in (block.video, block.physics):
             count(branch.attn2.to_k, "forward", "keys")
             count(branch.attn2.to_v, "forward", "values")
-    count(transformer_module, "rotary_emb", "rotary_emb")
     count(transformer, "forward", "model")
     call = {"guidance_scale": 2.0, "modality_guidance_scale": 1.5, "num_inference_steps": 4, **SIZE, "width": 80}
     pipe("a", **call)
-    # Both texts, each for both branches of every block; four rotary embeddings; one call for the text, and one per
-    # step with all passes in one batch.
+    # Both texts, each for both branches of every block; one call per step, with all passes in one batch.
     attentions = 2 * len(transformer.blocks)
-    once = {"text encoder": 2, "projection": 2, "keys": attentions, "values": attentions, "rotary_emb": 4}
-    assert counts == {**once, "model": 1 + 4}
+    once = {"text encoder": 2, "projection": 2, "keys": attentions, "values": attentions}
+    assert counts == {**once, "model": 4}
 
 
 def test_passes_run_one_by_one_where_memory_is_short(pipe, monkeypatch, caplog):
     forward, batches = pipe.transformer.forward, []
 
     def short_of_memory(hidden_states, *args, **kwargs):
-        if hidden_states is not None:
-            batches.append(len(hidden_states))
-            if len(hidden_states) > 2:
-                raise torch.OutOfMemoryError("no memory")
+        batches.append(len(hidden_states))
+        if len(hidden_states) > 2:
+            raise torch.OutOfMemoryError("no memory")
         return forward(hidden_states, *args, **kwargs)
 
     call = {"prompt": ["a", "b"], "video": clip(5), "guidance_scale": 2.0, "return_physics": True, **SIZE, **STEPS}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
 from phantom.model import CouplingConfig, PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.physics import complete, paired_blocks
+from tests import tiny
+from tests.model.build import phantom
 
 VIDEO = {
     "patch_size": [1, 2, 2],
@@ -94,3 +99,26 @@ def test_wans_of_another_kind_are_refused(change, found):
         wan = WanTransformer3DModel(**{**VIDEO, "num_layers": 1, "text_dim": 32, **change})
     with pytest.raises(ValueError, match=found):
         PhantomTransformer3DModel.from_video_transformer(wan)
+
+
+def test_fields_of_the_video_branch_are_read_as_those_of_wan(tmp_path):
+    wan = tiny.tiny_wan()
+    model = phantom(wan)
+    for name, value in wan.config.items():
+        if not name.startswith("_"):
+            value = list(value) if isinstance(value, tuple) else value
+            assert getattr(model.config, name) == model.config[name] == model.config.video[name] == value, name
+    assert model.config.physics["in_channels"] == tiny.PHYSICS_CHANNELS
+    assert not hasattr(model.config, "image_size") and "in_channels" not in dict(model.config)
+    model.register_to_config(metadata={"frames": 5})
+    assert model.config.in_channels == tiny.VIDEO_CHANNELS and model.config.metadata == {"frames": 5}
+
+    model.save_export(tmp_path / "export")
+    model.save_pretrained(tmp_path / "saved")
+    for folder in ("export", "saved"):
+        saved = json.loads((tmp_path / folder / "config.json").read_text())
+        assert "in_channels" not in saved and saved["video"] == model.config.video
+    loaded = PhantomTransformer3DModel.from_pretrained(tmp_path / "saved")
+    assert loaded.config.patch_size == [1, 2, 2]
+    copied = copy.deepcopy(model.config)
+    assert copied == model.config and copied.num_layers == 2

@@ -320,8 +320,9 @@ def test_devices_share_the_model_block_by_block(room):
 
 
 @torch.no_grad()
-def test_rotations_are_kept_for_the_shapes_and_made_anew_for_others():
+def test_a_call_leaves_nothing_on_the_model():
     model = phantom(coupled=True).train()
+    before = dict(vars(model))
     first, second = inputs(), inputs(frames=3)
     with torch.inference_mode():
         kept = model(**first)
@@ -330,7 +331,8 @@ def test_rotations_are_kept_for_the_shapes_and_made_anew_for_others():
         assert torch.equal(model(**given).sample, fresh.sample)
     assert torch.equal(model(**first).physics, kept.physics)
     with torch.enable_grad():
-        train_step(model, 1.0, first)  # what was kept in inference mode may be trained with
+        train_step(model, 1.0, first)  # nothing of the inference mode is left, which could not be trained with
+    assert vars(model) == before
 
 
 @torch.no_grad()
@@ -376,6 +378,17 @@ def test_the_twin_may_have_another_shape():
 def test_wrong_shapes_are_refused(change, found):
     with pytest.raises(ValueError, match=found):
         phantom()(**{**inputs(), **change})
+
+
+@torch.no_grad()
+def test_it_is_called_as_wan_is():
+    wan, given = tiny.tiny_wan(), inputs()
+    call = {name: given[name] for name in ("hidden_states", "timestep", "encoder_hidden_states")}
+    expected = wan(**call, return_dict=False)[0]
+    assert torch.equal(phantom(wan)(**call, return_dict=False)[0], expected)
+    assert torch.equal(phantom(wan)(**call, attention_kwargs={"scale": 1.0}).sample, expected)
+    with pytest.raises(ValueError, match="timestep and encoder_hidden_states: found None"):
+        phantom(wan)(given["hidden_states"])
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ def tubelets_per_latent(tubelet_count: int, latent_frames: int) -> int:
     """n of T = 1 + n (F - 1). Raises ValueError where there is none."""
     if latent_frames == tubelet_count == 1:
         return 1
-    n, rest = divmod(tubelet_count - 1, max(1, latent_frames - 1))
-    if rest or n < 1 or latent_frames == 1:
+    after, latents_after = tubelet_count - 1, max(1, latent_frames - 1)  # the first of each
+    n = after // latents_after
+    if after % latents_after or n < 1 or latent_frames == 1:
         raise ValueError(
             f"physics states: found {tubelet_count} tubelets for {latent_frames} latent frames; accepted: 1 + n x "
             f"{latent_frames - 1}, such as {tubelets(latent_frames)}"

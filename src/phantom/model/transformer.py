@@ -20,10 +20,12 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
+from phantom.model.config import ModelConfig
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
 from phantom.model.lora import add_adapters, without_adapters
 from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
+from phantom.model.offloading import call_with_hooks
 from phantom.model.physics import (
     PhysicsConfig,
     complete,
@@ -85,51 +87,46 @@ class PhantomBlock(nn.Module):
         self.physics = physics_block(physics) if physics else None
         self.coupling = Coupling(coupling, video, physics) if physics and coupling else None
 
-    def forward(self, text: ProjectedText | BlockTextKV, *streams: Any) -> Any:
-        """Runs both branches through the block (`run_branches`); with `text` alone, returns its keys and values.
+    def encode_text(self, text: ProjectedText) -> BlockTextKV:
+        """Projected text -> keys and values of the text cross-attentions of both branches."""
+        physics = None
+        if self.physics is not None and text.physics is not None:
+            physics = self.physics.encode_text(text.physics)
+        return BlockTextKV(self.video.encode_text(text.video), physics)
 
-        Both go through `forward`, so that hooks that load offloaded weights fire.
-        """
-        if isinstance(text, ProjectedText):
-            physics = None
-            if self.physics is not None and text.physics is not None:
-                physics = self.physics.encode_text(text.physics)
-            text = BlockTextKV(self.video.encode_text(text.video), physics)
-        return self.run_branches(text, *streams) if streams else text
-
-    def run_branches(
+    def forward(
         self,
-        text: BlockTextKV,
-        video_BLD: torch.Tensor | None,
-        physics_BME: torch.Tensor | None,
-        time_v_Bn6D: torch.Tensor | None,
-        time_z_Bn6E: torch.Tensor | None,
+        hidden_states: torch.Tensor | None,
+        physics_states: torch.Tensor | None,
+        encoder_hidden_states: ProjectedText | BlockTextKV,
+        temb: torch.Tensor | None,
+        temb_physics: torch.Tensor | None,
         rotary_embs: RotaryEmbs,
-        coupling: bool | torch.Tensor,
+        coupling: bool | torch.Tensor = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Both token streams through the block. `coupling`: on, off, or a bool tensor (B,) per sample.
+        """Token streams of both branches (B, L, D) and (B, M, E) through the block; None: that branch is not run.
 
-        Without `video_BLD`, the physics stream alone.
+        temb, temb_physics: modulation of each branch, (B, n, 6, D) and (B, n, 6, E).
+        coupling: on, off, or a bool tensor (B,) per sample.
         """
-        if video_BLD is None:
-            if self.physics is not None and physics_BME is not None:
-                assert text.physics is not None
-                y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotary_embs.physics)
-                physics_BME = self.physics.finish(physics_BME, y_z, text.physics, modulation_z)
-            return None, physics_BME
-        y_v, modulation_v = self.video(video_BLD, time_v_Bn6D, rotary_embs.video)
-        if self.physics is None or physics_BME is None:
-            return self.video.finish(video_BLD, y_v, text.video, modulation_v), physics_BME
-        assert text.physics is not None
-
-        y_z, modulation_z = self.physics(physics_BME, time_z_Bn6E, rotary_embs.physics)
-        if self.coupling is not None and coupling is not False:
-            # Both directions read this snapshot of y_v and y_z, so their order does not matter.
-            rotary = rotary_embs.coupling_video, rotary_embs.coupling_physics
-            to_v, to_z = self.coupling(y_v, y_z, physics_BME, *rotary)
-            y_v, y_z = _add_update(y_v, to_v, coupling), _add_update(y_z, to_z, coupling)
-        video_BLD = self.video.finish(video_BLD, y_v, text.video, modulation_v)
-        return video_BLD, self.physics.finish(physics_BME, y_z, text.physics, modulation_z)
+        text = encoder_hidden_states
+        if isinstance(text, ProjectedText):
+            text = self.encode_text(text)
+        x_v, x_z = hidden_states, physics_states
+        if x_v is not None:
+            y_v, modulation_v = self.video(x_v, temb, rotary_embs.video)
+        if self.physics is not None and x_z is not None:
+            y_z, modulation_z = self.physics(x_z, temb_physics, rotary_embs.physics)
+            if self.coupling is not None and x_v is not None and coupling is not False:
+                # Both directions read this snapshot of y_v and y_z, so their order does not matter.
+                rotary = rotary_embs.coupling_video, rotary_embs.coupling_physics
+                to_v, to_z = self.coupling(y_v, y_z, x_z, *rotary)
+                y_v, y_z = _add_update(y_v, to_v, coupling), _add_update(y_z, to_z, coupling)
+            assert text.physics is not None
+            x_z = self.physics.finish(x_z, y_z, text.physics, modulation_z)
+        if x_v is not None:
+            x_v = self.video.finish(x_v, y_v, text.video, modulation_v)
+        return x_v, x_z
 
 
 def _add_update(y: torch.Tensor, update: torch.Tensor | None, coupling: bool | torch.Tensor) -> torch.Tensor:
@@ -196,7 +193,6 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         if lora:
             add_adapters(self, video, lora)
         self.gradient_checkpointing = False
-        self._rotary_embs: tuple[Any, RotaryEmbs] | None = None
         self.freeze_video()
 
     @classmethod
@@ -259,6 +255,11 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         model.register_to_config(lora=lora)
         return model
 
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Adds fields to the config."""
+        super().register_to_config(**kwargs)
+        self._internal_dict = ModelConfig(self._internal_dict)
+
     @property
     def has_physics(self) -> bool:
         """Whether there is a physics branch."""
@@ -278,57 +279,56 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
         """(name, parameter) of the physics branch, the coupling and the adapters."""
         return ((name, parameter) for name, parameter in self.named_parameters() if not is_video_branch(name))
 
+    @apply_lora_scale("attention_kwargs")
     def encode_text(
         self, encoder_hidden_states: torch.Tensor, attention_kwargs: dict[str, Any] | None = None
     ) -> TextKVCache:
         """Text embeddings (B, S, text_dim) -> keys and values of all blocks, which do not depend on t."""
-        # Through __call__, so that offloading hooks fire.
-        return self(None, None, None, encoder_hidden_states, attention_kwargs=attention_kwargs)
+
+        def encode(text: torch.Tensor) -> TextKVCache:
+            projected = self._project_text(text, self.has_physics)
+            return tuple(call_with_hooks(block, block.encode_text, projected) for block in self.blocks)  # type: ignore
+
+        return call_with_hooks(self, encode, encoder_hidden_states)
+
+    def _project_text(self, text: torch.Tensor, physics: bool) -> ProjectedText:
+        projected_z = self.physics_ends.embed_text(text) if physics and self.physics_ends is not None else None
+        return ProjectedText(self.video_ends.embed_text(text), projected_z)
 
     def rotary_embs(
         self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
     ) -> RotaryEmbs:
-        """RoPE for token grids (frames, rows, columns) of video and physics; without `grid_z`, for the video alone.
-
-        The result of the last call is cached, since it is the same for all steps of a sampler.
-        """
-        key = grid_v, grid_z, device
-        if self._rotary_embs is None or self._rotary_embs[0] != key:
-            with torch.inference_mode(False):  # inference tensors could not be used in a training step
-                self._rotary_embs = key, self._make_rotary_embs(*key)
-        return self._rotary_embs[1]
-
-    def _make_rotary_embs(
-        self, grid_v: tuple[int, int, int], grid_z: tuple[int, int, int] | None, device: torch.device
-    ) -> RotaryEmbs:
-        at_v = video_positions(grid_v, device)
+        """RoPE for token grids (frames, rows, columns) of video and physics; without `grid_z`, for the video alone."""
+        at_v, head_v = video_positions(grid_v, device), self.config.video["attention_head_dim"]
+        video = rotary_emb(at_v, head_v)
         if grid_z is None:
-            return RotaryEmbs(rotary_emb(at_v, self.config.video["attention_head_dim"]))
-        heads = [c["attention_head_dim"] for c in (self.config.video, self.config.physics, self.config.coupling)]
+            return RotaryEmbs(video)
+        head_z, head = self.config.physics["attention_head_dim"], self.config.coupling["attention_head_dim"]
         at_z = physics_positions(grid_z, grid_v, device)
+        physics = rotary_emb(at_z, head_z)
         return RotaryEmbs(
-            rotary_emb(at_v, heads[0]),
-            rotary_emb(at_z, heads[1]),
-            rotary_emb(at_v, heads[2]),
-            rotary_emb(at_z, heads[2]),
+            video,
+            physics,
+            video if head == head_v else rotary_emb(at_v, head),
+            physics if head == head_z else rotary_emb(at_z, head),
         )
 
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
-        hidden_states: torch.Tensor | None,
-        physics_states: torch.Tensor | None,
-        timestep: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | TextKVCache,
+        hidden_states: torch.Tensor,
+        physics_states: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | TextKVCache | None = None,
         coupling: bool | torch.Tensor = True,
         return_dict: bool = True,
         video: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
-    ) -> PhantomTransformerOutput | tuple[torch.Tensor | None, torch.Tensor | None] | TextKVCache:
+    ) -> PhantomTransformerOutput | tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of both modalities at one timestep.
 
         Args:
-            hidden_states: video latents (B, C_v, F, H, W); None returns `encode_text` of the text instead.
+            hidden_states: video latents (B, C_v, F, H, W).
             physics_states: physics latents (B, C_z, T, h, w), T = 2F - 1; None runs the video branch alone.
             timestep: in [0, 1000]; (B,), or (B, F) per latent frame, where 0 marks a condition frame in both branches,
                 or per video token as in diffusers' Wan (the physics branch reads one value per latent frame).
@@ -339,18 +339,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
 
         Raises ValueError for shapes that do not fit.
         """
-        text: Sequence[ProjectedText | BlockTextKV]
-        if isinstance(encoder_hidden_states, torch.Tensor):
-            text_z = None
-            if self.physics_ends is not None and (hidden_states is None or physics_states is not None):
-                text_z = self.physics_ends.embed_text(encoder_hidden_states)
-            text = [ProjectedText(self.video_ends.embed_text(encoder_hidden_states), text_z)] * len(self.blocks)
-        else:
-            text = encoder_hidden_states
-        if hidden_states is None:
-            return tuple(block(projected) for block, projected in zip(self.blocks, text, strict=True))
-        assert timestep is not None
-
+        if timestep is None or encoder_hidden_states is None:
+            raise ValueError("timestep and encoder_hidden_states: found None; accepted: both of them")
         batch, frames = hidden_states.shape[0], hidden_states.shape[2]
         grid_v = token_grid(self.config.video, hidden_states)
         time_Bn = timestep.reshape(batch, -1)
@@ -380,9 +370,14 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
             x_z = self.physics_ends.embed(physics_states)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
         rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
+        text: Sequence[ProjectedText | BlockTextKV]
+        if isinstance(encoder_hidden_states, torch.Tensor):
+            text = [self._project_text(encoder_hidden_states, physics_states is not None)] * len(self.blocks)
+        else:
+            text = encoder_hidden_states
 
         for block, block_text in zip(self.blocks, text, strict=True):
-            inputs = (block_text, x_v, x_z, time_v_Bn6D, time_z_Bn6E, rotary_embs, coupling)
+            inputs = (x_v, x_z, block_text, time_v_Bn6D, time_z_Bn6E, rotary_embs, coupling)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x_v, x_z = self._gradient_checkpointing_func(block, *inputs)
             else:
