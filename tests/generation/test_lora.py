@@ -119,3 +119,28 @@ def test_a_lora_for_another_base_is_one_line(export, tiny_base, tmp_path, monkey
     with pytest.raises(UserError, match=r"was trained on the base .*other and cannot run on another") as error:
         generate(tmp_path / "lora", "a ball", tmp_path / "a.mp4")
     assert "\n" not in str(error.value)
+
+
+def test_the_file_is_loaded_into_phantom_as_into_wan(export):
+    """diffusers' methods of a pipeline for adapters, in a model with a physics branch."""
+    wan = tiny.tiny_wan()
+    ours, theirs = pipeline(model(wan, coupled=False)), None
+    theirs = diffusers_pipeline(WanPipeline, ours, tiny.tiny_wan())
+
+    def distance(**kwargs) -> float:
+        call = {**CALL, "negative_prompt": "", "max_sequence_length": 24, **kwargs}
+        return np.abs(ours(**call, generator=seeded(5)).frames - theirs(**call, generator=seeded(5)).frames).max()
+
+    for pipe in (ours, theirs):
+        pipe.load_lora_weights(str(export), adapter_name="trained")
+    assert ours.get_active_adapters() == ["trained"] and ours.get_list_adapters() == {"transformer": ["trained"]}
+    assert distance() <= 1e-4 and distance(attention_kwargs={"scale": 0.5}) <= 1e-4
+    theirs.unload_lora_weights()
+    assert distance() > 1e-3
+    ours.set_adapters("trained", 0.0)
+    assert distance() <= 1e-4
+    ours.set_adapters("trained", 1.0)
+    ours.fuse_lora()
+    ours.unload_lora_weights()
+    theirs.load_lora_weights(str(export))
+    assert distance() <= 1e-4 and not ours.transformer.added_adapters()

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from diffusers import PyramidAttentionBroadcastConfig
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import empty_device_cache
 from torch.utils._pytree import tree_map_only
@@ -34,6 +35,7 @@ class Passes:
         self.transformer, self.attention_kwargs = transformer, attention_kwargs
         self._context = transformer.base_alone if base_alone else nullcontext
         self._sequential = False
+        self._ran = ""
         self._encoded = dict[str, torch.Tensor]()  # what `_text` was computed from
         self._text: TextKVCache = ()
 
@@ -43,10 +45,12 @@ class Passes:
         physics_latents: torch.Tensor | None,
         timestep: torch.Tensor,
         embeds: dict[str, torch.Tensor],
+        at: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Velocities of both modalities, (passes x B, ...), in the order of `embeds`.
 
         embeds: text embeddings (B, S, text_dim) of the passes, out of `prompt`, `negative` and `uncoupled`.
+        at: where the call is, for caches (`cache_context`).
         """
         count, dtype = len(embeds), self.transformer.dtype
         coupling: bool | torch.Tensor = True
@@ -64,19 +68,24 @@ class Passes:
             )
             if not self._sequential:
                 try:
-                    return self._run(*inputs)
+                    return self._run("+".join(embeds), at, *inputs)
                 except torch.OutOfMemoryError:
                     if count == 1:
                         raise
                     self._sequential = True
                 empty_device_cache()
                 logger.warning("out of memory with all passes of a step in one batch: running them sequentially")
-            outputs = [self._run(*_select(inputs, [i], count)) for i in range(count)]
+            outputs = [self._run(name, at, *_select(inputs, [i], count)) for i, name in enumerate(embeds)]
         velocities, velocities_z = zip(*outputs, strict=True)
         return torch.cat(velocities), velocities_z[0] if velocities_z[0] is None else torch.cat(velocities_z)
 
-    def _run(self, *inputs: Any) -> Any:
-        return self.transformer(*inputs, return_dict=False, attention_kwargs=self.attention_kwargs)
+    def _run(self, name: str, at: dict[str, Any], *inputs: Any) -> Any:
+        """The passes `name`, as one batch. What caches keep of one batch is not used for another."""
+        if name != self._ran and isinstance(self.transformer._cache_config, PyramidAttentionBroadcastConfig):
+            self.transformer._reset_stateful_cache()  # it does not tell batches apart, as others do by their context
+        self._ran = name
+        with self.transformer.cache_context(name, **at):
+            return self.transformer(*inputs, return_dict=False, attention_kwargs=self.attention_kwargs)
 
     def _encode(self, embeds: dict[str, torch.Tensor], videos: int) -> TextKVCache:
         """The text's keys and values for `embeds`: those of the last step, or some of them, if they serve."""

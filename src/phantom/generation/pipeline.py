@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -73,7 +74,7 @@ class PhantomPipelineOutput(BaseOutput):
     physics: torch.Tensor | None = None
 
 
-class PhantomPipeline(DiffusionPipeline):
+class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Generates videos from a prompt, from a prompt and a first frame, or from a prompt and a video to continue.
 
     A model with LoRA adapters in place of a physics branch is denoised alone.
@@ -85,6 +86,7 @@ class PhantomPipeline(DiffusionPipeline):
     _optional_components = ["physics_encoder"]  # a model with LoRA adapters has no physics branch
     # The order of use within a call, so that each component makes room for the next. The VAE also encodes conditions.
     model_cpu_offload_seq = "physics_encoder->text_encoder->transformer->vae"
+    _lora_loadable_modules = ["transformer"]
     _callback_tensor_inputs = ["latents", "physics_latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
@@ -425,7 +427,8 @@ class PhantomPipeline(DiffusionPipeline):
                 if self.modality_guidance_scale != 1:
                     embeds["uncoupled"] = prompt_embeds
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
-                velocity, velocity_z = passes(latents, physics_latents, time, embeds)
+                at = {"step_index": i, "sigma": float(self.scheduler.sigmas[i]), "num_inference_steps": len(timesteps)}
+                velocity, velocity_z = passes(latents, physics_latents, time, embeds, at)
 
                 names = [*embeds]
                 velocity = apply_guidance(velocity, names, self.guidance_scale, self.modality_guidance_scale)

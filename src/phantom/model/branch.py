@@ -117,6 +117,7 @@ class BranchBlock(WanTransformerBlock):
             config["eps"],
         )
         self.attn2.set_processor(TextAttnProcessor())
+        self.attn2._supports_qkv_fusion = False  # its keys and values are computed once for all steps
 
     def encode_text(self, text_BSD: torch.Tensor) -> KeyValue:
         """Projected text (B, S, D) -> keys and values of the text cross-attention."""

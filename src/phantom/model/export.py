@@ -35,7 +35,8 @@ def is_video_branch(name: str) -> bool:
 
 def diffusers_name(name: str) -> str | None:
     """The name of a video branch parameter in diffusers' Wan; None for all other parameters."""
-    found = _VIDEO.match(name.replace(".base_layer.", ".")) if not is_adapter(name) else None
+    copied = ".to_qkv." in name  # `fuse_qkv_projections`
+    found = None if is_adapter(name) or copied else _VIDEO.match(name.replace(".base_layer.", "."))
     return found and ".".join(part for part in found.groups() if part)
 
 
@@ -109,7 +110,7 @@ def write_weights(
 
     keep = set(float32_modules)
     for name, tensor in weights:
-        if is_video_branch(name):
+        if is_video_branch(name) or ".to_qkv." in name:  # a copy (`fuse_qkv_projections`)
             continue
         tensor = tensor.detach().to(torch.float32 if dtype and keep & set(name.split(".")) else dtype or tensor.dtype)
         if held and size + tensor.nbytes > max_file_bytes:
@@ -167,6 +168,8 @@ class ExportMixin:
         `PhantomPipeline`.
         """
         folder = Path(folder)
+        if added := self.added_adapters():
+            raise ValueError(f"an export has no place for the adapter {added[0]}; accepted: none (`delete_adapters`)")
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict().items() if weights is None else weights
         write_weights(folder, weights, dtype, self._keep_in_fp32_modules, self.config.lora, max_file_bytes)

@@ -2,7 +2,8 @@
 
     W x  ->  W x + alpha / rank B A x,   A (rank, in), B (out, rank); B is zero until trained
 
-The layers are PEFT's. They are named, and stored, as in diffusers' Wan.
+The layers are PEFT's. They are named, and stored, as in diffusers' Wan. Further adapters made for Wan can be loaded
+beside them, or into a model with a physics branch, as diffusers does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from torch import nn
 
 from phantom.model.branch import width
@@ -21,7 +24,14 @@ from phantom.model.branch import width
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("net.0.proj", "net.2")
 STORED = "transformer."  # before the names in diffusers' files, where a pipeline has several models
-_ADAPTER = re.compile(r"\.(lora_[AB])\.default\.")
+OWN = "default"  # PEFT's name for the adapter that belongs to the model, and is exported
+_ADAPTER = re.compile(r"\.(lora_[AB])\.\w+\.")
+_WAN_BLOCK = re.compile(r"(blocks\.\d+\.)(?=attn1|attn2|ffn)")
+_WAN_END = re.compile(r"^(transformer\.)?(?=(condition_embedder|patch_embedding|proj_out)\.)")
+_SOURCE = (
+    *("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder"),
+    *("weight_name", "use_safetensors"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +88,8 @@ def add_adapters(model: nn.Module, video: dict[str, Any], lora: dict[str, Any]) 
     layers = adapted_layers(video, lora["targets"])
     targets = [f"blocks.{i}.video.{name}" for i in range(video["num_layers"]) for name in layers]
     config = peft.LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets)
-    peft.inject_adapter_in_model(config, model)
+    peft.inject_adapter_in_model(config, model, OWN)
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]  # for diffusers' methods
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             parameter.data = parameter.data.float()  # PEFT gives them the dtype of the frozen weights
@@ -100,12 +111,38 @@ def adapter_metadata(lora: dict[str, Any]) -> dict[str, Any]:
     return {STORED + key: value for key, value in found.items()}
 
 
+def model_name(name: str) -> str:
+    """The name in this model of what is called `name` in diffusers' Wan; names of this model stay as they are."""
+    return _WAN_END.sub(r"\1video_ends.", _WAN_BLOCK.sub(r"\1video.", name))
+
+
+class LoraMixin(PeftAdapterMixin):
+    """diffusers' methods for adapters, which take those made for Wan."""
+
+    def load_lora_adapter(self, source: Any, prefix: str | None = "transformer", **kwargs: Any) -> None:
+        """Loads an adapter of Wan's layers, or of any layers by their names here; arguments as in diffusers."""
+        fetched = {name: kwargs.pop(name) for name in _SOURCE if name in kwargs}
+        weights, metadata = WanLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **fetched)
+        weights = {model_name(name): tensor for name, tensor in weights.items()}
+        if found := kwargs.pop("metadata", None) or metadata:
+            # In full, as those of the weights: `to_q` alone is in the physics branch and the coupling too.
+            start = f"{prefix}." if prefix else ""
+            targets = {name.removeprefix(start).split(".lora_")[0] for name in weights if name.startswith(start)}
+            found = {**found, f"{start}target_modules": sorted(targets)}
+        super().load_lora_adapter(weights, prefix=prefix, metadata=found, **kwargs)
+
+    def added_adapters(self) -> list[str]:
+        """Names of the adapters beside the one that the model is exported with."""
+        own = {OWN} if self.config.lora else set[str]()  # type: ignore[attr-defined]
+        return sorted(set(getattr(self, "peft_config", {})) - own)
+
+
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """A context in which the adapters of `model` are off: what remains is the frozen base."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     for layer in layers:
         layer.enable_adapters(False)
     try:

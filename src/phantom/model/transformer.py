@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
+from phantom.model.caching import PhantomCacheMixin, TwoStreams
 from phantom.model.config import ModelConfig
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
-from phantom.model.lora import add_adapters, without_adapters
+from phantom.model.lora import LoraMixin, add_adapters, without_adapters
 from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
 from phantom.model.offloading import call_with_hooks
 from phantom.model.physics import (
@@ -115,7 +118,7 @@ class PhantomBlock(nn.Module):
         x_v, x_z = hidden_states, physics_states
         if x_v is not None:
             y_v, modulation_v = self.video(x_v, temb, rotary_embs.video)
-        if self.physics is not None and x_z is not None:
+        if self.physics is not None and temb_physics is not None:
             y_z, modulation_z = self.physics(x_z, temb_physics, rotary_embs.physics)
             if self.coupling is not None and x_v is not None and coupling is not False:
                 # Both directions read this snapshot of y_v and y_z, so their order does not matter.
@@ -136,7 +139,10 @@ def _add_update(y: torch.Tensor, update: torch.Tensor | None, coupling: bool | t
     return y + (update * coupling.view(-1, 1, 1) if isinstance(coupling, torch.Tensor) else update)
 
 
-class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
+TransformerBlockRegistry.register(PhantomBlock, TwoStreams())
+
+
+class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin, PhantomCacheMixin, AttentionMixin):
     """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in one or both directions.
 
     Or, to compare with, the video branch alone with LoRA adapters (`with_adapters`).
@@ -267,7 +273,12 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
 
     def base_alone(self) -> AbstractContextManager[None]:
         """A context in which the video branch is the frozen base: adapters are off."""
-        return without_adapters(self) if self.config.lora else nullcontext()
+        return without_adapters(self) if self._hf_peft_config_loaded else nullcontext()
+
+    def fuse_qkv_projections(self) -> None:
+        """Computes queries, keys and values of each self-attention by one matrix, a copy of the three."""
+        super().fuse_qkv_projections()
+        self.freeze_video()
 
     def freeze_video(self) -> None:
         """Sets `requires_grad=False` on the video branch. Called at construction; call it again after unfreezing."""
@@ -369,6 +380,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin):
                 time_Bn = sigma_z * TIMESTEPS
             x_z = self.physics_ends.embed(physics_states)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
+        elif video and self.is_cache_enabled:
+            x_z = x_v.new_empty(batch, 0, 1)  # type: ignore[union-attr]  # a cache subtracts what blocks return
         rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
         text: Sequence[ProjectedText | BlockTextKV]
         if isinstance(encoder_hidden_states, torch.Tensor):
