@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import FORMAT, INDEX, Latents, LatentSet, ShardWriter, index_entry, write_tensors
+from phantom.data.shards import FORMAT, INDEX, EncodedClip, LatentSet, ShardWriter, index_entry, write_tensors
 
 CHUNK = 2**24
 
@@ -41,10 +41,14 @@ def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
         video, states, text = (
             torch.randn(shape, generator=generator) for shape in ((48, 1, 30, 52), (channels, 17, 16, 16), (64, 128))
         )
-        writer.add([Latents(f"clip-{number}", "A caption.", video, states, {}, text)])
+        writer.add([EncodedClip(f"clip-{number}", video, states, {}, f"text-{number}", text)])
     writer.close()
     write_tensors(folder / "empty_text.safetensors", {"text": torch.zeros(1, 128)})
-    clips = [{**c, "split": "train", "caption": "", "shard": s["file"]} for s in writer.finished for c in s["clips"]]
+    clips = [
+        {**clip, **text, "id": clip["key"], "split": "train", "caption": "", "shard": shard["file"]}
+        for shard in writer.finished
+        for clip, text in zip(shard["clips"], shard["texts"], strict=True)
+    ]
     index = {"format": FORMAT, "recipe": {}, "manifest": None, "shards": writer.finished, "clips": clips}
     index["empty_text"] = index_entry(folder / "empty_text.safetensors")
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`dvc push` and `dvc pull` of shards with an S3 remote, with the outs of the stage in dvc.yaml."""
+"""The outs of `encode` in dvc.yaml: `dvc push` and `dvc pull` of shards, and what `dvc repro` leaves for the stage."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ def dvc(root, *arguments):
     assert done.returncode == 0, done.stderr
 
 
+def write_stage(root, command, **entries):
+    """Writes a dvc.yaml with `encode` and its outs, but another command."""
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]["outs"]
+    stages = {"encode": {"cmd": command, "outs": outs, **entries}}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+
 @pytest.mark.slow
 def test_push_and_pull_move_shards_not_clips(make_params, encode_params, s3, bucket, tmp_path):
     write_clips(tmp_path, LENGTHS)
     encode(encode_params(*SETTINGS), tmp_path)
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["encode"]
-    assert stage["outs"] == [str(LATENTS)]
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"encode": {"cmd": "true", "outs": stage["outs"]}}}))
+    write_stage(tmp_path, "true")
     dvc(tmp_path, "init", "--no-scm")
     dvc(tmp_path, "remote", "add", "--default", "there", f"s3://{bucket}/dvc")
     dvc(tmp_path, "remote", "modify", "there", "endpointurl", s3.url)
@@ -49,3 +54,14 @@ def test_push_and_pull_move_shards_not_clips(make_params, encode_params, s3, buc
     dvc(tmp_path, "pull")
     assert contents(tmp_path / LATENTS) == before
     assert len(LatentSet(tmp_path / LATENTS, "train")) == 6
+
+
+@pytest.mark.slow
+def test_the_stage_finds_the_latents_of_before(tmp_path):
+    write_stage(tmp_path, f"cp -r {LATENTS} found; mkdir -p {LATENTS} && cat clips > {LATENTS}/{INDEX}", deps=["clips"])
+    dvc(tmp_path, "init", "--no-scm")
+    for clips in ("former", "new"):
+        (tmp_path / "clips").write_text(clips)
+        dvc(tmp_path, "repro")
+        assert (tmp_path / LATENTS / INDEX).read_text() == clips
+    assert (tmp_path / "found" / INDEX).read_text() == "former"

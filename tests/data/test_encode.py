@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from phantom.data import encode as stage
-from phantom.data import shards
-from phantom.data.encode import encode, prefix_lengths
+from phantom.data import latent_index, shards
+from phantom.data.encode import encode
 from phantom.data.files import sha256
+from phantom.data.latent_keys import prefix_lengths
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.shards import LATENTS, LatentSet
@@ -101,8 +102,8 @@ def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(encode_para
         ((stage, "_encode_batch", 4), 5),
         ((shards, "fsync", 4), 5),  # the second shard is written but not yet renamed
         ((shards, "fsync", 5), 5),  # its metadata is not
-        ((stage, "replace_folder", 1), 0),
-        ((stage.shutil, "rmtree", 4), 0),  # data/latents is already replaced
+        ((latent_index, "replace_folder", 1), 0),
+        ((shutil, "rmtree", 4), 0),  # data/latents is already replaced
     ]
     write_clips(tmp_path / "unbroken", LENGTHS)
     encode(encode_params(), tmp_path / "unbroken")
@@ -119,20 +120,19 @@ def test_after_a_kill_the_rest_is_encoded_and_the_bytes_are_the_same(encode_para
         assert {path.name for path in (root / "data").iterdir()} == {"clips", "latents"}, point
 
 
-def test_progress_made_otherwise_is_not_taken_up(encode_params, encoded_clips, tmp_path):
+def test_progress_of_another_recipe_is_not_taken_up_and_of_other_clips_as_far_as_they_are_the_same(
+    encode_params, encoded_clips, tmp_path
+):
     clips = write_clips(tmp_path, LENGTHS)
     assert killed((stage, "_encode_batch", 4), encode_params(), tmp_path)
-    encode(encode_params("encode.seed=1"), tmp_path)
+    encode(encode_params("models.dtype=bfloat16"), tmp_path)
     assert len(encoded_clips) == len(LENGTHS)
     encoded_clips.clear()
-    write_manifest(tmp_path / CLIPS / MANIFEST, clips[:4])
-    encode(encode_params(), tmp_path)
-    assert len(encoded_clips) == 4
-    encoded_clips.clear()
-    write_manifest(tmp_path / CLIPS / MANIFEST, clips)
+    shutil.rmtree(tmp_path / LATENTS)
+    write_manifest(tmp_path / CLIPS / MANIFEST, clips[:6])
     encode(encode_params("encode.batch_size=1"), tmp_path)  # the batch size is not part of the recipe
-    assert len(encoded_clips) == 5
-    assert len(LatentSet(tmp_path / LATENTS, "train")) == 8
+    assert len(encoded_clips) == 2  # finished were those of 5 and 9 frames, and the first two of 13
+    assert len(LatentSet(tmp_path / LATENTS, "train")) == 5
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "physics_encoder"])
@@ -234,10 +234,10 @@ def test_clips_that_are_not_those_of_the_manifest(encode_params, tmp_path):
     changed = tmp_path / CLIPS / clips[1].path
     shutil.copy(tmp_path / CLIPS / clips[2].path, changed)
     with pytest.raises(UserError, match=rf"^{changed}: not the file that manifest\.jsonl names[^\n]*$"):
-        encode(encode_params("encode.seed=1"), tmp_path)
+        encode(encode_params("models.dtype=bfloat16"), tmp_path)
     changed.unlink()
     with pytest.raises(UserError, match=rf"^{changed}: no such file[^\n]*$"):
-        encode(encode_params("encode.seed=1"), tmp_path)
+        encode(encode_params("models.dtype=bfloat16"), tmp_path)
     assert contents(tmp_path / LATENTS) == before
 
 

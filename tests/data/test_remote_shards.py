@@ -200,6 +200,9 @@ def test_latents_of_another_recipe_are_refused_with_the_difference(params, root)
         with pytest.raises(UserError, match=rf"^data/latents: {said}; run `phantom encode` again, or change"):
             open_latents(params(change), root, "train", torch.device("cpu"))
     index = json.loads((root / LATENTS / INDEX).read_text())
+    (root / LATENTS / INDEX).write_text(json.dumps(index | {"recipe": index["recipe"] | {"encoding": 0}}))
+    with pytest.raises(UserError, match=r"^data/latents: made by encoding 0, this version has 1; run `phantom encode`"):
+        open_latents(params(), root, "train", torch.device("cpu"))
     index["recipe"]["resize"] = "nearest"
     (root / LATENTS / INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"^data/latents: made with resize 'nearest', this version has 'clips: bicubic"):

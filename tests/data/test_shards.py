@@ -8,7 +8,7 @@ import torch
 from phantom.config import PRESETS, load_params
 from phantom.data import shards
 from phantom.data.encode import encode
-from phantom.data.shards import LATENTS, Latents, LatentSet, ShardWriter, check_recipe, make_recipe
+from phantom.data.shards import LATENTS, EncodedClip, LatentSet, ShardWriter, check_recipe, make_recipe
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, write_clips
 
@@ -21,15 +21,14 @@ def folder(make_params, tmp_path):
     return tmp_path / LATENTS
 
 
-def clip(id_: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Latents:
+def clip(key: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> EncodedClip:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(shape, generator=generator).to(dtype)
 
-    return Latents(
-        id_, "A ball.", draw(4, 2, 3, 3), draw(6, 3, 4, 4), {1: draw(6, 1, 4, 4), 5: draw(6, 3, 4, 4)}, draw(7, 5)
-    )
+    video, physics = draw(4, 2, 3, 3), draw(6, 3, 4, 4)
+    return EncodedClip(key, video, physics, {1: draw(6, 1, 4, 4), 5: draw(6, 3, 4, 4)}, f"text of {key}", draw(7, 5))
 
 
 def test_a_set_holds_the_clips_of_its_split(folder):
@@ -59,10 +58,10 @@ def test_a_clip_is_compared_with_its_checksum_once_and_again_when_its_file_has_c
     monkeypatch.setattr(shards, "_checksum", lambda tensors: compared.append(1) or checksum(tensors))
     latents = LatentSet(folder, "train")
     first, again = latents[0], latents[0]
-    assert torch.equal(first.physics, again.physics) and len(compared) == 1
+    assert torch.equal(first.physics, again.physics) and len(compared) == 2  # its latents, its text
     path = folder / "shard-00000.safetensors"
     raw = bytearray(path.read_bytes())
-    raw[-2000] ^= 64
+    raw[raw.find(first.physics.numpy().tobytes()) + 2000] ^= 64
     path.write_bytes(raw)
     with pytest.raises(UserError, match=rf"^{path}: damaged: clip [^\n]* is not what was written"):
         [latents[i] for i in range(len(latents))]
@@ -75,8 +74,8 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
         shutil.copytree(folder, copy)
         spoil(copy / name)
         with pytest.raises(UserError, match=rf"^{copy / name}: [^\n]*run `phantom encode` again$"):
-            latents = LatentSet(copy, "train")
-            [latents[i] for i in range(len(latents))]
+            sets = [LatentSet(copy, split) for split in ("train", "heldout")]
+            [latents[i] for latents in sets for i in range(len(latents))]
 
     def flip(path):
         raw = bytearray(path.read_bytes())
@@ -102,14 +101,17 @@ def test_shards_are_cut_at_batches_and_a_writer_goes_on_behind_the_last(tmp_path
     writer.add([clip("a", 0)])
     assert not writer.finished
     writer.add([clip("b", 1), clip("c", 2)])
-    assert [[c["id"] for c in shard["clips"]] for shard in writer.finished] == [["a", "b", "c"]]
+    assert [[c["key"] for c in shard["clips"]] for shard in writer.finished] == [["a", "b", "c"]]
     writer.add([clip("d", 3)])  # lost: the process ends here
     again = ShardWriter(tmp_path, 1, torch.float32)
-    assert again.done == {"a", "b", "c"}
+    assert [shard["file"] for shard in again.finished] == ["shard-00000.safetensors"]
     again.add([clip("d", 3)])
     again.close()
     again.close()
-    assert ShardWriter(tmp_path, 1, torch.float32).done == {"a", "b", "c", "d"}
+    assert [[c["key"] for c in shard["clips"]] for shard in ShardWriter(tmp_path, 1, torch.float32).finished] == [
+        ["a", "b", "c"],
+        ["d"],
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"shard-0000{i}.{suffix}" for i in (0, 1) for suffix in ("json", "safetensors")
     ]
@@ -121,7 +123,7 @@ def test_the_same_clips_give_the_same_bytes_whatever_batch_they_are_a_part_of(tm
     for name, video in (("one", batch[0]), ("two", batch[0].clone()), ("three", batch.transpose(0, 1)[:, 0])):
         writer = ShardWriter(tmp_path / name, 1, torch.bfloat16)
         one = clip("a")
-        writer.add([Latents("a", "", video, one.physics, one.prefixes, one.text)])
+        writer.add([EncodedClip("a", video, one.physics, one.prefixes, one.text_key, one.text)])
         writer.close()
     files = [(tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("one", "two", "three")]
     assert files[0] == files[1] == files[2] and len(files[0]) < 10_000

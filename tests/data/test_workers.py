@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from phantom.data import encode as stage
-from phantom.data import shards
+from phantom.data import latent_index, shards
 from phantom.data.encode import encode
 from phantom.data.files import sha256
 from phantom.data.prepare import prepare
@@ -146,7 +146,7 @@ def test_a_merger_that_is_killed_merges_when_it_is_started_again(params, tmp_pat
     encode(params, tmp_path, Partition(0, OF), merge=True)
     encode(params, tmp_path, Partition(1, OF), merge=True)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "replace_folder", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(latent_index, "replace_folder", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             encode(params, tmp_path, Partition(2, OF), merge=True)
     encode(params, tmp_path, Partition(1, OF), merge=True)  # another worker claimed the merge

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from phantom.config import Params
-from phantom.data.shards import FORMAT, INDEX, Latents, ShardWriter, index_entry, make_recipe, write_tensors
+from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, make_recipe, write_tensors
 from tests import tiny
 
 
@@ -33,12 +33,12 @@ def write_latents(
 
         prefixes = {1: states(1, 8, 8)} | ({5: states(3, 8, 8)} if count > 2 else {})
         clips.append(
-            Latents(
-                id=f"clip-{index}",
-                caption=f"clip {index}",
+            EncodedClip(
+                key=f"clip-{index}",
                 video=random(tiny.VIDEO_CHANNELS, count, 4, 4),
                 physics=states(2 * count - 1, 8, 8),
                 prefixes=prefixes,
+                text_key=f"text-{index}",
                 text=random(5, tiny.TEXT_CHANNELS),
             )
         )
@@ -46,8 +46,11 @@ def write_latents(
     writer.close()
     shard = writer.finished[0]
     entries = [
-        {**entry, "split": "train" if i < train else "heldout", "caption": f"clip {i}", "shard": shard["file"]}
-        for i, entry in enumerate(shard["clips"])
+        {
+            **{"id": f"clip-{i}", "split": "train" if i < train else "heldout", "caption": f"clip {i}"},
+            **{**clip, **text, "shard": shard["file"]},
+        }
+        for i, (clip, text) in enumerate(zip(shard["clips"], shard["texts"], strict=True))
     ]
     empty = folder / "empty_text.safetensors"
     write_tensors(empty, {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)})

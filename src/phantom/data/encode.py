@@ -1,43 +1,30 @@
-"""`phantom encode`: encodes the clips of data/clips with the frozen encoders into data/latents."""
+"""`phantom encode`: encodes the clips of data/clips with the frozen encoders into data/latents.
+
+Only what is new: what data/latents holds of a clip, found by its key (`latent_keys`), is kept in its shard.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from phantom.config import Params
 from phantom.data.clip_frames import read_clip_frames
-from phantom.data.files import exclusive, fresh_folder, link, replace_folder, sha256
-from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
-from phantom.data.physics_statistics import combine_sums, measure_statistics, statistics_sample
+from phantom.data.encode_job import EncodeJob, describe_job
+from phantom.data.files import exclusive
+from phantom.data.latent_index import adopt_shards, index_of_job, publish, published_keys, summarize_errors
+from phantom.data.latent_keys import KeyedClip
+from phantom.data.manifest import CLIPS
 from phantom.data.prefetch import prefetch
-from phantom.data.quantization import NOT_STORED, POOL_SIZE, physics_storage
-from phantom.data.shards import (
-    CLIP_METADATA_KEYS,
-    EMPTY_TEXT,
-    FORMAT,
-    INDEX,
-    LATENTS,
-    RESIZE,
-    Latents,
-    LatentSet,
-    ShardWriter,
-    index_entry,
-    make_recipe,
-    store_key,
-    write_shard_metadata,
-    write_tensors,
-)
-from phantom.data.storage import Folder, open_folder
+from phantom.data.quantization import NOT_STORED, POOL_SIZE
+from phantom.data.shards import EMPTY_TEXT, INDEX, LATENTS, EncodedClip, ShardWriter, write_tensors
 from phantom.data.workers import (
     Partition,
     claim_merge,
@@ -47,11 +34,9 @@ from phantom.data.workers import (
     worker_lock,
 )
 from phantom.encoders import Encoders, load_encoders
-from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError
 from phantom.progress import say, track
 
-WORK = Path("checkpoints/encode")  # not under data/, which DVC clears before running the stage
 LOCK = Path("checkpoints/encode.lock")
 
 
@@ -59,33 +44,18 @@ LOCK = Path("checkpoints/encode.lock")
 class EncodeResult:
     """The number of clips, of those an earlier run had encoded (`kept`), and of shards, with their size.
 
-    physics_error: relative RMS error of physics latents stored as `encode.physics_storage`, mean and worst over clips.
+    captions: of the clips, those of which only the caption was encoded. physics_error: relative RMS error of physics
+    latents stored as `encode.physics_storage`, mean and worst over clips.
     For a worker, all figures cover only its own clips and shards.
     """
 
     clips: int
     kept: int
+    captions: int
     shards: int
     megabytes: float
     physics_error: dict[str, float]
     folder: str
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """What to encode, and where shards are kept until all are finished."""
-
-    clips: list[Clip]
-    recipe: dict[str, Any]
-    manifest_digest: str
-    work: Path
-    physics_storage: str
-    store: Folder | None  # where finished shards are uploaded; None: they go into data/latents
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which latents are stored."""
-        return getattr(torch, self.recipe["models.dtype"])
 
 
 def encode(
@@ -97,90 +67,66 @@ def encode(
 ) -> EncodeResult:
     """Encodes the clips of data/clips into data/latents, which is replaced atomically at the end.
 
-    Finished shards are kept under checkpoints/, keyed by recipe and clips: after an interruption the next call resumes
-    and produces the same bytes. With `partition`, this process is one of several workers and encodes its own partition
-    only; with `merge` too, the last worker to finish builds data/latents. `merge` without `partition` only merges. A
-    plain call adopts what workers have finished and the intact shards of data/latents, and encodes the rest. `shard`
-    names a shard of data/latents to encode again unconditionally (shards in a bucket are not read to check them).
+    What data/latents has of these clips is kept; the rest is encoded. Finished shards are kept under checkpoints/, by
+    recipe: after an interruption the next call resumes and, if nothing has changed, produces the same bytes. With
+    `partition`, this process is one of several workers and encodes its own partition only; with `merge` too, the last
+    worker to finish builds data/latents. `merge` without `partition` only merges. A plain call adopts what workers have
+    finished, and encodes the rest. `shard` names a shard of data/latents to encode again unconditionally (shards in a
+    bucket are not read to check them).
     Raises UserError if a clip does not match the manifest.
     """
-    job = _describe_job(params, root)
+    job = describe_job(params, root)
     if partition is None:
         require_no_running_workers(job.work, "" if merge else Partition().folder)
         with exclusive(root / LOCK, "makes data/latents"):
             return _merge(job, root) if merge else _encode_rest_and_publish(job, params, root, shard)
-    mine = [clip for clip in job.clips if partition.contains(clip.id)]
-    if _is_published(job, root):  # this worker was restarted after the merge
-        return EncodeResult(len(mine), len(mine), 0, 0.0, _summarize_errors([]), str(root / LATENTS))
-    kept, writer = _encode_missing(mine, job, partition, params, root)
-    if merge and not _count_missing(job) and claim_merge(job.work, partition):
+    mine = [one for one in job.clips if partition.contains(one.clip.id)]
+    if index_of_job(job, root / LATENTS):  # this worker was restarted after the merge
+        (root / LATENTS / INDEX).touch()
+        return EncodeResult(len(mine), len(mine), 0, 0, 0.0, summarize_errors([]), str(root / LATENTS))
+    published = published_keys(job, root / LATENTS)
+    done, writer = _encode_missing(mine, job, partition, params, root, published)
+    if merge and not _count_missing(job, published) and claim_merge(job.work, partition, job.manifest_digest):
         with exclusive(root / LOCK, "makes data/latents"):
             return _encode_rest_and_publish(job, params, root)
     megabytes = round(sum(shard["bytes"] for shard in writer.finished) / 2**20, 1)
-    errors = _summarize_errors([clip for shard in writer.finished for clip in shard["clips"]])
-    return EncodeResult(len(mine), kept, len(writer.finished), megabytes, errors, str(writer.folder))
-
-
-def _describe_job(params: Params, root: Path) -> EncodeJob:
-    manifest = root / CLIPS / MANIFEST
-    clips = read_manifest(manifest)
-    if not clips:
-        raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
-    for clip in clips:
-        _check_clip(clip, params, manifest)
-    recipe = {**make_recipe(params), "resize": RESIZE, "weights": weight_fingerprints(params.models)}
-    digest = sha256(manifest)
-    work = root / WORK / _digest([_digest(recipe), digest])[:16]
-    where = params.storage.latents
-    store = open_folder(where, root, params.storage) if where else None
-    return EncodeJob(clips, recipe, digest, work, physics_storage(params), store)
+    errors = summarize_errors([clip for shard in writer.finished for clip in shard["clips"]])
+    return EncodeResult(
+        len(mine), done.kept, done.captions, len(writer.finished), megabytes, errors, str(writer.folder)
+    )
 
 
 def _encode_rest_and_publish(job: EncodeJob, params: Params, root: Path, rebuild: str | None = None) -> EncodeResult:
     """Encodes the clips that no finished shard holds, and builds data/latents. `rebuild`: a shard to encode again."""
-    _adopt_published_shards(job, root / LATENTS, rebuild)
+    _check_rebuild(job, root / LATENTS, rebuild)
+    adopt_shards(job, root / LATENTS, rebuild)
     for shard in discard_corrupt_shards(finished_shards(job.work), job.store):
-        say(f"encode: {shard.path} is damaged: its {len(shard.ids)} clips are encoded again")
-    kept, _ = _encode_missing(job.clips, job, Partition(), params, root)
-    return _publish(job, kept, root / LATENTS)
+        say(f"encode: {shard.path} is damaged: its {shard.contents} are encoded again")
+    done, _ = _encode_missing(job.clips, job, Partition(), params, root)
+    return _publish(job, done, root / LATENTS)
 
 
-def _adopt_published_shards(job: EncodeJob, out: Path, rebuild: str | None) -> None:
-    """Adopts the shards of `out` as finished ones, except `rebuild` and those whose clips other shards hold."""
-    index = _published(job, out)
+def _check_rebuild(job: EncodeJob, out: Path, rebuild: str | None) -> None:
+    """Raises UserError if `rebuild` is no shard of `out`, or `out` is not of these clips and settings."""
+    index = index_of_job(job, out)
     names = [shard["file"] for shard in index["shards"]] if index else []
     if rebuild is not None and rebuild not in names:
         found = (
             f"{', '.join(names[:3])}, ... of {out / INDEX}" if names else f"none: {out} is of other clips or settings"
         )
         raise UserError(f"--shard: found {rebuild!r}, accepted: {found}")
-    if index is None:
-        return
-    folder = job.work / Partition().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
-    clips: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for clip in index["clips"]:
-        clips[clip["shard"]].append({key: clip[key] for key in CLIP_METADATA_KEYS})
-    for shard in index["shards"]:
-        path = folder / shard["file"]
-        if (
-            shard["file"] == rebuild
-            or path.with_suffix(".json").exists()
-            or finished & {c["id"] for c in clips[path.name]}
-        ):
-            continue
-        if (out / path.name).is_file():
-            path.unlink(missing_ok=True)  # left by a run killed before it wrote the metadata
-            link(out / path.name, path)
-        write_shard_metadata(path, {**shard, "clips": clips[path.name]})
-    empty = out / EMPTY_TEXT
-    if empty.is_file() and sha256(empty) == index["empty_text"]["sha256"] and not (folder / EMPTY_TEXT).exists():
-        link(empty, folder / EMPTY_TEXT)
+
+
+def _publish(job: EncodeJob, done: Done, out: Path) -> EncodeResult:
+    index = publish(job, out)
+    megabytes = sum(file["bytes"] for file in (*index["shards"], index["empty_text"])) / 2**20
+    counts = (len(job.clips), done.kept, done.captions, len(index["shards"]))
+    return EncodeResult(*counts, round(megabytes, 1), index["physics_error"], str(out))
 
 
 def _merge(job: EncodeJob, root: Path) -> EncodeResult:
     """Builds data/latents from what workers have finished. Raises UserError if clips are missing."""
+    adopt_shards(job, root / LATENTS)
     corrupt = discard_corrupt_shards(finished_shards(job.work), job.store)
     if missing := _count_missing(job):
         where = f" ({corrupt[0].path} was damaged)" if corrupt else ""
@@ -188,131 +134,96 @@ def _merge(job: EncodeJob, root: Path) -> EncodeResult:
             f"{job.work}: {missing} of {len(job.clips)} clips are not encoded yet{where}; "
             "run their workers again, or `phantom encode` for all that is left"
         )
-    return _publish(job, len(job.clips), root / LATENTS)
+    return _publish(job, Done(len(job.clips), 0), root / LATENTS)
+
+
+@dataclass(frozen=True)
+class Done:
+    """Of the clips of a call, how many were encoded before, and of how many only the caption was not."""
+
+    kept: int
+    captions: int
 
 
 def _encode_missing(
-    clips: list[Clip], job: EncodeJob, partition: Partition, params: Params, root: Path
-) -> tuple[int, ShardWriter]:
-    """Encodes the `clips` that no finished shard holds into the worker's folder; returns how many were done already."""
+    clips: Sequence[KeyedClip],
+    job: EncodeJob,
+    partition: Partition,
+    params: Params,
+    root: Path,
+    published: AbstractSet[str] = frozenset(),
+) -> tuple[Done, ShardWriter]:
+    """Encodes what no finished shard holds of `clips`, nor `published`, into the worker's folder; returns how much was
+    done already."""
     folder = job.work / partition.folder
     with worker_lock(folder, str(partition)):
-        sampled = frozenset(statistics_sample([clip.id for clip in job.clips if clip.split == "train"]))
-        writer = ShardWriter(folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store, sampled)
-        finished = {id_ for shard in finished_shards(job.work) for id_ in shard.ids}
+        writer = ShardWriter(
+            folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store, frozenset(job.sampled)
+        )
+        finished = set(published).union(*(shard.keys for shard in finished_shards(job.work)))
+        new = [one for one in clips if one.key not in finished]
+        recaptioned = [one for one in clips if one.key in finished and one.text_key not in finished]
         # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
-        by_shape: dict[tuple[int, int, int], list[Clip]] = defaultdict(list)
-        for clip in clips:
-            if clip.id not in finished:
-                by_shape[clip.frames, clip.height or 0, clip.width or 0].append(clip)
+        by_shape: dict[tuple[int, int, int], list[KeyedClip]] = defaultdict(list)
+        first: dict[str, KeyedClip] = {}  # of clips with the same contents
+        for one in new:
+            if first.setdefault(one.key, one) is one:
+                by_shape[one.clip.frames, one.clip.height or 0, one.clip.width or 0].append(one)
         size = params.encode.batch_size
         batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
-        kept = len(clips) - sum(map(len, batches))
-        if batches or not any(job.work.glob(f"*/{EMPTY_TEXT}")):
+        texts = [*{one.text_key: one.clip.caption for one in recaptioned}.items()]
+        done = Done(len(clips) - len(new) - len(recaptioned), len(recaptioned))
+        if batches or texts or not any(job.work.glob(f"*/{EMPTY_TEXT}")):
             encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
             _check_sizes(params, encoders, job.physics_storage)
             empty = encoders.text.encode([""])[0].to("cpu", job.dtype).clone()
             write_tensors(folder / EMPTY_TEXT, {"text": empty})
             read = partial(_read_batch, root / CLIPS)
-            with track("encode", len(clips), "clips", done=kept) as bar:
+            total = done.kept + sum(map(len, batches)) + len(texts)
+            with track("encode", total, "clips", done=done.kept) as bar:
                 for batch, frames in zip(batches, prefetch(read, batches, params.encode.workers), strict=True):
-                    writer.add(_encode_batch(batch, frames, encoders, params, job.physics_storage))
+                    writer.add(_encode_batch(batch, frames, encoders, job.physics_storage))
                     bar.advance(len(batch))
+                writer.close()
+                for some in (dict(texts[i : i + size]) for i in range(0, len(texts), size)):
+                    writer.add_texts(dict(zip(some, encoders.text.encode([*some.values()]), strict=True)))
+                    bar.advance(len(some))
             writer.close()
-    return kept, writer
+    return done, writer
 
 
-def _count_missing(job: EncodeJob) -> int:
-    """The number of clips that no finished shard holds."""
+def _count_missing(job: EncodeJob, published: AbstractSet[str] = frozenset()) -> int:
+    """The number of clips that no finished shard holds, or not their text, nor `published`."""
     try:
-        return len({clip.id for clip in job.clips}.difference(*(shard.ids for shard in finished_shards(job.work))))
+        finished = set(published).union(*(shard.keys for shard in finished_shards(job.work)))
     except FileNotFoundError:  # another worker has merged in the meantime and is removing the folder
         return len(job.clips)
+    return sum(not finished >= {one.key, one.text_key} for one in job.clips)
 
 
-def _is_published(job: EncodeJob, root: Path) -> bool:
-    """Whether data/latents already is the result of this job. If so, updates its modification time."""
-    same = _published(job, root / LATENTS) is not None
-    if same:
-        (root / LATENTS / INDEX).touch()
-    return same
-
-
-def _published(job: EncodeJob, out: Path) -> dict[str, Any] | None:
-    """The index in `out`, if it is the result of this job."""
-    try:
-        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
-        same = (index["format"], index["recipe_hash"], index["manifest"]) == (
-            FORMAT,
-            _digest(job.recipe),
-            job.manifest_digest,
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return index if same else None
-
-
-def prefix_lengths(clip: Clip, seed: int, longest: int, count: int) -> list[int]:
-    """The lengths of the condition prefixes of `clip` to encode: `count` of 1, 5, ..., `longest` frames, or as many as
-    are shorter than the clip. A function of (seed, clip id), independent of other clips. A single frame has none.
-
-    All show the motion's beginning, where it is known: when a body at rest will be released can be seen from no frame,
-    and a model that is trained on such conditions learns to wait.
-    """
-    choices = [k for k in range(1, min(longest, clip.frames - 1) + 1, 4) if k > (clip.moves_from or 0)]
-    digest = hashlib.sha256(clip.id.encode()).digest()
-    rng = np.random.default_rng([seed, int.from_bytes(digest[:8])])
-    drawn = rng.choice(choices, size=min(count, len(choices)), replace=False) if choices else ()
-    return sorted(int(k) for k in drawn)
-
-
-def _encode_batch(
-    batch: list[Clip], frames: torch.Tensor, encoders: Encoders, params: Params, storage: str
-) -> list[Latents]:
+def _encode_batch(batch: list[KeyedClip], frames: torch.Tensor, encoders: Encoders, storage: str) -> list[EncodedClip]:
     """Encodes clips of one shape: `frames` uint8 (B, F, H, W, 3). Physics latents are empty where none are stored."""
-    settings = params.encode
 
     def encode_physics(frames: torch.Tensor) -> torch.Tensor:
         return torch.empty(len(frames), 0) if storage == NOT_STORED else encoders.physics.encode(frames)
 
     video = encoders.video.encode(frames)
     physics = encode_physics(frames)
-    text = encoders.text.encode([clip.caption for clip in batch])
-    lengths = [
-        prefix_lengths(clip, settings.seed, settings.max_prefix_frames, settings.prefixes_per_clip) for clip in batch
-    ]
+    text = encoders.text.encode([one.clip.caption for one in batch])
     prefixes: list[dict[int, torch.Tensor]] = [{} for _ in batch]
-    for k in sorted({k for row in lengths for k in row}):
-        rows = [i for i, row in enumerate(lengths) if k in row]
+    for k in sorted({k for one in batch for k in one.prefix_lengths}):
+        rows = [i for i, one in enumerate(batch) if k in one.prefix_lengths]
         # Only the prefix frames are encoded: features sliced from the whole clip's would leak the future.
         for i, z in zip(rows, encode_physics(frames[rows, :k]), strict=True):
             prefixes[i][k] = z
-    return [Latents(clip.id, clip.caption, video[i], physics[i], prefixes[i], text[i]) for i, clip in enumerate(batch)]
+    return [
+        EncodedClip(one.key, video[i], physics[i], prefixes[i], one.text_key, text[i]) for i, one in enumerate(batch)
+    ]
 
 
-def _read_batch(folder: Path, batch: list[Clip]) -> torch.Tensor:
+def _read_batch(folder: Path, batch: list[KeyedClip]) -> torch.Tensor:
     """Reads clips as uint8 (B, F, H, W, 3). Raises UserError if a file does not match the manifest."""
-    return torch.from_numpy(np.stack([read_clip_frames(folder, clip) for clip in batch]))
-
-
-def _check_clip(clip: Clip, params: Params, manifest: Path) -> None:
-    """Raises UserError if the clip was prepared with other settings."""
-    if clip.frames % 4 != 1 or not params.data.min_frames <= clip.frames <= params.data.frames:
-        raise UserError(
-            f"{manifest}: clip {clip.id!r} has {clip.frames} frames, accepted: 4m + 1 from {params.data.min_frames} "
-            f"to {params.data.frames} (data.min_frames, data.frames); run `phantom prepare` again"
-        )
-    if None not in (clip.height, clip.width) and (clip.height, clip.width) not in params.data.sizes:
-        raise UserError(
-            f"{manifest}: clip {clip.id!r} is of {clip.height}x{clip.width}, accepted: "
-            f"{', '.join(f'{height}x{width}' for height, width in params.data.sizes)} (data.height, data.width, "
-            "data.buckets); run `phantom prepare` again"
-        )
-    if clip.fps != params.data.fps:
-        raise UserError(
-            f"{manifest}: clip {clip.id!r} has {clip.fps:g} frames per second, accepted: {params.data.fps} (data.fps); "
-            "run `phantom prepare` again"
-        )
+    return torch.from_numpy(np.stack([read_clip_frames(folder, one.clip) for one in batch]))
 
 
 def _check_sizes(params: Params, encoders: Encoders, storage: str) -> None:
@@ -326,63 +237,3 @@ def _check_sizes(params: Params, encoders: Encoders, storage: str) -> None:
             raise UserError(
                 f"data.{key}: found {value}, accepted by this VAE: multiples of {stride}; nearest valid: {nearest}"
             )
-
-
-def _publish(job: EncodeJob, kept: int, out: Path) -> EncodeResult:
-    """Replaces `out` by the finished shards, renumbered, and their index; with a store, by the index only."""
-    new = fresh_folder(out.with_name(out.name + ".new"))
-    shards: list[dict[str, Any]] = []
-    encoded: dict[str, dict[str, Any]] = {}
-    for shard in finished_shards(job.work):
-        file = f"shard-{len(shards):05d}.safetensors"
-        # A clip may be in two shards if the number of workers was changed in between.
-        new_clips = {
-            clip["id"]: {**clip, "shard": file} for clip in shard.metadata["clips"] if clip["id"] not in encoded
-        }
-        if new_clips:
-            encoded |= new_clips
-            if job.store is None:
-                link(shard.path, new / file)
-            elif shard.path.is_file():  # finished before a store was configured
-                job.store.upload(shard.path, store_key(shard.metadata["sha256"]))
-            shards.append({"file": file, "sha256": shard.metadata["sha256"], "bytes": shard.metadata["bytes"]})
-    source = min(job.work.glob(f"*/{EMPTY_TEXT}"))
-    link(source, new / EMPTY_TEXT)
-    empty = index_entry(source)
-    errors = _summarize_errors([*encoded.values()])
-    sums = {id_: clip.pop("physics_sums", None) for id_, clip in encoded.items()}
-    index = {
-        "format": FORMAT,
-        "recipe": job.recipe,
-        "recipe_hash": _digest(job.recipe),
-        "manifest": job.manifest_digest,
-        "physics_error": errors,
-        "shards": shards,
-        "empty_text": empty,
-        "clips": [{"split": c.split, "caption": c.caption, "frames": c.frames, **encoded[c.id]} for c in job.clips],
-    }
-    _write_index(new, index)
-    sampled = [sums[id_] for id_ in statistics_sample([clip.id for clip in job.clips if clip.split == "train"])]
-    statistics = None
-    if job.physics_storage != NOT_STORED:
-        # Shards adopted from a finished data/latents do not have the sums any more: those clips are read.
-        is_known = all(sampled)
-        statistics = combine_sums(sampled) if is_known else measure_statistics(LatentSet(new, "train", job.store))
-    _write_index(new, index | {"physics_statistics": statistics and asdict(statistics)})
-    replace_folder(new, out)
-    shutil.rmtree(job.work, ignore_errors=True)  # a worker about to exit may still hold a file there
-    megabytes = sum(file["bytes"] for file in (*shards, empty)) / 2**20
-    return EncodeResult(len(job.clips), kept, len(shards), round(megabytes, 1), errors, str(out))
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _summarize_errors(clips: list[dict[str, Any]]) -> dict[str, float]:
-    errors = [clip["physics_error"] for clip in clips] or [0.0]
-    return {"mean": round(sum(errors) / len(errors), 5), "worst": max(errors)}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,13 +1,15 @@
 """data/latents: the encoded clips in shards (`*.safetensors`), and `index.json`, which lists their contents.
 
 ```
-index.json                recipe, its hash, and every file and clip: split, caption, shape, prefixes, shard
-shard-00000.safetensors   {id}/video, {id}/physics, {id}/prefix/{k} and {id}/text of the clips of some batches
+index.json                recipe, its hash, and every file and clip: split, caption, shape, prefixes, keys, shards
+shard-00000.safetensors   {key}/video, {key}/physics, {key}/prefix/{k} and {key}/text of the clips of some batches
+shard-00001.safetensors   {text key}/text only: of clips whose caption has changed since they were encoded
 empty_text.safetensors    the embedding of the caption ""
 ```
-Tensors are stored in the dtype of the frozen models (`models.dtype`), physics latents according to
-`encode.physics_storage`, and are read as float32. With `storage.latents` the shards are stored there instead, named by
-their sha256 so that a shard another run reads is never overwritten; the index stays local.
+Keys are those of `latent_keys`: a shard serves any data set that has its clips. Tensors are stored in the dtype of the
+frozen models (`models.dtype`), physics latents according to `encode.physics_storage`, and are read as float32. With
+`storage.latents` the shards are stored there instead, named by their sha256 so that a shard another run reads is never
+overwritten; the index stays local.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
@@ -30,6 +32,7 @@ from safetensors.torch import save_file
 
 from phantom.config import Params
 from phantom.data.files import fsync, sha256
+from phantom.data.latent_keys import ENCODING, RESIZE
 from phantom.data.physics_statistics import Statistics, channel_sums
 from phantom.data.quantization import NOT_STORED, dequantize, quantization_error, quantize, tensor_suffixes
 from phantom.data.storage import Folder, LocalFolder
@@ -39,8 +42,11 @@ from phantom.progress import say
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
-FORMAT = 2  # version of the index and shard layout
-CLIP_METADATA_KEYS = ("id", "video", "prefixes", "xxh3", "physics_error")  # in the JSON beside a shard
+FORMAT = 3  # version of the index and shard layout
+FORMER_FORMAT = 2  # is read: its tensors are named by the clip's id, and one checksum covers those of clip and text
+# In the JSON beside a shard.
+CLIP_METADATA_KEYS = ("key", "video", "prefixes", "xxh3", "physics_error")
+TEXT_METADATA_KEYS = ("text_key", "text", "text_xxh3")  # `text`: the name of the tensor
 # The settings that determine latents. Batching, sharding and where they are stored do not.
 RECIPE_KEYS = (
     "models.base",
@@ -65,8 +71,6 @@ RECIPE_KEYS = (
 )
 # Of settings that recipes do not state: those of latents made before version 0.2, and `make_recipe` where it is None.
 RECIPE_DEFAULTS = {"physics.tubelets_per_latent": 2, "models.physics_encoder_random_seed": None}
-# How frames are preprocessed, in words: part of the recipe too.
-RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ class Latents:
     physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 1 + n (F - 1), n tubelets per latent
     prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 1 + n (K - 1), h_z, w_z), K = 1 + (k - 1) / 4
     text: torch.Tensor  # (tokens, D), without padding
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """The latents of a clip as the encoders return them, by the keys they are stored under. Shapes: see `Latents`."""
+
+    key: str
+    video: torch.Tensor
+    physics: torch.Tensor
+    prefixes: Mapping[int, torch.Tensor]
+    text_key: str
+    text: torch.Tensor
 
 
 def make_recipe(params: Params) -> dict[str, Any]:
@@ -100,6 +116,8 @@ def check_recipe(recipe: dict[str, Any], params: Params, weights: dict[str, str 
         raise UserError(
             f"{LATENTS}: made with resize {recipe['resize']!r}, this version has {RESIZE!r}; run `phantom encode` again"
         )
+    if (found := recipe.get("encoding", 1)) != ENCODING:
+        raise UserError(f"{LATENTS}: made by encoding {found}, this version has {ENCODING}; run `phantom encode` again")
     settings = make_recipe(params)
     for key in RECIPE_KEYS:
         made_with, wanted = (found.get(key, RECIPE_DEFAULTS.get(key)) for found in (recipe, settings))
@@ -124,7 +142,7 @@ class ShardWriter:
 
     A shard is finished once its metadata is beside it (`shard-00000.json`); a new writer on the same folder uses the
     lowest free numbers. With a `store`, shards are uploaded there and only their metadata stays. `storage` is the
-    format of the physics latents. The metadata of the clips `statistics_ids` hold their `channel_sums`, so that nobody
+    format of the physics latents. The metadata of the clips `statistics_keys` hold their `channel_sums`, so that nobody
     has to read them again to standardise z.
     """
 
@@ -135,63 +153,72 @@ class ShardWriter:
         dtype: torch.dtype,
         storage: str = "raw",
         store: Folder | None = None,
-        statistics_ids: Collection[str] = (),
+        statistics_keys: Collection[str] = (),
     ) -> None:
         self.folder, self.limit, self.dtype, self.storage, self.store = folder, megabytes * 2**20, dtype, storage, store
-        self.statistics_ids = statistics_ids
+        self.statistics_keys = statistics_keys
         folder.mkdir(parents=True, exist_ok=True)
         paths = sorted(folder.glob("shard-*.json"))
         self.finished: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        taken = {int(path.stem.removeprefix("shard-")) for path in paths}
-        self._numbers = (number for number in count() if number not in taken)
+        self._names = free_names(folder)
         self._tensors: dict[str, torch.Tensor] = {}
         self._clips: list[dict[str, Any]] = []
+        self._texts: list[dict[str, Any]] = []
 
-    @property
-    def done(self) -> set[str]:
-        """The ids of the clips in finished shards."""
-        return {clip["id"] for shard in self.finished for clip in shard["clips"]}
-
-    def add(self, batch: list[Latents]) -> None:
-        """Adds the clips of one batch, all to the same shard, which is written when full."""
+    def add(self, batch: Sequence[EncodedClip]) -> None:
+        """Adds the clips of one batch, with their texts, all to the same shard, which is written when full."""
         for clip in batch:
             physics = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
-            tensors = {"video": clip.video.to(self.dtype), "text": clip.text.to(self.dtype)}
+            tensors = {"video": clip.video.to(self.dtype)}
             for name, z in physics.items():
                 quantized = quantize(z, self.storage, self.dtype)
                 tensors |= {name + suffix: tensor for suffix, tensor in quantized.items()}
             # Copied: a slice would keep its whole batch in memory.
-            tensors = {f"{clip.id}/{name}": _copy(tensor) for name, tensor in tensors.items()}
+            tensors = {f"{clip.key}/{name}": _copy(tensor) for name, tensor in tensors.items()}
             self._tensors |= tensors
             self._clips.append(
                 {
-                    "id": clip.id,
+                    "key": clip.key,
                     "video": list(clip.video.shape),
                     "prefixes": sorted(clip.prefixes),
                     "xxh3": _checksum(tensors),
                     "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
                 }
             )
-            if clip.id in self.statistics_ids and clip.physics.numel():
+            self._add_text(f"{clip.key}/text", clip.text_key, clip.text)  # beside them: one read fetches all
+            if clip.key in self.statistics_keys and clip.physics.numel():
                 stored = dequantize(quantize(clip.physics, self.storage, self.dtype), self.storage)
                 self._clips[-1]["physics_sums"] = channel_sums(stored)
+        self._close_if_full()
+
+    def add_texts(self, texts: Mapping[str, torch.Tensor]) -> None:
+        """Adds embeddings of captions, by their key, all to the same shard, which is written when full."""
+        for key, text in texts.items():
+            self._add_text(f"{key}/text", key, text)
+        self._close_if_full()
+
+    def _add_text(self, name: str, key: str, text: torch.Tensor) -> None:
+        self._tensors[name] = stored = _copy(text.to(self.dtype))
+        self._texts.append({"text_key": key, "text": name, "text_xxh3": _checksum({name: stored})})
+
+    def _close_if_full(self) -> None:
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.limit:
             self.close()
 
     def close(self) -> None:
-        """Writes the current shard, if it has clips."""
-        if not self._clips:
+        """Writes the current shard, if there is anything in it."""
+        if not self._tensors:
             return
-        path = self.folder / f"shard-{next(self._numbers):05d}.safetensors"
+        path = self.folder / next(self._names)
         write_tensors(path, self._tensors)
-        shard = {**index_entry(path), "clips": self._clips}
+        shard = {**index_entry(path), "clips": self._clips, "texts": self._texts}
         if self.store:
             self.store.upload(path, store_key(shard["sha256"]))
         write_shard_metadata(path, shard)
         if self.store:
             path.unlink()
         self.finished.append(shard)
-        self._tensors, self._clips = {}, []
+        self._tensors, self._clips, self._texts = {}, [], []
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -201,6 +228,12 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 def store_key(sha256: str) -> str:
     """The name of a shard in `storage.latents`."""
     return f"{sha256}.safetensors"
+
+
+def free_names(folder: Path) -> Iterator[str]:
+    """The names for further shards in `folder`: with the lowest numbers of which there is no finished shard now."""
+    taken = {path.stem for path in folder.glob("shard-*.json")}
+    return (f"{name}.safetensors" for name in (f"shard-{number:05d}" for number in count()) if name not in taken)
 
 
 def write_shard_metadata(path: Path, shard: dict[str, Any]) -> None:
@@ -236,6 +269,15 @@ def index_entry(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
+@dataclass(frozen=True)
+class _StoredPart:
+    """Tensors of a clip that share a checksum: the shard they are in, and their names there by name without key."""
+
+    shard: str
+    tensors: dict[str, str]
+    xxh3: str
+
+
 class LatentSet:
     """The clips of one split ("train" or "heldout") of data/latents, read on access, from any thread.
 
@@ -251,7 +293,8 @@ class LatentSet:
         is_online = self.recipe.get("train.physics_latents") == "online"
         self._storage = NOT_STORED if is_online else self.recipe.get("encode.physics_storage", "raw")
         self._clips = [clip for clip in index["clips"] if clip["split"] == split]
-        contents = [self.recipe, [(clip["id"], clip["split"], clip["xxh3"]) for clip in index["clips"]]]
+        stated = ("id", "split", "xxh3", "text_xxh3")
+        contents = [self.recipe, [[clip[key] for key in stated if key in clip] for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
         self.ids = [clip["id"] for clip in self._clips]
         self.shapes = [tuple(clip["video"]) for clip in self._clips]
@@ -259,9 +302,9 @@ class LatentSet:
         is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
         remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
         self._files = {file["file"]: _locate(folder, file, store, remote_sizes) for file in files}
-        self.statistics: Statistics | None = _read_statistics(index)
+        self.statistics: Statistics | None = read_statistics(index)
         self.standardized_by: Statistics | None = None  # set it to have z standardised
-        self._checked: dict[int, str] = {}  # clip index -> version of the file whose checksum matched
+        self._checked: dict[tuple[int, str], str] = {}  # (clip index, shard) -> version of it whose checksums matched
         self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
 
     def __len__(self) -> int:
@@ -279,22 +322,45 @@ class LatentSet:
         return Latents(clip["id"], clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
 
     def stored_tensors(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of a clip as stored in its shard, by name without the clip id.
+        """The tensors of a clip as stored, by name without key: `video`, `text`, `physics`, ...
 
-        The clip's checksum is verified on the first read, after the file changes, and always for remote shards.
+        Checksums are verified on the first read, after the file changes, and always for remote shards.
         """
-        clip = self._clips[index]
-        physics = [name + suffix for name in _physics_names(clip) for suffix in tensor_suffixes(self._storage)]
-        names = [f"{clip['id']}/{name}" for name in ("video", "text", *physics)]
-        version = self._files[clip["shard"]].version
+        found: dict[str, torch.Tensor] = {}
+        parts = self._parts(self._clips[index])
+        for shard in dict.fromkeys(part.shard for part in parts):  # one, unless the caption has changed
+            stored = [part for part in parts if part.shard == shard]
+            tensors = self._read_checked(index, shard, stored)
+            found |= {name: tensors[full] for part in stored for name, full in part.tensors.items()}
+        return found
+
+    def _parts(self, clip: dict[str, Any]) -> list[_StoredPart]:
+        names = [
+            "video",
+            *(name + suffix for name in _physics_names(clip) for suffix in tensor_suffixes(self._storage)),
+        ]
+        if "key" not in clip:
+            tensors = {name: f"{clip['id']}/{name}" for name in (*names, "text")}
+            return [_StoredPart(clip["shard"], tensors, clip["xxh3"])]
+        text_shard = clip.get("text_shard", clip["shard"])
+        return [
+            _StoredPart(clip["shard"], {name: f"{clip['key']}/{name}" for name in names}, clip["xxh3"]),
+            _StoredPart(text_shard, {"text": clip["text"]}, clip["text_xxh3"]),
+        ]
+
+    def _read_checked(self, index: int, shard: str, parts: list[_StoredPart]) -> dict[str, torch.Tensor]:
+        version = self._files[shard].version
 
         def is_intact(tensors: dict[str, torch.Tensor]) -> bool:
-            return self._checked.get(index) == version is not None or _checksum(tensors) == clip["xxh3"]
+            return self._checked.get((index, shard)) == version is not None or all(
+                _checksum({full: tensors[full] for full in part.tensors.values()}) == part.xxh3 for part in parts
+            )
 
-        tensors = self._read_tensors(clip["shard"], names, f"clip {clip['id']!r}", is_intact)
+        names = [full for part in parts for full in part.tensors.values()]
+        tensors = self._read_tensors(shard, names, f"clip {self._clips[index]['id']!r}", is_intact)
         if version:
-            self._checked[index] = version
-        return {name.removeprefix(f"{clip['id']}/"): tensor for name, tensor in tensors.items()}
+            self._checked[index, shard] = version
+        return tensors
 
     def _read_tensors(
         self, shard: str, names: list[str], what: str, is_intact: Callable[[dict[str, torch.Tensor]], bool]
@@ -331,7 +397,8 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def _read_statistics(index: dict[str, Any]) -> Statistics | None:
+def read_statistics(index: dict[str, Any]) -> Statistics | None:
+    """The statistics of the physics latents that the index states, if it does."""
     found = index["physics_statistics"]
     return found and Statistics(tuple(found["mean"]), tuple(found["std"]))
 
@@ -342,7 +409,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; `phantom encode` writes it")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
+        if index["format"] not in (FORMAT, FORMER_FORMAT):
             raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
         required = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
         return required | {key: index.get(key) for key in ("manifest", "physics_statistics")}

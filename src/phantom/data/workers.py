@@ -54,9 +54,15 @@ class Shard:
     metadata: dict[str, Any]
 
     @property
-    def ids(self) -> list[str]:
-        """The ids of its clips."""
-        return [clip["id"] for clip in self.metadata["clips"]]
+    def keys(self) -> set[str]:
+        """The keys of the clips and texts in it."""
+        return {clip["key"] for clip in self.metadata["clips"]} | {text["text_key"] for text in self.metadata["texts"]}
+
+    @property
+    def contents(self) -> str:
+        """What is in it, in words."""
+        clips, texts = self.metadata["clips"], self.metadata["texts"]
+        return f"{len(clips)} clips" if clips else f"{len(texts)} captions"
 
 
 @contextmanager
@@ -97,9 +103,12 @@ def discard_corrupt_shards(shards: list[Shard], store: Folder | None = None) -> 
     return corrupt
 
 
-def claim_merge(work: Path, partition: Partition) -> bool:
-    """Whether this worker is to merge: the first to ask claims it, and keeps the claim when restarted."""
-    claim = work / MERGER
+def claim_merge(work: Path, partition: Partition, manifest: str) -> bool:
+    """Whether this worker is to merge: the first to ask claims it, and keeps the claim when restarted.
+
+    A claim holds among as many workers on the clips of the same `manifest`, by its digest.
+    """
+    claim = work / f"{MERGER}-{manifest[:16]}-{partition.of}"
     with suppress(FileNotFoundError):  # already merged, and the folder removed
         with suppress(FileExistsError):
             claim.symlink_to(str(partition))  # dangling on purpose: a link is created atomically with its contents

@@ -23,7 +23,10 @@ NO_DEPENDENCY = ("config", "errors", "progress", "cores", "cli", "cluster", "orc
 
 def stage_entry(stage: Stage, root: Path) -> dict[str, Any]:
     """The stage's entry in dvc.yaml."""
-    outputs = [str(artifact.path) for artifact in stage.writes]
+    outputs: list[Any] = [
+        {str(artifact.path): {"persist": True}} if artifact.persists else str(artifact.path)
+        for artifact in stage.writes
+    ]
     metrics = [path for path in outputs if path == str(EVALUATION.path)]
     return {
         "desc": stage.summary,

@@ -20,11 +20,13 @@ HOUR = 3600  # s
 class Artifact:
     """A file or folder that one stage writes and later ones read; paths are relative to the checkout.
 
-    identity: files that identify the contents of all of it, which would take too long to hash.
+    identity: files that identify the contents of all of it, which would take too long to hash. persists: the stage uses
+    again what it finds there, and DVC does not delete it before the stage runs.
     """
 
     path: Path
     identity: tuple[Path, ...] = ()
+    persists: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Stage:
 FROZEN_MODELS = Artifact(Path("models/mini"))
 CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),))
 BENCHMARK = Artifact(Path("data/benchmark"))
-LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),))
+LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),), persists=True)
 PHANTOM = Artifact(Path("models/phantom"), (Path("models/phantom/config.json"), Path("models/phantom/history.json")))
 CONTROL = Artifact(Path("models/control"), (Path("models/control/history.json"),))
 EVALUATION = Artifact(Path("reports/evaluation.json"))

@@ -1,0 +1,88 @@
+"""What `phantom encode` is to encode, and with which settings: checked before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom.config import Params
+from phantom.data.files import sha256
+from phantom.data.latent_keys import ENCODING, RESIZE, KeyedClip, digest, keyed_clips, text_key
+from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
+from phantom.data.physics_statistics import statistics_sample
+from phantom.data.quantization import physics_storage
+from phantom.data.shards import make_recipe
+from phantom.data.storage import Folder, open_folder
+from phantom.encoders.weights import weight_fingerprints
+from phantom.errors import UserError
+
+WORK = Path("checkpoints/encode")  # not under data/, which is an output of DVC's
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What to encode, and where shards are kept until all are finished."""
+
+    clips: list[KeyedClip]
+    empty_text: str  # the key of the caption ""
+    recipe: dict[str, Any]
+    manifest_digest: str
+    work: Path
+    physics_storage: str
+    store: Folder | None  # where finished shards are uploaded; None: they go into data/latents
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which latents are stored."""
+        return getattr(torch, self.recipe["models.dtype"])
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of all clips and their texts."""
+        return {key for clip in self.clips for key in (clip.key, clip.text_key)}
+
+    @property
+    def sampled(self) -> list[str]:
+        """The keys of the clips whose physics latents the statistics are of."""
+        keys = {one.clip.id: one.key for one in self.clips if one.clip.split == "train"}
+        return [keys[id_] for id_ in statistics_sample(list(keys))]
+
+
+def describe_job(params: Params, root: Path) -> EncodeJob:
+    """The job of encoding data/clips with `params`. Raises UserError if the clips were prepared with other settings."""
+    manifest = root / CLIPS / MANIFEST
+    clips = read_manifest(manifest)
+    if not clips:
+        raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
+    for clip in clips:
+        _check_clip(clip, params, manifest)
+    weights = weight_fingerprints(params.models)
+    recipe = {**make_recipe(params), "resize": RESIZE, "encoding": ENCODING, "weights": weights}
+    work = root / WORK / digest(recipe)[:16]
+    where = params.storage.latents
+    store = open_folder(where, root, params.storage) if where else None
+    keyed, empty_text = keyed_clips(clips, params, weights), text_key("", params, weights)
+    return EncodeJob(keyed, empty_text, recipe, sha256(manifest), work, physics_storage(params), store)
+
+
+def _check_clip(clip: Clip, params: Params, manifest: Path) -> None:
+    """Raises UserError if the clip was prepared with other settings."""
+    if clip.frames % 4 != 1 or not params.data.min_frames <= clip.frames <= params.data.frames:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} has {clip.frames} frames, accepted: 4m + 1 from {params.data.min_frames} "
+            f"to {params.data.frames} (data.min_frames, data.frames); run `phantom prepare` again"
+        )
+    if None not in (clip.height, clip.width) and (clip.height, clip.width) not in params.data.sizes:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} is of {clip.height}x{clip.width}, accepted: "
+            f"{', '.join(f'{height}x{width}' for height, width in params.data.sizes)} (data.height, data.width, "
+            "data.buckets); run `phantom prepare` again"
+        )
+    if clip.fps != params.data.fps:
+        raise UserError(
+            f"{manifest}: clip {clip.id!r} has {clip.fps:g} frames per second, accepted: {params.data.fps} (data.fps); "
+            "run `phantom prepare` again"
+        )
