@@ -255,6 +255,7 @@ def test_a_setting_that_has_its_default_in_code_is_not_in_what_identifies_a_resu
     found = identity(params, names, without=())
     assert found["coupling"] == {k: v for k, v in MINI["coupling"].items() if k != "direction"}
     assert found["train"] == {"steps": MINI["train"]["steps"]}
+    assert identity(params, ("coupling", "data.filter"), without=()).keys() == {"coupling"}
     one_way = validate(apply_overrides(MINI, ["coupling.direction=to_video"]))
     assert identity(one_way, names, without=())["coupling"]["direction"] == "to_video"
     assert identity(one_way, ("encode",), without=()) == select(params, ("encode",), without=())

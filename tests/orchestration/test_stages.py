@@ -111,6 +111,8 @@ def test_compute_has_the_stages_that_can_run_as_jobs():
         ("train.physics_latents=online", {"encode", "train"}),
         ("models.dtype=bfloat16", {"encode", "train", "evaluate"}),
         ("data.fps=6", {"prepare", "encode", "evaluate"}),
+        ("data.heldout=0.3", {"prepare"}),
+        ("data.filter=cuts == 0", {"train"}),
         ("evaluate.physics_iq.fps=8", {"prepare", "evaluate"}),
         ("register.metric=score", {"register"}),
         ("storage.prefetch=3", set()),

@@ -48,7 +48,7 @@ def write_latents(
     entries = [
         {
             **{"id": f"clip-{i}", "split": "train" if i < train else "heldout", "caption": f"clip {i}"},
-            **{**clip, **text, "shard": shard["file"]},
+            **{**clip, **text, "shard": shard["file"], "columns": {"cuts": i % 2, "motion": i / 10}},
         }
         for i, (clip, text) in enumerate(zip(shard["clips"], shard["texts"], strict=True))
     ]

@@ -24,6 +24,17 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_params, monkeypatch):
     assert same(weights(), expected) and history() == curve
 
 
+def test_a_run_on_filtered_clips_is_another_one_and_resumes_bit_for_bit(run_params, monkeypatch, capsys):
+    params = run_params("data.filter=cuts == 0", "train.steps=10", "train.checkpoint_every=100")
+    train(params)
+    assert "train phantom: data.filter leaves 6 of 12 training clips\n" in capsys.readouterr().err
+    expected, curve = weights(), history()
+    stop_and_go_on(params, monkeypatch)
+    assert same(weights(), expected) and history() == curve
+    folders = {Trainer(run_params(*more), Path(), "phantom", False).folder for more in ((), ("data.filter=cuts == 0",))}
+    assert len(folders) == 2
+
+
 def test_a_stop_waits_for_the_checkpoint_that_is_being_written(run_params, monkeypatch):
     create, step, steps = LocalFolder.create, Trainer.train_step, []
 

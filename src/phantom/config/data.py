@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from phantom.config.base import Fraction, NonNegative, Positive, Range, Role, Section, check_clip_length
+from phantom.config.clip_filter import ClipFilter
 
 
 class Worlds(Section):
@@ -44,6 +45,7 @@ class Data(Section):
     buckets: tuple[tuple[Positive, Positive], ...]  # additional (height, width) of clips
     heldout: Fraction  # fraction of a folder's clips held out for validation
     max_quarantine: Fraction
+    filter: str | None = None  # which clips are trained on: a condition on the manifest's columns; null: all
     worlds: Worlds
     openvid: OpenVid
 
@@ -67,6 +69,15 @@ class Data(Section):
             )
         if self.source != "worlds" and not self.path:
             raise ValueError(f"path must name a folder when source is {self.source}")
+        return self
+
+    @model_validator(mode="after")
+    def _filter(self) -> Data:
+        if self.filter is not None:
+            try:
+                ClipFilter.parse(self.filter)
+            except ValueError as error:
+                raise ValueError(f"filter: {error}") from None
         return self
 
 

@@ -83,7 +83,7 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
         section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
         if leaf in section and section[leaf] == default:
             del section[leaf]
-    return found
+    return {name: section for name, section in found.items() if section != {}}
 
 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from phantom.data.encode_job import EncodeJob
 from phantom.data.files import fresh_folder, link, replace_folder, sha256
 from phantom.data.latent_keys import KeyedClip, digest
+from phantom.data.manifest import columns
 from phantom.data.physics_statistics import Statistics, combine_sums, measure_statistics, statistics_sample
 from phantom.data.quantization import NOT_STORED
 from phantom.data.shards import (
@@ -159,8 +160,8 @@ def _index_entry(
     """
     clip, own = one.clip, (latents["shard"], f"{one.key}/text")
     shard, text = own if own in texts else min(texts)
-    entry = {"id": clip.id, "split": clip.split, "caption": clip.caption, "frames": clip.frames, **latents}
-    entry |= texts[shard, text]
+    entry = {"id": clip.id, "split": clip.split, "caption": clip.caption, "frames": clip.frames}
+    entry |= {"columns": columns(clip), **latents, **texts[shard, text]}
     return entry if shard == latents["shard"] else entry | {"text_shard": shard}
 
 

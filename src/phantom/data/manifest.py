@@ -18,6 +18,19 @@ Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True)
+class Curation:
+    """What the frames of a clip show (`curation.measure`)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    cuts: int
+    motion: float
+    static: bool
+    black_bars: float
+    duplicate_of: str | None = None  # the id of the clip that it nearly equals; known once all clips are
+
+
+@dataclass(frozen=True)
 class Clip:
     """One clip, re-encoded at the frame rate and size of the run."""
 
@@ -33,6 +46,23 @@ class Clip:
     height: int | None = None  # None for the main size, data.height x data.width
     width: int | None = None
     moves_from: int | None = None  # first frame in which something moves, where it is known: conditions last beyond it
+    curation: Curation | None = None  # None: prepared by a version before 0.2
+
+
+def columns(clip: Clip) -> dict[str, float] | None:
+    """What `data.filter` selects by (`config.COLUMNS`); None for a clip whose frames were not measured."""
+    if clip.curation is None:
+        return None
+    one = clip.curation
+    return {
+        "cuts": one.cuts,
+        "motion": one.motion,
+        "static": one.static,
+        "black_bars": one.black_bars,
+        "duplicate": one.duplicate_of is not None,
+        "caption_length": len(clip.caption),
+        "frames": clip.frames,
+    }
 
 
 @dataclass(frozen=True)

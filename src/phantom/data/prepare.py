@@ -7,12 +7,13 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from phantom.config import Data, Params
+from phantom.data.curation import VERSION, mark_duplicates
 from phantom.data.files import exclusive, fresh_folder, replace_folder
-from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Quarantined, write_manifest, write_quarantine
+from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, Quarantined, write_manifest, write_quarantine
 from phantom.data.sources import folder, openvid, worlds_files
 from phantom.data.sources.clips import SourceContents
 from phantom.data.storage import LocalFolder, open_folder
@@ -58,7 +59,7 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
     try:
         found = _write_clips(new, params, root)
         _check_quarantine(found, params.data, root / WORK / QUARANTINE)
-        write_manifest(new / MANIFEST, found.clips)
+        write_manifest(new / MANIFEST, _curated(found))
         write_quarantine(new / QUARANTINE, found.quarantined)
         result = _result(found, params.data, out)
         (new / REPORT).write_text(_report(result), encoding="utf-8")
@@ -79,7 +80,8 @@ def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
         if value % 2:
             raise UserError(f"data.{key}: found {value}, accepted: even numbers; nearest valid: {value + 1}")
     if data.source == "worlds":
-        return SourceContents(clips=worlds_files.write_clips(new, params))
+        clips, measured = worlds_files.write_clips(new, params)
+        return SourceContents(clips=clips, measured=measured)
     source = open_folder(str(data.path), root, params.storage)
     if isinstance(source, LocalFolder):
         here, there = source.path.resolve(), (root / CLIPS).resolve()
@@ -87,6 +89,13 @@ def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
     write_clips = {"folder": folder.write_clips, "openvid": openvid.write_clips}[data.source]
     return write_clips(new, source, data, root / WORK / _recipe_digest(data))
+
+
+def _curated(found: SourceContents) -> list[Clip]:
+    """The clips with their columns. Held-out clips count as the first of those that nearly equal each other."""
+    ordered = sorted(found.clips, key=lambda clip: clip.split == "train")
+    curation = mark_duplicates([(clip.id, found.measured[clip.id]) for clip in ordered])
+    return [replace(clip, curation=curation[clip.id]) for clip in found.clips]
 
 
 def _result(found: SourceContents, data: Data, out: Path) -> PrepareResult:
@@ -113,6 +122,7 @@ def _report(result: PrepareResult) -> str:
 def _recipe_digest(data: Data) -> str:
     """Digest of the settings that determine clips: progress made with other settings is not resumed."""
     recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
+    recipe["curation"] = VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

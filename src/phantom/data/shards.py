@@ -30,7 +30,7 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from phantom.config import Params
+from phantom.config import ClipFilter, Params
 from phantom.data.files import fsync, sha256
 from phantom.data.latent_keys import ENCODING, RESIZE
 from phantom.data.physics_statistics import Statistics, channel_sums
@@ -292,12 +292,11 @@ class LatentSet:
         self.manifest: str | None = index["manifest"]  # sha256 of the clips' manifest
         is_online = self.recipe.get("train.physics_latents") == "online"
         self._storage = NOT_STORED if is_online else self.recipe.get("encode.physics_storage", "raw")
-        self._clips = [clip for clip in index["clips"] if clip["split"] == split]
+        self._select([clip for clip in index["clips"] if clip["split"] == split])
+        self.unfiltered = len(self._clips)  # clips of the split, also of those that `keep` leaves out
         stated = ("id", "split", "xxh3", "text_xxh3")
         contents = [self.recipe, [[clip[key] for key in stated if key in clip] for clip in index["clips"]]]
         self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
-        self.ids = [clip["id"] for clip in self._clips]
-        self.shapes = [tuple(clip["video"]) for clip in self._clips]
         files = (*index["shards"], index["empty_text"])
         is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
         remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
@@ -309,6 +308,27 @@ class LatentSet:
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def keep(self, condition: ClipFilter) -> None:
+        """Leaves only the clips for which `condition` holds; to be called before reading any. Raises UserError if the
+        index states no columns, or none is left."""
+        if not all(clip.get("columns") for clip in self._clips):
+            raise UserError(
+                f"{self.folder / INDEX}: states no columns, which data.filter needs; run `phantom prepare` and "
+                "`phantom encode` again"
+            )
+        kept = [clip for clip in self._clips if condition.keeps(clip["columns"])]
+        if not kept:
+            raise UserError(
+                f"data.filter: found {condition.text!r}, which holds for none of {len(self._clips)} clips; `phantom "
+                "data report` shows their columns"
+            )
+        self._select(kept)
+
+    def _select(self, clips: list[dict[str, Any]]) -> None:
+        self._clips = clips
+        self.ids = [clip["id"] for clip in clips]
+        self.shapes = [tuple(clip["video"]) for clip in clips]
 
     def __getitem__(self, index: int) -> Latents:
         clip, tensors = self._clips[index], self.stored_tensors(index)

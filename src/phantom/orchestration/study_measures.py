@@ -101,8 +101,12 @@ def _positions(params: Params, folder: Path, export: Path | None, settings: dict
 
 
 def state_probe(params: Params, folder: Path) -> StateProbe | None:
-    """What reads a body's state from z, fitted on training clips; None where their states are not known."""
-    return StateReader(open_latents(params, folder, "train", torch.device("cpu")), params).probe
+    """What reads a body's state from z, fitted on training clips; None where their states are not known.
+
+    On all of them, whatever the arm was trained on: the arms of a study are read by the same probe.
+    """
+    unfiltered = params.model_copy(update={"data": params.data.model_copy(update={"filter": None})})
+    return StateReader(open_latents(unfiltered, folder, "train", torch.device("cpu")), params).probe
 
 
 MEASURES = {"heldout": _heldout, "likephys": _likephys, "positions": _positions}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from phantom.config import Params
+from phantom.config import ClipFilter, Params
 from phantom.data.online import OnlineLatents
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.prefetch import prefetch
@@ -23,7 +23,8 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
     """The latents of one split, stored locally or in `storage.latents`, or with physics latents computed online.
 
     z is standardised if `physics.standardize` is set, by statistics of the training split: those in the index or, where
-    there are none, measured now. Raises UserError if they were encoded with settings other than `params`.
+    there are none, measured now: of all clips, whatever `data.filter` leaves of them for training. Raises UserError if
+    they were encoded with settings other than `params`, or the filter leaves none.
     """
     storage = params.storage
     store = open_folder(storage.latents, root, storage) if storage.latents else None
@@ -35,6 +36,8 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
     if params.physics.standardize:
         training = latents if split == "train" else open_latents(params, root, "train", device)
         latents.standardized_by = training.standardized_by or training.statistics or measure_statistics(training)
+    if split == "train" and params.data.filter is not None:
+        latents.keep(ClipFilter.parse(params.data.filter))
     return latents
 
 

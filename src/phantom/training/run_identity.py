@@ -7,7 +7,8 @@ import json
 
 from phantom.config import Params, Role, identity
 
-SECTIONS = ("models", "physics", "coupling", "train")  # the settings that the result of training depends on
+# The settings that the result of training depends on.
+SECTIONS = ("models", "physics", "coupling", "train", "data.filter")
 
 
 def run_identity(params: Params, latents: str, held: bool) -> str:

@@ -121,6 +121,8 @@ class Trainer:
         self.accelerator = process_group.join(self.settings)
         self.device = self.accelerator.device
         self.latents = latents = open_latents(params, root, "train", self.device)
+        if params.data.filter is not None and self.accelerator.is_main_process:
+            say(f"train {name}: data.filter leaves {len(latents)} of {latents.unfiltered} training clips")
         channels = latents[0].physics.shape[0]
         self.model = build_model(params, channels, latents.standardized_by).to(self.device).train()
         if self.settings.compile:

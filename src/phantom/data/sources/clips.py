@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from phantom.config import Data
 from phantom.cores import cores
+from phantom.data.curation import Measured, measure
 from phantom.data.files import fsync, link, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
 from phantom.data.prefetch import prefetch
@@ -52,6 +54,7 @@ class SourceContents:
 
     videos: list[SourceVideo] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)  # by the clip's id
     quarantined: list[Quarantined] = field(default_factory=list)
     removed: Counter[str] = field(default_factory=Counter)  # number of clips by the filter that dropped them
     pixels: float = 0.0  # of the files that became clips, at the clips' frame rate
@@ -64,9 +67,10 @@ class SourceContents:
 
 @dataclass(frozen=True)
 class PreparedClip:
-    """A finished clip of `frames` frames; `source` is the sha256 of the video it was made from."""
+    """A finished clip; `source` is the sha256 of the video it was made from."""
 
     source: str
+    measured: Measured
     frames: int
     size: tuple[int, int]  # height, width
     sha256: str
@@ -74,6 +78,7 @@ class PreparedClip:
     kept: float
 
 
+PREPARED_CLIP = TypeAdapter(PreparedClip)
 # Opens a source video: a context that yields its path or its contents. Raises BadClip or FilteredOut.
 OpenVideo = Callable[[SourceVideo], AbstractContextManager[Path | bytes]]
 
@@ -109,6 +114,7 @@ def write_clips(found: SourceContents, open_video: OpenVideo, out: Path, data: D
             found.clips.append(
                 Clip(video.id, video.path, video.caption, clip.frames, float(data.fps), clip.sha256, split, *size)
             )
+            found.measured[video.id] = clip.measured
             found.pixels += clip.pixels
             found.kept_pixels += clip.pixels * clip.kept
     found.quarantined.sort(key=lambda q: (q.id, q.path, q.reason))
@@ -153,8 +159,7 @@ def _make_clip(video: SourceVideo, open_video: OpenVideo, data: Data, work: Path
     key = hashlib.sha256(f"{video.path}\0{video.version}".encode()).hexdigest()
     record = work / f"{key}.json"
     if record.is_file():
-        finished = json.loads(record.read_text(encoding="utf-8"))
-        return PreparedClip(**finished | {"size": tuple(finished["size"])})
+        return PREPARED_CLIP.validate_json(record.read_bytes())
     try:
         with open_video(video) as file:
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
@@ -171,8 +176,16 @@ def _make_clip(video: SourceVideo, open_video: OpenVideo, data: Data, work: Path
     fsync(part)
     part.replace(path)
     clip = probe(path)
-    made = PreparedClip(source, clip.frames, (clip.height, clip.width), sha256(path), fitted.pixels, fitted.kept)
-    part.write_text(json.dumps(asdict(made)), encoding="utf-8")
+    made = PreparedClip(
+        source=source,
+        measured=measure(fitted.frames),
+        frames=clip.frames,
+        size=(clip.height, clip.width),
+        sha256=sha256(path),
+        pixels=fitted.pixels,
+        kept=fitted.kept,
+    )
+    part.write_bytes(PREPARED_CLIP.dump_json(made))
     fsync(part)
     part.replace(record)
     return made

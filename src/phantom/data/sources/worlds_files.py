@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from phantom.config import Params
+from phantom.data.curation import Measured, measure
 from phantom.data.manifest import Clip
 from phantom.data.physics_iq import layout, masks
 from phantom.data.sources import worlds
@@ -27,8 +28,10 @@ LATEST_RELEASE = 2.0  # s: at least three of the condition frames come after it
 BENCHMARK_SEED = 500_000  # added to the worlds' seed, so that no scenario is a training clip
 
 
-def write_clips(folder: Path, params: Params) -> list[Clip]:
-    """Writes the training and held-out clips as mp4 into `folder`. Half of the held-out ones use unseen parameters.
+def write_clips(folder: Path, params: Params) -> tuple[list[Clip], dict[str, Measured]]:
+    """Writes the training and held-out clips as mp4 into `folder`, and measures them: their measures by id.
+
+    Half of the held-out ones use unseen parameters.
 
     The same params give the same bytes. Raises UserError for sizes or rates that the worlds do not support.
     """
@@ -38,7 +41,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
     if data.height != data.width:
         raise UserError(f"data.width: found {data.width}, accepted where data.source is worlds: the height")
     total = settings.train_clips + settings.heldout_clips
-    clips = []
+    clips, measured = [], {}
     with track("prepare", total, "clips") as bar:
         for index in range(total):
             heldout = index >= settings.train_clips
@@ -52,6 +55,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
             name = worlds.clip_id(spec, index)
             path = folder / f"{name}.mp4"
             write_mp4(path, frames, fps=worlds.FPS)
+            measured[name] = measure(frames)
             clips.append(
                 Clip(
                     id=name,
@@ -65,7 +69,7 @@ def write_clips(folder: Path, params: Params) -> list[Clip]:
                 )
             )
             bar.advance()
-    return clips
+    return clips, measured
 
 
 def write_benchmark(folder: Path, params: Params) -> None:

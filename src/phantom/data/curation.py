@@ -1,0 +1,125 @@
+"""Columns of the manifest that say whether a clip is fit to learn physics from: cuts, motion, black bars, duplicates.
+
+They are measured on the frames of a clip while `phantom prepare` has them, at a size of `SIDE` pixels; `data.filter`
+selects training clips by them (`config.clip_filter` says what each means).
+
+A hard cut is a pair of frames whose colours differ much more than those of the pairs around it: the histograms, as in
+Zhang, Kankanhalli and Smoliar, "Automatic partitioning of full-motion video" (1993), and the pixels relative to the
+neighbourhood, as in PySceneDetect's adaptive detector. Near-duplicates have difference hashes (Krawetz, "Kind of like
+that", 2013) of four of their frames that differ in few bits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+from phantom.data.manifest import Curation
+
+VERSION = 1  # raised when the same frames give other columns
+SIDE = 64  # pixels of the longer side of the pictures that are measured
+CUT_LEVELS, CUT_SHARE, CUT_PEAK = 15.0, 0.35, 3.0  # least pixel and histogram difference, and ratio to the neighbours
+CUT_NEIGHBOURS = 3  # pairs on each side
+STATIC_LEVELS = 10  # codec noise stays below this
+BLACK_LEVELS = 20  # of 255: black, with codec noise
+HASHED_FRAMES, FIELDS = 4, 16  # a bit for each of 16 x 16 fields of each of these frames
+HASH_LEVELS = 2  # a difference of fewer levels is noise
+MAX_DISTANCE, MAX_SHARE = 48, 0.1  # bits in which near-duplicates differ, and their share of those that are set
+BAND_BYTES = 4  # hashes that near agree in most of these parts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The columns of a clip, and its perceptual hash in hexadecimal."""
+
+    curation: Curation
+    hash: str
+
+
+def measure(frames: np.ndarray) -> Measured:
+    """Measures a clip: `frames` uint8 RGB (F, H, W, 3)."""
+    height, width = frames.shape[1:3]
+    if (scale := SIDE / max(height, width)) < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    differences = np.array([sum(cv2.mean(cv2.absdiff(a, b))) / 3 for a, b in pairwise(frames)])
+    is_cut = _find_cuts(frames, differences)
+    moving = differences[~is_cut]
+    changed = max((int(cv2.absdiff(grey[0], one).max()) for one in grey[1:]), default=0)
+    curation = Curation(
+        cuts=int(is_cut.sum()),
+        motion=round(float(moving.mean()), 4) if len(moving) else 0.0,
+        static=changed < STATIC_LEVELS,
+        black_bars=round(_black_share(grey.max(0)), 4),
+    )
+    return Measured(curation, _hash(grey))
+
+
+def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
+    """The columns by clip id, with `duplicate_of`: of clips that nearly equal each other, all but the first have it."""
+    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)  # (band, its bits) -> firsts, as rows of `hashes`
+    hashes = [np.frombuffer(bytes.fromhex(one.hash), np.uint8) for _, one in found]
+    marked: dict[str, Curation] = {}
+    for row, (id_, one) in enumerate(found):
+        own = hashes[row].tobytes()
+        parts = [(start, own[start : start + BAND_BYTES]) for start in range(0, len(own), BAND_BYTES)]
+        bands = [part for part in parts if any(part[1])] or [(-1, b"")]  # flat fields are in any clip
+        near = sorted({first for band in bands for first in buckets[band]})
+        first = _nearest(hashes[row], [hashes[first] for first in near])
+        marked[id_] = one.curation if first is None else replace(one.curation, duplicate_of=found[near[first]][0])
+        if first is None:
+            for band in bands:
+                buckets[band].append(row)
+    return marked
+
+
+def _nearest(own: np.ndarray, others: Sequence[np.ndarray]) -> int | None:
+    """The index of the hash among `others` that is nearest to `own`, if it is near enough."""
+    if not others:
+        return None
+    stacked = np.stack(others)
+    distances = np.bitwise_count(stacked ^ own).sum(1)
+    best = int(distances.argmin())
+    is_set = min(int(np.bitwise_count(hash_).sum()) for hash_ in (own, stacked[best]))
+    return best if distances[best] <= min(MAX_DISTANCE, MAX_SHARE * is_set) else None
+
+
+def _find_cuts(frames: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """Whether there is a hard cut within each pair of consecutive frames, (F - 1,)."""
+    is_cut = np.zeros(len(differences), bool)
+    for pair in np.flatnonzero(differences >= CUT_LEVELS):
+        around = [*differences[max(0, pair - CUT_NEIGHBOURS) : pair], *differences[pair + 1 :][:CUT_NEIGHBOURS]]
+        is_peak = differences[pair] >= CUT_PEAK * float(np.median(around)) if around else True
+        is_cut[pair] = is_peak and _histogram_distance(*frames[pair : pair + 2]) >= CUT_SHARE
+    return is_cut
+
+
+def _histogram_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of pixels of other colours, of 8 x 8 x 8: 0 for the same histogram, 1 for no colour in common."""
+    bins = [cv2.calcHist([frame], [0, 1, 2], None, [8] * 3, [0, 256] * 3) for frame in (one, other)]
+    return float(np.abs(bins[0] - bins[1]).sum()) / 2 / (one.shape[0] * one.shape[1])
+
+
+def _black_share(brightest: np.ndarray) -> float:
+    """The share of the picture around the rows and columns that are not black; `brightest` (H, W) over the frames."""
+    is_lit = brightest > BLACK_LEVELS
+    if not is_lit.any():
+        return 1.0
+    spans = [np.flatnonzero(is_lit.any(axis)) for axis in (0, 1)]
+    lit = [int(span[-1] - span[0] + 1) for span in spans]
+    return 1.0 - lit[0] * lit[1] / is_lit.size
+
+
+def _hash(grey: np.ndarray) -> str:
+    """Difference hash of `HASHED_FRAMES` frames: whether each field is brighter than the one to its right."""
+    bits = []
+    for index in np.linspace(0, len(grey) - 1, HASHED_FRAMES).round().astype(int):
+        fields = cv2.resize(grey[index], (FIELDS + 1, FIELDS), interpolation=cv2.INTER_AREA).astype(np.int16)
+        bits.append(fields[:, :-1] > fields[:, 1:] + HASH_LEVELS)
+    return np.packbits(np.stack(bits)).tobytes().hex()
