@@ -5,7 +5,7 @@ Each section of the file is a pydantic model in one of these modules; `tree.Para
 """
 
 from phantom.config.base import Role, Section
-from phantom.config.clip_filter import COLUMNS, ClipFilter
+from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
 from phantom.config.evaluation import Evaluate, Judge, LikePhys, PhysicsIQ, Sampling, StateSource, VBench2, VideoPhy
@@ -24,6 +24,7 @@ from phantom.config.tree import Params, all_keys, field_of, identity, section_na
 
 __all__ = [
     "COLUMNS",
+    "FLAGS",
     "PRESETS",
     "ClipFilter",
     "Cluster",

@@ -41,6 +41,19 @@ class ClipFilter:
 
     text: str
     keeps: Callable[[Row], bool]
+    node: ast.expr
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns it reads, in the order of `COLUMNS`."""
+        found = {node.id for node in ast.walk(self.node) if isinstance(node, ast.Name)}
+        return [name for name in COLUMNS if name in found]
+
+    def terms(self) -> list[ClipFilter]:
+        """The conditions that it joins by `and`; itself, if it does not."""
+        is_joined = isinstance(self.node, ast.BoolOp) and isinstance(self.node.op, ast.And)
+        nodes = self.node.values if is_joined else [self.node]  # type: ignore[attr-defined]
+        return [ClipFilter(ast.unparse(node), _condition(node), node) for node in nodes]
 
     @classmethod
     def parse(cls, text: str) -> ClipFilter:
@@ -49,7 +62,7 @@ class ClipFilter:
             if len(text) > MAX_LENGTH:
                 raise ValueError(f"{len(text)} characters")
             tree = ast.parse(text.strip(), mode="eval")
-            return cls(text, _condition(tree.body))
+            return cls(text, _condition(tree.body), tree.body)
         except (SyntaxError, RecursionError, MemoryError):
             problem = "not an expression"
         except ValueError as error:
@@ -81,9 +94,11 @@ def _condition(node: ast.expr) -> Callable[[Row], bool]:
 def _number(node: ast.expr) -> Callable[[Row], float]:
     match node:
         case ast.Constant(value=value) if isinstance(value, int | float):
-            return lambda _: value
+            number = float(value)
+            return lambda _: number
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if isinstance(value, int | float):
-            return lambda _: -value
+            negative = -float(value)
+            return lambda _: negative
         case ast.Name(id=name) if name in COLUMNS:
             return lambda row: row[name]
     raise ValueError(f"{ast.unparse(node)!r} is not a number" + _unknown(node))

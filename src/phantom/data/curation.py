@@ -31,14 +31,17 @@ HASHED_FRAMES, FIELDS = 4, 16  # a bit for each of 16 x 16 fields of each of the
 HASH_LEVELS = 2  # a difference of fewer levels is noise
 MAX_DISTANCE, MAX_SHARE = 48, 0.1  # bits in which near-duplicates differ, and their share of those that are set
 BAND_BYTES = 4  # hashes that near agree in most of these parts
+COLOUR_FIELDS, COLOUR_LEVELS = 4, 24  # near-duplicates differ in colour by less, in each of 4 x 4 fields
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The columns of a clip, and its perceptual hash in hexadecimal."""
+    """The columns of a clip, and what near-duplicates are found by, in hexadecimal: its hash, and its colours without
+    their brightness."""
 
     curation: Curation
     hash: str
+    colours: str
 
 
 def measure(frames: np.ndarray) -> Measured:
@@ -58,19 +61,22 @@ def measure(frames: np.ndarray) -> Measured:
         static=changed < STATIC_LEVELS,
         black_bars=round(_black_share(grey.max(0)), 4),
     )
-    return Measured(curation, _hash(grey))
+    shown = np.linspace(0, len(frames) - 1, HASHED_FRAMES).round().astype(int)
+    return Measured(curation, _hash(grey[shown]), _colours(frames[shown]))
 
 
 def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
     """The columns by clip id, with `duplicate_of`: of clips that nearly equal each other, all but the first have it."""
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)  # (band, its bits) -> firsts, as rows of `hashes`
     hashes = [np.frombuffer(bytes.fromhex(one.hash), np.uint8) for _, one in found]
+    colours = [np.frombuffer(bytes.fromhex(one.colours), np.int8).astype(np.int16) for _, one in found]
     marked: dict[str, Curation] = {}
     for row, (id_, one) in enumerate(found):
         own = hashes[row].tobytes()
         parts = [(start, own[start : start + BAND_BYTES]) for start in range(0, len(own), BAND_BYTES)]
         bands = [part for part in parts if any(part[1])] or [(-1, b"")]  # flat fields are in any clip
         near = sorted({first for band in bands for first in buckets[band]})
+        near = [first for first in near if 2 * np.abs(colours[first] - colours[row]).max() < COLOUR_LEVELS]
         first = _nearest(hashes[row], [hashes[first] for first in near])
         marked[id_] = one.curation if first is None else replace(one.curation, duplicate_of=found[near[first]][0])
         if first is None:
@@ -117,9 +123,15 @@ def _black_share(brightest: np.ndarray) -> float:
 
 
 def _hash(grey: np.ndarray) -> str:
-    """Difference hash of `HASHED_FRAMES` frames: whether each field is brighter than the one to its right."""
+    """Difference hash of frames (F, H, W): whether each field is brighter than the one to its right."""
     bits = []
-    for index in np.linspace(0, len(grey) - 1, HASHED_FRAMES).round().astype(int):
-        fields = cv2.resize(grey[index], (FIELDS + 1, FIELDS), interpolation=cv2.INTER_AREA).astype(np.int16)
+    for frame in grey:
+        fields = cv2.resize(frame, (FIELDS + 1, FIELDS), interpolation=cv2.INTER_AREA).astype(np.int16)
         bits.append(fields[:, :-1] > fields[:, 1:] + HASH_LEVELS)
     return np.packbits(np.stack(bits)).tobytes().hex()
+
+
+def _colours(frames: np.ndarray) -> str:
+    """Half of red - green and of blue - green in each field, over frames (F, H, W, 3)."""
+    fields = cv2.resize(frames.mean(0), (COLOUR_FIELDS, COLOUR_FIELDS), interpolation=cv2.INTER_AREA)
+    return ((fields[..., ::2] - fields[..., 1:2]) / 2).round().astype(np.int8).tobytes().hex()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -102,6 +104,14 @@ def write_quarantine(path: Path, quarantined: Iterable[Quarantined]) -> None:
 def read_quarantine(path: Path) -> list[Quarantined]:
     """Reads the rejected files of `path`. Raises UserError naming the invalid line."""
     return _read(path, Quarantined)
+
+
+def by_kind(quarantined: Iterable[Quarantined]) -> list[list[Quarantined]]:
+    """Rejected files with the same kind of reason, the most common first: numbers and details do not count."""
+    kinds: dict[str, list[Quarantined]] = defaultdict(list)
+    for file in quarantined:
+        kinds[re.sub(r"\d+(\.\d+)?", "#", file.reason.partition(":")[0])].append(file)
+    return sorted(kinds.values(), key=len, reverse=True)
 
 
 def _write(path: Path, rows: Iterable[Any]) -> None:

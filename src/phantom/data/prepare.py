@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from phantom.config import Data, Params
 from phantom.data.curation import VERSION, mark_duplicates
 from phantom.data.files import exclusive, fresh_folder, replace_folder
-from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, Quarantined, write_manifest, write_quarantine
+from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, by_kind, write_manifest, write_quarantine
 from phantom.data.sources import folder, openvid, worlds_files
 from phantom.data.sources.clips import SourceContents
 from phantom.data.storage import LocalFolder, open_folder
@@ -136,10 +135,7 @@ def _check_quarantine(found: SourceContents, data: Data, record: Path) -> None:
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     write_quarantine(record, quarantined)
-    kinds: dict[str, list[Quarantined]] = defaultdict(list)
-    for file in quarantined:  # reasons that differ only in numbers or details count as one
-        kinds[re.sub(r"\d+(\.\d+)?", "#", file.reason.partition(":")[0])].append(file)
-    most_common = sorted(kinds.values(), key=len, reverse=True)[:5]
+    most_common = by_kind(quarantined)[:5]
     reasons = "; ".join(f"{len(files)} such as {files[0].path!r}: {files[0].reason}" for files in most_common)
     raise UserError(
         f"data.max_quarantine: {len(quarantined)} of {total} clips cannot be used, accepted: {data.max_quarantine:.0%}"

@@ -191,5 +191,11 @@ def embed_frames(frames: np.ndarray, fps: int) -> str:
         return _uri("video/mp4", path.read_bytes())
 
 
+def embed_picture(picture: np.ndarray) -> str:
+    """uint8 RGB (H, W, 3) as a data URI of a JPEG."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return _uri("image/jpeg", encoded.tobytes())
+
+
 def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
