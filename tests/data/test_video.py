@@ -3,6 +3,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from phantom.data.video import BadClip, probe, read_clip, read_frames, write_mp4
 from tests.data.videos import RIGHT_ANGLES, every, grey, moving, turn, write_video
@@ -45,6 +46,32 @@ def test_too_short_and_too_slow_are_refused(tmp_path):
         read_clip(path, 4, 64, 64, max_frames=29, min_frames=5)
     with pytest.raises(BadClip, match="would be repeats at 24 per second"):
         read_clip(path, 24, 64, 64, max_frames=121)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "written", "tagged", "is_red"),
+    [
+        (720, 1280, Colorspace.ITU709, False, True),
+        (720, 1280, Colorspace.SMPTE170M, True, True),
+        (720, 1280, Colorspace.SMPTE170M, False, False),
+        (480, 640, Colorspace.SMPTE170M, False, True),
+        (480, 640, Colorspace.ITU709, True, True),
+    ],
+)
+def test_high_definition_without_a_colour_matrix_is_taken_for_bt_709(tmp_path, height, width, written, tagged, is_red):
+    red, to_yuv = np.zeros((height, width, 3), np.uint8), VideoReformatter()
+    red[..., 0] = 255
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=4)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        matrix = {Colorspace.ITU709: 1, Colorspace.SMPTE170M: 6}[written] if tagged else 2
+        stream.codec_context.colorspace = matrix
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24")
+        frame = to_yuv.reformat(frame, format="yuv420p", dst_colorspace=written, dst_color_range=ColorRange.MPEG)
+        frame.colorspace = matrix
+        file.mux([*stream.encode(frame), *stream.encode()])
+    for frames in (read_frames(tmp_path / "a.mp4")[0], read_clip(tmp_path / "a.mp4", 4, 96, 128, 1)):
+        assert (np.abs(frames.astype(int) - red[0, 0]).max() < 6) == is_red, frames[0, 0, 0]
 
 
 @pytest.mark.parametrize("degrees", RIGHT_ANGLES)

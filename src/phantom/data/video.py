@@ -25,7 +25,8 @@ TIMESTAMP_SLACK_SECONDS = 0.002  # containers with millisecond timestamps round 
 MAX_REPEATED_SHARE = 0.5  # of the output frames that may repeat the previous one, in a file of low frame rate
 MIN_KEPT_SHARE = 0.25  # of the picture that the crop must keep
 MIN_SIDE = 16  # pixels
-AVCOL_SPC_SMPTE170M = 6  # of AVColorSpace: the BT.601 matrix
+AVCOL_SPC_UNSPECIFIED, AVCOL_SPC_SMPTE170M = 2, 6  # of AVColorSpace; the latter is the BT.601 matrix
+HD_WIDTH, SD_HEIGHT = 1280, 576  # high definition starts at this width, or above this height
 SWSCALE_FLAGS = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 )
@@ -289,12 +290,20 @@ class RgbConverter:
         self._scale, self._pack = VideoReformatter(), VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+        whole, matrix = frame, _assumed_matrix(frame)
         alpha = any(component.is_alpha for component in frame.format.components)
 
         def reformat(with_: VideoReformatter, frame: av.VideoFrame, kind: str) -> av.VideoFrame:
             # swscale widens the filter when downscaling, so bicubic antialiases here.
             return with_.reformat(
-                frame, width, height, kind, dst_color_range=ColorRange.JPEG, interpolation=SWSCALE_FLAGS, threads=1
+                frame,
+                width,
+                height,
+                kind,
+                src_colorspace=matrix if frame is whole else None,
+                dst_color_range=ColorRange.JPEG,
+                interpolation=SWSCALE_FLAGS,
+                threads=1,
             )
 
         if not alpha:  # planar first: the same values as direct conversion to packed RGB, in a third of the time
@@ -303,6 +312,16 @@ class RgbConverter:
         return (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] // 255).astype(
             np.uint8
         )  # composited over black, as players do
+
+
+def _assumed_matrix(frame: av.VideoFrame) -> Colorspace | None:
+    """The colour matrix of a frame that states none: BT.709 for high definition, as players assume; None: as stated.
+
+    swscale takes an unstated one for BT.601.
+    """
+    is_high_definition = frame.width >= HD_WIDTH or frame.height > SD_HEIGHT
+    is_unstated = frame.colorspace == AVCOL_SPC_UNSPECIFIED and not frame.format.is_rgb
+    return Colorspace.ITU709 if is_unstated and is_high_definition else None
 
 
 def _pixel_aspect(stream: VideoStream) -> float:
