@@ -339,13 +339,13 @@ def _write_damaged(folder: Path) -> None:
     for seed in (1, 2):
         write_video(folder / f"film{seed}.ts", moving(9, seed=200 + seed, height=32 * seed, width=64), every(0.25, 9))
     films = [(folder / f"film{seed}.ts") for seed in (1, 2)]
-    _join(folder / "two-sizes.mp4", films)
+    join_videos(folder / "two-sizes.mp4", films)
     (folder / "two-films.mp4").write_bytes(b"".join(film.read_bytes() for film in films))
     for path in (*films, folder / "whole", folder / "whole.mp4"):
         path.unlink()
 
 
-def _join(path: Path, films: list[Path]) -> None:
+def join_videos(path: Path, films: list[Path]) -> None:
     """Concatenates the videos into one stream with continuous timestamps."""
     with av.open(str(path), "w", format="mpegts") as out:
         for number, film in enumerate(films):

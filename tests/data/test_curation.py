@@ -84,7 +84,7 @@ def test_black_bars_are_the_share_of_the_picture():
     assert curated(night).black_bars < 0.3
 
 
-def test_near_duplicates_are_found_after_compression_resizing_and_colour_changes_and_other_clips_are_not(tmp_path):
+def test_near_duplicates_are_found_after_compression_resizing_and_another_exposure_and_others_are_not(tmp_path):
     found = [(f"clip-{seed}", measure(scene(seed, width=160, height=90))) for seed in range(40)]
     assert not any(one.duplicate_of for one in mark_duplicates(found).values())
     frames = scene(7, width=160, height=90)
@@ -97,6 +97,8 @@ def test_near_duplicates_are_found_after_compression_resizing_and_colour_changes
     assert {id_: one.duplicate_of for id_, one in marked.items() if one.duplicate_of} == dict.fromkeys(
         ("small", "bright"), "clip-7"
     )
+    bluer = (frames.clip(20, 170) + np.int16([0, -16, 82])).astype(np.uint8)  # as bright as without
+    assert not mark_duplicates([("a", measure(frames.clip(20, 170))), ("b", measure(bluer))])["b"].duplicate_of
     black = measure(np.zeros((9, 48, 64, 3), np.uint8))
     assert mark_duplicates([("a", black), ("b", black)])["b"].duplicate_of == "a"
     assert mark_duplicates([]) == {}

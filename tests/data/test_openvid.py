@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.manifest import read_manifest, read_quarantine
 from phantom.data.prepare import prepare
 from phantom.data.sources import clips
@@ -145,14 +146,14 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
         there.upload(source / name, name)
     params = openvid_params(path=f"s3://{bucket}/openvid")
     monkeypatch.setattr(clips, "cores", lambda: 1)
-    made = []
+    made, call = [], DecodeWorkers.call
 
-    def write(path, *arguments):
-        made.append(path)
+    def make(*arguments):
+        made.append(arguments)
         s3.faults = ["503"] * 2 if len(made) == 2 else s3.faults  # the third clip, in another part, fails permanently
-        write_mp4(path, *arguments)
+        return call(*arguments)
 
-    monkeypatch.setattr(clips, "write_mp4", write)
+    monkeypatch.setattr(DecodeWorkers, "call", make)
     s3.faults = ["500", "", "reset", "", "truncate", "", "slow"]
     with pytest.raises(StageFailed, match=r"the server answered 503 \(503\) 2 times; run again to go on$"):
         prepare(params, tmp_path / "there")

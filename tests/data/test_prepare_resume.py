@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.files import sha256
 from phantom.data.prepare import prepare
 from phantom.data.sources import clips
-from phantom.data.video import write_mp4
 from phantom.errors import StageFailed, UserError
 from tests.data.latents import contents
 from tests.data.prepared import CAPTIONS, read_result, write_captions
@@ -20,20 +20,22 @@ def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos,
     write_captions(videos, CAPTIONS)
     made = []
 
-    def write_or_stop(path, *arguments):
+    call = DecodeWorkers.call
+
+    def make_or_stop(*arguments):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(path)
-        write_mp4(path, *arguments)
+        made.append(arguments)
+        return call(*arguments)
 
     monkeypatch.setattr(clips, "cores", lambda: 1)
-    monkeypatch.setattr(clips, "write_mp4", write_or_stop)
+    monkeypatch.setattr(DecodeWorkers, "call", make_or_stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder_params(), tmp_path)
     assert not (tmp_path / "data/clips").exists()
     made.clear()
     read_again = []
-    monkeypatch.setattr(clips, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
+    monkeypatch.setattr(DecodeWorkers, "call", lambda *a: made.append(a) or call(*a))
     monkeypatch.setattr(clips, "sha256", lambda path: read_again.append(path) or sha256(path))
     prepare(folder_params(), tmp_path)
     assert len(made) == 2
@@ -60,9 +62,9 @@ def test_a_source_that_changed_meanwhile_is_read_again(folder_params, videos, tm
 def test_what_a_failing_disk_does_not_give_is_no_fault_of_the_clip(folder_params, videos, tmp_path, monkeypatch):
     """The disk error is simulated."""
     write_captions(videos, CAPTIONS)
-    made = []
+    made, call = [], DecodeWorkers.call
     monkeypatch.setattr(clips, "cores", lambda: 1)
-    monkeypatch.setattr(clips, "write_mp4", lambda path, *a: (made.append(path), write_mp4(path, *a)))
+    monkeypatch.setattr(DecodeWorkers, "call", lambda *a: made.append(a) or call(*a))
 
     def fail(path: Path) -> str:
         if path == videos / "c.mp4":

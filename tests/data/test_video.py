@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from phantom.data import video
 from phantom.data.video import BadClip, probe, read_clip, read_frames, write_mp4
+from tests.data.corpus import join_videos
 from tests.data.videos import RIGHT_ANGLES, every, grey, moving, turn, write_video
 
 
@@ -72,6 +74,17 @@ def test_high_definition_without_a_colour_matrix_is_taken_for_bt_709(tmp_path, h
         file.mux([*stream.encode(frame), *stream.encode()])
     for frames in (read_frames(tmp_path / "a.mp4")[0], read_clip(tmp_path / "a.mp4", 4, 96, 128, 1)):
         assert (np.abs(frames.astype(int) - red[0, 0]).max() < 6) == is_red, frames[0, 0, 0]
+
+
+def test_a_picture_that_grows_beyond_the_bound_midway_is_refused(tmp_path, monkeypatch):
+    films = [
+        write_video(tmp_path / f"{side}.ts", moving(9, height=side, width=side), every(0.25, 9)) for side in (32, 64)
+    ]
+    join_videos(tmp_path / "grows.ts", films)
+    assert len(read_clip(tmp_path / "grows.ts", 4, 32, 32, max_frames=29)) == 17
+    monkeypatch.setattr(video, "MAX_PIXELS", 48 * 48)
+    with pytest.raises(BadClip, match=r"^does not decode at "):
+        read_clip(tmp_path / "grows.ts", 4, 32, 32, max_frames=29)
 
 
 @pytest.mark.parametrize("degrees", RIGHT_ANGLES)

@@ -208,7 +208,8 @@ def open_video(path: str | Path | bytes) -> Iterator[tuple[InputContainer, Video
         if context.width * context.height > MAX_PIXELS:
             raise BadClip(f"{context.width}x{context.height} is more than {MAX_PIXELS} pixels")
         context.thread_count = 1  # several clips are decoded in parallel instead
-        context.options = {"err_detect": "explode"}  # corrupt data is an error rather than concealed
+        # Corrupt data is an error rather than concealed, and a picture that grows midway is no way around the bound.
+        context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
         yield container, stream
 
 

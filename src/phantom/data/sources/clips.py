@@ -17,11 +17,13 @@ from pydantic import TypeAdapter
 
 from phantom.config import Data
 from phantom.cores import cores
-from phantom.data.curation import Measured, measure
+from phantom.data.clip_file import ClipFile, write_clip_file
+from phantom.data.curation import Measured
+from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.files import fsync, link, sha256
 from phantom.data.manifest import Clip, Quarantined, Split
 from phantom.data.prefetch import prefetch
-from phantom.data.video import BadClip, fit_clip, probe, write_mp4
+from phantom.data.video import BadClip, ClipInfo, probe
 from phantom.errors import StageFailed
 from phantom.progress import track
 
@@ -70,20 +72,19 @@ class PreparedClip:
     """A finished clip; `source` is the sha256 of the video it was made from."""
 
     source: str
-    measured: Measured
-    frames: int
-    size: tuple[int, int]  # height, width
-    sha256: str
-    pixels: float  # as in video.FittedClip
-    kept: float
+    file: ClipFile
 
 
 PREPARED_CLIP = TypeAdapter(PreparedClip)
 # Opens a source video: a context that yields its path or its contents. Raises BadClip or FilteredOut.
 OpenVideo = Callable[[SourceVideo], AbstractContextManager[Path | bytes]]
+# Looks at what a probe says of a video before it is decoded. Raises FilteredOut.
+CheckVideo = Callable[[ClipInfo], None]
 
 
-def write_clips(found: SourceContents, open_video: OpenVideo, out: Path, data: Data, work: Path) -> SourceContents:
+def write_clips(
+    found: SourceContents, open_video: OpenVideo, out: Path, data: Data, work: Path, check: CheckVideo | None = None
+) -> SourceContents:
     """Writes every usable video of `found` as a clip into `out`; adds the clips and the rejected files to `found`.
 
     Clips are made in `work`, where a resumed call finds them without reading their sources, and then hard-linked into
@@ -92,11 +93,11 @@ def write_clips(found: SourceContents, open_video: OpenVideo, out: Path, data: D
     work.mkdir(parents=True, exist_ok=True)
     made: dict[str, PreparedClip] = {}
     first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that produced it
-    make = partial(_make_clip, open_video=open_video, data=data, work=work)
-    with track("prepare", len(found.videos), "clips") as bar:
+    with DecodeWorkers() as workers, track("prepare", len(found.videos), "clips") as bar:
+        make = partial(_make_clip, open_video=open_video, check=check, data=data, work=work, workers=workers)
         for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
-            if isinstance(result, PreparedClip) and first.setdefault(result.sha256, video) != video:
-                result = f"duplicate: the same video as {first[result.sha256].path}"
+            if isinstance(result, PreparedClip) and first.setdefault(result.file.sha256, video) != video:
+                result = f"duplicate: the same video as {first[result.file.sha256].path}"
             if isinstance(result, PreparedClip):
                 made[video.id] = result
             elif isinstance(result, FilteredOut):
@@ -107,9 +108,9 @@ def write_clips(found: SourceContents, open_video: OpenVideo, out: Path, data: D
     heldout = choose_heldout([m.source for m in made.values()], data.heldout)
     for video in found.videos:
         if video.id in made:
-            clip = made[video.id]
-            link(_clip_path(work, clip.source), out / video.path)
-            split: Split = "heldout" if clip.source in heldout else "train"
+            source, clip = made[video.id].source, made[video.id].file
+            link(_clip_path(work, source), out / video.path)
+            split: Split = "heldout" if source in heldout else "train"
             size = (None, None) if clip.size == data.sizes[0] else clip.size
             found.clips.append(
                 Clip(video.id, video.path, video.caption, clip.frames, float(data.fps), clip.sha256, split, *size)
@@ -152,7 +153,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _make_clip(video: SourceVideo, open_video: OpenVideo, data: Data, work: Path) -> PreparedClip | FilteredOut | str:
+def _make_clip(
+    video: SourceVideo, open_video: OpenVideo, check: CheckVideo | None, data: Data, work: Path, workers: DecodeWorkers
+) -> PreparedClip | FilteredOut | str:
     """The clip of `video`, reused from `work` if already made; or why there is none."""
     if any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
@@ -160,31 +163,24 @@ def _make_clip(video: SourceVideo, open_video: OpenVideo, data: Data, work: Path
     record = work / f"{key}.json"
     if record.is_file():
         return PREPARED_CLIP.validate_json(record.read_bytes())
+    part = work / f"{threading.get_ident()}.part"  # another thread may make the same clip
     try:
         with open_video(video) as file:
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
-            fitted = fit_clip(file, data.fps, data.sizes, data.frames, data.min_frames)
+            if check:
+                check(workers.call(probe, file))
+            clip = workers.call(write_clip_file, file, part, data.fps, data.sizes, data.frames, data.min_frames)
     except FilteredOut as removed:
         return removed
     except BadClip as reason:
+        part.unlink(missing_ok=True)
         return str(reason)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         return read_failure(error, video.path)
-    path = _clip_path(work, source)
-    part = path.with_suffix(f".{threading.get_ident()}.part")  # another thread may make the same clip
-    write_mp4(part, fitted.frames, data.fps)
-    fsync(part)
-    part.replace(path)
-    clip = probe(path)
-    made = PreparedClip(
-        source=source,
-        measured=measure(fitted.frames),
-        frames=clip.frames,
-        size=(clip.height, clip.width),
-        sha256=sha256(path),
-        pixels=fitted.pixels,
-        kept=fitted.kept,
-    )
+    part.replace(_clip_path(work, source))
+    made = PreparedClip(source, clip)
     part.write_bytes(PREPARED_CLIP.dump_json(made))
     fsync(part)
     part.replace(record)

@@ -25,7 +25,7 @@ from phantom.data.sources import clips
 from phantom.data.sources.clips import FilteredOut, SourceContents, SourceVideo, caption_text
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
-from phantom.data.video import BadClip, probe
+from phantom.data.video import BadClip, ClipInfo
 from phantom.errors import UserError
 
 CSV = "OpenVidHD.csv"
@@ -58,15 +58,15 @@ def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceCont
 
     @contextmanager
     def open_video(video: SourceVideo) -> Iterator[bytes]:
-        contents = zips.read(*members[video.id])
-        if any(bound is not None for bounds in sizes.values() for bound in bounds):
-            info = probe(contents)
-            for name, bounds in sizes.items():
-                if not _in_range(getattr(info, name), bounds):
-                    raise FilteredOut(name)
-        yield contents
+        yield zips.read(*members[video.id])
 
-    return clips.write_clips(found, open_video, out, data, work)
+    def check_size(info: ClipInfo) -> None:
+        for name, bounds in sizes.items():
+            if not _in_range(getattr(info, name), bounds):
+                raise FilteredOut(name)
+
+    is_filtered = any(bound is not None for bounds in sizes.values() for bound in bounds)
+    return clips.write_clips(found, open_video, out, data, work, check_size if is_filtered else None)
 
 
 def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[SourceContents, dict[str, tuple[int, int]]]:
