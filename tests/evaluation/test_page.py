@@ -11,7 +11,6 @@ from phantom.evaluation.charts import chart
 from phantom.evaluation.page import (
     Bar,
     Cell,
-    Mark,
     Page,
     Scene,
     SceneVideo,
@@ -22,7 +21,9 @@ from phantom.evaluation.page import (
     embed_frames,
     render,
 )
-from phantom.evaluation.report import WORLDS, delta_cell, difference_cell, gain_bar
+from phantom.evaluation.protocol import Mark
+from phantom.evaluation.report import delta_cell, difference_cell, gain_bar
+from phantom.evaluation.worlds_figures import WORLDS
 
 FPS, SECONDS = 4, 5
 MARKS = [Mark(4.8, "Last frame held: 4.8"), Mark(80.7, "Other take: 80.7")]

@@ -7,8 +7,11 @@ from typing import Any
 
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.report import MODES, PHYSICS_IQ, WORLDS, Figure, delta_cell
+from phantom.evaluation.physics_iq.benchmark import FIGURES as PHYSICS_IQ
+from phantom.evaluation.protocol import Figure
+from phantom.evaluation.report import MODES, delta_cell
 from phantom.evaluation.sampling_spec import Model
+from phantom.evaluation.worlds_figures import WORLDS
 
 OWN = "phantom"
 NAMES = {
@@ -72,4 +75,4 @@ def _row(figure: Figure, rows: Mapping[str, Any], sources: Sequence[str]) -> Tab
         cell = delta_cell(figure, rows[source][figure.key], own, change)
         interval = f" [{change['low']:+.{figure.digits}f}, {change['high']:+.{figure.digits}f}]" if change else ""
         cells.append(Cell(cell.text, (cell.delta + interval).replace("-", "\u2212"), cell.tone))
-    return TableRow(figure.name, figure.note, cells)
+    return TableRow(figure.title, figure.note, cells)

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from phantom.data.physics_iq import video
 from phantom.data.video import write_mp4
 from phantom.evaluation.charts import Chart
+from phantom.evaluation.protocol import Mark
 
 EMBEDDED_WIDTH = 480  # pixels; wider videos are downscaled before embedding
 PIXELATED_WIDTH = 200  # narrower videos are enlarged without smoothing
@@ -51,14 +52,6 @@ class Table:
     kinds: Sequence[str]
     groups: Sequence[tuple[str, Sequence[TableRow]]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a score is worth: a value from 0 to 100 on the scale of a bar, and what it is the score of."""
-
-    value: float
-    text: str
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from phantom.evaluation.page import (
     EMBEDDED_WIDTH,
     Bar,
     Cell,
-    Mark,
     Page,
     Scene,
     SceneVideo,
@@ -31,9 +29,12 @@ from phantom.evaluation.page import (
     embed_shrunk,
     render,
 )
+from phantom.evaluation.physics_iq.benchmark import FIGURES as PHYSICS_IQ
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.protocol import Benchmark, Figure, Mark
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.trivial.predictions import TITLES
+from phantom.evaluation.worlds_figures import WORLDS
 
 NAMES = {"base": "Base", "control": "Control", "lora": "LoRA", "phantom": "Phantom"}
 COUNT = {2: "two", 3: "three", 4: "four"}
@@ -46,49 +47,6 @@ INTERVAL = (
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """How a number of evaluation.json is displayed. `better`: +1 if higher is better, -1 if lower is better."""
-
-    key: str
-    name: str
-    note: str
-    digits: int
-    better: int
-    scale: float = 1.0
-
-
-PHYSICS_IQ = (
-    Figure("score", "Score", "0 to 100: how close to the other take of the same experiment", 1, 1),
-    Figure("spatial_iou", "Spatial IoU", "where something moves", 3, 1),
-    Figure("spatiotemporal_iou", "Spatiotemporal IoU", "where and when", 3, 1),
-    Figure("weighted_spatial_iou", "Weighted spatial IoU", "where and how much", 3, 1),
-    Figure("mse", "Squared error", "of the pixels", 4, -1),
-    Figure("verified", "Verified score", "Physics-IQ Verified, 0 to 100", 1, 1),
-)
-WORLDS = (
-    Figure("position_error", "Position error", "of the bodies, in pixels of 64; 16 where one is not found", 1, -1),
-    Figure("position_error_unseen", "… beyond training", "where parameters lie outside of the trained ranges", 1, -1),
-    Figure("missing", "Body missing, %", "of the frames that should show it", 1, -1, 100),
-    Figure(
-        "shape_kept",
-        "Shape kept, %",
-        "of the frames that show a body: its area, within 20%, and its colour",
-        0,
-        1,
-        100,
-    ),
-    Figure("starts_on_time", "Starts on time, %", "of the bodies that move: within half a second", 0, 1, 100),
-    Figure(
-        "energy_drift",
-        "Energy drift, %",
-        "departure from the energy that is conserved, before something is touched",
-        0,
-        -1,
-        100,
-    ),
-    Figure("momentum_drift", "Momentum drift, %", "the same of colliding balls' momentum", 0, -1, 100),
-)
 BOUNDS = ("last_frame", "nearest_clip", "other_take")  # predictions that are marked on every bar
 COLOURS = "Green and red: the 95% interval of the difference, over at least 6 scenarios, excludes 0."
 COUNTS = (
@@ -216,7 +174,7 @@ def gain_bar(
     score: float | None,
     base: float | None,
     gained: Mapping[str, Any] | None,
-    figure: Figure = PHYSICS_IQ[0],
+    figure: Figure = Benchmark.score,
     over: str = "",
     marks: Sequence[Mark] = (),
 ) -> Bar:
@@ -280,7 +238,7 @@ def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[
         ]
         if "control" in models:
             cells.append(difference_cell(figure, _gained(figure, found, "control", "phantom")))
-        rows.append(TableRow(figure.name, note, cells))
+        rows.append(TableRow(figure.title, note, cells))
     return rows
 
 

@@ -34,6 +34,7 @@ from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest, othe
 from phantom.evaluation.trivial.run import predict
 from phantom.evaluation.trivial.table import table as trivial_table
 from phantom.evaluation.verdict import verdict
+from phantom.evaluation.worlds_figures import WORLDS
 from phantom.progress import say
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
@@ -265,7 +266,7 @@ def _with_gains(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for key, reference in references.items():
             if reference in models and (name == "phantom" or (key == "gain" and name != reference)):
                 of = (models[reference]["per_scenario"], figures["per_scenario"])
-                figures[key] = {figure.key: row_gain(*of, figure.key) for figure in report.WORLDS}
+                figures[key] = {figure.key: row_gain(*of, figure.key) for figure in WORLDS}
     return {name: {**figures, "per_scenario": figures.pop("per_scenario")} for name, figures in models.items()}
 
 

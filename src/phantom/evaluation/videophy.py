@@ -14,7 +14,9 @@ from typing import Any
 from phantom.config import VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import judge
+from phantom.evaluation.caption_benchmark import CaptionBenchmark
 from phantom.evaluation.captions import Video
+from phantom.evaluation.protocol import Published
 from phantom.evaluation.ratings import JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
 
 # The exact prompt that the judge was trained on.
@@ -114,3 +116,14 @@ def read_output(path: Path, task: str) -> Rows:
 BENCHMARK = JudgedBenchmark(
     "videophy", {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}, write_inputs, read_output
 )
+
+PAPER = Published(  # arXiv 2604.08503
+    {
+        "Wan2.2-TI2V-5B": {"sa_mean": 41.5, "pc_mean": 25.2},
+        "Phantom": {"sa_mean": 47.5, "pc_mean": 37.9},
+    },
+    344,
+    "captions",
+    "The paper does not say how it sums up; its numbers are no shares of 344 videos, so most likely means.",
+)
+VIDEOPHY = CaptionBenchmark("videophy", "VideoPhy", CONVENTIONS, PAPER)

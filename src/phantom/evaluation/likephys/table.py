@@ -6,19 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from phantom.errors import listed
+from phantom.evaluation.likephys.benchmark import MARGIN, PPE
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.report import NAMES, Figure, delta_cell, difference_cell
+from phantom.evaluation.protocol import Figure
+from phantom.evaluation.report import NAMES, delta_cell, difference_cell
 
-PPE = Figure(
-    "score",
-    "Error, %",
-    "how often a possible video is denoised worse than an impossible one; 50: chance, lower is better",
-    1,
-    -1,
-)
-MARGIN = Figure(
-    "mean", "Margin, %", "by how much an impossible video's loss is above a possible one's; higher is better", 2, 1
-)
 GAINS = {"gain_over_control": "Against the control", "gain": "Against the base"}
 LOSSES = {"video": "by the video's loss", "physics": "by the physics loss", "joint": "by the sum of both"}
 
@@ -56,7 +48,7 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
     def by_loss(figure: Figure, pick: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[TableRow]:
         return [
             row(
-                figure.name if kind == "video" else "…",
+                figure.title if kind == "video" else "…",
                 f"{note}; {figure.note}" if kind == "video" else note,
                 {m: pick(models[m]["losses"][kind]) for m in models if kind in models[m]["losses"]},
                 pick(base["losses"]["video"]) if kind == "video" else None,

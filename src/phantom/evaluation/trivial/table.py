@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.report import MODES, NAMES, PHYSICS_IQ, WORLDS, delta_cell, difference_cell
+from phantom.evaluation.physics_iq.benchmark import FIGURES as PHYSICS_IQ
+from phantom.evaluation.report import MODES, NAMES, delta_cell, difference_cell
 from phantom.evaluation.trivial.predictions import TITLES
+from phantom.evaluation.worlds_figures import WORLDS
 
 SCORE, AGAINST_SIMULATOR = PHYSICS_IQ[0], WORLDS[:3]
 
@@ -22,7 +24,7 @@ def table(evaluation: Mapping[str, Any]) -> Table:
             for name, figures in found.items()
         ]
         groups.append((MODES[mode].capitalize(), [_row(NAMES["phantom"], "", phantom, Cell("")), *rows]))
-    columns = [SCORE.name, "Phantom ahead by", *(figure.name for figure in AGAINST_SIMULATOR)]
+    columns = [SCORE.name, "Phantom ahead by", *(figure.title for figure in AGAINST_SIMULATOR)]
     note = (
         "What the scale is worth: a model that is no better than the nearest training clip has learnt no more than a "
         "look-up. The other take is what the benchmark's own variation allows. Phantom's lead is in points of the "

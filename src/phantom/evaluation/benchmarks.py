@@ -1,0 +1,24 @@
+"""The table of benchmarks: a new one is a file with a `protocol.Benchmark`, and a line here."""
+
+from __future__ import annotations
+
+from phantom.evaluation.likephys.benchmark import LIKEPHYS
+from phantom.evaluation.physics_iq.benchmark import PHYSICS_IQ
+from phantom.evaluation.protocol import Benchmark
+from phantom.evaluation.vbench2 import VBENCH2
+from phantom.evaluation.videophy import VIDEOPHY
+from phantom.evaluation.videophy2 import VIDEOPHY2
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, LIKEPHYS)
+}
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """The benchmark of that name; for one that is not known here, one whose score files hold numbers alone."""
+    return BENCHMARKS.get(name) or _Unknown(name)
+
+
+class _Unknown(Benchmark):
+    def __init__(self, name: str) -> None:
+        self.name = self.title = name

@@ -1,0 +1,102 @@
+"""What the commands know of a benchmark: `sample`, `score`, `evaluate`, `report` and `plan` use `Benchmark` alone.
+
+A benchmark is a file or folder with one object of this class, listed in `benchmarks.BENCHMARKS`. `phantom --help`
+imports these files: what needs torch or a decoder is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Scores = Mapping[str, Any]  # what `phantom score --json` prints: `score`, `benchmark`, and the figures beside them
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a score file and how it is displayed. `better`: +1 if higher is better, -1 if lower is better."""
+
+    key: str
+    name: str
+    note: str
+    digits: int
+    better: int
+    scale: float = 1.0
+    unit: str = ""  # after `scale`
+
+    @property
+    def title(self) -> str:
+        """The name with the unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a score is worth, as a floor or a ceiling: a value from 0 to 100, and what it is the score of."""
+
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """The scores of a publication, by model and figure, in the units of our fields.
+
+    videos: how many they are of, and what these are; 0 where a number of videos says nothing. uncertain: what the
+    publication leaves open.
+    """
+
+    models: Mapping[str, Mapping[str, float]]
+    videos: int = 0
+    videos_of: str = ""
+    uncertain: str = ""
+
+
+NOTHING_PUBLISHED = Published({})
+
+
+class Benchmark:
+    """A benchmark; what a subclass does not say has the default of one whose score files hold numbers alone."""
+
+    name: str  # in commands, in `evaluate.benchmarks`, and as `benchmark` in score files
+    title: str
+    score = Figure("score", "Score", "", 1, 1)  # as it is drawn in bars and compared between models
+    marks: Sequence[Mark] = ()  # floors and ceilings of the score
+    categories = "Score by category"  # what `categories` of a score file is
+
+    def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
+        """The figures of a table of score files, in order: here all their top-level numbers but the counts."""
+        keys = [
+            key
+            for found in scores
+            for key, value in found.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in COUNTS
+        ]
+        return [Figure(key, key.replace("_", " ").capitalize(), "", 2, 1) for key in dict.fromkeys(keys)]
+
+    def published(self, protocol: str) -> Published:
+        """The published scores under a protocol; `protocol` is empty where a benchmark has one alone."""
+        return NOTHING_PUBLISHED
+
+    def gain(self, base: Scores, other: Scores) -> dict[str, Any] | None:
+        """`gain` of `other` over `base` with its 95% interval (`low`, `high`), paired; None if they have no pairs.
+
+        Here over the prompts of both files (`per_prompt`), which weigh the same.
+        """
+        from phantom.evaluation.gains import prompt_gain
+
+        if not all("per_prompt" in scores for scores in (base, other)):
+            return None
+        return prompt_gain(base["per_prompt"], other["per_prompt"], {"": 1.0})
+
+    def figure_gain(self, figure: Figure, base: Scores, other: Scores) -> dict[str, Any] | None:
+        """`gain` in another figure than the score; None where it is not known."""
+        return None
+
+    def items(self, scores: Scores) -> tuple[str, Mapping[str, float]] | None:
+        """A title, and the figure `score` of every item by its name, for a table of where gains come from; or None."""
+        return None
+
+
+COUNTS = ("fps", "scenarios", "videos", "prompts", "expected_videos")  # numbers that are not scores
