@@ -14,13 +14,15 @@ from phantom.data.manifest import MANIFEST, write_manifest
 from phantom.data.sources.worlds_files import write_benchmark, write_clips
 from phantom.data.video import read_frames
 from phantom.errors import UserError
-from phantom.evaluation import prompted, sample, stage
+from phantom.evaluation import sample, stage
 from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.physics_iq.requests import open_benchmark
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.trivial import predictions
 from phantom.evaluation.vbench2 import DIMENSIONS, check_folder, read_plan
+from phantom.evaluation.vbench2_benchmark import VBENCH2
 from phantom.model import LoraConfig, PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.export import video_config
 from phantom.model.noise import sample_generator
@@ -217,7 +219,7 @@ def test_interrupted_work_goes_on_and_nothing_is_made_twice(params, checkout, mo
 
 def test_a_video_does_not_depend_on_what_it_is_batched_with(params, checkout):
     settings = Settings.for_physics_iq(params, "multi")
-    root, rows = sample.open_benchmark(checkout / "data/benchmark", "original")
+    root, rows = open_benchmark(checkout / "data/benchmark", "original")
     conditions = [read_condition(find_condition(root, row.name, settings), settings) for row in rows]
     pipe = sample.load(checkout / "models/phantom", params)
     prompts = [row.description for row in rows]
@@ -387,7 +389,7 @@ def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked
     monkeypatch.setattr(sample, "generate", lambda *a: made.append(len(a[1])) or generate(*a))
     params = make_params(*SMALL, *asked)
     chosen = ["Mechanics", "Material"]
-    result = prompted.sample_vbench2(params, tiny_base, tmp_path / "out", dimensions=chosen)
+    result = sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
     assert (result.videos, result.frames, sum(made)) == (6, 5, 3)
     assert set(check_folder(tmp_path / "out", read_plan(tmp_path / "info.json", chosen))) == set(chosen)
     first, second = (sorted((tmp_path / "out" / dimension).iterdir()) for dimension in chosen)
@@ -395,13 +397,13 @@ def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len({path.read_bytes() for path in first}) == 3
     second[1].unlink()
-    prompted.sample_vbench2(params, tiny_base, tmp_path / "out", dimensions=chosen)
+    sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
     assert second[1].read_bytes() == first[1].read_bytes() and sum(made) == 3
 
     for dimension in chosen:  # of longer prompts, each of its own, six are made and called by the short one
         (tmp_path / f"{dimension}.txt").write_text(f"A red ball falls and springs back, to show {dimension}.")
     params = make_params(*SMALL, *asked, f"evaluate.vbench2.prompts={tmp_path}")
-    prompted.sample_vbench2(params, tiny_base, tmp_path / "longer", dimensions=chosen)
+    sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "longer", options={"dimension": chosen})
     first_longer, second_longer = (sorted((tmp_path / "longer" / dimension).iterdir()) for dimension in chosen)
     assert [path.name for path in first_longer] == [path.name for path in first] and sum(made) == 9
     assert len({path.read_bytes() for path in (*first, *first_longer, *second_longer)}) == 9

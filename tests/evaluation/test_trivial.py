@@ -17,7 +17,7 @@ from phantom.data.sources.worlds_files import (
 )
 from phantom.data.video import read_frames
 from phantom.evaluation import trajectories
-from phantom.evaluation.sample import open_benchmark
+from phantom.evaluation.physics_iq.requests import open_benchmark
 from phantom.evaluation.trajectories import track_all
 from phantom.evaluation.trivial import predictions, run
 from tests.evaluation.test_provenance import IRRELEVANT, PACKAGE, closure

@@ -9,8 +9,9 @@ from phantom.data.physics_iq import layout
 from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq.conditions import read_condition, read_truth
+from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests
 from phantom.evaluation.provenance import record
-from phantom.evaluation.sample import open_benchmark, physics_iq_requests, sample
+from phantom.evaluation.sample import sample
 from phantom.evaluation.sampling_spec import Model, Settings, other_rate
 
 FPS, GIVEN, TESTED = 24, 72, 120  # 3 s and 5 s, as published

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from phantom.evaluation.vbench2_benchmark import VBENCH2
+from phantom.evaluation.videophy import VIDEOPHY
+from phantom.evaluation.videophy2 import VIDEOPHY2
 from phantom.orchestration.privacy import NO_TELEMETRY, stay_offline
 
 
@@ -38,9 +41,9 @@ def test_the_hub_client_is_offline_where_all_parts_are_folders(make_params, monk
     ("overrides", "more"),
     [
         (("evaluate.benchmarks=[videophy]", "evaluate.videophy.captions=someone/captions"), ()),
-        (("evaluate.videophy2.captions=someone/captions",), ("videophy2",)),
-        ((), ("videophy", "someone/captions")),
-        (("evaluate.vbench2.judge.weights=someone/judge", "evaluate.vbench2.judge.command=j {output}"), ("vbench2",)),
+        (("evaluate.videophy2.captions=someone/captions",), (VIDEOPHY2,)),
+        ((), (VIDEOPHY, {"captions": "someone/captions"})),
+        (("evaluate.vbench2.judge.weights=someone/judge", "evaluate.vbench2.judge.command=j {output}"), (VBENCH2,)),
     ],
 )
 def test_captions_and_judges_of_the_hub_are_not_blocked(overrides, more, make_params, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, StageFailed
+from phantom.evaluation.protocol import Benchmark
 from phantom.orchestration.privacy import stay_offline
 from phantom.progress import say
 from phantom.tracking.lineage import join_dvc_repro
@@ -35,13 +36,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Model = Annotated[Path, typer.Option(help="An export (models/phantom) or a folder of a diffusers pipeline.")]
 Videos = Annotated[Path, typer.Option(help="Output folder; existing videos are kept.")]
 Physics = Annotated[bool, typer.Option("--physics/--no-physics", help="--no-physics: only the base model.")]
-Generated = Annotated[Path | None, typer.Option(help="A folder of mp4 files: 0001.mp4, or 0001-7.mp4 with the seed.")]
-Captions = Annotated[
-    str | None, typer.Option(help="A CSV file or a Hugging Face data set id; by default from the settings.")
-]
-Info = Annotated[Path | None, typer.Option(help="VBench2_full_info.json; by default from the settings.")]
-Subset = Annotated[bool, typer.Option("--subset", help="Score only the videos that exist.")]
-Work = Annotated[Path, typer.Option(help="Cache of the judge's outputs, keyed by the videos' contents.")]
 Launcher = Annotated[
     str | None, typer.Option(metavar="local|kubernetes", help="Where to run the stage; by default from compute.*.")
 ]
@@ -57,13 +51,16 @@ def settings(
     context: typer.Context,
     params: Path | None,
     set_: list[str] | None,
-    benchmark: str | None = None,
-    captions: str | None = None,
+    benchmark: Benchmark | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Params:
-    """Loads and validates the settings. Keeps the hub client offline if neither they nor `benchmark` need the hub."""
+    """Loads and validates the settings. Keeps the hub client offline if neither they nor `benchmark` need the hub.
+
+    given: the values of the benchmark's options.
+    """
     file, overrides = arguments(context, params, set_)
     tree = load_params(file or "params.yaml", overrides)
-    stay_offline(tree, benchmark, captions)
+    stay_offline(tree, benchmark, given or {})
     return tree
 
 
@@ -90,19 +87,25 @@ def stage(
     params: Path | None,
     set_: list[str] | None,
     launcher: str | None = None,
-    benchmark: str | None = None,
-    captions: str | None = None,
+    benchmark: Benchmark | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Iterator[Params]:
-    """Context of a stage: gives its settings, validated before anything slow is imported, and converts exceptions.
-
-    KeyboardInterrupt becomes Interrupted, since a stage either replaces its outputs atomically or can resume. A full
-    disk becomes StageFailed.
-    """
+    """Context of a stage: gives its settings, validated before anything slow is imported; `resumable`."""
     join_dvc_repro()
     compute = [f"compute.{name}={launcher}"] if launcher else []
-    tree = settings(context, params, [*(set_ or []), *compute], benchmark, captions)
-    try:
+    tree = settings(context, params, [*(set_ or []), *compute], benchmark, given)
+    with resumable(name):
         yield tree
+
+
+@contextmanager
+def resumable(name: str) -> Iterator[None]:
+    """Converts exceptions of work that either replaces its outputs atomically or can resume.
+
+    KeyboardInterrupt becomes Interrupted, a full disk StageFailed.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         raise Interrupted(f"{name}: interrupted; what was finished is kept, run again to go on") from None
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from phantom.evaluation.likephys.benchmark import LIKEPHYS
 from phantom.evaluation.physics_iq.benchmark import PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark
-from phantom.evaluation.vbench2 import VBENCH2
+from phantom.evaluation.vbench2_benchmark import VBENCH2
 from phantom.evaluation.videophy import VIDEOPHY
 from phantom.evaluation.videophy2 import VIDEOPHY2
 

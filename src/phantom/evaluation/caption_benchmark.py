@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from phantom.evaluation.protocol import Benchmark, Figure, Published, Scores
+from phantom.config import Params, VideoPhy
+from phantom.errors import UserError
+from phantom.evaluation.captions import read_captions
+from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet
+from phantom.evaluation.ratings import as_text
+
+CAPTIONS = Option("captions", str | None, "A CSV file or a Hugging Face data set id; by default from the settings.")
 
 
 @dataclass(frozen=True)
 class CaptionBenchmark(Benchmark):
-    """One of the two. conventions: description of each figure; `paper`: what the paper states of it."""
+    """One of the two: what it is called, its figures, and how it is scored.
+
+    conventions: description of each figure. rate: scores a folder, or the judge's files. files: options that name
+    these, of which `sa` and `pc` stand for a judge.
+    """
 
     name: str
     title: str
     conventions: Mapping[str, str]
     paper: Published
+    rate: Callable[..., dict[str, Any]]
+    files: Sequence[Option]
+
+    sample_options = (CAPTIONS,)
+
+    @property
+    def score_options(self) -> Sequence[Option]:  # type: ignore[override]
+        """The folder, the captions, and the files of a judge."""
+        return (
+            Option("generated", Path | None, "A folder of mp4 files: 0001.mp4, or 0001-7.mp4 with the seed."),
+            CAPTIONS,
+            *self.files,
+            Option("subset", bool, "Score only the videos that exist.", False, ("--subset",)),
+            Option("work", Path, "Cache of the judge's outputs, keyed by the videos' contents.", WORK),
+        )
+
+    @property
+    def score_help(self) -> str:  # type: ignore[override]
+        """One line."""
+        judge = f"the judge of evaluate.{self.name} or outputs of one run elsewhere"
+        return f"Score a model's videos on {self.title}, with {judge}."
 
     def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
         """The conventions that the files have, or all their numbers if they have none."""
@@ -24,6 +57,52 @@ class CaptionBenchmark(Benchmark):
 
     def published(self, protocol: str) -> Published:
         return self.paper
+
+    def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
+        """`samples` videos per caption, with seeds from `evaluate.seed` on."""
+        from phantom.evaluation.sampling_spec import Settings, VideoRequest
+
+        settings = self._settings(params)
+        source = options.get("captions") or settings.captions
+        if source is None:
+            raise UserError(
+                f"evaluate.{self.name}.captions: null; accepted: a csv with a column caption, or an id of the hub"
+            )
+        found = read_captions(source)
+        if any(caption.file for caption in found) and settings.samples > 1:
+            raise UserError(
+                f"evaluate.{self.name}.samples: found {settings.samples}, accepted: 1 where {source} names the files"
+            )
+        seeds = [params.evaluate.seed + i for i in range(settings.samples)]
+        requests = [
+            VideoRequest(
+                Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number)
+            )
+            for caption in found
+            for seed in seeds
+        ]
+        return {self.name: VideoSet(Settings.for_prompts(params), requests)}
+
+    def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
+        complete = options["generated"] is None or all(options[key] for key in ("captions", "sa", "pc"))
+        own = None if complete else self._settings(load())
+        options["captions"] = options["captions"] or (own.captions if own else None)
+        return self.rate(options.pop("generated"), options.pop("captions"), own, **options)
+
+    def score_folder(self, params: Params, folder: Path, work: Path) -> dict[str, Any]:
+        settings = self._settings(params)
+        return self.rate(folder, settings.captions, settings, work=work)
+
+    def as_text(self, result: Scores) -> str:
+        return as_text(result, self.title)
+
+    def hub_places(self, params: Params, **options: Any) -> list[str | None]:
+        settings = self._settings(params)
+        judge = settings.judge.weights if settings.judge.command is not None else None
+        return [options.get("captions") or settings.captions, judge]
+
+    def _settings(self, params: Params) -> VideoPhy:
+        return getattr(params.evaluate, self.name)
 
 
 def _figure(key: str, convention: str) -> Figure:

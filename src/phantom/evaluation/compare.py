@@ -156,7 +156,7 @@ def read_scores(given: str) -> tuple[str, Scores]:
 
 def _differences(scored: Scored, pairs: Sequence[Mapping[str, Any]]) -> Table | None:
     """Every pair of more than two models: by how much the model of a row is above that of a column."""
-    names, figure = list(scored.table), scored.benchmark.score
+    names, figure = list(scored.table), scored.benchmark.score_figure
     if len(names) < 3:
         return None
     known = {(pair["model"], pair["over"]): difference_cell(figure, pair["gain"]) for pair in pairs}
@@ -182,7 +182,7 @@ def _bars(
             scores["score"],
             None if name == base else reference,
             gains.get(name),
-            benchmark.score,
+            benchmark.score_figure,
             marks=benchmark.marks,
         )
         for kind, (name, scores) in zip(_kinds(list(table), base), table.items(), strict=True)
@@ -241,7 +241,7 @@ def _category(part: str, scored: Scored, base: str) -> TableRow:
     def of(scores: Scores) -> float | None:
         return scores.get("categories", {}).get(part, {}).get("score")
 
-    table, figure = scored.table, scored.benchmark.score
+    table, figure = scored.table, scored.benchmark.score_figure
     cells = [delta_cell(figure, of(s), None if n == base else of(table[base])) for n, s in table.items()]
     return TableRow(part.replace("_", " "), "", [*cells, *[Cell("–")] * len(scored.published.models)])
 
@@ -256,7 +256,7 @@ def _items(scored: Scored, base: str) -> Table | None:
     def widest(item: str) -> float:
         return max(abs(rows[n].get(item, rows[base][item]) - rows[base][item]) for n in rows)
 
-    figure, columns = scored.benchmark.score, list(rows)
+    figure, columns = scored.benchmark.score_figure, list(rows)
     lines = [
         TableRow(
             item.removeprefix("trimmed-").replace("-", " "),

@@ -7,7 +7,7 @@ from typing import Any
 
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.page import Cell, Table, TableRow
-from phantom.evaluation.physics_iq.benchmark import FIGURES as PHYSICS_IQ
+from phantom.evaluation.physics_iq.figures import FIGURES as PHYSICS_IQ
 from phantom.evaluation.protocol import Figure
 from phantom.evaluation.report import MODES, delta_cell
 from phantom.evaluation.sampling_spec import Model

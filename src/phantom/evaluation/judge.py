@@ -19,8 +19,6 @@ from phantom.config import Judge
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
-WORK = Path("checkpoints/judged")
-
 
 def work_folder(work: Path, name: str, videos: Sequence[Path], *inputs: Any) -> Path:
     """The cache folder in `work` for the ratings of `videos`, named by their contents and by `inputs`."""

@@ -17,8 +17,9 @@ from phantom.data.state_probe import StateProbe
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation.generated_states import GeneratedStates
+from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests
 from phantom.evaluation.provenance import record, short_digest
-from phantom.evaluation.sample import open_benchmark, physics_iq_requests, sample
+from phantom.evaluation.sample import sample
 from phantom.evaluation.sampling_spec import Mode, Model, Settings
 from phantom.evaluation.study.videos import keep_videos
 from phantom.evaluation.trajectories import compare, track_all

@@ -6,9 +6,16 @@ imports these files: what needs torch or a decoder is imported where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from phantom.config import Params
+from phantom.errors import UserError
+
+if TYPE_CHECKING:
+    from phantom.evaluation.sampling_spec import Settings, VideoRequest
 
 Scores = Mapping[str, Any]  # what `phantom score --json` prints: `score`, `benchmark`, and the figures beside them
 
@@ -56,14 +63,74 @@ class Published:
 NOTHING_PUBLISHED = Published({})
 
 
+class VideoSet(NamedTuple):
+    """Videos to generate with the same settings."""
+
+    settings: Settings
+    requests: Sequence[VideoRequest]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command, whose value is passed on under its name. A default of `...` makes it required.
+
+    flags: as it is typed, if not `--` and the name. least: of a number.
+    """
+
+    name: str
+    type: Any
+    help: str
+    default: Any = None
+    flags: tuple[str, ...] = ()
+    least: int | None = None
+
+
+GENERATED = Option("generated", Path | None, "A folder of mp4 files.")
+WORK = Path("checkpoints/judged")
+
+
 class Benchmark:
     """A benchmark; what a subclass does not say has the default of one whose score files hold numbers alone."""
 
     name: str  # in commands, in `evaluate.benchmarks`, and as `benchmark` in score files
     title: str
-    score = Figure("score", "Score", "", 1, 1)  # as it is drawn in bars and compared between models
+    score_figure = Figure("score", "Score", "", 1, 1)  # as it is drawn in bars and compared between models
     marks: Sequence[Mark] = ()  # floors and ceilings of the score
     categories = "Score by category"  # what `categories` of a score file is
+    sample_options: Sequence[Option] | None = ()  # None: no video is sampled
+    score_options: Sequence[Option] = (GENERATED,)
+    score_help = ""  # one line
+    scored_by_settings = True  # whether `score` takes settings
+
+    def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
+        """The videos to generate, by mode, or under the benchmark's name where there is one way.
+
+        root: what the paths of the settings are relative to. options: values of `sample_options`; with them it is one
+        set. Raises UserError.
+        """
+        raise NotImplementedError
+
+    def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
+        """A score file: `score`, `benchmark`, and what it is made of. Raises UserError.
+
+        load: reads the settings, where the values of `score_options` do not say everything.
+        """
+        generated = options["generated"]
+        if generated is None:
+            raise UserError("--generated: missing; accepted: a folder of mp4 files")
+        return self.score_folder(load(), generated, WORK)
+
+    def score_folder(self, params: Params, folder: Path, work: Path) -> dict[str, Any]:
+        """The score file of a folder of generated videos, by the settings. work: where ratings are kept."""
+        raise NotImplementedError
+
+    def as_text(self, result: Scores) -> str:
+        """A score file for people."""
+        return f"{self.title}: {result['score']:.2f}"
+
+    def hub_places(self, params: Params, **options: Any) -> list[str | None]:
+        """Paths, or ids of the hub, of what sampling and scoring read; options as in `videos` and `score`."""
+        return []
 
     def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
         """The figures of a table of score files, in order: here all their top-level numbers but the counts."""

@@ -29,8 +29,8 @@ from phantom.evaluation.page import (
     embed_shrunk,
     render,
 )
-from phantom.evaluation.physics_iq.benchmark import FIGURES as PHYSICS_IQ
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.physics_iq.figures import FIGURES as PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark, Figure, Mark
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.trivial.predictions import TITLES
@@ -174,7 +174,7 @@ def gain_bar(
     score: float | None,
     base: float | None,
     gained: Mapping[str, Any] | None,
-    figure: Figure = Benchmark.score,
+    figure: Figure = Benchmark.score_figure,
     over: str = "",
     marks: Sequence[Mark] = (),
 ) -> Bar:

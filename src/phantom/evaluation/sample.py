@@ -1,8 +1,8 @@
 """Generates the videos of a benchmark, with Phantom or any other diffusers video pipeline.
 
-A Physics-IQ video continues one frame (mode `single`) or the end of the conditioning video (mode `multi`); only the 5 s
-after the condition are written. Other benchmarks give a prompt alone (mode `text`, see `prompted`). The content of a
-video depends on its request, the model and the settings, not on what an interrupted run has already made.
+A video continues one frame (mode `single`) or the end of a video (mode `multi`), of which the condition is not written,
+or is made from a prompt alone (mode `text`). Its content depends on its request, the model and the settings, not on
+what an interrupted run has already made.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from phantom.config import Params
-from phantom.data.physics_iq import layout
-from phantom.data.physics_iq.layout import Row
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.evaluation.interventions import ReplaceStates, replacement
-from phantom.evaluation.physics_iq.conditions import find_condition, find_truth, read_condition
+from phantom.evaluation.physics_iq.conditions import read_condition
+from phantom.evaluation.protocol import Benchmark
 from phantom.evaluation.provenance import claim, component_identities, digest, record
-from phantom.evaluation.sampling_spec import Mode, Model, SampleResult, Settings, VideoRequest
+from phantom.evaluation.sampling_spec import Model, SampleResult, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.export import read_export_config
@@ -37,26 +36,24 @@ from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
 
 
-def sample_folder(
+def sample_benchmark(
+    benchmark: Benchmark,
     params: Params,
     model: Path,
-    benchmark: Path,
     out: Path,
-    descriptions: Path | None = None,
-    mode: str = "single",
     physics: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> SampleResult:
-    """Generates the videos of a model for `phantom score physics-iq --generated out`; resumes an interrupted run.
+    """Generates a model's videos of a benchmark, as `phantom score` takes them; resumes an interrupted run.
 
-    model: an export, a saved PhantomPipeline, or the folder of another diffusers pipeline. Raises UserError.
+    model: an export, a saved PhantomPipeline, or the folder of another diffusers pipeline. options: values of
+    `benchmark.sample_options`. Raises UserError.
     """
-    if mode not in get_args(Mode):
-        raise UserError(f"--mode: found {mode!r}, accepted: {', '.join(get_args(Mode))}")
-    settings = Settings.for_physics_iq(params, cast(Mode, mode))
-    root, rows = open_benchmark(benchmark, params.evaluate.physics_iq.protocol, descriptions)
-    found, requests = find_model(model, params, physics), physics_iq_requests(rows, root, settings)
+    ((settings, requests),) = benchmark.videos(params, **(options or {})).values()
+    found = find_model(model, params, physics, text=settings.mode == "text")
     sample(found, requests, settings, out, record(found, requests, settings))
-    return SampleResult(str(out), len(rows), settings.frames, settings.fps, mode)
+    videos = sum(1 + len(request.copies) for request in requests)
+    return SampleResult(str(out), videos, settings.frames, settings.fps, settings.mode)
 
 
 def find_model(folder: Path, params: Params, physics: bool = True, text: bool = False) -> Model:
@@ -75,27 +72,6 @@ def exported_model(
     """An export with its `component_identities`. Without physics it is identified by its frozen base alone."""
     used = identities if physics else {key: identities[key] for key in ("base", "text_tokens")}
     return Model(name, {"physics": physics, **used}, load, physics)
-
-
-def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = None) -> tuple[Path, list[Row]]:
-    """The folder of the benchmark's files, and the rows for which a video is generated. Raises UserError."""
-    root = layout.find_root(benchmark, protocol)
-    rows = layout.read_descriptions(layout.find_descriptions(benchmark, root, descriptions))
-    return root, [row for row in rows if row.name.take == 1]
-
-
-def physics_iq_requests(rows: Sequence[Row], root: Path, settings: Settings) -> list[VideoRequest]:
-    """One video per row of the benchmark in `root`. Raises UserError for missing conditions."""
-    return [
-        VideoRequest(
-            row.name.generated,
-            row.description,
-            (settings.seed, row.name.id),
-            find_condition(root, row.name, settings),
-            truth=find_truth(root, row.name, settings),
-        )
-        for row in rows
-    ]
 
 
 def sample(

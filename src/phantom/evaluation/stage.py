@@ -21,6 +21,7 @@ from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import compare, prompted, report, shapes, trajectories
+from phantom.evaluation.benchmarks import BENCHMARKS
 from phantom.evaluation.gains import gain, mean_gain, row_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.likephys.run import WORK as LIKEPHYS_WORK
@@ -28,9 +29,11 @@ from phantom.evaluation.likephys.run import score_models as score_likephys
 from phantom.evaluation.likephys.table import table as likephys_table
 from phantom.evaluation.page import Table
 from phantom.evaluation.physics_iq.folder import score_folders
+from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests
+from phantom.evaluation.protocol import VideoSet
 from phantom.evaluation.provenance import component_identities, record, short_digest
-from phantom.evaluation.sample import exported_model, load, open_benchmark, physics_iq_requests, sample
-from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest, other_rate
+from phantom.evaluation.sample import exported_model, load, sample
+from phantom.evaluation.sampling_spec import Model, Settings, other_rate
 from phantom.evaluation.trivial.run import predict
 from phantom.evaluation.trivial.table import table as trivial_table
 from phantom.evaluation.verdict import verdict
@@ -64,17 +67,17 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     wanted = params.evaluate.benchmarks
     place: Path | None = None
     rows: list[Row] = []
-    requests: dict[str, tuple[Settings, list[VideoRequest]]] = {}
+    requests: dict[str, VideoSet] = {}
     if PHYSICS_IQ in wanted:
         place, rows = open_benchmark(*_benchmark(params, root))
         if said := other_rate(params):
             say(said)
         for mode in params.evaluate.physics_iq.modes:
             settings = Settings.for_physics_iq(params, mode)
-            requests[mode] = settings, physics_iq_requests(rows, place, settings)
+            requests[mode] = VideoSet(settings, physics_iq_requests(rows, place, settings))
     for benchmark in wanted:
         if benchmark not in (PHYSICS_IQ, LIKEPHYS):
-            requests[benchmark] = Settings.for_prompts(params), prompted.video_requests(params, benchmark)
+            requests |= BENCHMARKS[benchmark].videos(params, root)
     videos = sample_models(find_models(params, root), root, requests)
     by_name = {what: {name: videos[what, name] for name in ORDER if (what, name) in videos} for what in requests}
     modes = {what: by_name.pop(what) for what in requests if what not in wanted}
@@ -92,7 +95,9 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
         if models:
             evaluation["interventions"] = take_interventions(evaluation, models, params.evaluate.physics_iq.protocol)
             tables.append(interventions_table(evaluation["interventions"]))
-    scored = {name: prompted.score_models(params, name, folders, root / WORK) for name, folders in by_name.items()}
+    scored = {
+        name: prompted.score_models(BENCHMARKS[name], params, folders, root / WORK) for name, folders in by_name.items()
+    }
     scores = {
         mode: {name: found["score"] for name, found in models.items()}
         for mode, models in (evaluation.get("physics_iq", {}) | scored).items()
@@ -115,9 +120,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     return EvaluateResult(str(EVALUATION), str(PAGE), scores)
 
 
-def sample_models(
-    models: Iterable[Model], root: Path, requests: Mapping[str, tuple[Settings, Sequence[VideoRequest]]]
-) -> dict[tuple[str, str], Path]:
+def sample_models(models: Iterable[Model], root: Path, requests: Mapping[str, VideoSet]) -> dict[tuple[str, str], Path]:
     """Generates the videos of every model; returns their folder by (mode or benchmark, model).
 
     requests: settings and videos by mode or benchmark.

@@ -17,7 +17,7 @@ from typing import Any
 from phantom.config import VBench2
 from phantom.errors import UserError, listed
 from phantom.evaluation import judge
-from phantom.evaluation.protocol import Benchmark, Figure, Published, Scores
+from phantom.evaluation.protocol import WORK
 from phantom.progress import say
 
 GROUPS = {
@@ -144,7 +144,7 @@ def score_vbench2(
     info: Path | str | None = None,
     results: Path | None = None,
     partial: bool = False,
-    work: Path = judge.WORK,
+    work: Path = WORK,
 ) -> dict[str, Any]:
     """The VBench-2.0 scores, 0 to 100, of a folder of mp4, or of `results`: a folder or zip of the official output.
 
@@ -320,54 +320,3 @@ def _result(value: Any, where: str) -> Result:
         if isinstance(row, dict) and isinstance(row.get("video_results"), int | float):
             videos[Path(str(row.get("video_path"))).name] = float(row["video_results"])
     return Result(float(score), videos)
-
-
-# arXiv 2604.08503. No number of videos: a judge may give one result for several.
-PAPER = Published(
-    {
-        "Wan2.2-TI2V-5B": {
-            "score": 51.57,
-            "Human Fidelity": 86.10,
-            "Creativity": 52.50,
-            "Controllability": 18.50,
-            "Commonsense": 60.57,
-            "Physics": 40.19,
-        },
-        "Phantom": {
-            "score": 51.84,
-            "Human Fidelity": 88.39,
-            "Creativity": 45.51,
-            "Controllability": 20.23,
-            "Commonsense": 61.43,
-            "Physics": 43.61,
-        },
-    }
-)
-
-
-class VBench20(Benchmark):
-    """Videos of prompts, by dimension, each with judges of its own."""
-
-    name = "vbench2"
-    title = "VBench-2.0"
-    categories = "Score by dimension"
-
-    def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
-        total = Figure("score", "Total", "mean of the five groups, 0 to 100", 2, 1)
-        return [total, *(Figure(group, group, "mean of its dimensions", 2, 1) for group in GROUPS)]
-
-    def published(self, protocol: str) -> Published:
-        return PAPER
-
-    def gain(self, base: Scores, other: Scores) -> dict[str, Any] | None:
-        """Over the prompts of each dimension; None for totals over different dimensions."""
-        from phantom.evaluation.gains import prompt_gain
-
-        if not all("per_prompt" in scores for scores in (base, other)):
-            return None
-        if base["dimensions"].keys() != other["dimensions"].keys():
-            return None
-        return prompt_gain(base["per_prompt"], other["per_prompt"], weights(base["dimensions"]))
-
-
-VBENCH2 = VBench20()

@@ -16,7 +16,7 @@ from phantom.errors import UserError
 from phantom.evaluation import judge
 from phantom.evaluation.caption_benchmark import CaptionBenchmark
 from phantom.evaluation.captions import Video
-from phantom.evaluation.protocol import Published
+from phantom.evaluation.protocol import WORK, Option, Published
 from phantom.evaluation.ratings import JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
 
 # The exact prompt that the judge was trained on.
@@ -44,7 +44,7 @@ def score_videophy(
     sa: Path | None = None,
     pc: Path | None = None,
     subset: bool = False,
-    work: Path = judge.WORK,
+    work: Path = WORK,
 ) -> dict[str, Any]:
     """The VideoPhy scores of a folder of mp4, or of the judge's files `sa` and `pc`; see `CONVENTIONS` for the figures.
 
@@ -126,4 +126,8 @@ PAPER = Published(  # arXiv 2604.08503
     "captions",
     "The paper does not say how it sums up; its numbers are no shares of 344 videos, so most likely means.",
 )
-VIDEOPHY = CaptionBenchmark("videophy", "VideoPhy", CONVENTIONS, PAPER)
+FILES = (
+    Option("sa", Path | None, "The judge's output for sa_testing.csv, if run elsewhere."),
+    Option("pc", Path | None, "The judge's output for physics_testing.csv."),
+)
+VIDEOPHY = CaptionBenchmark("videophy", "VideoPhy", CONVENTIONS, PAPER, score_videophy, FILES)

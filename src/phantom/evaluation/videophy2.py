@@ -15,7 +15,7 @@ from phantom.errors import UserError
 from phantom.evaluation import judge
 from phantom.evaluation.caption_benchmark import CaptionBenchmark
 from phantom.evaluation.captions import Video
-from phantom.evaluation.protocol import Published
+from phantom.evaluation.protocol import WORK, Option, Published
 from phantom.evaluation.ratings import TASKS, JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
 from phantom.progress import say
 
@@ -47,7 +47,7 @@ def score_videophy2(
     pc: Path | None = None,
     rule: Path | None = None,
     subset: bool = False,
-    work: Path = judge.WORK,
+    work: Path = WORK,
 ) -> dict[str, Any]:
     """The VideoPhy-2 scores of a folder of mp4, or of the judge's files; see `CONVENTIONS` for the figures.
 
@@ -160,4 +160,9 @@ PAPER = Published(  # arXiv 2604.08503
     "The paper's numbers are shares >= 4 of 591 videos. They stand here as in its header; among comparable models "
     "semantic adherence is the higher one, so that its two columns may be exchanged.",
 )
-VIDEOPHY2 = CaptionBenchmark("videophy2", "VideoPhy-2", CONVENTIONS, PAPER)
+FILES = (
+    Option("sa", Path | None, "The judge's output with --task sa, if run elsewhere."),
+    Option("pc", Path | None, "The judge's output with --task pc."),
+    Option("rule", Path | None, "The judge's output with --task rule."),
+)
+VIDEOPHY2 = CaptionBenchmark("videophy2", "VideoPhy-2", CONVENTIONS, PAPER, score_videophy2, FILES)

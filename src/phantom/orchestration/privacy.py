@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from phantom.config import Params, VBench2, VideoPhy
+from phantom.config import Params
+from phantom.evaluation.benchmarks import BENCHMARKS
+from phantom.evaluation.protocol import Benchmark
 
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",  # Prefect's client and others that honour it
@@ -23,30 +27,23 @@ def no_telemetry() -> None:
         os.environ.setdefault(name, value)
 
 
-def stay_offline(params: Params, benchmark: str | None = None, captions: str | None = None) -> None:
+def stay_offline(params: Params, benchmark: Benchmark | None = None, given: Mapping[str, Any] | None = None) -> None:
     """Sets huggingface_hub to offline mode, without progress bars, if everything needed is local (`needs_hub`).
 
-    benchmark: scored or sampled in addition to `evaluate.benchmarks`. captions: path or hub id of its captions,
-    instead of those in the settings.
+    benchmark: scored or sampled in addition to `evaluate.benchmarks`. given: values of its options, which come before
+    the settings.
     """
-    if not needs_hub(params, benchmark, captions):
+    if not needs_hub(params, benchmark, given or {}):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading local files takes a second
 
 
-def needs_hub(params: Params, benchmark: str | None = None, captions: str | None = None) -> bool:
-    """Whether a frozen part, or the captions or the judge of a benchmark, is not a local path. See `stay_offline`."""
-    places = [params.models.base, params.models.physics_encoder, captions]
-    evaluate = params.evaluate
-    sections: dict[str, VideoPhy | VBench2] = {
-        "videophy": evaluate.videophy,
-        "videophy2": evaluate.videophy2,
-        "vbench2": evaluate.vbench2,
-    }
-    for name in {*evaluate.benchmarks, benchmark or ""}:
-        section = sections.get(name)
-        if section and section.judge.command is not None:
-            places.append(section.judge.weights)
-        if isinstance(section, VideoPhy) and not (name == benchmark and captions):
-            places.append(section.captions)
+def needs_hub(params: Params, benchmark: Benchmark | None, given: Mapping[str, Any]) -> bool:
+    """Whether a frozen part, or what a benchmark reads, is not a local path. See `stay_offline`."""
+    places: list[str | None] = [params.models.base, params.models.physics_encoder]
+    for name in params.evaluate.benchmarks:
+        if benchmark is None or name != benchmark.name:
+            places += BENCHMARKS[name].hub_places(params)
+    if benchmark:
+        places += benchmark.hub_places(params, **given)
     return any(not Path(place).exists() for place in places if place)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from phantom.evaluation.protocol import Benchmark, Figure, Mark, Scores
-
-PPE = Figure(
-    "score",
-    "Error",
-    "how often a possible video is denoised worse than an impossible one; 50: chance, lower is better",
-    1,
-    -1,
-    unit="%",
-)
-MARGIN = Figure(
-    "mean",
-    "Margin",
-    "by how much an impossible video's loss is above a possible one's; higher is better",
-    2,
-    1,
-    unit="%",
-)
+from phantom.config import Params
+from phantom.evaluation.likephys.figures import PPE
+from phantom.evaluation.protocol import Benchmark, Figure, Mark, Option, Scores
 
 
 class LikePhys(Benchmark):
@@ -30,8 +16,29 @@ class LikePhys(Benchmark):
 
     name = "likephys"
     title = "LikePhys"
-    score = PPE
+    score_figure = PPE
     marks = (Mark(50.0, "chance"),)
+    sample_options = None
+    score_help = (
+        "Score a model on LikePhys: how often it denoises a possible video worse than an impossible one (50: chance)."
+    )
+    score_options = (
+        Option("model", Path, "An export (models/phantom) or a folder of a diffusers pipeline.", ...),
+        Option("data", str | None, "worlds, or a folder in LikePhys' layout; by default from the settings."),
+        Option("steps", int | None, "Noise levels per clip; by default from the settings."),
+        Option("physics", bool, "--no-physics: only the base model.", True, ("--physics/--no-physics",)),
+        Option("work", Path, "Cache of the losses, keyed by content, and of the worlds.", Path("checkpoints/likephys")),
+    )
+
+    def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
+        from phantom.evaluation.likephys.run import score_likephys
+
+        return score_likephys(load(), **options)
+
+    def as_text(self, result: Scores) -> str:
+        from phantom.evaluation.likephys.score import as_text
+
+        return as_text(result)
 
     def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
         return [PPE]

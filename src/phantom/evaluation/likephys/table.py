@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from phantom.errors import listed
-from phantom.evaluation.likephys.benchmark import MARGIN, PPE
+from phantom.evaluation.likephys.figures import MARGIN, PPE
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.protocol import Figure
 from phantom.evaluation.report import NAMES, delta_cell, difference_cell

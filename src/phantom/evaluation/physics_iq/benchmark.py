@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
-from phantom.evaluation.protocol import NOTHING_PUBLISHED, Benchmark, Figure, Published, Scores
+from phantom.config import Params
+from phantom.errors import UserError
+from phantom.evaluation.physics_iq.figures import FIGURES
+from phantom.evaluation.protocol import NOTHING_PUBLISHED, Benchmark, Figure, Option, Published, Scores, VideoSet
 
-FIGURES = (
-    Figure("score", "Score", "0 to 100: how close to the other take of the same experiment", 1, 1),
-    Figure("spatial_iou", "Spatial IoU", "where something moves", 3, 1),
-    Figure("spatiotemporal_iou", "Spatiotemporal IoU", "where and when", 3, 1),
-    Figure("weighted_spatial_iou", "Weighted spatial IoU", "where and how much", 3, 1),
-    Figure("mse", "Squared error", "of the pixels", 4, -1),
-    Figure("verified", "Verified score", "Physics-IQ Verified, 0 to 100", 1, 1),
-)
 # Of the paper (arXiv 2604.08503), most likely under the original protocol: `docs/evaluation.md`.
 PAPER = Published(
     {
@@ -39,12 +35,72 @@ PAPER = Published(
 )
 
 
+DESCRIPTIONS = Option("descriptions", Path | None, "The CSV of descriptions, if not in the benchmark's folder.")
+
+
+def recordings(params: Params, root: Path) -> tuple[Path, Path | None]:
+    """The folder and the descriptions that the settings name, or those of the simulated worlds in their place."""
+    settings = params.evaluate.physics_iq
+    folder = root / ("data/benchmark" if settings.benchmark == "worlds" else settings.benchmark)
+    return folder, root / settings.descriptions if settings.descriptions else None
+
+
 class PhysicsIQ(Benchmark):
     """Videos that continue a recording, compared with both takes of it."""
 
     name = "physics-iq"
     title = "Physics-IQ"
-    score = FIGURES[0]
+    score_figure = FIGURES[0]
+    sample_options = (
+        Option("benchmark", Path, "The benchmark's folder.", ...),
+        DESCRIPTIONS,
+        Option("mode", str, "single: condition on one frame; multi: on the preceding video.", "single"),
+    )
+    score_options = (
+        Option("generated", list[Path] | None, "A folder of mp4 files; repeat it for several runs of a model."),
+        Option("benchmark", Path | None, "The benchmark's folder."),
+        DESCRIPTIONS,
+        Option("protocol", str, "original or verified.", "original"),
+        Option("mask_codec", str, "mp4v, as published, or none.", "mp4v"),
+        Option("subset", bool, "Score only the videos that exist.", False, ("--subset",)),
+        Option("csv", Path | None, "Write the metrics as a CSV in the official format."),
+        Option("from_csv", Path | None, "Score an official CSV of metrics instead of videos."),
+        Option("workers", int | None, "Videos compared in parallel; by default one per core.", least=1),
+        Option(
+            "cache",
+            Path,
+            "Cache of comparisons and downscaled recordings, keyed by content.",
+            Path("checkpoints/scores"),
+        ),
+        Option("no_cache", bool, "Do not use the cache.", False, ("--no-cache",)),
+    )
+    scored_by_settings = False
+
+    def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
+        """By mode: of one with `options`, of all in the settings without."""
+        from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests
+        from phantom.evaluation.sampling_spec import Mode, Settings
+
+        settings = params.evaluate.physics_iq
+        modes = (options["mode"],) if options else settings.modes
+        if unknown := [mode for mode in modes if mode not in get_args(Mode)]:
+            raise UserError(f"--mode: found {unknown[0]!r}, accepted: {', '.join(get_args(Mode))}")
+        sizes = {mode: Settings.for_physics_iq(params, mode) for mode in modes}
+        folder, descriptions = (options["benchmark"], options["descriptions"]) if options else recordings(params, root)
+        place, rows = open_benchmark(folder, settings.protocol, descriptions)
+        return {mode: VideoSet(size, physics_iq_requests(rows, place, size)) for mode, size in sizes.items()}
+
+    def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
+        from phantom.evaluation.physics_iq.runs import score_runs
+
+        no_cache, csv = options.pop("no_cache"), options.pop("csv")
+        options |= {"csv_out": csv, "cache": None if no_cache else options["cache"]}
+        return score_runs(options.pop("generated") or [], **options)
+
+    def as_text(self, result: Scores) -> str:
+        from phantom.evaluation.physics_iq.runs import as_text
+
+        return as_text(dict(result))
 
     def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
         return FIGURES
