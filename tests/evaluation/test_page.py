@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from phantom.evaluation.cells import delta_cell, difference_cell, gain_bar
 from phantom.evaluation.charts import chart
 from phantom.evaluation.page import (
     Bar,
@@ -22,7 +23,6 @@ from phantom.evaluation.page import (
     render,
 )
 from phantom.evaluation.protocol import Mark
-from phantom.evaluation.report import delta_cell, difference_cell, gain_bar
 from phantom.evaluation.worlds_figures import WORLDS
 
 FPS, SECONDS = 4, 5

@@ -17,6 +17,7 @@ from phantom.errors import UserError
 from phantom.evaluation import sample, stage
 from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
+from phantom.evaluation.physics_iq.evaluate import PARTS
 from phantom.evaluation.physics_iq.requests import open_benchmark
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
@@ -125,7 +126,7 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     # What others read of it: rows of equal columns, and the metric that decides on the champion.
     rows = score_rows(evaluation)
     assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
-    assert set(rows[0]) == {"mode", "model", *stage.PARTS, "verified"}
+    assert set(rows[0]) == {"mode", "model", *PARTS, "verified"}
     flat = flatten_metrics(evaluation)
     assert "physics_iq.single.phantom.score" in flat and not any(
         "scenario" in name for name in flat if "worlds" in name

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phantom.evaluation.cells import MODES, delta_cell
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.physics_iq.figures import FIGURES as PHYSICS_IQ
 from phantom.evaluation.protocol import Figure
-from phantom.evaluation.report import MODES, delta_cell
 from phantom.evaluation.sampling_spec import Model
 from phantom.evaluation.worlds_figures import WORLDS
 

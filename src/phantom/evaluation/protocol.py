@@ -6,7 +6,7 @@ imports these files: what needs torch or a decoder is imported where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,8 @@ from phantom.config import Params
 from phantom.errors import UserError
 
 if TYPE_CHECKING:
-    from phantom.evaluation.sampling_spec import Settings, VideoRequest
+    from phantom.evaluation.page import Page, Table
+    from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 
 Scores = Mapping[str, Any]  # what `phantom score --json` prints: `score`, `benchmark`, and the figures beside them
 
@@ -85,6 +86,37 @@ class Option:
     least: int | None = None
 
 
+@dataclass(frozen=True)
+class Run:
+    """What `phantom evaluate` has made for a benchmark. Paths in the settings are relative to `root`.
+
+    sets: `Benchmark.videos`. folders: of the generated videos, by the keys of `sets` and by model. models: base,
+    Phantom and others, each loaded when it is first used. work: for what is reused, by content.
+    """
+
+    params: Params
+    root: Path
+    work: Path
+    sets: Mapping[str, VideoSet]
+    folders: Mapping[str, Mapping[str, Path]]
+    models: Callable[[], Iterable[Model]]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation says of the models.
+
+    entries: of evaluation.json. scores: by mode, or under the benchmark's name, and by model. page: with title, lede,
+    bars and scenes of the run's page; None where the tables say it all. verdict: in a sentence.
+    """
+
+    entries: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, float | None]]
+    tables: Sequence[Table] = ()
+    page: Page | None = None
+    verdict: str = ""
+
+
 GENERATED = Option("generated", Path | None, "A folder of mp4 files.")
 WORK = Path("checkpoints/judged")
 
@@ -123,6 +155,10 @@ class Benchmark:
     def score_folder(self, params: Params, folder: Path, work: Path) -> dict[str, Any]:
         """The score file of a folder of generated videos, by the settings. work: where ratings are kept."""
         raise NotImplementedError
+
+    def evaluate(self, run: Run) -> Evaluated | None:
+        """The models of a run, compared. None: by the `score_folder` of each, side by side."""
+        return None
 
     def as_text(self, result: Scores) -> str:
         """A score file for people."""

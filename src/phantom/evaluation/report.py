@@ -4,325 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.data.physics_iq import layout
-from phantom.data.physics_iq.layout import Row
+from phantom.evaluation.cells import INTERVAL
 from phantom.evaluation.charts import Chart, chart
-from phantom.evaluation.gains import is_clear, row_gain
-from phantom.evaluation.page import (
-    EMBEDDED_WIDTH,
-    Bar,
-    Cell,
-    Page,
-    Scene,
-    SceneVideo,
-    Table,
-    TableRow,
-    as_csv,
-    embed_data,
-    embed_file,
-    embed_frames,
-    embed_shrunk,
-    render,
-)
-from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
-from phantom.evaluation.physics_iq.figures import FIGURES as PHYSICS_IQ
-from phantom.evaluation.protocol import Benchmark, Figure, Mark
-from phantom.evaluation.sampling_spec import Settings
-from phantom.evaluation.trivial.predictions import TITLES
-from phantom.evaluation.worlds_figures import WORLDS
+from phantom.evaluation.page import Page, Table, as_csv, embed_data, render
 
-NAMES = {"base": "Base", "control": "Control", "lora": "LoRA", "phantom": "Phantom"}
-COUNT = {2: "two", 3: "three", 4: "four"}
-MODES = {"single": "from one frame", "multi": "from several frames"}
-INTERVAL = (
-    "95% interval",
-    "Of a difference: 10,000 times the scenarios, or prompts, are drawn again with replacement, the same ones for both "
-    "models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 leaves open which "
-    "model is better. It is over scenarios alone: another training from another seed may differ by more.",
-)
-
-
-BOUNDS = ("last_frame", "nearest_clip", "other_take")  # predictions that are marked on every bar
-COLOURS = "Green and red: the 95% interval of the difference, over at least 6 scenarios, excludes 0."
-COUNTS = (
-    ("vanished", "bodies", "Bodies vanished", "never seen in the last second"),
-    ("lost", "hidden", "Lost behind the wall", "of those that should come out again"),
-)
+PLAIN = Page("Phantom against its base", "Videos of the same prompts, from the same noise.", notes=[INTERVAL])
 
 
 def evaluation_page(
-    evaluation: Mapping[str, Any],
-    params: Params,
-    root: Path,
-    place: Path | None,
-    rows: Sequence[Row],
-    videos: Mapping[str, Mapping[str, Path]],
-    tables: Sequence[Table] = (),
+    evaluation: Mapping[str, Any], params: Params, root: Path, tables: Sequence[Table], page: Page | None = None
 ) -> str:
     """The page as HTML.
 
-    evaluation: content of evaluation.json. place: folder of the Physics-IQ files, None without that benchmark. videos:
-    folder of videos by mode and model. tables: tables of the other benchmarks.
+    evaluation: content of evaluation.json. tables: of the benchmarks. page: what one of them shows beside its tables.
     """
     numbers = json.dumps(evaluation, indent=2) + "\n"
-    if place is None:
-        lede = "Videos of the same prompts, from the same noise."
-        charts, data = _charts(root, params), _data(numbers, tables)
-        return render(Page("Phantom against its base", lede, tables=tables, charts=charts, notes=[INTERVAL], data=data))
-    models = list(next(iter(evaluation["physics_iq"].values())))
-    settings, benchmark = params.evaluate, evaluation["benchmark"]
-    worlds = benchmark["recordings"] == "worlds"
-    scenes = _scenes(evaluation, params, place, rows, videos)
-    tables = [*(_figures(mode, evaluation, models, params) for mode in evaluation["physics_iq"]), *tables]
-    return render(
-        Page(
-            title="Phantom against its base",
-            lede=(
-                f"{len(rows)} {'simulated worlds' if worlds else 'recordings'} that no model was trained on, each "
-                "continued for five seconds by "
-                f"{COUNT[len(models)]} models from the same condition, the same prompt and the same noise."
-            ),
-            verdict=evaluation.get("verdict", ""),
-            facts=[
-                ("Benchmark", f"Physics-IQ {settings.physics_iq.protocol}, {benchmark['scenarios']} scenarios"),
-                ("Recordings", "simulated worlds (data/benchmark)" if worlds else str(benchmark["recordings"])),
-                ("Videos", _videos(params)),
-                (
-                    "Sampler",
-                    f"{settings.sampling.scheduler}, {settings.sampling.steps} steps, "
-                    f"guidance {settings.sampling.guidance_scale:g}, seed {settings.seed}",
-                ),
-                ("Base", params.models.base),
-                ("Training", f"{params.train.steps} steps of {params.train.batch_size} clips"),
-            ],
-            bars=[
-                (_mode(mode, params), _bars(found, evaluation.get("trivial", {}).get(mode, {})))
-                for mode, found in evaluation["physics_iq"].items()
-            ],
-            tables=tables,
-            scenes=scenes,
-            modes=[(mode, MODES[mode]) for mode in evaluation["physics_iq"]],
-            fps=benchmark["fps"],
-            seconds=float(layout.SECONDS),
-            shape=(params.data.width, params.data.height),
-            charts=_charts(root, params),
-            notes=_notes(models, worlds),
-            data=_data(numbers, tables),
-        )
-    )
+    page = page or PLAIN
+    shown = [*page.tables, *tables]
+    data = _data(numbers, shown)
+    verdict = evaluation.get("verdict", "")
+    return render(replace(page, verdict=verdict, tables=shown, charts=_charts(root, params), data=data))
 
 
 def _data(numbers: str, tables: Sequence[Table]) -> list[tuple[str, str]]:
     return embed_data(
         [("evaluation.json", "application/json", numbers), ("evaluation.csv", "text/csv", as_csv(tables))]
     )
-
-
-def _videos(params: Params) -> str:
-    fps, trained = params.evaluate.physics_iq.fps, params.data.fps
-    of = f" (training clips: {trained})" if trained != fps else ""
-    return f"{params.data.width}x{params.data.height} at {fps} frames per second{of}"
-
-
-def delta_cell(
-    figure: Figure, value: float | None, base: float | None, gained: Mapping[str, Any] | None = None
-) -> Cell:
-    """A cell with the difference to the base, if `base` is given; coloured if the interval in `gained` excludes 0."""
-    text = _text(figure, value)
-    if value is None or base is None:
-        return Cell(text)
-    change = round((value - base) * figure.scale, figure.digits)
-    return Cell(text, _signed(change, figure.digits) if change else "±0", _tone(figure, gained))
-
-
-def difference_cell(figure: Figure, gained: Mapping[str, Any] | None) -> Cell:
-    """A difference with its interval, coloured if that excludes 0; a dash without one."""
-    if not gained:
-        return Cell("–")
-    gain, low, high = (_signed(gained[key] * figure.scale, figure.digits) for key in ("gain", "low", "high"))
-    return Cell(gain, f"[{low}, {high}]", _tone(figure, gained))
-
-
-def _tone(figure: Figure, gained: Mapping[str, Any] | None) -> str:
-    if not gained or not is_clear(gained):
-        return ""
-    return "good" if gained["low"] * figure.better > 0 else "bad"
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _text(figure: Figure, value: float | None) -> str:
-    """The formatted value; a dash for None."""
-    return "–" if value is None else f"{value * figure.scale:.{figure.digits}f}"
-
-
-def _mode(mode: str, params: Params) -> str:
-    frames = 1 if mode == "single" else params.evaluate.physics_iq.prefix_frames
-    return f"{MODES[mode].capitalize()} ({frames})" if frames > 1 else MODES[mode].capitalize()
-
-
-def gain_bar(
-    name: str,
-    kind: str,
-    score: float | None,
-    base: float | None,
-    gained: Mapping[str, Any] | None,
-    figure: Figure = Benchmark.score_figure,
-    over: str = "",
-    marks: Sequence[Mark] = (),
-) -> Bar:
-    """A score as a bar, with its gain over the model `over` and the interval of the gain; coloured if that excludes 0.
-
-    The interval is drawn around the bar's end: where the model would end if it gained as little, or as much.
-    """
-    cell = delta_cell(figure, score, base, gained)
-    if not gained or base is None:
-        return Bar(name, kind, score or 0.0, cell.text, cell.delta, marks=marks)
-    interval = f" (95%: {_signed(gained['low'], 1)} to {_signed(gained['high'], 1)})"
-    drawn = (base + gained["low"], base + gained["high"])
-    said = _signed(gained["gain"], 1) + interval + (f" against {over}" if over else "")
-    return Bar(name, kind, score or 0.0, cell.text, said, cell.tone, drawn, marks)
-
-
-def _bars(models: Mapping[str, Any], predictions: Mapping[str, Any]) -> list[Bar]:
-    """The models, each against the base, but Phantom against its control; then the predictions without a model."""
-    marks = [
-        Mark(found["score"], f"{TITLES[name][0]}: {_text(PHYSICS_IQ[0], found['score'])}")
-        for name, found in predictions.items()
-        if name in BOUNDS and found["score"] is not None
-    ]
-    bars = []
-    for name, found in models.items():
-        over = "control" if "gain_over_control" in found else "base"
-        gained = found.get("gain_over_control", found["gain"])
-        base = None if name == "base" else models[over]["score"]
-        bars.append(gain_bar(NAMES[name], name, found["score"], base, gained, over=f"the {over}", marks=marks))
-    figure = PHYSICS_IQ[0]
-    return bars + [
-        Bar(TITLES[name][0], "trivial", found["score"] or 0.0, _text(figure, found["score"]))
-        for name, found in predictions.items()
-    ]
-
-
-def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], params: Params) -> Table:
-    groups = [("Physics-IQ", _rows(PHYSICS_IQ, evaluation["physics_iq"][mode], models))]
-    more = [Cell("")] * ("control" in models)
-    if worlds := evaluation.get("worlds", {}).get(mode):
-        counted = [
-            TableRow(name, note, [*(Cell(f"{worlds[m][key]} of {worlds[m][of]}") for m in models), *more])
-            for key, of, name, note in COUNTS
-        ]
-        groups.append(("Against the simulator", _rows(WORLDS, worlds, models) + counted))
-    groups.append(("Score by kind of scenario", _categories(evaluation["physics_iq"][mode], models)))
-    note = "A kind has few scenarios: its scores show where to look, not which model is better. " + COLOURS
-    columns = [NAMES[name] for name in models] + ["Phantom − control"] * len(more)
-    return Table(_mode(mode, params), columns, [*models, *[""] * len(more)], groups, note)
-
-
-def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
-    """A row per figure, with the value measured on the recording itself in its note."""
-    rows = []
-    for figure in figures:
-        base, truth = found["base"][figure.key], found.get("truth", {}).get(figure.key)
-        note = figure.note if truth is None else f"{figure.note}; {_text(figure, truth)} in the recording itself"
-        cells = [
-            delta_cell(figure, found[m][figure.key], None if m == "base" else base, _gained(figure, found, "base", m))
-            for m in models
-        ]
-        if "control" in models:
-            cells.append(difference_cell(figure, _gained(figure, found, "control", "phantom")))
-        rows.append(TableRow(figure.title, note, cells))
-    return rows
-
-
-def _gained(figure: Figure, found: Mapping[str, Any], reference: str, model: str) -> Mapping[str, Any] | None:
-    """The gain of a model over another with its interval: that of the score as it is stored, of others by scenario."""
-    if model == reference:
-        return None
-    if figure.key == "score":
-        return found[model]["gain_over_control" if reference == "control" else "gain"]
-    return row_gain(found[reference]["per_scenario"], found[model]["per_scenario"], figure.key)
-
-
-def _categories(found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:
-    scores = {m: {part["category"]: part["score"] for part in found[m]["categories"]} for m in models}
-    return [
-        TableRow(
-            category,
-            "",
-            [
-                *(
-                    delta_cell(PHYSICS_IQ[0], scores[m][category], None if m == "base" else scores["base"][category])
-                    for m in models
-                ),
-                *[Cell("")] * ("control" in models),
-            ],
-        )
-        for category in scores["base"]
-    ]
-
-
-def _scenes(
-    evaluation: Mapping[str, Any],
-    params: Params,
-    place: Path,
-    rows: Sequence[Row],
-    videos: Mapping[str, Mapping[str, Path]],
-) -> list[Scene]:
-    """The scenes of evenly spaced scenarios, at most `evaluate.report_videos`."""
-    count = min(params.evaluate.report_videos, len(rows))
-    fps, size = params.evaluate.physics_iq.fps, (params.data.width, params.data.height)
-    wide = params.data.width > EMBEDDED_WIDTH
-    scenes = []
-    for row in (rows[i * len(rows) // count] for i in range(count)):
-        rate = layout.source_rate(place, row.name, fps) or fps
-        truth = embed_shrunk(layout.testing_video(place, row.name, rate), rate, size, layout.SECONDS)
-        shown = []
-        for mode in videos:
-            settings = Settings.for_physics_iq(params, mode)  # type: ignore[arg-type]
-            condition = embed_frames(read_condition(find_condition(place, row.name, settings), settings), fps)
-            shown.append(SceneVideo("Condition", "condition", condition, mode == "single", mode))
-        shown.append(SceneVideo("Truth", "truth", truth, False))
-        for mode, folders in videos.items():
-            for model, folder in folders.items():
-                path = folder / row.name.generated
-                made = embed_shrunk(path, fps, size, layout.SECONDS) if wide else embed_file(path)
-                shown.append(
-                    SceneVideo(NAMES[model], model, made, False, mode, _scene_figures(evaluation, mode, model, row))
-                )
-        title = row.name.scenario.removeprefix("trimmed-").replace("-", " ")
-        gains = {mode: _scene_gain(evaluation, mode, row) for mode in videos}
-        scenes.append(Scene(title, row.category, row.description, shown, gains))
-    return scenes
-
-
-def _scene_gain(evaluation: Mapping[str, Any], mode: str, row: Row) -> float:
-    """The gain of Phantom over the base in Verified score of this view."""
-    scores = []
-    for model in ("base", "phantom"):
-        found = evaluation["physics_iq"][mode][model]["per_scenario"]
-        of = next(r for r in found if r["scenario"] == row.name.scenario)
-        scores.append(of["views"][row.name.view]["score"])
-    return scores[1] - scores[0]
-
-
-def _scene_figures(evaluation: Mapping[str, Any], mode: str, model: str, row: Row) -> list[str]:
-    def of(table: Mapping[str, Any]) -> dict[str, Any]:
-        return next(r for r in table[mode][model]["per_scenario"] if r["scenario"] == row.name.scenario)
-
-    found = of(evaluation["physics_iq"])
-    figures = [f"verified {found['views'][row.name.view]['score']:.0f}", f"IoU {found['spatial_iou']:.2f}"]
-    if "worlds" in evaluation:
-        error = of(evaluation["worlds"])["position_error"]
-        figures.append("never found" if error is None else f"off by {_text(WORLDS[0], error)} px")
-    return figures
 
 
 def _charts(root: Path, params: Params) -> list[Chart]:
@@ -362,32 +75,3 @@ def _history(path: Path) -> list[dict[str, Any]]:
 
 def _line(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(r["step"], r[key]) for r in history if r.get(key) is not None]
-
-
-def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
-    notes = [
-        ("Base", "The frozen video branch alone, without the physics branch."),
-        ("Phantom", "Both branches, coupled in every block."),
-        INTERVAL,
-    ]
-    if "control" in models:
-        what = "The same parameters, data and steps as Phantom with alpha_z held at 0: no loss on the physics states."
-        notes.insert(1, ("Control", what))
-    if "lora" in models:
-        what = "The base with low-rank adapters in its layers, fine-tuned on the same videos without physics states."
-        notes.insert(len(notes) - 2, ("LoRA", what))
-    if worlds:
-        notes += [
-            (
-                "Against the simulator",
-                "Each body is tracked by its colour and compared with where the simulator has it, while it is whole in "
-                "the picture. What the same tracking finds in the recording itself is what it cannot resolve.",
-            ),
-            (
-                "Energy drift",
-                "How far kinetic plus potential energy departs from its mean until something is touched, as a share of "
-                "the mean kinetic energy. Gravity is fitted to the video, within the range of all worlds; 100% for a "
-                "body that stands still or is not found.",
-            ),
-        ]
-    return notes

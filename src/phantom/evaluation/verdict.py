@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from phantom.errors import listed
+from phantom.evaluation.cells import MODES
 from phantom.evaluation.gains import is_clear
-from phantom.evaluation.report import MODES
 
 WAYS = ("ahead of", "behind", "not distinguishable from")
 

@@ -11,12 +11,12 @@ from phantom.config import preset_path
 from phantom.data.sources import invalid_worlds, worlds
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
+from phantom.evaluation.cells import NAMES
 from phantom.evaluation.compare import compare
 from phantom.evaluation.likephys import run
 from phantom.evaluation.likephys.denoisers import Denoiser
 from phantom.evaluation.likephys.folder import PROMPTS, read_folder, read_sampled
 from phantom.evaluation.likephys.score import GroupLosses, as_text, summarize
-from phantom.evaluation.report import NAMES
 from tests.evaluation.test_stage import save_export
 
 SMALL = ("evaluate.likephys.groups=1", "evaluate.likephys.frames=21", "evaluate.likephys.timesteps=2")

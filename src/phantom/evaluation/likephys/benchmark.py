@@ -8,7 +8,7 @@ from typing import Any
 
 from phantom.config import Params
 from phantom.evaluation.likephys.figures import PPE
-from phantom.evaluation.protocol import Benchmark, Figure, Mark, Option, Scores
+from phantom.evaluation.protocol import Benchmark, Evaluated, Figure, Mark, Option, Run, Scores
 
 
 class LikePhys(Benchmark):
@@ -34,6 +34,17 @@ class LikePhys(Benchmark):
         from phantom.evaluation.likephys.run import score_likephys
 
         return score_likephys(load(), **options)
+
+    def evaluate(self, run: Run) -> Evaluated:
+        from phantom.evaluation.likephys.run import WORK, score_models
+        from phantom.evaluation.likephys.table import table
+        from phantom.evaluation.models import ORDER
+
+        found = score_models(run.params, run.models(), run.root, run.root / WORK)
+        ranked = {name: found[name] for name in ORDER if name in found}
+        entries = {n: {key: value for key, value in of.items() if key != "per_group"} for n, of in ranked.items()}
+        scores = {name: of["score"] for name, of in ranked.items()}
+        return Evaluated({self.name: entries}, {self.name: scores}, [table(ranked)])
 
     def as_text(self, result: Scores) -> str:
         from phantom.evaluation.likephys.score import as_text

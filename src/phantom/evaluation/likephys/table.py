@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from phantom.errors import listed
+from phantom.evaluation.cells import NAMES, delta_cell, difference_cell
 from phantom.evaluation.likephys.figures import MARGIN, PPE
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.protocol import Figure
-from phantom.evaluation.report import NAMES, delta_cell, difference_cell
 
 GAINS = {"gain_over_control": "Against the control", "gain": "Against the base"}
 LOSSES = {"video": "by the video's loss", "physics": "by the physics loss", "joint": "by the sum of both"}

@@ -9,7 +9,18 @@ from typing import Any, get_args
 from phantom.config import Params
 from phantom.errors import UserError
 from phantom.evaluation.physics_iq.figures import FIGURES
-from phantom.evaluation.protocol import NOTHING_PUBLISHED, Benchmark, Figure, Option, Published, Scores, VideoSet
+from phantom.evaluation.protocol import (
+    NOTHING_PUBLISHED,
+    Benchmark,
+    Evaluated,
+    Figure,
+    Option,
+    Published,
+    Run,
+    Scores,
+    VideoSet,
+)
+from phantom.progress import say
 
 # Of the paper (arXiv 2604.08503), most likely under the original protocol: `docs/evaluation.md`.
 PAPER = Published(
@@ -36,13 +47,6 @@ PAPER = Published(
 
 
 DESCRIPTIONS = Option("descriptions", Path | None, "The CSV of descriptions, if not in the benchmark's folder.")
-
-
-def recordings(params: Params, root: Path) -> tuple[Path, Path | None]:
-    """The folder and the descriptions that the settings name, or those of the simulated worlds in their place."""
-    settings = params.evaluate.physics_iq
-    folder = root / ("data/benchmark" if settings.benchmark == "worlds" else settings.benchmark)
-    return folder, root / settings.descriptions if settings.descriptions else None
 
 
 class PhysicsIQ(Benchmark):
@@ -78,14 +82,16 @@ class PhysicsIQ(Benchmark):
 
     def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
         """By mode: of one with `options`, of all in the settings without."""
-        from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests
-        from phantom.evaluation.sampling_spec import Mode, Settings
+        from phantom.evaluation.physics_iq.requests import open_benchmark, physics_iq_requests, recordings
+        from phantom.evaluation.sampling_spec import Mode, Settings, other_rate
 
         settings = params.evaluate.physics_iq
         modes = (options["mode"],) if options else settings.modes
         if unknown := [mode for mode in modes if mode not in get_args(Mode)]:
             raise UserError(f"--mode: found {unknown[0]!r}, accepted: {', '.join(get_args(Mode))}")
         sizes = {mode: Settings.for_physics_iq(params, mode) for mode in modes}
+        if warning := other_rate(params):
+            say(warning)
         folder, descriptions = (options["benchmark"], options["descriptions"]) if options else recordings(params, root)
         place, rows = open_benchmark(folder, settings.protocol, descriptions)
         return {mode: VideoSet(size, physics_iq_requests(rows, place, size)) for mode, size in sizes.items()}
@@ -96,6 +102,11 @@ class PhysicsIQ(Benchmark):
         no_cache, csv = options.pop("no_cache"), options.pop("csv")
         options |= {"csv_out": csv, "cache": None if no_cache else options["cache"]}
         return score_runs(options.pop("generated") or [], **options)
+
+    def evaluate(self, run: Run) -> Evaluated:
+        from phantom.evaluation.physics_iq.evaluate import evaluate
+
+        return evaluate(run)
 
     def as_text(self, result: Scores) -> str:
         from phantom.evaluation.physics_iq.runs import as_text

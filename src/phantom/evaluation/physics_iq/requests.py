@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from phantom.config import Params
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
 from phantom.evaluation.physics_iq.conditions import find_condition, find_truth
 from phantom.evaluation.sampling_spec import Settings, VideoRequest
+
+
+def recordings(params: Params, root: Path) -> tuple[Path, Path | None]:
+    """The folder and the descriptions that the settings name, or those of the simulated worlds in their place."""
+    settings = params.evaluate.physics_iq
+    folder = root / ("data/benchmark" if settings.benchmark == "worlds" else settings.benchmark)
+    return folder, root / settings.descriptions if settings.descriptions else None
 
 
 def open_benchmark(benchmark: Path, protocol: str, descriptions: Path | None = None) -> tuple[Path, list[Row]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from phantom.evaluation.cells import MODES, NAMES, delta_cell, difference_cell
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.physics_iq.figures import FIGURES as PHYSICS_IQ
-from phantom.evaluation.report import MODES, NAMES, delta_cell, difference_cell
 from phantom.evaluation.trivial.predictions import TITLES
 from phantom.evaluation.worlds_figures import WORLDS
 
