@@ -15,6 +15,7 @@ from phantom.data.sources.worlds_files import write_benchmark, write_clips
 from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import sample, stage
+from phantom.evaluation.benchmarks import BENCHMARKS
 from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.physics_iq.evaluate import PARTS
@@ -32,6 +33,7 @@ from phantom.tracking.records import log_stage
 from phantom.tracking.registry import flatten_metrics
 from tests import tiny
 from tests.evaluation import judges
+from tests.evaluation.toy import TOY
 
 SMALL = (
     *("data.worlds.scenarios=2", "data.worlds.train_clips=2", "data.worlds.heldout_clips=1"),
@@ -418,3 +420,14 @@ def test_a_benchmark_without_prompts_is_told_before_anything_is_made(make_params
     with pytest.raises(UserError, match=message):
         evaluate(make_params(*SMALL, f"evaluate.benchmarks=[{benchmark}]"), checkout)
     assert not videos(checkout)
+
+
+def test_a_new_benchmark_is_evaluated(make_params, checkout, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, TOY.name, TOY)
+    params = make_params(*SMALL, "evaluate.benchmarks=[brightness]", "data.frames=5", "data.min_frames=5")
+    result = evaluate(params, checkout)
+    evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
+    assert list(result.scores["brightness"]) == ["base", "control", "phantom"] == list(evaluation["brightness"])
+    assert evaluation["brightness"]["phantom"]["gain_over_control"]["prompts"] == 3
+    assert "brightness.phantom.darkest" in flatten_metrics(evaluation)
+    assert "Darkest, %" in (checkout / "reports/index.html").read_text()

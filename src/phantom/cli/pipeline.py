@@ -19,6 +19,7 @@ from phantom.cli.shared import (
 )
 from phantom.config import load_params
 from phantom.errors import Interrupted
+from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.progress import say
 
 
@@ -32,7 +33,7 @@ def run(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_
 
     file, overrides = arguments(context, params, set_)
     target = Path("params.yaml")
-    load_params(file or target, overrides)
+    check_benchmarks(load_params(file or target, overrides))
     if file and file.resolve() != target.resolve():
         replace_settings(target, file)
     for change in pipeline.write_params(target, overrides):

@@ -56,11 +56,15 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Estimate parameters, FLOPs, memory, storage and hours from the settings alone."""
+    from phantom.evaluation.benchmarks import BENCHMARKS
+    from phantom.evaluation.cost import evaluation_cost
     from phantom.planning.plan import plan as plan_run
     from phantom.planning.table import as_text
 
     file = preset_path(preset) if preset else params
-    result = plan_run(settings(context, file, set_), gpu, gpus, clips, mfu)
+    tree = settings(context, file, set_)
+    result = plan_run(tree, gpu, gpus, clips, mfu)
+    result["evaluation"] = evaluation_cost(tree, BENCHMARKS, gpu, mfu)
     show(result, as_json, as_text(result))
 
 

@@ -14,6 +14,7 @@ import typer
 
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, StageFailed
+from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.evaluation.protocol import Benchmark
 from phantom.orchestration.privacy import stay_offline
 from phantom.progress import say
@@ -60,6 +61,7 @@ def settings(
     """
     file, overrides = arguments(context, params, set_)
     tree = load_params(file or "params.yaml", overrides)
+    check_benchmarks(tree)
     stay_offline(tree, benchmark, given or {})
     return tree
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -12,7 +12,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: YAML's yes and no
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 KeyValue = Annotated[str, Field(pattern=r"^[^=\s]+=[^\n]*$", description="KEY=VALUE")]
-Benchmark = Literal["physics-iq", "videophy", "videophy2", "vbench2", "likephys"]
+BenchmarkName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the name of a benchmark")]
 
 
 def _check_order(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from phantom.config.base import Benchmark, NonNegative, Positive, PositiveFloat, Section, check_clip_length
+from phantom.config.base import BenchmarkName, NonNegative, Positive, PositiveFloat, Section, check_clip_length
 
 StateSource = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
 JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # in a judge's command
@@ -94,7 +94,7 @@ class LikePhys(Section):
 class Evaluate(Section):
     """Which videos are sampled from each model, and how they are scored."""
 
-    benchmarks: Annotated[tuple[Benchmark, ...], Field(min_length=1)]
+    benchmarks: Annotated[tuple[BenchmarkName, ...], Field(min_length=1)]
     seed: NonNegative
     batch_size: Positive
     report_videos: Positive  # scenarios shown side by side in the report

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+
+from phantom.config import Params
+from phantom.errors import UserError
 from phantom.evaluation.likephys.benchmark import LIKEPHYS
 from phantom.evaluation.physics_iq.benchmark import PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark
@@ -12,6 +16,15 @@ from phantom.evaluation.videophy2 import VIDEOPHY2
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, LIKEPHYS)
 }
+
+
+def check_benchmarks(params: Params) -> None:
+    """Raises UserError, one line, where `evaluate.benchmarks` names one that is not in the table."""
+    for name in params.evaluate.benchmarks:
+        if name not in BENCHMARKS:
+            nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0)[0]
+            accepted = f"{', '.join(BENCHMARKS)}; nearest: {nearest}"
+            raise UserError(f"evaluate.benchmarks: found {name!r}, accepted: {accepted}")
 
 
 def benchmark_of(name: str) -> Benchmark:

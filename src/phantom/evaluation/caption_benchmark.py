@@ -10,7 +10,7 @@ from typing import Any
 from phantom.config import Params, VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation.captions import read_captions
-from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet
+from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet, Workload
 from phantom.evaluation.ratings import as_text
 
 CAPTIONS = Option("captions", str | None, "A CSV file or a Hugging Face data set id; by default from the settings.")
@@ -82,6 +82,17 @@ class CaptionBenchmark(Benchmark):
             for seed in seeds
         ]
         return {self.name: VideoSet(Settings.for_prompts(params), requests)}
+
+    def workload(self, params: Params, root: Path) -> list[Workload]:
+        """Of a data set of the hub, as many as are published."""
+        from phantom.evaluation.sampling_spec import Settings
+
+        settings = self._settings(params)
+        count: int | None = None
+        if settings.captions:
+            is_file = Path(settings.captions).is_file()
+            count = settings.samples * (len(read_captions(settings.captions)) if is_file else self.paper.videos)
+        return [Workload.of_videos(count, Settings.for_prompts(params))]
 
     def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
         complete = options["generated"] is None or all(options[key] for key in ("captions", "sa", "pc"))

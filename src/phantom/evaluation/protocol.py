@@ -72,6 +72,28 @@ class VideoSet(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a model has to do for a benchmark, in passes of its denoiser.
+
+    items: videos, or clips; None where it cannot be told before the data is there. frames: of a pass. passes: per item.
+    interventions: times that Phantom does it again with z replaced.
+    """
+
+    items: int | None
+    frames: int
+    passes: int
+    interventions: int = 0
+
+    @classmethod
+    def of_videos(cls, count: int | None, settings: Settings, interventions: int = 0) -> Workload:
+        """Of videos generated with `settings`: two passes per step where the text guides, in each window."""
+        sampling = settings.sampling
+        guided = max(sampling.guidance_scale, sampling.physics_guidance_scale) > 1
+        passes = settings.windows * sampling.steps * (2 if guided else 1)
+        return cls(count, settings.num_frames, passes, interventions)
+
+
+@dataclass(frozen=True)
 class Option:
     """An option of a command, whose value is passed on under its name. A default of `...` makes it required.
 
@@ -141,6 +163,10 @@ class Benchmark:
         set. Raises UserError.
         """
         raise NotImplementedError
+
+    def workload(self, params: Params, root: Path) -> list[Workload]:
+        """What each model has to do, for `phantom plan`: known before anything is there, and without a download."""
+        return [Workload.of_videos(len(found.requests), found.settings) for found in self.videos(params, root).values()]
 
     def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
         """A score file: `score`, `benchmark`, and what it is made of. Raises UserError.

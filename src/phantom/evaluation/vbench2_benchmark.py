@@ -10,7 +10,7 @@ from typing import Any
 from phantom.config import Params
 from phantom.errors import UserError
 from phantom.evaluation import vbench2
-from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet
+from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet, Workload
 
 # arXiv 2604.08503. No number of videos: a judge may give one result for several.
 PAPER = Published(
@@ -68,6 +68,13 @@ class VBench20(Benchmark):
             for (prompt, index), (first, *others) in files.items()
         ]
         return {self.name: VideoSet(Settings.for_prompts(params), requests)}
+
+    def workload(self, params: Params, root: Path) -> list[Workload]:
+        if (info := params.evaluate.vbench2.info) and Path(info).is_file():
+            return super().workload(params, root)
+        from phantom.evaluation.sampling_spec import Settings
+
+        return [Workload.of_videos(None, Settings.for_prompts(params))]
 
     def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
         generated, info = options.pop("generated"), options.pop("info")

@@ -75,6 +75,13 @@ def as_text(result: dict[str, Any]) -> str:
     else:
         table.add_row("  all", f"{encoding['hours']:,.3g} h", f"{encoding['gpu_hours']:,.3g} GPU hours")
 
+    if evaluation := result.get("evaluation"):
+        table.add_row(f"Evaluation at {time['mfu']:.0%} of the peak of one GPU")
+        for name, of in evaluation["benchmarks"].items():
+            hours = "unknown" if of["gpu_hours"] is None else f"{of['gpu_hours']:,.3g} h"
+            known = f"{of['items'] or 0:,} videos or clips, for each of {', '.join(evaluation['models'])}"
+            table.add_row(f"  {name}", hours, "before its data is there" if of["items"] is None else known)
+
     console = Console(width=120, color_system=None)
     with console.capture() as drawn:
         console.print(table)

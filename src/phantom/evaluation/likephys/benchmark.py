@@ -8,7 +8,7 @@ from typing import Any
 
 from phantom.config import Params
 from phantom.evaluation.likephys.figures import PPE
-from phantom.evaluation.protocol import Benchmark, Evaluated, Figure, Mark, Option, Run, Scores
+from phantom.evaluation.protocol import Benchmark, Evaluated, Figure, Mark, Option, Run, Scores, Workload
 
 
 class LikePhys(Benchmark):
@@ -29,6 +29,21 @@ class LikePhys(Benchmark):
         Option("physics", bool, "--no-physics: only the base model.", True, ("--physics/--no-physics",)),
         Option("work", Path, "Cache of the losses, keyed by content, and of the worlds.", Path("checkpoints/likephys")),
     )
+
+    def workload(self, params: Params, root: Path) -> list[Workload]:
+        from phantom.data.sources.invalid_worlds import violations
+        from phantom.data.sources.worlds import KINDS
+        from phantom.evaluation.likephys.folder import read_folder
+
+        settings = params.evaluate.likephys
+        passes = settings.timesteps * (2 if settings.guidance_scale > 1 else 1)
+        clips: int | None = None
+        if settings.data == "worlds":  # of each group: a valid clip, its violations, two that break no law
+            clips = settings.groups * sum(3 + len(violations(kind)) for kind in KINDS)
+        elif (root / settings.data).is_dir():
+            groups = read_folder(root / settings.data)
+            clips = sum(len(paths) for group in groups for paths in group.clips.values())
+        return [Workload(clips, settings.frames, passes)]
 
     def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
         from phantom.evaluation.likephys.run import score_likephys

@@ -19,6 +19,7 @@ from phantom.evaluation.protocol import (
     Run,
     Scores,
     VideoSet,
+    Workload,
 )
 from phantom.progress import say
 
@@ -95,6 +96,15 @@ class PhysicsIQ(Benchmark):
         folder, descriptions = (options["benchmark"], options["descriptions"]) if options else recordings(params, root)
         place, rows = open_benchmark(folder, settings.protocol, descriptions)
         return {mode: VideoSet(size, physics_iq_requests(rows, place, size)) for mode, size in sizes.items()}
+
+    def workload(self, params: Params, root: Path) -> list[Workload]:
+        from phantom.evaluation.sampling_spec import Settings
+
+        settings = params.evaluate.physics_iq
+        count = params.data.worlds.scenarios if settings.benchmark == "worlds" else PAPER.videos
+        again = len(params.evaluate.interventions)
+        sizes = [Settings.for_physics_iq(params, mode) for mode in settings.modes]
+        return [Workload.of_videos(count, size, again) for size in sizes]
 
     def score(self, load: Callable[[], Params], **options: Any) -> dict[str, Any]:
         from phantom.evaluation.physics_iq.runs import score_runs
