@@ -1,6 +1,7 @@
 """The page as a browser shows it."""
 
 import base64
+import json
 import re
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 from phantom.evaluation.cells import delta_cell, difference_cell, gain_bar
 from phantom.evaluation.charts import chart
+from phantom.evaluation.compare import compare
 from phantom.evaluation.page import (
     Bar,
     Cell,
@@ -214,6 +216,111 @@ def test_curves_differ_without_colour_and_bars_have_bounds_and_intervals(shown):
     assert [(x - track[0]) / width for x in drawn] == pytest.approx([0.405, 0.49], abs=0.01)
     assert shown.execute_script("return document.querySelector('.bar.phantom .name').scrollWidth <= "
                                 "document.querySelector('.bar.phantom .name').clientWidth")  # fmt: skip
+
+
+LONG = "a_model_whose_name_is_long_and_has_no_space_in_it-v2.1-step-120000"
+
+
+def five_models(folder):
+    """`phantom report` of five models on two benchmarks."""
+    files = []
+    for number, name in enumerate(("one", "two", "three", LONG, "five")):
+        rows = [
+            {"prompt": f"p{i}", "file": f"{i}.mp4", "groups": [], "value": 40.0 + number + i % 3, "seeds": {}}
+            for i in range(8)
+        ]
+        parts = {part: {"score": 30.0 + (7 * number + i) % 5} for i, part in enumerate(("falls", "rolls", "swings"))}
+        score = {"score": 40.0 + number, "benchmark": "videophy", "pc_mean": 40.0 + number, "sa_mean": 20.0}
+        path = folder / f"{number}.json"
+        path.write_text(json.dumps(score | {"per_prompt": rows, "categories": parts}))
+        files.append(f"{name}={path}")
+    compare(files, folder / "page")
+    return (folder / "page/index.html").as_uri()
+
+
+WINDOWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_five_models_are_told_apart_with_and_without_colour(browser, tmp_path, width, scheme):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(five_models(tmp_path))
+    marks = browser.execute_script(
+        "return [...document.querySelectorAll('.bars')[0].querySelectorAll('.bar i')].map((i) => "
+        "[getComputedStyle(i).backgroundColor, getComputedStyle(i).clipPath, i.getBoundingClientRect().width])"
+    )
+    assert len(marks) == 5 and all(width > 5 for *_, width in marks)
+    assert len({colour for colour, *_ in marks}) == 5 == len({shape for _, shape, _ in marks})
+    heads = browser.execute_script(
+        "return [...document.querySelectorAll('thead')[0].querySelectorAll('i')].slice(0, 5).map((i) => "
+        "[getComputedStyle(i).backgroundColor, getComputedStyle(i).clipPath])"
+    )
+    assert heads == [mark[:2] for mark in marks]
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    wide = (
+        "return [...document.querySelectorAll('.bar .name, thead th')].filter((e) => e.scrollWidth > e.clientWidth + 1)"
+    )
+    assert browser.execute_script(wide + ".length") == 0  # a long name wraps
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert browser.get_log("browser") == []
+
+
+def test_a_column_is_sorted_and_what_is_not_alike_stays(browser, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(five_models(tmp_path))
+
+    def rows(kind):
+        found = f"document.querySelectorAll('table')[0].querySelectorAll('{kind} tr:not(.group) th')"
+        return browser.execute_script(f"return [...{found}].map((th) => th.firstChild.textContent)")
+
+    figures = rows("tbody:not(.sortable)")
+    assert len(figures) == 2 and rows(".sortable") == ["falls", "rolls", "swings"]
+    second = browser.execute_script("return document.querySelectorAll('table')[0].querySelectorAll('button.sort')[1]")
+    sort = "return arguments[0].closest('th').ariaSort"
+    second.click()  # 32, 33, 34
+    assert rows(".sortable") == ["swings", "rolls", "falls"] and browser.execute_script(sort, second) == "descending"
+    browser.execute_script("arguments[0].focus()", second)
+    press(browser, Keys.ENTER)
+    assert rows(".sortable") == ["falls", "rolls", "swings"] and browser.execute_script(sort, second) == "ascending"
+    third = browser.execute_script("return document.querySelectorAll('table')[0].querySelectorAll('button.sort')[2]")
+    third.click()  # 34, 30, 31
+    assert rows(".sortable") == ["falls", "swings", "rolls"] and browser.execute_script(sort, second) == "none"
+    third.click()
+    third.click()
+    assert rows(".sortable") == ["falls", "rolls", "swings"] and rows("tbody:not(.sortable)") == figures
+    assert browser.get_log("browser") == []
+
+
+def test_a_link_leads_to_a_place_and_says_what_is_seen(browser, tmp_path):
+    html = render(page(3))
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) and {"table-one-frame", "scene-scene-1"} <= set(ids)
+    (tmp_path / "index.html").write_text(html)
+    at = (tmp_path / "index.html").as_uri()
+    browser.get(at)
+    choose(browser, "order", "Largest gain first")
+    browser.find_element("css selector", "input[value=multi]").find_element("xpath", "..").click()
+    link = browser.current_url
+    assert link == at + "#videos&mode=multi&order=gain"
+    browser.get("about:blank")
+    browser.get(link)
+    assert titles(browser) == ["Scene 1", "Scene 2"]
+    assert (
+        browser.execute_script("return document.body.dataset.mode + document.getElementById('order').value")
+        == "multigain"
+    )
+    browser.get(at + "#scene-scene-2&mode=single")
+    until(browser, lambda: titles(browser) == ["Scene 2", "Scene 0"])
+    top = "return document.getElementById('scene-scene-2').getBoundingClientRect().top"
+    until(browser, lambda: 0 <= browser.execute_script(top) < 300)
+    browser.find_element("css selector", "#table-one-frame a").click()
+    until(browser, lambda: browser.current_url == at + "#table-one-frame")
+    assert browser.get_log("browser") == []
 
 
 def test_the_numbers_can_be_saved():

@@ -143,7 +143,7 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
 
     page = (checkout / "reports/index.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2 * (1 + 1 + 6) and page.count("data:image/png") == 2
-    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert page.count('class="bar trivial"') == 4 + 5 and "Phantom ahead by" in page
     assert page.count("<i></i><span>Phantom − control</span></th>") == 2 and "against the control" in page
     assert page.count('<span class="mark"') == 2 * 3 * 3

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,11 +54,14 @@ class Table:
     kinds: Sequence[str]
     groups: Sequence[tuple[str, Sequence[TableRow]]]
     note: str = ""
+    sortable: Sequence[str] = ()  # titles of the groups whose rows are alike, so that a column can be sorted
 
 
 @dataclass(frozen=True)
 class Bar:
     """A score from 0 to 100 as a bar, with its formatted value and its difference to another model.
+
+    kind: class of the page's styles, which has a colour and a shape of mark.
 
     interval: scores between which it is drawn as a line. marks: drawn on the bar.
     """
@@ -130,7 +135,20 @@ def render(page: Any, template: str = "page.html") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["anchor"] = _anchors()
     return environment.get_template(template).render(page=page)
+
+
+def _anchors() -> Callable[[str], str]:
+    """A function from a title to an id for links, with a number where a title comes again."""
+    seen: Counter[str] = Counter()
+
+    def anchor(title: str) -> str:
+        words = re.sub(r"\W+", "-", title.lower()).strip("-") or "part"
+        seen[words] += 1
+        return words if seen[words] == 1 else f"{words}-{seen[words]}"
+
+    return anchor
 
 
 def as_csv(tables: Sequence[Table]) -> str:

@@ -46,6 +46,7 @@ def _charts(root: Path, params: Params) -> list[Chart]:
     losses = {"physics": _line(history, "loss_physics"), "video": _line(history, "loss_video")}
     if control:
         losses["video, control"] = _line(control, "loss_video")
+    losses |= {f"{name}, held out": _line(history, f"val_loss_{name}") for name in ("physics", "video")}
     norms = {
         "of the physics loss": _line(history, "grad_norm_physics"),
         "of the video loss": _line(history, "grad_norm_video"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
 from phantom.evaluation.cells import COLOURS, NAMES, delta_cell, difference_cell, gain_bar
 from phantom.evaluation.page import Bar, Cell, Table, TableRow
 from phantom.evaluation.protocol import Benchmark, Figure, Published, Scores
+
+BETWEEN = ("control", "lora", "fourth", "fifth")  # classes of models that are neither the base nor the last
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def figures_table(scored: Scored, base: str) -> Table:
     columns = [*table, *(f"Paper: {name}" for name in published.models)]
     kinds = [*colour_classes(list(table), base), *["truth"] * len(published.models)]
     note = " ".join(filter(None, [_conditions(table, published), published.uncertain, COLOURS]))
-    return Table(scored.title, columns, kinds, groups, note)
+    return Table(scored.title, columns, kinds, groups, note, [benchmark.categories])
 
 
 def _gain(benchmark: Benchmark, figure: Figure, base: Scores, other: Scores) -> dict[str, Any] | None:
@@ -118,7 +120,7 @@ def items_table(scored: Scored, base: str) -> Table | None:
         )
         for item in sorted(rows[base], key=lambda item: (-widest(item), item))
     ]
-    return Table(f"{scored.title}: {title[0]}", columns, colour_classes(columns, base), [("", lines)])
+    return Table(f"{scored.title}: {title[0]}", columns, colour_classes(columns, base), [("", lines)], "", [""])
 
 
 def _conditions(table: Mapping[str, Scores], published: Published) -> str:
@@ -161,13 +163,14 @@ def differences_table(scored: Scored, pairs: Sequence[Mapping[str, Any]]) -> Tab
     known = {(pair["model"], pair["over"]): difference_cell(figure, pair["gain"]) for pair in pairs}
     rows = [TableRow(model, "", [known.get((model, over), Cell("")) for over in names[:-1]]) for model in names[1:]]
     title = f"{scored.title}: {figure.title.lower()}, model of the row minus model of the column"
-    return Table(title, names[:-1], [""] * (len(names) - 1), [("", rows)], COLOURS)
+    return Table(title, names[:-1], [""] * (len(names) - 1), [("", rows)], COLOURS, [""])
 
 
 def colour_classes(names: Sequence[str], base: str) -> list[str]:
-    """Colour classes: grey for the base, violet for the last of the other models, amber for the rest."""
+    """Classes of the page's styles: one for the base, one for the last of the other models, and more between."""
     others = [name for name in names if name != base]
-    return ["base" if name == base else "phantom" if name == others[-1] else "control" for name in names]
+    between = dict(zip(others[:-1], cycle(BETWEEN), strict=False))
+    return ["base" if name == base else between.get(name, "phantom") for name in names]
 
 
 def score_bars(

@@ -31,7 +31,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.count[tag] = self.count.get(tag, 0) + 1
-        self.elsewhere += [value for key, value in attrs if key in ("src", "href") and not value.startswith("data:")]
+        self.elsewhere += [
+            value for key, value in attrs if key in ("src", "href") and value[:1] != "#" and value[:5] != "data:"
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -41,7 +43,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.open and data.strip():
-            self.text.setdefault(self.open[-1], []).append(data.strip())
+            tag = next(tag for tag in reversed(self.open) if tag != "a")  # a heading is a link to itself
+            self.text.setdefault(tag, []).append(data.strip())
 
 
 def html(results, digest="0" * 64) -> str:

@@ -11,6 +11,7 @@ from phantom.evaluation.likephys.figures import MARGIN, PPE
 from phantom.evaluation.page import Cell, Table, TableRow
 from phantom.evaluation.protocol import Figure
 
+BY = ("By scenario", "By violation")
 GAINS = {"gain_over_control": "Against the control", "gain": "Against the base"}
 LOSSES = {"video": "by the video's loss", "physics": "by the physics loss", "joint": "by the sum of both"}
 
@@ -63,8 +64,8 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
     trivial_rows = [row(name, "", {m: trivial[m][name] for m in models}, None) for name in trivial["base"]]
     groups = [
         ("LikePhys", losses),
-        ("By scenario", rows("scenarios", "scenario")),
-        ("By violation", rows("violations", "violation")),
+        (BY[0], rows("scenarios", "scenario")),
+        (BY[1], rows("violations", "violation")),
         ("Variations that break no law, and losses without a model", trivial_rows),
     ]
     note = f"Over {base['groups']} groups, paired. " + " ".join(
@@ -74,7 +75,7 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     more = ["Phantom − control"] * ("control" in models)
     columns = [NAMES[name] for name in models] + more
-    return Table("LikePhys", columns, [*models, *[""] * len(more)], groups, note.replace("-", "−"))
+    return Table("LikePhys", columns, [*models, *[""] * len(more)], groups, note.replace("-", "−"), BY)
 
 
 def _gained(of: Mapping[str, Any], key: str) -> str:

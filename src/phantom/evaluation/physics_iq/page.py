@@ -32,6 +32,7 @@ from phantom.evaluation.trivial.predictions import TITLES
 from phantom.evaluation.worlds_figures import WORLDS
 
 COUNT = {2: "two", 3: "three", 4: "four"}
+KINDS = "Score by kind of scenario"
 BOUNDS = ("last_frame", "nearest_clip", "other_take")  # predictions that are marked on every bar
 COUNTS = (
     ("vanished", "bodies", "Bodies vanished", "never seen in the last second"),
@@ -128,10 +129,10 @@ def _figures(mode: str, evaluation: Mapping[str, Any], models: Sequence[str], pa
             for key, of, name, note in COUNTS
         ]
         groups.append(("Against the simulator", _rows(WORLDS, worlds, models) + counted))
-    groups.append(("Score by kind of scenario", _categories(evaluation["physics_iq"][mode], models)))
+    groups.append((KINDS, _categories(evaluation["physics_iq"][mode], models)))
     note = "A kind has few scenarios: its scores show where to look, not which model is better. " + COLOURS
     columns = [NAMES[name] for name in models] + ["Phantom − control"] * len(more)
-    return Table(_mode(mode, params), columns, [*models, *[""] * len(more)], groups, note)
+    return Table(_mode(mode, params), columns, [*models, *[""] * len(more)], groups, note, [KINDS])
 
 
 def _rows(figures: Sequence[Figure], found: Mapping[str, Any], models: Sequence[str]) -> list[TableRow]:

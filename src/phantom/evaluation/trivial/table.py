@@ -30,7 +30,7 @@ def table(evaluation: Mapping[str, Any]) -> Table:
         "look-up. The other take is what the benchmark's own variation allows. Phantom's lead is in points of the "
         "score, with its 95% interval over scenarios."
     )
-    return Table("Without a model", columns, [""] * len(columns), groups, note)
+    return Table("Without a model", columns, [""] * len(columns), groups, note, [title for title, _ in groups])
 
 
 def _row(name: str, note: str, figures: Mapping[str, Any], lead: Cell) -> TableRow:
