@@ -1,6 +1,8 @@
 """`phantom score`, `phantom sample` and `phantom report`, as they are typed."""
 
+import base64
 import json
+import re
 import shutil
 
 import cv2
@@ -262,6 +264,27 @@ def test_videos_stand_side_by_side_and_categories_have_plots(files, runs, tmp_pa
         phantom("report", *given, "--videos", "third=x")
     with pytest.raises(UserError, match=r"no \*_trimmed-.*.mp4 in it, which its score is of"):
         phantom("report", *given, "--videos", f"near={tmp_path}")
+
+
+def test_the_recording_stands_beside_the_models_videos(files, runs, benchmark, tmp_path):
+    given = [files / "far.json", files / "near.json", "--out", tmp_path / "page"]
+    videos = ["--videos", f"far={runs[1]}", "--videos", f"near={runs[0]}"]
+    phantom("report", *given, *videos, "--truth", benchmark)
+    page = (tmp_path / "page/index.html").read_text()
+    scenes = re.findall(r'<article class="scene".*?</article>', page, re.S)
+    assert len(scenes) == 3
+    assert [re.findall(r'<figure class="cell (\w+)"', scene) for scene in scenes] == [["truth", "base", "phantom"]] * 3
+    recorded = small.recorded(small.names()[0])
+    path = tmp_path / "truth.mp4"
+    path.write_bytes(base64.b64decode(re.search(r'data-src="data:video/mp4;base64,([^"]+)"', scenes[0])[1]))
+    shown, fps = read_frames(path)
+    assert fps == small.FPS and shown.shape == recorded.shape
+    assert np.abs(shown.astype(int) - recorded).mean() < 4  # of take 1, which the model continues
+    assert np.abs(shown.astype(int) - small.recorded(small.names()[2])).mean() > 10
+    with pytest.raises(UserError, match="with no recording of a video that --videos shows"):
+        phantom("report", *given, "--truth", benchmark)
+    with pytest.raises(UserError, match="no split-videos/testing in it"):
+        phantom("report", *given, *videos, "--truth", tmp_path)
 
 
 def test_videos_of_every_benchmark_are_shown(files, runs, tmp_path):

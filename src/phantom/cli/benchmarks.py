@@ -134,10 +134,13 @@ def report(
     videos: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Show this model's videos; repeatable.")
     ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Show the recordings of this benchmark beside the videos.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare models on one page."""
     from phantom.evaluation.compare import compare
 
-    result = compare(files, out, base, videos or ())
+    result = compare(files, out, base, videos or (), truth)
     show(result, as_json, f"{result.report}: compared with {result.base}")

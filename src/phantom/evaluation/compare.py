@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,15 @@ class Comparison:
     pairs: dict[str, list[dict[str, Any]]]
 
 
-def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = ()) -> Comparison:
+def compare(
+    files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = (), truth: Path | None = None
+) -> Comparison:
     """Writes `index.html` and `comparison.json` into `out`.
 
     files: JSON of `phantom score`. A model is named after its file, or by NAME=FILE; files of several benchmarks with
         the same name are one model. base: the model that the others are compared with, by default the first.
     videos: NAME=FOLDER of the videos of a model to show, one folder per benchmark.
+    truth: a benchmark's folder of recordings, which are shown beside them.
     Raises UserError.
     """
     found: dict[tuple[str, str], Scored] = {}
@@ -63,7 +67,10 @@ def compare(files: Sequence[str], out: Path, base: str | None = None, videos: Se
     pairs = {title: scored.pairs() for title, scored in every.items()}
     kinds = dict(zip(models, colour_classes(models, first), strict=True))
     tables = {title: scored.table for title, scored in every.items()}
-    shown, titles = video_walls(tables, _folders(videos, models), kinds, first)
+    recordings = {t: partial(of.benchmark.recording, truth, of.protocol) for t, of in every.items()} if truth else {}
+    shown, titles = video_walls(tables, _folders(videos, models), kinds, first, recordings)
+    if truth and not any(video.kind == "truth" for scene in (shown.scenes if shown else ()) for video in scene.shown):
+        raise UserError(f"--truth: found {truth}, with no recording of a video that --videos shows")
     page = Page(
         title="Models compared",
         lede=f"{len(models)} models; differences are to {first}.",

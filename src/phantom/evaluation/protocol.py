@@ -182,6 +182,13 @@ class Benchmark:
         """The score file of a folder of generated videos, by the settings. work: where ratings are kept."""
         raise NotImplementedError
 
+    def recording(self, folder: Path, protocol: str, file: str, fps: int) -> tuple[Path, int] | None:
+        """What really happens in the video called `file`: a recording and its rate, if there is one.
+
+        folder: of the benchmark's recordings. fps: the rate that is preferred. Raises UserError for another folder.
+        """
+        return None
+
     def evaluate(self, run: Run) -> Evaluated | None:
         """The models of a run, compared. None: by the `score_folder` of each, side by side."""
         return None

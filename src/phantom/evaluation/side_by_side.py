@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from phantom.data.physics_iq.video import probe
 from phantom.errors import UserError
 from phantom.evaluation.page import Scene, SceneVideo, embed_shrunk
 
+Recording = Callable[[str, int], tuple[Path, int] | None]  # of a video's file name, at a preferred rate
 MAX_SCENES = 24  # per page: half with the largest gains, half with the largest losses
 
 
@@ -41,11 +43,12 @@ def video_wall(
     kinds: Mapping[str, str],
     base: str,
     title: str = "",
+    recording: Recording = lambda file, fps: None,
 ) -> VideoWall | None:
     """The scenes of one benchmark, for the models with a folder of its videos in `given`; None if there are none.
 
     table: scores by model. kinds: colour class by model. title: prefix of the categories if there are several
-    benchmarks. Raises UserError for a missing video.
+    benchmarks. recording: shown before the models' videos. Raises UserError for a missing video.
     """
     if not any(name in given for name in table):
         return None
@@ -76,6 +79,9 @@ def video_wall(
             source = embed_shrunk(path, round(info.fps), (info.width, info.height), info.seconds)
             videos.append(SceneVideo(name, kinds[name], source, False, figures=[f"{part.value:.1f}"]))
         first = parts[shown[0]][key]
+        if found := recording(_video(folders[shown[0]], first.files).name, round(info.fps)):
+            source = embed_shrunk(*found, (info.width, info.height), info.seconds)
+            videos.insert(0, SceneVideo("Truth", "truth", source, False))
         tag = ": ".join(filter(None, [title, first.tag]))
         scenes.append(Scene(first.title, tag, "", videos, {"": gains[key]}, (info.width, info.height)))
     if not infos:
@@ -94,15 +100,24 @@ def video_walls(
     given: Mapping[str, Sequence[Path]],
     kinds: Mapping[str, str],
     base: str,
+    recordings: Mapping[str, Recording] = MappingProxyType({}),
 ) -> tuple[VideoWall | None, list[str]]:
-    """The scenes of all benchmarks in sequence, and the titles of the benchmarks that have any. tables: by title.
+    """The scenes of all benchmarks in sequence, and the titles of the benchmarks that have any.
 
+    tables: scores by title of the benchmark. recordings: what really happens, likewise.
     Raises UserError for a folder without any video of its model's scores.
     """
     titles = list(tables) if len(tables) > 1 else [""]
     found = [
-        video_wall(table, given, kinds, base if base in table else next(iter(table)), title)
-        for title, table in zip(titles, tables.values(), strict=True)
+        video_wall(
+            table,
+            given,
+            kinds,
+            base if base in table else next(iter(table)),
+            title,
+            recordings.get(name, lambda file, fps: None),
+        )
+        for title, (name, table) in zip(titles, tables.items(), strict=True)
     ]
     made = {title: one for title, one in zip(tables, found, strict=True) if one}
     used = frozenset().union(*(one.folders for one in made.values()))

@@ -29,10 +29,9 @@ def log_stage(stage: str, params: Params, result: Any, root: Path = Path()) -> N
         tracker.log_metrics(0, flatten_metrics(json.loads((root / EVALUATION).read_text(encoding="utf-8"))))
         tracker.log_artifact(root / EVALUATION)
         tracker.log_artifact(root / PAGE)
-        for benchmark in params.evaluate.benchmarks:
-            for mode in params.evaluate.physics_iq.modes if benchmark == "physics-iq" else (benchmark,):
-                for video in _sample_videos(root / GENERATED, mode):
-                    tracker.log_artifact(video, f"samples/{mode}")
+        for mode in result.scores:
+            for video in _sample_videos(root / GENERATED, mode):
+                tracker.log_artifact(video, f"samples/{mode}")
     else:
         tracker.log_metrics(0, flatten_metrics(asdict(result)))
     tracker.close()

@@ -113,6 +113,15 @@ class PhysicsIQ(Benchmark):
         options |= {"csv_out": csv, "cache": None if no_cache else options["cache"]}
         return score_runs(options.pop("generated") or [], **options)
 
+    def recording(self, folder: Path, protocol: str, file: str, fps: int) -> tuple[Path, int] | None:
+        from phantom.data.physics_iq import layout
+
+        root = layout.find_root(folder, protocol or "original")
+        for name in layout.recordings(root).values():
+            if f"{name.id:04d}" == file[:4] and (rate := layout.source_rate(root, name, fps)):
+                return layout.testing_video(root, name, rate), rate
+        return None
+
     def evaluate(self, run: Run) -> Evaluated:
         from phantom.evaluation.physics_iq.evaluate import evaluate
 
