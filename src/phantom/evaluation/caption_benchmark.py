@@ -16,12 +16,23 @@ from phantom.evaluation.ratings import as_text
 CAPTIONS = Option("captions", str | None, "A CSV file or a Hugging Face data set id; by default from the settings.")
 
 
+def options_with(*files: Option) -> tuple[Option, ...]:
+    """The options of `phantom score`: the folder, the captions, `files` of a judge, and what is common to both."""
+    return (
+        Option("generated", Path | None, "A folder of mp4 files: 0001.mp4, or 0001-7.mp4 with the seed."),
+        CAPTIONS,
+        *files,
+        Option("subset", bool, "Score only the videos that exist.", False, ("--subset",)),
+        Option("work", Path, "Cache of the judge's outputs, keyed by the videos' contents.", WORK),
+    )
+
+
 @dataclass(frozen=True)
 class CaptionBenchmark(Benchmark):
     """One of the two: what it is called, its figures, and how it is scored.
 
-    conventions: description of each figure. rate: scores a folder, or the judge's files. files: options that name
-    these, of which `sa` and `pc` stand for a judge.
+    conventions: description of each figure. rate: scores a folder, or the judge's files. score_options: by
+    `options_with` those that name these, of which `sa` and `pc` stand for a judge.
     """
 
     name: str
@@ -29,26 +40,10 @@ class CaptionBenchmark(Benchmark):
     conventions: Mapping[str, str]
     paper: Published
     rate: Callable[..., dict[str, Any]]
-    files: Sequence[Option]
+    score_options: Sequence[Option]
+    score_help: str
 
     sample_options = (CAPTIONS,)
-
-    @property
-    def score_options(self) -> Sequence[Option]:  # type: ignore[override]
-        """The folder, the captions, and the files of a judge."""
-        return (
-            Option("generated", Path | None, "A folder of mp4 files: 0001.mp4, or 0001-7.mp4 with the seed."),
-            CAPTIONS,
-            *self.files,
-            Option("subset", bool, "Score only the videos that exist.", False, ("--subset",)),
-            Option("work", Path, "Cache of the judge's outputs, keyed by the videos' contents.", WORK),
-        )
-
-    @property
-    def score_help(self) -> str:  # type: ignore[override]
-        """One line."""
-        judge = f"the judge of evaluate.{self.name} or outputs of one run elsewhere"
-        return f"Score a model's videos on {self.title}, with {judge}."
 
     def figures(self, scores: Sequence[Scores]) -> Sequence[Figure]:
         """The conventions that the files have, or all their numbers if they have none."""

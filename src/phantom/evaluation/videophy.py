@@ -14,7 +14,7 @@ from typing import Any
 from phantom.config import VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import judge
-from phantom.evaluation.caption_benchmark import CaptionBenchmark
+from phantom.evaluation.caption_benchmark import CaptionBenchmark, options_with
 from phantom.evaluation.captions import Video
 from phantom.evaluation.protocol import WORK, Option, Published
 from phantom.evaluation.ratings import JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
@@ -126,8 +126,15 @@ PAPER = Published(  # arXiv 2604.08503
     "captions",
     "The paper does not say how it sums up; its numbers are no shares of 344 videos, so most likely means.",
 )
-FILES = (
-    Option("sa", Path | None, "The judge's output for sa_testing.csv, if run elsewhere."),
-    Option("pc", Path | None, "The judge's output for physics_testing.csv."),
+VIDEOPHY = CaptionBenchmark(
+    "videophy",
+    "VideoPhy",
+    CONVENTIONS,
+    PAPER,
+    score_videophy,
+    options_with(
+        Option("sa", Path | None, "The judge's output for sa_testing.csv, if run elsewhere."),
+        Option("pc", Path | None, "The judge's output for physics_testing.csv."),
+    ),
+    "Score a model's videos on VideoPhy, with the judge of evaluate.videophy or outputs of one run elsewhere.",
 )
-VIDEOPHY = CaptionBenchmark("videophy", "VideoPhy", CONVENTIONS, PAPER, score_videophy, FILES)

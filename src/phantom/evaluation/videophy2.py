@@ -13,7 +13,7 @@ from typing import Any
 from phantom.config import VideoPhy
 from phantom.errors import UserError
 from phantom.evaluation import judge
-from phantom.evaluation.caption_benchmark import CaptionBenchmark
+from phantom.evaluation.caption_benchmark import CaptionBenchmark, options_with
 from phantom.evaluation.captions import Video
 from phantom.evaluation.protocol import WORK, Option, Published
 from phantom.evaluation.ratings import TASKS, JudgedBenchmark, RatedVideo, Rows, collect, last_ratings, percent, summary
@@ -160,9 +160,16 @@ PAPER = Published(  # arXiv 2604.08503
     "The paper's numbers are shares >= 4 of 591 videos. They stand here as in its header; among comparable models "
     "semantic adherence is the higher one, so that its two columns may be exchanged.",
 )
-FILES = (
-    Option("sa", Path | None, "The judge's output with --task sa, if run elsewhere."),
-    Option("pc", Path | None, "The judge's output with --task pc."),
-    Option("rule", Path | None, "The judge's output with --task rule."),
+VIDEOPHY2 = CaptionBenchmark(
+    "videophy2",
+    "VideoPhy-2",
+    CONVENTIONS,
+    PAPER,
+    score_videophy2,
+    options_with(
+        Option("sa", Path | None, "The judge's output with --task sa, if run elsewhere."),
+        Option("pc", Path | None, "The judge's output with --task pc."),
+        Option("rule", Path | None, "The judge's output with --task rule."),
+    ),
+    "Score a model's videos on VideoPhy-2, with the judge of evaluate.videophy2 or outputs of one run elsewhere.",
 )
-VIDEOPHY2 = CaptionBenchmark("videophy2", "VideoPhy-2", CONVENTIONS, PAPER, score_videophy2, FILES)
