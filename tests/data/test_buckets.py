@@ -113,4 +113,4 @@ def test_two_at_a_time_are_refused_and_the_first_is_left_alone(settings, tmp_pat
         process.kill()
         process.join()
     assert prepare(settings("data.max_quarantine=1"), tmp_path).train
-    assert not list(tmp_path.glob("checkpoints/*")) and not (tmp_path / "data/clips.new").exists()
+    assert not [*tmp_path.glob("checkpoints/*.lock")] and not (tmp_path / "data/clips.new").exists()

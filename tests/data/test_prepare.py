@@ -29,7 +29,9 @@ def test_a_folder_with_captions_in_any_of_the_three_ways_gives_the_same(folder_p
     assert left_out == {} and result.train + result.heldout == 4 and result.heldout >= 1
     frames, fps = read_frames(tmp_path / "data/clips" / clips["more/d"].path)
     assert frames.shape == (9, 64, 64, 3) and fps == 4
-    assert not (tmp_path / "checkpoints/prepare").exists() and not (tmp_path / "data/benchmark").exists()
+    assert {path.suffix for path in (tmp_path / "checkpoints/prepare").rglob("*.*")} == {".json"} and not (
+        tmp_path / "data/benchmark"
+    ).exists()
     before = contents(tmp_path / "data")
 
     (videos / "captions.csv").unlink()

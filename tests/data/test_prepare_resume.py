@@ -14,6 +14,7 @@ from phantom.data.sources import clips
 from phantom.errors import StageFailed, UserError
 from tests.data.latents import contents
 from tests.data.prepared import CAPTIONS, read_result, write_captions
+from tests.data.videos import every, moving, write_video
 
 
 def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos, tmp_path, monkeypatch):
@@ -42,6 +43,40 @@ def test_an_interrupted_run_does_not_make_its_clips_twice(folder_params, videos,
     assert [path for path in read_again if path.is_relative_to(videos)] == [videos / "c.mp4", videos / "more/d.mp4"]
     prepare(folder_params(), tmp_path / "unbroken")
     assert contents(tmp_path / "data") == contents(tmp_path / "unbroken/data")
+
+
+def test_a_finished_folder_is_looked_at_again_only_where_it_changed(folder_params, videos, tmp_path, monkeypatch):
+    write_captions(videos, CAPTIONS)
+    prepare(folder_params(), tmp_path)
+    made, call = [], DecodeWorkers.call
+    monkeypatch.setattr(DecodeWorkers, "call", lambda *a: made.append(a[2].name) or call(*a))
+
+    def made_anew():
+        prepare(folder_params(), tmp_path)
+        found, made[:] = sorted(made), []
+        prepare(folder_params(), tmp_path / "fresh")
+        made.clear()
+        assert contents(tmp_path / "data") == contents(tmp_path / "fresh/data")
+        shutil.rmtree(tmp_path / "fresh")
+        return found
+
+    assert made_anew() == []
+    write_captions(videos, CAPTIONS | {"a.mp4": "Another caption."})
+    assert made_anew() == []
+    write_video(videos / "new.mp4", moving(9, seed=77, height=48, width=64), every(0.25, 9))
+    write_captions(videos, CAPTIONS | {"new.mp4": "A new one."})
+    assert made_anew() == ["new.mp4"]
+    write_video(videos / "b.mp4", moving(9, seed=78, height=48, width=64), every(0.25, 9))
+    assert made_anew() == ["b.mp4"]
+    (tmp_path / "data/clips/c.mp4").unlink()
+    (tmp_path / "data/clips/a.mp4").write_bytes(b"damaged")
+    assert made_anew() == ["a.mp4", "c.mp4"]
+    (videos / "new.mp4").unlink()
+    write_captions(videos, CAPTIONS)
+    assert made_anew() == []
+    assert len([*(tmp_path / "checkpoints/prepare").rglob("*.json")]) == len(CAPTIONS)
+    prepare(folder_params("data.frames=5"), tmp_path)
+    assert len(made) == len(CAPTIONS) == len([*(tmp_path / "checkpoints/prepare").rglob("*.json")])
 
 
 def test_a_source_that_changed_meanwhile_is_read_again(folder_params, videos, tmp_path):

@@ -6,7 +6,10 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from phantom.data import video
-from phantom.data.video import BadClip, probe, read_clip, read_frames, write_mp4
+from phantom.data.clip_file import VERSION
+from phantom.data.curation import measure
+from phantom.data.manifest import Curation
+from phantom.data.video import BadClip, fit_clip, probe, read_clip, read_frames, write_mp4
 from tests.data.corpus import join_videos
 from tests.data.videos import RIGHT_ANGLES, every, grey, moving, turn, write_video
 
@@ -74,6 +77,15 @@ def test_high_definition_without_a_colour_matrix_is_taken_for_bt_709(tmp_path, h
         file.mux([*stream.encode(frame), *stream.encode()])
     for frames in (read_frames(tmp_path / "a.mp4")[0], read_clip(tmp_path / "a.mp4", 4, 96, 128, 1)):
         assert (np.abs(frames.astype(int) - red[0, 0]).max() < 6) == is_red, frames[0, 0, 0]
+
+
+def test_code_that_makes_other_clips_has_another_version(tmp_path):
+    """If these numbers change, raise `clip_file.VERSION`, or clips of before would be used beside others."""
+    path = write_video(tmp_path / "a.mkv", moving(13, seed=5, height=96, width=80), every(0.1, 13), codec="ffv1")
+    frames = fit_clip(path, 8, [(32, 48)], 29).frames
+    weighted = float((frames.ravel() * np.linspace(0, 1, frames.size)).mean())
+    assert (VERSION, frames.shape, weighted) == (1, (9, 32, 48, 3), pytest.approx(36.312, abs=0.02))
+    assert measure(frames).curation == Curation(0, pytest.approx(0.588, abs=0.01), False, 0.0)
 
 
 def test_a_picture_that_grows_beyond_the_bound_midway_is_refused(tmp_path, monkeypatch):

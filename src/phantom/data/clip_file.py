@@ -10,6 +10,9 @@ from phantom.data.curation import Measured, measure
 from phantom.data.files import fsync, sha256
 from phantom.data.video import fit_clip, probe, write_mp4
 
+# Raised when a change of the code changes the clip of a file, or what is measured on it: clips of before are made anew.
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class ClipFile:

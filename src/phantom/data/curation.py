@@ -21,7 +21,6 @@ import numpy as np
 
 from phantom.data.manifest import Curation
 
-VERSION = 1  # raised when the same frames give other columns
 SIDE = 64  # pixels of the longer side of the pictures that are measured
 CUT_LEVELS, CUT_SHARE, CUT_PEAK = 15.0, 0.35, 3.0  # least pixel and histogram difference, and ratio to the neighbours
 CUT_NEIGHBOURS = 3  # pairs on each side

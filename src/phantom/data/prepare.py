@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from phantom.config import Data, Params
-from phantom.data.curation import VERSION, mark_duplicates
+from phantom.data.clip_file import VERSION
+from phantom.data.curation import mark_duplicates
 from phantom.data.files import exclusive, fresh_folder, replace_folder
 from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, by_kind, write_manifest, write_quarantine
 from phantom.data.sources import folder, openvid, worlds_files
-from phantom.data.sources.clips import SourceContents
+from phantom.data.sources.clips import Places, SourceContents
 from phantom.data.storage import LocalFolder, open_folder
 from phantom.errors import UserError
 
 BENCHMARK = Path("data/benchmark")
 REPORT = "report.json"
-WORK = Path("checkpoints/prepare")  # not under data/, which DVC clears before running the stage
+WORK = Path("checkpoints/prepare")  # not under data/, which is an output of DVC's
 LOCK = Path("checkpoints/prepare.lock")
 
 
@@ -45,8 +46,9 @@ class PrepareResult:
 def prepare(params: Params, root: Path = Path()) -> PrepareResult:
     """Makes data/clips and, where the benchmark is the simulated worlds, data/benchmark.
 
-    Both are replaced atomically at the end. Unusable files are listed in quarantine.jsonl; if their share exceeds
-    `data.max_quarantine`, raises UserError with the most common reasons.
+    Both are replaced atomically at the end. What data/clips has of videos that have not changed is kept. Unusable files
+    are listed in quarantine.jsonl; if their share exceeds `data.max_quarantine`, raises UserError with the most common
+    reasons.
     """
     with exclusive(root / LOCK, "makes data/clips"):
         return _prepare(params, root)
@@ -69,8 +71,18 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(new_benchmark, ignore_errors=True)
-    shutil.rmtree(root / WORK, ignore_errors=True)
+    _tidy(root / WORK, _recipe_digest(params.data))
     return result
+
+
+def _tidy(work: Path, recipe: str) -> None:
+    """Leaves only the records of the clips, which now are in data/clips: the next call makes no clip twice."""
+    for path in work.glob("*"):
+        if path.name != recipe:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in work.glob(f"{recipe}/*"):
+        if path.suffix != ".json":
+            path.unlink()
 
 
 def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
@@ -87,7 +99,7 @@ def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
     write_clips = {"folder": folder.write_clips, "openvid": openvid.write_clips}[data.source]
-    return write_clips(new, source, data, root / WORK / _recipe_digest(data))
+    return write_clips(source, data, Places(new, root / CLIPS, root / WORK / _recipe_digest(data)))
 
 
 def _curated(found: SourceContents) -> list[Clip]:
@@ -121,7 +133,7 @@ def _report(result: PrepareResult) -> str:
 def _recipe_digest(data: Data) -> str:
     """Digest of the settings that determine clips: progress made with other settings is not resumed."""
     recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
-    recipe["curation"] = VERSION
+    recipe["version"] = VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -46,7 +46,7 @@ class Stage:
 
 
 FROZEN_MODELS = Artifact(Path("models/mini"))
-CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),))
+CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),), persists=True)
 BENCHMARK = Artifact(Path("data/benchmark"))
 LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),), persists=True)
 PHANTOM = Artifact(Path("models/phantom"), (Path("models/phantom/config.json"), Path("models/phantom/history.json")))

@@ -75,6 +75,15 @@ class PreparedClip:
     file: ClipFile
 
 
+@dataclass(frozen=True)
+class Places:
+    """Folders: of new clips, of those that the call before has made, and of clips that are finished, with records."""
+
+    out: Path
+    former: Path
+    work: Path
+
+
 PREPARED_CLIP = TypeAdapter(PreparedClip)
 # Opens a source video: a context that yields its path or its contents. Raises BadClip or FilteredOut.
 OpenVideo = Callable[[SourceVideo], AbstractContextManager[Path | bytes]]
@@ -83,18 +92,19 @@ CheckVideo = Callable[[ClipInfo], None]
 
 
 def write_clips(
-    found: SourceContents, open_video: OpenVideo, out: Path, data: Data, work: Path, check: CheckVideo | None = None
+    found: SourceContents, open_video: OpenVideo, places: Places, data: Data, check: CheckVideo | None = None
 ) -> SourceContents:
-    """Writes every usable video of `found` as a clip into `out`; adds the clips and the rejected files to `found`.
+    """Writes every usable video of `found` as a clip; adds the clips and the rejected files to `found`.
 
-    Clips are made in `work`, where a resumed call finds them without reading their sources, and then hard-linked into
-    `out`. Raises StageFailed if the disk or the network fails, rather than the file itself.
+    Clips are made in `places.work`, where a resumed call finds them without reading their sources, and then hard-linked
+    into `places.out`. Raises StageFailed if the disk or the network fails, rather than the file itself.
     """
+    work = places.work
     work.mkdir(parents=True, exist_ok=True)
     made: dict[str, PreparedClip] = {}
     first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that produced it
     with DecodeWorkers() as workers, track("prepare", len(found.videos), "clips") as bar:
-        make = partial(_make_clip, open_video=open_video, check=check, data=data, work=work, workers=workers)
+        make = partial(_make_clip, open_video=open_video, check=check, data=data, places=places, workers=workers)
         for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
             if isinstance(result, PreparedClip) and first.setdefault(result.file.sha256, video) != video:
                 result = f"duplicate: the same video as {first[result.file.sha256].path}"
@@ -109,7 +119,7 @@ def write_clips(
     for video in found.videos:
         if video.id in made:
             source, clip = made[video.id].source, made[video.id].file
-            link(_clip_path(work, source), out / video.path)
+            link(_clip_path(work, source), places.out / video.path)
             split: Split = "heldout" if source in heldout else "train"
             size = (None, None) if clip.size == data.sizes[0] else clip.size
             found.clips.append(
@@ -119,6 +129,10 @@ def write_clips(
             found.pixels += clip.pixels
             found.kept_pixels += clip.pixels * clip.kept
     found.quarantined.sort(key=lambda q: (q.id, q.path, q.reason))
+    records = {_record_path(work, video) for video in found.videos}
+    for record in work.glob("*.json"):
+        if record not in records:
+            record.unlink()  # of a video that is gone or has changed
     return found
 
 
@@ -154,15 +168,19 @@ def printable(text: str) -> str:
 
 
 def _make_clip(
-    video: SourceVideo, open_video: OpenVideo, check: CheckVideo | None, data: Data, work: Path, workers: DecodeWorkers
+    video: SourceVideo,
+    open_video: OpenVideo,
+    check: CheckVideo | None,
+    data: Data,
+    places: Places,
+    workers: DecodeWorkers,
 ) -> PreparedClip | FilteredOut | str:
-    """The clip of `video`, reused from `work` if already made; or why there is none."""
+    """The clip of `video`, reused if already made; or why there is none."""
     if any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
-    key = hashlib.sha256(f"{video.path}\0{video.version}".encode()).hexdigest()
-    record = work / f"{key}.json"
-    if record.is_file():
-        return PREPARED_CLIP.validate_json(record.read_bytes())
+    work, record = places.work, _record_path(places.work, video)
+    if finished := _find_finished(video, record, places):
+        return finished
     part = work / f"{threading.get_ident()}.part"  # another thread may make the same clip
     try:
         with open_video(video) as file:
@@ -187,11 +205,29 @@ def _make_clip(
     return made
 
 
+def _find_finished(video: SourceVideo, record: Path, places: Places) -> PreparedClip | None:
+    """What an interrupted call has made of `video`, or the call before, whose clips are in `places.former`."""
+    if not record.is_file():
+        return None
+    made = PREPARED_CLIP.validate_json(record.read_bytes())
+    path, former = _clip_path(places.work, made.source), places.former / video.path
+    if not path.is_file():
+        if not former.is_file() or sha256(former) != made.file.sha256:
+            return None
+        link(former, path)
+    return made
+
+
 def read_failure(error: OSError, path: str) -> str:
     """Why the file at `path` cannot be read. Raises StageFailed if the cause is not the file and may be temporary."""
     if error.errno not in FILE_ERRNOS:
         raise StageFailed(f"{path}: {error.strerror or error}; run again to go on, without this file if it stays so")
     return f"cannot be read: {error.strerror}"
+
+
+def _record_path(work: Path, video: SourceVideo) -> Path:
+    key = hashlib.sha256(f"{video.path}\0{video.version}".encode()).hexdigest()
+    return work / f"{key}.json"
 
 
 def _clip_path(work: Path, source: str) -> Path:

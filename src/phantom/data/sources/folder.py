@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from phantom.config import Data
 from phantom.data.prefetch import prefetch
 from phantom.data.sources import clips
-from phantom.data.sources.clips import SourceContents, SourceVideo, caption_text, printable, read_failure
+from phantom.data.sources.clips import Places, SourceContents, SourceVideo, caption_text, printable, read_failure
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
@@ -26,12 +26,12 @@ CSV, JSONL = "captions.csv", "captions.jsonl"
 CAPTION_READERS = 16  # caption files read in parallel
 
 
-def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceContents:
-    """Writes every usable mp4 of `folder` as a clip into `out`; see clips.write_clips.
+def write_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
+    """Writes every usable mp4 of `folder` as a clip; see clips.write_clips.
 
     Raises UserError if the folder, its videos or its captions are missing.
     """
-    return clips.write_clips(list_videos(folder), lambda video: folder.local_path(video.path), out, data, work)
+    return clips.write_clips(list_videos(folder), lambda video: folder.local_path(video.path), places, data)
 
 
 def list_videos(folder: Folder) -> SourceContents:

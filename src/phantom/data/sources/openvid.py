@@ -16,13 +16,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from string import ascii_lowercase
 from typing import Any, BinaryIO, cast
 
 from phantom.config import Data, OpenVid
 from phantom.data.sources import clips
-from phantom.data.sources.clips import FilteredOut, SourceContents, SourceVideo, caption_text
+from phantom.data.sources.clips import FilteredOut, Places, SourceContents, SourceVideo, caption_text
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
 from phantom.data.video import BadClip, ClipInfo
@@ -47,8 +47,8 @@ ZIP_ERRORS = (
 ENGLISH_WORDS = frozenset(["a", "the", "and", "of", "is", "are", "to", "with", "from", "at", "on", "that", "it"])
 
 
-def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceContents:
-    """Writes every usable video of `folder` that passes the filters as a clip into `out`; see clips.write_clips.
+def write_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
+    """Writes every usable video of `folder` that passes the filters as a clip; see clips.write_clips.
 
     Raises UserError if the csv or the zips are missing or incomplete.
     """
@@ -66,7 +66,7 @@ def write_clips(out: Path, folder: Folder, data: Data, work: Path) -> SourceCont
                 raise FilteredOut(name)
 
     is_filtered = any(bound is not None for bounds in sizes.values() for bound in bounds)
-    return clips.write_clips(found, open_video, out, data, work, check_size if is_filtered else None)
+    return clips.write_clips(found, open_video, places, data, check_size if is_filtered else None)
 
 
 def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[SourceContents, dict[str, tuple[int, int]]]:
