@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phantom.evaluation.study.results import compare, make_results
-from tests.evaluation.study.made_up import made_up, make_run, make_study
+from tests.evaluation.study.made_up import COSTS, made_up, make_run, make_study
 
 
 def test_a_difference_is_paired_by_seed_and_clip():
@@ -57,6 +57,8 @@ def test_what_is_not_equal_or_not_finished_is_part_of_the_verdict():
     study = make_study()
     results = made_up(study, {"control": 0, "phantom": 0.002}, phantom={"flops": 2, "trainable_parameters": 7})
     assert results["equality"]["phantom"]["unequal"] == ["flops"]  # parameters are not asked to be equal
+    nearly = made_up(study, {"control": 0, "phantom": 0.002}, phantom={"flops": int(1.005 * COSTS["flops"])})
+    assert nearly["equality"]["phantom"]["unequal"] == []
     assert results["verdict"].endswith("The two arms are not equal in flops.")
     runs = [make_run("control", 0, 0)]
     partial = make_results(study, {}, results["equality"], {}, runs, None)

@@ -130,13 +130,18 @@ def paired_interval(runs: Runs, label: str, figure: str, reference: str) -> tupl
 def compare_arms(study: Study, costs: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """By arm: its `costs` (steps, samples, trainable_parameters, flops), and `unequal`.
 
-    unequal: those of `study.equal` that differ from the arm `study.equal_to`.
+    unequal: those of `study.equal` that differ by more than 1% from the arm `study.equal_to`.
     """
     reference = costs[study.equal_to]
     return {
-        label: {**found, "unequal": [key for key in study.equal if found[key] != reference[key]]}
+        label: {**found, "unequal": [key for key in study.equal if not _is_equal(found[key], reference[key])]}
         for label, found in costs.items()
     }
+
+
+def _is_equal(value: int, reference: int) -> bool:
+    """Whole steps and ranks do not meet a number of operations or parameters exactly."""
+    return math.isclose(value, reference, rel_tol=0.01)
 
 
 def write_results(name: str, results: Mapping[str, Any], root: Path = Path()) -> Path:
