@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -114,7 +115,7 @@ def test_the_stages_of_a_pipeline_are_the_children_of_its_run(params, tmp_path, 
     log_stage("prepare", params, Prepared(), tmp_path)
     tracker = Tracker(params, "train phantom", tags={"stage": "train"}, root=tmp_path)
     tracker.close()
-    log_stage("evaluate", params, None, tmp_path)
+    log_stage("evaluate", params, SimpleNamespace(scores={"single": {}, "multi": {}}), tmp_path)
     monkeypatch.setenv(lineage.PIPELINE_ENV, "pipeline two")
     Tracker(params, "train phantom", root=tmp_path).close("KILLED")
     monkeypatch.delenv(lineage.PIPELINE_ENV)
