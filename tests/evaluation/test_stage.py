@@ -20,6 +20,7 @@ from phantom.evaluation.interventions import ReplaceStates
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition
 from phantom.evaluation.physics_iq.evaluate import PARTS
 from phantom.evaluation.physics_iq.requests import open_benchmark
+from phantom.evaluation.sample_benchmark import sample_benchmark
 from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.stage import evaluate
 from phantom.evaluation.trivial import predictions
@@ -392,7 +393,7 @@ def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked
     monkeypatch.setattr(sample, "generate", lambda *a: made.append(len(a[1])) or generate(*a))
     params = make_params(*SMALL, *asked)
     chosen = ["Mechanics", "Material"]
-    result = sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
+    result = sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
     assert (result.videos, result.frames, sum(made)) == (6, 5, 3)
     assert set(check_folder(tmp_path / "out", read_plan(tmp_path / "info.json", chosen))) == set(chosen)
     first, second = (sorted((tmp_path / "out" / dimension).iterdir()) for dimension in chosen)
@@ -400,13 +401,13 @@ def test_videos_that_several_dimensions_ask_for_are_made_once(make_params, asked
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len({path.read_bytes() for path in first}) == 3
     second[1].unlink()
-    sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
+    sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "out", options={"dimension": chosen})
     assert second[1].read_bytes() == first[1].read_bytes() and sum(made) == 3
 
     for dimension in chosen:  # of longer prompts, each of its own, six are made and called by the short one
         (tmp_path / f"{dimension}.txt").write_text(f"A red ball falls and springs back, to show {dimension}.")
     params = make_params(*SMALL, *asked, f"evaluate.vbench2.prompts={tmp_path}")
-    sample.sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "longer", options={"dimension": chosen})
+    sample_benchmark(VBENCH2, params, tiny_base, tmp_path / "longer", options={"dimension": chosen})
     first_longer, second_longer = (sorted((tmp_path / "longer" / dimension).iterdir()) for dimension in chosen)
     assert [path.name for path in first_longer] == [path.name for path in first] and sum(made) == 9
     assert len({path.read_bytes() for path in (*first, *first_longer, *second_longer)}) == 9

@@ -54,7 +54,7 @@ def _sample_command(benchmark: Benchmark, options: Any) -> Callable[..., None]:
         **given: Any,
     ) -> None:
         with stage("sample", context, params, set_, benchmark=benchmark, given=given) as tree:
-            from phantom.evaluation.sample import sample_benchmark
+            from phantom.evaluation.sample_benchmark import sample_benchmark
 
             result = sample_benchmark(benchmark, tree, model, out, physics, given)
         made = f"{result.videos} videos of {result.frames} frames at {result.fps} per second"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,34 +26,13 @@ from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.evaluation.interventions import ReplaceStates, replacement
 from phantom.evaluation.physics_iq.conditions import read_condition
-from phantom.evaluation.protocol import Benchmark
-from phantom.evaluation.provenance import claim, component_identities, digest, record
-from phantom.evaluation.sampling_spec import Model, SampleResult, Settings, VideoRequest
+from phantom.evaluation.provenance import claim, component_identities, digest
+from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.export import read_export_config
 from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
-
-
-def sample_benchmark(
-    benchmark: Benchmark,
-    params: Params,
-    model: Path,
-    out: Path,
-    physics: bool = True,
-    options: Mapping[str, Any] | None = None,
-) -> SampleResult:
-    """Generates a model's videos of a benchmark, as `phantom score` takes them; resumes an interrupted run.
-
-    model: an export, a saved PhantomPipeline, or the folder of another diffusers pipeline. options: values of
-    `benchmark.sample_options`. Raises UserError.
-    """
-    ((settings, requests),) = benchmark.videos(params, **(options or {})).values()
-    found = find_model(model, params, physics, text=settings.mode == "text")
-    sample(found, requests, settings, out, record(found, requests, settings))
-    videos = sum(1 + len(request.copies) for request in requests)
-    return SampleResult(str(out), videos, settings.frames, settings.fps, settings.mode)
 
 
 def find_model(folder: Path, params: Params, physics: bool = True, text: bool = False) -> Model:
