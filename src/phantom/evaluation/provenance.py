@@ -16,8 +16,11 @@ from phantom.model.export import base_path, read_export_config
 
 # The code, relative to the package, that decides what a video shows.
 CODE = (
+    "generation/arguments.py",
     "generation/conditions.py",
     "generation/guidance.py",
+    "generation/loading.py",
+    "generation/passes.py",
     "generation/pipeline.py",
     "generation/schedulers.py",
     "model",
