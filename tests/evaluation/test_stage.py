@@ -90,7 +90,7 @@ def few_draws(monkeypatch):
 def write_worlds(root, params):
     write_benchmark(root / "data/benchmark", params)
     (root / "data/clips").mkdir()
-    write_manifest(root / "data/clips" / MANIFEST, write_clips(root / "data/clips", params))
+    write_manifest(root / "data/clips" / MANIFEST, write_clips(root / "data/clips", params)[0])
 
 
 def videos(root):

@@ -129,7 +129,7 @@ def checkout(tmp_path, make_params, monkeypatch):
 
 def write_training_clips(root, params):
     (root / "data/clips").mkdir(parents=True, exist_ok=True)
-    write_manifest(root / "data/clips" / MANIFEST, write_clips(root / "data/clips", params))
+    write_manifest(root / "data/clips" / MANIFEST, write_clips(root / "data/clips", params)[0])
 
 
 def predict(root, params):
@@ -165,5 +165,5 @@ def test_videos_are_made_once_and_again_when_what_they_depend_on_changes(checkou
 def test_every_module_that_decides_on_a_prediction_is_digested():
     needed = closure(PACKAGE / "evaluation/trivial/run.py") - {PACKAGE / part for part in run.CODE}
     others = {path.relative_to(PACKAGE).as_posix() for path in needed}
-    without_influence = {"data/manifest.py", "data/physics_iq/masks.py", "data/sources/__init__.py"}
+    without_influence = {"data/curation.py", "data/manifest.py", "data/physics_iq/masks.py", "data/sources/__init__.py"}
     assert {path for path in others if path.startswith(("data/", "evaluation/"))} <= IRRELEVANT | without_influence

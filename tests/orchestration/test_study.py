@@ -84,7 +84,7 @@ def test_an_arm_is_compared_with_the_frozen_base_and_with_looking_up_the_nearest
     write_study_latents(tmp_path, tiny_base)
     params = mini_params(tiny_base, "data.worlds.train_clips=4", "data.worlds.heldout_clips=1")
     (tmp_path / "data/clips").mkdir()
-    write_manifest(tmp_path / "data/clips" / MANIFEST, write_clips(tmp_path / "data/clips", params))
+    write_manifest(tmp_path / "data/clips" / MANIFEST, write_clips(tmp_path / "data/clips", params)[0])
     study = toy_study(tiny_base)
     study["settings"] |= {"evaluate.sampling.steps": 1, "evaluate.batch_size": 2}
     study["primary"] = [{"figure": name, "better": "lower"} for name in ("position_error", "heldout_loss_video")]
