@@ -6,15 +6,20 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from safetensors.torch import load_file, save_file
 
 from phantom import PhantomPipeline, PhantomTransformer3DModel
 from phantom.config import load_params, preset_path
 from phantom.encoders.vjepa import load_vjepa
+from phantom.errors import UserError
 from phantom.generation.pipeline import PAPER_DEFAULTS
 from phantom.generation.schedulers import make_scheduler
+from tests import tiny
 from tests.generation.pipelines import SIZE, STEPS, clip, generate, model, pipeline, seeded, with_metadata
+from tests.hub import in_hub_cache
 
 
 def test_an_export_brings_its_frozen_parts_and_what_it_was_made_for(export, monkeypatch, tmp_path):
@@ -106,3 +111,95 @@ def test_the_papers_defaults_are_those_of_its_preset():
         **params.encode.model_dump(include={"max_prefix_frames", "text_tokens"}),
         **params.evaluate.sampling.model_dump(),
     } == PAPER_DEFAULTS
+
+
+def test_an_export_on_the_hub_brings_its_parts_from_there(export, tiny_base, tmp_path):
+    """By subfolder and revision, from the hub's cache, here without a network."""
+    hub = {"cache_dir": tmp_path / "cache", "local_files_only": True, "token": "secret"}
+    copy = tmp_path / "copy"
+    shutil.copytree(export, copy)
+    config = json.loads((copy / "config.json").read_text())
+    ids = {"base_id": "someone/base", "physics_encoder_id": "someone/vjepa"}
+    (copy / "config.json").write_text(json.dumps(config | ids))
+    in_hub_cache(copy, hub["cache_dir"], "someone/phantom", revision="v2", within="final")
+    in_hub_cache(tiny_base, hub["cache_dir"], "someone/base", lacks="tokenizer/config.json")
+    in_hub_cache(tiny_base / "physics_encoder", hub["cache_dir"], "someone/vjepa")
+    loaded = PhantomPipeline.from_pretrained("someone/phantom", subfolder="final", revision="v2", **hub)
+    assert np.array_equal(generate(loaded), generate(PhantomPipeline.from_pretrained(export)))
+    within = PhantomPipeline.from_pretrained(tmp_path, subfolder="copy", base=tiny_base, **hub)
+    assert within.transformer.config.base_id == "someone/base"
+    with pytest.raises(UserError, match="someone/phantom: no export here"):
+        PhantomPipeline.from_export("someone/phantom", subfolder="final", **hub)
+
+
+def test_parts_are_the_users_where_there_are_any(export):
+    given = {
+        "vae": tiny.tiny_vae(seed=3),
+        "scheduler": make_scheduler("euler", 2.0),
+        "tokenizer": tiny.tiny_tokenizer(),
+        "physics_encoder": tiny.tiny_vjepa(seed=3),
+        "transformer": model(),
+    }
+    for name, part in given.items():
+        pipe = PhantomPipeline.from_pretrained(export, **{name: part})
+        assert getattr(pipe, name) is part
+        assert all(value is not None for value in pipe.components.values())
+    pipe = PhantomPipeline.from_pretrained(export, text_encoder=None, tokenizer=None)
+    pipe.set_progress_bar_config(disable=True)
+    whole = PhantomPipeline.from_pretrained(export)
+    whole.set_progress_bar_config(disable=True)
+    assert pipe.text_encoder is None
+    embeds = dict(zip(("prompt_embeds", "negative_prompt_embeds"), whole.encode_prompt("a", "blurred"), strict=True))
+    assert np.array_equal(pipe(**embeds, generator=seeded(1)).frames, whole("a", generator=seeded(1)).frames)
+    with pytest.raises(UserError, match="found quantization; accepted for an export: token, cache_dir"):
+        PhantomPipeline.from_pretrained(export, quantization="int8")
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["export", "saved"])
+def test_each_part_has_the_precision_that_is_asked_for(export, tmp_path, saved):
+    place = export
+    if saved:
+        place = tmp_path / "saved"
+        PhantomPipeline.from_pretrained(export).save_pretrained(place)
+    half, full = torch.bfloat16, torch.float32
+    for dtype, expected in (
+        (half, (half, half, full)),
+        ({"default": half}, (half, half, full)),
+        ({"default": half, "vae": half}, (half, half, half)),
+        ({"default": full, "vae": torch.float16, "text_encoder": half}, (full, half, torch.float16)),
+    ):
+        pipe = PhantomPipeline.from_pretrained(place, dtype=dtype)
+        assert (pipe.transformer.dtype, pipe.text_encoder.dtype, pipe.vae.dtype) == expected
+    pipe = PhantomPipeline.from_pretrained(place, dtype={"default": half, "vae": half})
+    assert np.isfinite(generate(pipe)).all()
+
+
+def test_a_pipeline_is_placed_on_one_device(export):
+    pipe = PhantomPipeline.from_pretrained(export, device_map="meta")
+    assert {p.device.type for name in ("vae", "transformer") for p in getattr(pipe, name).parameters()} == {"meta"}
+    with pytest.raises(UserError, match="device_map: found 'balanced'; accepted for an export: one"):
+        PhantomPipeline.from_pretrained(export, device_map="balanced")
+
+
+def test_the_base_has_variants(export, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    for part in ("transformer", "vae", "text_encoder"):
+        (file,) = (base / part).glob("*.safetensors")
+        file.rename(file.with_suffix(f".bf16{file.suffix}"))
+    with pytest.raises(UserError, match="base"):
+        PhantomPipeline.from_pretrained(export, base=base)
+    variant = PhantomPipeline.from_pretrained(export, base=base, variant="bf16")
+    assert np.array_equal(generate(variant), generate(PhantomPipeline.from_pretrained(export)))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "physics_encoder"])
+def test_a_pipeline_that_lacks_weights_is_never_loaded(export, tiny_base, tmp_path, part):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (file,) = (base / part).glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop(sorted(name for name in weights if name.endswith(".weight"))[-1])
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"[12] weights are missing"):
+        PhantomPipeline.from_pretrained(export, base=base, physics_encoder=base / "physics_encoder")

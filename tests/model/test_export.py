@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import base_path, fingerprint, is_video_branch, read_export_config
+from phantom.model.export import base_path, fingerprint, is_video_branch
+from phantom.model.hub import read_export_config
 from tests import tiny
+from tests.hub import in_hub_cache
 from tests.model.build import inputs, phantom
 
 
@@ -119,8 +122,57 @@ def test_an_export_takes_diffusers_names_of_a_precision_and_no_argument_in_vain(
     wan.save_pretrained(tmp_path / "moved")
     half = PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, **{name: torch.bfloat16})
     assert half.dtype == half.blocks[0].coupling.vis.to_q.weight.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="an export takes no device_map"):
+    with pytest.raises(ValueError, match="an export takes no max_memory"):
+        PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, max_memory={})
+    with pytest.raises(ValueError, match="device_map: found 'auto'; accepted for an export: one, such as cuda"):
         PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, device_map="auto")
+    placed = PhantomTransformer3DModel.from_pretrained(tmp_path / "moved", export=folder, device_map="meta")
+    assert placed.device.type == "meta"
+
+
+def test_a_base_that_was_loaded_from_a_path_is_taken_or_refused_as_any(exported, wan, tmp_path):
+    model, folder = exported
+    wan.save_pretrained(tmp_path / "moved")
+    tiny.tiny_wan(seed=1).save_pretrained(tmp_path / "other")
+    loaded, other = (WanTransformer3DModel.from_pretrained(tmp_path / name) for name in ("moved", "other"))
+    assert same(model, PhantomTransformer3DModel.from_export(folder, loaded, base_revision="v1"))
+    assert same(model, PhantomTransformer3DModel.from_export(folder, tmp_path / "moved", base_revision="v1"))
+    with pytest.raises(ValueError, match=r"on the base mini@v1 and cannot run on another, found .*other@v2"):
+        PhantomTransformer3DModel.from_export(folder, other, base_revision="v2")
+
+
+@pytest.mark.parametrize("which", ["export", "base", "saved"])
+def test_a_model_that_lacks_weights_is_never_loaded(exported, wan, tmp_path, which):
+    model, folder = exported
+    places = {"export": folder, "base": tmp_path / "base", "saved": tmp_path / "saved"}
+    wan.save_pretrained(places["base"])
+    model.save_pretrained(places["saved"])
+    file = places[which] / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights.pop(next(name for name in sorted(weights) if "attn1.to_q.weight" in name))
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights are missing"):
+        if which == "saved":
+            PhantomTransformer3DModel.from_pretrained(places["saved"])
+        else:
+            PhantomTransformer3DModel.from_export(folder, places["base"])
+
+
+def test_an_export_on_the_hub_is_downloaded_with_its_base(exported, wan, tmp_path):
+    """Or taken from the hub's cache, here without a network."""
+    model, folder = exported
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"base_id": "someone/base"}))
+    wan.save_pretrained(tmp_path / "base/transformer")
+    hub = {"cache_dir": tmp_path / "cache", "local_files_only": True, "token": "secret"}
+    in_hub_cache(folder, hub["cache_dir"], "someone/phantom", within="final")
+    in_hub_cache(tmp_path / "base", hub["cache_dir"], "someone/base", revision="v1")
+    for load in (PhantomTransformer3DModel.from_pretrained, PhantomTransformer3DModel.from_export):
+        assert same(model, load("someone/phantom", subfolder="final", **hub))
+    with pytest.raises(ValueError, match="someone/phantom: no export here"):
+        PhantomTransformer3DModel.from_export("someone/phantom", **hub)
+    with pytest.raises(ValueError, match="someone/phantom: no export here"):
+        PhantomTransformer3DModel.from_export("someone/phantom", subfolder="final", revision="other", **hub)
 
 
 def test_the_fingerprint_is_of_the_weights_not_of_their_precision(wan):

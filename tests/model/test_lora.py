@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from phantom.model import LoraConfig, PhantomTransformer3DModel
-from phantom.model.export import LORA_WEIGHTS, fingerprint, read_export_config, video_config
+from phantom.model.export import LORA_WEIGHTS, fingerprint, video_config
+from phantom.model.hub import read_export_config
 from phantom.model.lora import nearest_rank
 from tests import tiny
 from tests.model.build import inputs, per_frame, per_token

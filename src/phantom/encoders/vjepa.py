@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
 from phantom.encoders.random_weights import randomize
+from phantom.model.hub import load_whole
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE_CHUNK = 8  # frames resized at a time
 
 
 def load_vjepa(
-    source: str | Path, revision: str | None = None, dtype: torch.dtype | None = None, random_seed: int | None = None
+    source: str | Path,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    random_seed: int | None = None,
+    **hub: Any,
 ) -> VJEPA2Model:
     """A V-JEPA 2 from a folder or hub id, frozen; with `random_seed` its architecture alone, with random weights.
 
-    dtype: by default that of the files. Raises what transformers does if it cannot be loaded.
+    dtype: by default that of the files. hub: `phantom.model.hub.HUB_ARGUMENTS`. Raises what transformers does if it
+    cannot be loaded, and ValueError for files that lack weights.
     """
     if random_seed is None:
-        model = VJEPA2Model.from_pretrained(source, revision=revision, dtype=dtype)
+        model = load_whole(VJEPA2Model, source, revision=revision, dtype=dtype, **hub)
     else:
-        config = VJEPA2Config.from_pretrained(source, revision=revision)
+        config = VJEPA2Config.from_pretrained(source, revision=revision, **hub)
         with torch.random.fork_rng(devices=[]):  # transformers draws weights too
             model = VJEPA2Model(config)
         randomize(model, random_seed)

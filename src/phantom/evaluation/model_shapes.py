@@ -25,7 +25,7 @@ from phantom.evaluation.trajectories import track_all
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
-from phantom.model.export import read_export_config
+from phantom.model.hub import read_export_config
 from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
 

@@ -12,7 +12,8 @@ import phantom
 from phantom.data.physics_iq.layout import RECORD
 from phantom.errors import UserError
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
-from phantom.model.export import base_path, read_export_config
+from phantom.model.export import base_path
+from phantom.model.hub import read_export_config
 
 # The code, relative to the package, that decides what a video shows.
 CODE = (

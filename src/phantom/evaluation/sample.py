@@ -30,7 +30,7 @@ from phantom.evaluation.provenance import claim, component_identities, digest
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
 from phantom.generation.schedulers import make_scheduler
-from phantom.model.export import read_export_config
+from phantom.model.hub import read_export_config
 from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
 

@@ -17,57 +17,85 @@ from phantom.encoders import first_line
 from phantom.encoders.vjepa import load_vjepa
 from phantom.generation.arguments import BadArgument
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import base_path, read_export_config
+from phantom.model.export import base_path
+from phantom.model.hub import load_whole, read_export_config
 from phantom.progress import quiet_loading
+
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler", "physics_encoder")
+Dtype = torch.dtype | dict[str, torch.dtype] | None
+
+
+def component_dtypes(dtype: Dtype) -> dict[str, torch.dtype]:
+    """`dtype`, one for all or one for each component and `default`, with a VAE in float32 unless it is named."""
+    found = dtype if isinstance(dtype, dict) else {"default": dtype} if dtype else {}
+    return {"vae": torch.float32, **found}
 
 
 def load_components(
-    folder: str | Path, base: str | Path | None, physics_encoder: str | Path | None, dtype: torch.dtype | None
+    folder: Path,
+    base: str | Path | None,
+    physics_encoder: str | Path | None,
+    dtype: Dtype,
+    given: dict[str, Any],
+    variant: str | None,
+    hub: dict[str, Any],
 ) -> dict[str, Any]:
-    """The components of the export in `folder`, as `PhantomPipeline` takes them. Arguments as in `from_export`."""
-    config = read_export_config(folder)
-    if config is None:
-        raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
-    sources = {}
-    for part, override in (("base", base), ("physics_encoder", physics_encoder)):
-        if part == "physics_encoder" and config["physics"] is None:
-            continue
-        source = override or config[f"{part}_id"]
-        if source is None:
+    """The components of the export in `folder`, as `PhantomPipeline` takes them; those in `given` are not loaded.
+
+    Arguments as in `from_export`.
+    """
+    config = read_export_config(folder) or {}
+    parts, wanted = dict(given), [name for name in COMPONENTS if name not in given]
+    if config["physics"] is None:
+        parts["physics_encoder"] = None
+
+    def source(part: str, override: str | Path | None) -> dict[str, Any]:
+        found = override or config[f"{part}_id"]
+        if found is None:
             raise BadArgument(f"{folder}: config.json names no {part}_id; pass {part}=")
         revision = None if override else config[f"{part}_revision"]
-        sources[part] = {"pretrained_model_name_or_path": base_path(folder, str(source)), "revision": revision}
-    with _load_errors(f"{folder}: base {sources['base']['pretrained_model_name_or_path']!r}"):
-        wan = WanTransformer3DModel.from_pretrained(**sources["base"], subfolder="transformer", torch_dtype=dtype)
-        dtype = dtype or wan.dtype
-        vae = AutoencoderKLWan.from_pretrained(**sources["base"], subfolder="vae", torch_dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**sources["base"], subfolder="tokenizer")
-        text_encoder = UMT5EncoderModel.from_pretrained(**sources["base"], subfolder="text_encoder", dtype=dtype)
-        schedule = UniPCMultistepScheduler.load_config(**sources["base"], subfolder="scheduler")
-        scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-    encoder = None
-    if found := sources.get("physics_encoder"):
-        with _load_errors(f"{folder}: physics encoder {found['pretrained_model_name_or_path']!r}"):
-            place, revision = found.values()
-            encoder = load_vjepa(str(place), revision, dtype, config.get("physics_encoder_random_seed"))
-    with _load_errors(str(folder)):
-        transformer = PhantomTransformer3DModel.from_export(
-            folder, wan, torch_dtype=dtype, base_revision=sources["base"]["revision"]
-        )
-    for model in (vae, text_encoder):
-        model.eval().requires_grad_(False)
-    return {
-        "tokenizer": tokenizer,
-        "text_encoder": text_encoder,
-        "vae": vae,
-        "transformer": transformer,
-        "scheduler": scheduler,
-        "physics_encoder": encoder,
-    }
+        return {"pretrained_model_name_or_path": base_path(folder, str(found)), "revision": revision, **hub}
+
+    dtypes = component_dtypes(dtype)
+
+    def dtype_of(part: str) -> torch.dtype | None:
+        return dtypes.get(part, dtypes.get("default"))
+
+    frozen, wan = source("base", base), None
+    with load_errors(f"{folder}: base {frozen['pretrained_model_name_or_path']!r}"):
+        weights = {**frozen, "variant": variant}
+        if "transformer" in wanted:
+            about = {"subfolder": "transformer", "torch_dtype": dtype_of("transformer")}
+            wan = load_whole(WanTransformer3DModel, **weights, **about)
+            dtypes = {"default": wan.dtype, **dtypes}
+        if "vae" in wanted:
+            parts["vae"] = load_whole(AutoencoderKLWan, **weights, subfolder="vae", torch_dtype=dtype_of("vae"))
+        if "tokenizer" in wanted:
+            parts["tokenizer"] = AutoTokenizer.from_pretrained(**frozen, subfolder="tokenizer")
+        if "text_encoder" in wanted:
+            about = {"subfolder": "text_encoder", "dtype": dtype_of("text_encoder")}
+            parts["text_encoder"] = load_whole(UMT5EncoderModel, **weights, **about)
+        if "scheduler" in wanted:
+            schedule = UniPCMultistepScheduler.load_config(**frozen, subfolder="scheduler")
+            parts["scheduler"] = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
+    if "physics_encoder" not in parts:
+        features = source("physics_encoder", physics_encoder)
+        with load_errors(f"{folder}: physics encoder {features['pretrained_model_name_or_path']!r}"):
+            place, revision = features["pretrained_model_name_or_path"], features["revision"]
+            seed = config.get("physics_encoder_random_seed")
+            parts["physics_encoder"] = load_vjepa(place, revision, dtype_of("physics_encoder"), seed, **hub)
+    with load_errors(str(folder)):
+        if wan is not None:
+            parts["transformer"] = PhantomTransformer3DModel.from_export(
+                folder, wan, torch_dtype=dtype_of("transformer"), base_revision=frozen["revision"]
+            )
+    for name in {"vae", "text_encoder"} & {*wanted}:
+        parts[name].eval().requires_grad_(False)
+    return parts
 
 
 @contextmanager
-def _load_errors(what: str) -> Iterator[None]:
+def load_errors(what: str) -> Iterator[None]:
     """Turns errors of loading into a BadArgument that starts with `what`."""
     try:
         with quiet_loading():

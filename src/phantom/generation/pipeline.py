@@ -41,11 +41,11 @@ from phantom.generation.conditions import (
     video_conditions,
 )
 from phantom.generation.guidance import apply_guidance
-from phantom.generation.loading import load_components
+from phantom.generation.loading import COMPONENTS, Dtype, component_dtypes, load_components, load_errors
 from phantom.generation.passes import Passes
 from phantom.generation.schedulers import make_scheduler, shifted_copy
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import read_export_config
+from phantom.model.hub import HUB_ARGUMENTS, export_folder, one_device
 from phantom.model.positions import tubelets
 
 # Defaults for models whose metadata states none: the paper's clips, and the sampler settings of Wan2.2-TI2V-5B. They
@@ -114,10 +114,11 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """Loads an export (arguments of `from_export`) or a saved pipeline (arguments of diffusers)."""
         if "torch_dtype" in kwargs:  # the former name in diffusers
             kwargs["dtype"] = kwargs.pop("torch_dtype")
-        if read_export_config(pretrained_model_name_or_path) is not None:
+        at = {name: kwargs[name] for name in ("subfolder", "revision", *HUB_ARGUMENTS) if name in kwargs}
+        if export_folder(pretrained_model_name_or_path, **at) is not None:
             return cls.from_export(pretrained_model_name_or_path, **kwargs)
-        if isinstance(kwargs.get("dtype"), torch.dtype):
-            kwargs["dtype"] = {"default": kwargs["dtype"], "vae": torch.float32}  # as Wan runs it
+        if isinstance(kwargs.get("dtype"), torch.dtype | dict):
+            kwargs["dtype"] = component_dtypes(kwargs["dtype"])
         return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
@@ -125,16 +126,38 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         cls,
         folder: str | Path,
         base: str | Path | None = None,
-        physics_encoder: str | Path | None = None,
-        dtype: torch.dtype | None = None,
+        physics_encoder: str | Path | VJEPA2Model | None = None,
+        dtype: Dtype = None,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        device_map: str | torch.device | None = None,
+        **kwargs: Any,
     ) -> Self:
-        """Loads the export in `folder`, its base and its physics encoder.
+        """Loads the export `folder`, a folder or hub id, its base and its physics encoder.
 
-        `base` and `physics_encoder` override the locations named by the export. The VAE stays float32; the other
-        components have `dtype`, by default that of the base's files. Raises BadArgument.
+        `base` and `physics_encoder` override the locations named by the export. `dtype` is that of all components but
+        the VAE, which stays float32, or a dict by component and `default`; without it, that of the base's files.
+        `subfolder` and `revision` are those of the export, `variant` that of the base's files; `device_map` names one
+        device. `kwargs` are components to use in place of those named, and `token`, `cache_dir`, `local_files_only` and
+        `force_download`, for everything that comes from the hub. Raises BadArgument.
         """
-        pipe = cls(**load_components(folder, base, physics_encoder, dtype))
-        if "flow_shift" in pipe.metadata:
+        accepted = (*HUB_ARGUMENTS, *COMPONENTS)
+        if unknown := [name for name in kwargs if name not in accepted]:
+            raise BadArgument(f"{folder}: found {unknown[0]}; accepted for an export: {', '.join(accepted)}")
+        given = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
+        if isinstance(physics_encoder, VJEPA2Model):
+            given["physics_encoder"], physics_encoder = physics_encoder, None
+        with load_errors(str(folder)):
+            device = one_device(device_map)
+        found = export_folder(folder, subfolder, revision, **kwargs)
+        if found is None:
+            raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
+        pipe = cls(**load_components(found, base, physics_encoder, dtype, given, variant, kwargs))
+        if device is not None:
+            pipe.to(device)
+        if "flow_shift" in pipe.metadata and "scheduler" not in given:
             pipe.scheduler = make_scheduler(pipe.defaults["scheduler"], pipe.defaults["flow_shift"])
         return pipe
 
@@ -320,7 +343,7 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         max_sequence_length: int | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
-    ) -> PhantomPipelineOutput | tuple[Any, ...]:
+    ) -> Any:
         """Generates videos of `num_frames` frames, starting with the condition frames if there are any.
 
         Args:
@@ -342,7 +365,7 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             prompt_embeds, negative_prompt_embeds: text embeddings in place of the texts (`encode_prompt`).
             max_sequence_length: text tokens, by default as many as in training.
             attention_kwargs: `scale`: factor of all LoRA adapters.
-            return_dict: False returns a tuple, (frames,) or (frames, physics).
+            return_dict: `PhantomPipelineOutput`; False returns a tuple, (frames,) or (frames, physics).
 
         Raises BadArgument, which is a ValueError and a UserError.
         """
@@ -418,10 +441,10 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                embeds = {"prompt": prompt_embeds}
+                embeds: dict[str, Any] = {"prompt": prompt_embeds}
                 if self.do_classifier_free_guidance:
                     if negative_prompt_embeds is None:  # a callback has switched guidance on
-                        text = {"negative_prompt": negative_prompt, "prompt_embeds": prompt_embeds}
+                        text: dict[str, Any] = {"negative_prompt": negative_prompt, "prompt_embeds": prompt_embeds}
                         negative_prompt_embeds = self.encode_prompt(None, **text)[1]
                     embeds["negative"] = negative_prompt_embeds
                 if self.modality_guidance_scale != 1:
@@ -433,14 +456,14 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 names = [*embeds]
                 velocity = apply_guidance(velocity, names, self.guidance_scale, self.modality_guidance_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
-                if physics_latents is not None:
+                if physics_latents is not None and velocity_z is not None:
                     scales = self.physics_guidance_scale, self.modality_guidance_scale
                     velocity_z = apply_guidance(velocity_z, names, *scales)
                     t_z = physics_scheduler.timesteps[i]
                     physics_latents = physics_scheduler.step(velocity_z, t_z, physics_latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = latents, physics_latents, prompt_embeds, negative_prompt_embeds
-                    given = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
+                    given: dict[str, Any] = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
                     requested = {name: given[name] for name in callback_on_step_end_tensor_inputs}
                     given |= callback_on_step_end(self, i, t, requested)
                     latents, physics_latents, prompt_embeds, negative_prompt_embeds = (

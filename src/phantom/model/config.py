@@ -11,7 +11,8 @@ class ModelConfig(FrozenDict):
     """`config.in_channels` and `config["in_channels"]` are those of `config.video`; it is saved with its own keys."""
 
     def __missing__(self, name: str) -> Any:
-        return dict.get(self, "video", {})[name]
+        video: dict[str, Any] = dict.get(self, "video") or {}
+        return video[name]
 
     def __getattr__(self, name: str) -> Any:
         try:

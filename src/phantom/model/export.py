@@ -20,6 +20,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
+from phantom.model.hub import HUB_ARGUMENTS, check_whole, export_folder, load_whole, one_device, read_export_config
 from phantom.model.lora import adapter_metadata, is_adapter, stored_name
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -64,15 +65,6 @@ def fingerprint(wan: WanTransformer3DModel) -> str | None:
             digest.update(name.encode())
             digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_export_config(folder: str | Path) -> dict[str, Any] | None:
-    """The config of the export in `folder`; None if `folder` is not an export."""
-    path = Path(folder) / CONFIG_NAME
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config if "export" in config else None
 
 
 def base_path(folder: str | Path, base_id: str) -> str:
@@ -186,21 +178,32 @@ class ExportMixin:
     def from_export(
         cls,
         folder: str | Path,
-        base: WanTransformer3DModel | str | None = None,
+        base: WanTransformer3DModel | str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         base_revision: str | None = None,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        device_map: str | torch.device | None = None,
+        **hub: Any,
     ) -> Self:
-        """Loads the export in `folder` on its base.
+        """Loads the export `folder`, a folder or hub id, on its base.
 
         `base` is a loaded Wan, whose memory is shared, or a folder or hub id; None loads the base named by the export.
-        The weights have `torch_dtype`, by default that of the base. Raises ValueError, naming both bases, if `base` is
-        not the one the export was trained on, and for an export that is incomplete.
+        The weights have `torch_dtype`, by default that of the base. `subfolder` and `revision` are those of the export,
+        `variant` that of the base's files; `device_map` names one device; `hub` is `token`, `cache_dir`,
+        `local_files_only` or `force_download`, for both. Raises ValueError, naming both bases, if `base` is not the one
+        the export was trained on, and for an export or a base that is incomplete.
         """
-        config = read_export_config(folder)
-        if config is None:
+        onto = one_device(device_map)
+        found_folder = export_folder(folder, subfolder, revision, **hub)
+        config = read_export_config(found_folder) if found_folder else None
+        if config is None or found_folder is None:
             raise ValueError(
                 f"{folder}: no export here; accepted: a folder written by save_export, such as models/phantom"
             )
+        folder = found_folder
         named = _base_label(config["base_id"], config["base_revision"])
         if base is None:
             if config["base_id"] is None:
@@ -209,11 +212,9 @@ class ExportMixin:
         if isinstance(base, WanTransformer3DModel):
             wan, found = base, _base_label(base.config.get("_name_or_path"), base_revision)
         else:
-            subfolder = None if (Path(base) / CONFIG_NAME).is_file() else "transformer"
-            wan = WanTransformer3DModel.from_pretrained(
-                base, subfolder=subfolder, revision=base_revision, torch_dtype=torch_dtype
-            )
-            found = _base_label(base, base_revision)
+            within = None if (Path(base) / CONFIG_NAME).is_file() else "transformer"
+            about = {"subfolder": within, "revision": base_revision, "variant": variant, "torch_dtype": torch_dtype}
+            wan, found = load_whole(WanTransformer3DModel, base, **about, **hub), _base_label(base, base_revision)
         if video_config(wan) != config["video"] or fingerprint(wan) != config["base_fingerprint"]:
             raise ValueError(f"{folder} was trained on the base {named} and cannot run on another, found {found}")
 
@@ -242,25 +243,35 @@ class ExportMixin:
         keep = set(model._keep_in_fp32_modules)
         state = {k: v.to(torch.float32 if keep & set(k.split(".")) else dtype) for k, v in state.items()}
         model.load_state_dict(state, strict=False, assign=True)
-        return model.eval()
+        return model.eval() if onto is None else model.eval().to(onto)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, export: str | Path | None = None, **kwargs: Any
-    ) -> Self:
+    ) -> Any:
         """Loads a saved model (arguments as in diffusers), an export, or a base (folder or hub id) with an `export`.
 
-        The last two accept `dtype` or `torch_dtype`, and the base's `revision`. Raises ValueError for other arguments.
+        An export takes `dtype` or `torch_dtype`, `subfolder`, `revision`, `variant`, `device_map` and what goes to the
+        hub, as in `from_export`; with `export`, `revision` is the base's. Raises ValueError for other arguments, and
+        for weights that are missing.
         """
-        if export is None and read_export_config(pretrained_model_name_or_path) is None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        dtype, revision = kwargs.pop("torch_dtype", None), kwargs.pop("revision", None)
-        dtype = kwargs.pop("dtype", dtype)  # the current name in diffusers
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        at = {name: kwargs.get(name) for name in ("subfolder", "revision")}
+        if export is None and export_folder(pretrained_model_name_or_path, **at, **hub) is None:
+            kwargs["output_loading_info"], asked = True, kwargs.get("output_loading_info")
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+            check_whole(f"{pretrained_model_name_or_path}", info)
+            return (model, info) if asked else model
+        dtype = kwargs.pop("torch_dtype", None)
+        about = {"torch_dtype": kwargs.pop("dtype", dtype)}  # the current name in diffusers
+        about |= {name: kwargs.pop(name) for name in ("variant", "device_map", *HUB_ARGUMENTS) if name in kwargs}
+        if export is None:
+            about |= {name: kwargs.pop(name, None) for name in ("subfolder", "revision")}
+        else:
+            about |= {"base": pretrained_model_name_or_path, "base_revision": kwargs.pop("revision", None)}
         if kwargs:
             raise ValueError(f"{export or pretrained_model_name_or_path}: an export takes no {', '.join(kwargs)}")
-        if export is None:
-            return cls.from_export(pretrained_model_name_or_path, torch_dtype=dtype)
-        return cls.from_export(export, str(pretrained_model_name_or_path), dtype, revision)
+        return cls.from_export(export or pretrained_model_name_or_path, **about)
 
 
 def _save_adapters(
@@ -276,5 +287,5 @@ def _save_adapters(
     file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export
 
 
-def _base_label(base_id: str | None, revision: str | None) -> str:
-    return (base_id or "an unnamed base") + (f"@{revision}" if revision else "")
+def _base_label(base_id: str | Path | None, revision: str | None) -> str:
+    return str(base_id or "an unnamed base") + (f"@{revision}" if revision else "")

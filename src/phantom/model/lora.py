@@ -133,7 +133,7 @@ class LoraMixin(PeftAdapterMixin):
 
     def added_adapters(self) -> list[str]:
         """Names of the adapters beside the one that the model is exported with."""
-        own = {OWN} if self.config.lora else set[str]()  # type: ignore[attr-defined]
+        own = {OWN} if self.config.lora else set[str]()
         return sorted(set(getattr(self, "peft_config", {})) - own)
 
 

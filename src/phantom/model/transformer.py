@@ -118,7 +118,7 @@ class PhantomBlock(nn.Module):
         x_v, x_z = hidden_states, physics_states
         if x_v is not None:
             y_v, modulation_v = self.video(x_v, temb, rotary_embs.video)
-        if self.physics is not None and temb_physics is not None:
+        if self.physics is not None and x_z is not None and temb_physics is not None:
             y_z, modulation_z = self.physics(x_z, temb_physics, rotary_embs.physics)
             if self.coupling is not None and x_v is not None and coupling is not False:
                 # Both directions read this snapshot of y_v and y_z, so their order does not matter.
@@ -264,7 +264,7 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin,
     def register_to_config(self, **kwargs: Any) -> None:
         """Adds fields to the config."""
         super().register_to_config(**kwargs)
-        self._internal_dict = ModelConfig(self._internal_dict)
+        self._internal_dict = ModelConfig(self.config)
 
     @property
     def has_physics(self) -> bool:

@@ -17,7 +17,8 @@ from phantom.config import Params
 from phantom.data.storage import S3, open_folder
 from phantom.errors import UserError, listed
 from phantom.model import PhantomTransformer3DModel
-from phantom.model.export import LORA_WEIGHTS, WEIGHTS_PATTERN, read_export_config
+from phantom.model.export import LORA_WEIGHTS, WEIGHTS_PATTERN
+from phantom.model.hub import read_export_config
 from phantom.model.lora import stored_name
 from phantom.progress import say
 from phantom.training import checkpoint, process_group
