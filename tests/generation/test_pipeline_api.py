@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.callbacks import SDCFGCutoffCallback
 
 from phantom import PhantomPipeline, PhantomTransformer3DModel
@@ -32,6 +33,21 @@ def test_it_takes_what_wan_takes():
         assert set(theirs) - set(ours) <= {"guidance_scale_2"}, name
     properties = {name for name, value in vars(WanPipeline).items() if isinstance(value, property)}
     assert properties <= set(dir(PhantomPipeline))
+
+
+def test_what_wan_has_is_here_or_the_docs_say_why():
+    page = (Path(__file__).resolve().parents[2] / "docs/model.md").read_text(encoding="utf-8")
+    table = page.split("## Coming from Wan")[1]
+    pairs = (WanPipeline, PhantomPipeline), (WanTransformer3DModel, PhantomTransformer3DModel)
+    missing = {name for theirs, ours in pairs for name in {*dir(theirs)} - {*dir(ours)} if not name.startswith("_")}
+    for theirs, ours in pairs:
+        for call in ("__init__", "__call__", "forward"):
+            if (theirs is WanTransformer3DModel and call != "forward") or not hasattr(theirs, call):
+                continue
+            names = (set(inspect.signature(getattr(cls, call)).parameters) for cls in (theirs, ours))
+            missing |= set.difference(*names)
+    assert {name for name in missing if f"`{name}`" not in table} == set()
+    assert {"from_single_file", "transformer_2", "guidance_scale_2", "encoder_hidden_states_image"} <= missing
 
 
 @pytest.mark.parametrize(

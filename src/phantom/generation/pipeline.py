@@ -107,7 +107,9 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             scheduler=scheduler,
             physics_encoder=physics_encoder,
         )
-        self.video_processor = VideoProcessor(vae_scale_factor=vae.config.scale_factor_spatial)
+        self.vae_scale_factor_temporal = vae.config.scale_factor_temporal
+        self.vae_scale_factor_spatial = vae.config.scale_factor_spatial
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -235,8 +237,9 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         output_type: str = "np",
     ) -> None:
         """Raises BadArgument for arguments of a call that do not fit the model or each other."""
-        vae, patch = self.vae.config, self.transformer.config.video["patch_size"]
-        strides = vae.scale_factor_temporal, vae.scale_factor_spatial * patch[1], vae.scale_factor_spatial * patch[2]
+        _, rows, columns = self.transformer.config.video["patch_size"]
+        space = self.vae_scale_factor_spatial
+        strides = self.vae_scale_factor_temporal, space * rows, space * columns
         check_size(height, width, num_frames, strides, conditioned=image is not None or video is not None)
         if image is not None and video is not None:
             raise BadArgument("image and video: found both; accepted: one of them")
@@ -303,8 +306,7 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         `physics` is False. float32 and the device that computes by default. Raises BadArgument for other shapes.
         """
         device, dtype = device or self._execution_device, dtype or torch.float32
-        vae = self.vae.config
-        frames, stride = (num_frames - 1) // vae.scale_factor_temporal + 1, vae.scale_factor_spatial
+        frames, stride = (num_frames - 1) // self.vae_scale_factor_temporal + 1, self.vae_scale_factor_spatial
         shape = batch_size, num_channels_latents, frames, height // stride, width // stride
         # The video noise is drawn first, so that it is the same with and without physics.
         drawn = _noise_or("latents", latents, shape, generator, device, dtype)
@@ -414,7 +416,7 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         conditioning = None
         if conditions:
-            max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae.config.scale_factor_temporal)
+            max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae_scale_factor_temporal)
             encoders = VideoEncoder(self.vae, device), self._physics_encoder(device), self.transformer.config.physics
             prefixes = [condition_frames(clip, height, width, max_frames) for clip in conditions]
             conditioning = encode_conditions(prefixes, *encoders, latents, physics_latents)
