@@ -43,6 +43,7 @@ from phantom.generation.conditions import (
 from phantom.generation.guidance import apply_guidance
 from phantom.generation.loading import COMPONENTS, Dtype, component_dtypes, load_components, load_errors
 from phantom.generation.passes import Passes
+from phantom.generation.running_call import RunningCall
 from phantom.generation.schedulers import make_scheduler, shifted_copy
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.hub import HUB_ARGUMENTS, export_folder, one_device
@@ -74,7 +75,7 @@ class PhantomPipelineOutput(BaseOutput):
     physics: torch.Tensor | None = None
 
 
-class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
     """Generates videos from a prompt, from a prompt and a first frame, or from a prompt and a video to continue.
 
     A model with LoRA adapters in place of a physics branch is denoised alone.
@@ -176,46 +177,6 @@ class PhantomPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The metadata of the model's config (see `save_export`), with the entries of `sampling` at the top level."""
         metadata = self.transformer.config.metadata or {}
         return {**metadata, **metadata.get("sampling", {})}
-
-    @property
-    def guidance_scale(self) -> float:
-        """Text guidance of the video in the running call. A callback changes it by `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
-    def physics_guidance_scale(self) -> float:
-        """Text guidance of the physics branch, likewise; 1 where there is none."""
-        return self._physics_guidance_scale
-
-    @property
-    def modality_guidance_scale(self) -> float:
-        """Guidance of each modality by the other, likewise."""
-        return self._modality_guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether either branch is guided by the text: a step then has a pass with the negative prompt."""
-        return max(self._guidance_scale, self._physics_guidance_scale) > 1
-
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """Those of the running call."""
-        return self._attention_kwargs
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the running call."""
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """Timestep of the running step, in [0, 1000]; None outside of the steps."""
-        return self._current_timestep
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to skip the remaining steps."""
-        return self._interrupt
 
     def check_inputs(
         self,
