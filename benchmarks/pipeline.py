@@ -104,12 +104,10 @@ def sample(pipe: Any, steps: int, **more: Any) -> list[float]:
 
 
 def operations(pipe: Any, run: Callable[[], Any]) -> int:
-    """FLOPs of the transformer in a step, without Phantom's text keys and values, computed once for all steps."""
+    """FLOPs of the transformer in a step; Phantom's text keys and values are computed outside of it, once."""
     counted, forward = [], pipe.transformer.forward
 
     def count(*args: Any, **kwargs: Any) -> Any:
-        if args and args[0] is None:
-            return forward(*args, **kwargs)
         with FlopCounterMode(display=False) as counter:
             out = forward(*args, **kwargs)
         counted.append(counter.get_total_flops())

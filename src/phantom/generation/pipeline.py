@@ -397,7 +397,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         # Its own: a multistep solver keeps past velocities per modality, and the noise levels may differ.
         noise_shift = self.transformer.config.physics["noise_shift"] if physics else 1.0
         physics_scheduler = shifted_copy(self.scheduler, noise_shift, steps, device)
-        timesteps = self.scheduler.timesteps
+        timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
@@ -413,7 +413,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
                 if self.modality_guidance_scale != 1:
                     embeds["uncoupled"] = prompt_embeds
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
-                at = {"step_index": i, "sigma": float(self.scheduler.sigmas[i]), "num_inference_steps": len(timesteps)}
+                at = {"step_index": i, "sigma": sigmas[i], "num_inference_steps": len(timesteps)}
                 velocity, velocity_z = passes(latents, physics_latents, time, embeds, at)
 
                 names = [*embeds]
