@@ -59,6 +59,7 @@ def test_conditions(text, kept):
         ("(" * 900, "not an expression"),
         ("not " * 240 + "cuts", r"[^\n]*"),
         ("1 < " * 400 + "cuts", "1604 characters"),
+        ("motion > 1" + "0" * 400, "not an expression"),
     ],
 )
 def test_anything_else_is_one_line_with_the_columns(text, problem):

@@ -63,7 +63,7 @@ class ClipFilter:
                 raise ValueError(f"{len(text)} characters")
             tree = ast.parse(text.strip(), mode="eval")
             return cls(text, _condition(tree.body), tree.body)
-        except (SyntaxError, RecursionError, MemoryError):
+        except (SyntaxError, RecursionError, MemoryError, OverflowError):
             problem = "not an expression"
         except ValueError as error:
             problem = str(error)
