@@ -142,6 +142,20 @@ def test_workers_encode_what_is_new_and_the_merge_takes_the_rest_from_where_it_i
     assert not [*(tmp_path / "checkpoints").rglob("shard-*")]
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_workers_make_a_shard_again_that_is_missing_or_cut_off(damage, encode_params, encoded, clips, tmp_path):
+    before, shard = read(tmp_path), index(tmp_path)["clips"][0]["shard"]
+    lost = sum(clip["shard"] == shard for clip in index(tmp_path)["clips"])
+    damage(tmp_path / LATENTS / shard)
+    for number in range(2):
+        encode(encode_params(), tmp_path, Partition(number, 2), merge=True)
+    assert encoded()[0] == lost
+    after = read(tmp_path)
+    assert after.keys() == before.keys() and all(
+        torch.allclose(after[i].video, before[i].video, atol=1e-4) for i in before
+    )
+
+
 def test_a_claim_to_merge_holds_for_the_same_number_of_workers(encode_params, clips, tmp_path):
     """The job was started again with fewer workers, after one of the former ones had claimed the merge."""
     shutil.rmtree(tmp_path / LATENTS)

@@ -81,10 +81,10 @@ def encode(
         with exclusive(root / LOCK, "makes data/latents"):
             return _merge(job, root) if merge else _encode_rest_and_publish(job, params, root, shard)
     mine = [one for one in job.clips if partition.contains(one.clip.id)]
-    if index_of_job(job, root / LATENTS):  # this worker was restarted after the merge
+    is_published, published = index_of_job(job, root / LATENTS) is not None, published_keys(job, root / LATENTS)
+    if is_published and published >= job.keys:  # this worker was restarted after the merge
         (root / LATENTS / INDEX).touch()
         return EncodeResult(len(mine), len(mine), 0, 0, 0.0, summarize_errors([]), str(root / LATENTS))
-    published = published_keys(job, root / LATENTS)
     done, writer = _encode_missing(mine, job, partition, params, root, published)
     if merge and not _count_missing(job, published) and claim_merge(job.work, partition, job.manifest_digest):
         with exclusive(root / LOCK, "makes data/latents"):
