@@ -296,7 +296,9 @@ class LatentSet:
         self.unfiltered = len(self._clips)  # clips of the split, also of those that `keep` leaves out
         stated = ("id", "split", "xxh3", "text_xxh3")
         contents = [self.recipe, [[clip[key] for key in stated if key in clip] for clip in index["clips"]]]
-        self.digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()  # of all splits
+        self.digest = hashlib.sha256(
+            json.dumps(contents, sort_keys=True).encode()
+        ).hexdigest()  # all splits; `keep` adds to it
         files = (*index["shards"], index["empty_text"])
         is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
         remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
@@ -324,6 +326,8 @@ class LatentSet:
                 "data report` shows their columns"
             )
         self._select(kept)
+        # The columns decide which clips these are, and are measured anew when the measure changes.
+        self.digest = hashlib.sha256(json.dumps([self.digest, self.ids]).encode()).hexdigest()
 
     def _select(self, clips: list[dict[str, Any]]) -> None:
         self._clips = clips
