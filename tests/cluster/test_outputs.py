@@ -64,6 +64,15 @@ def test_outputs_of_another_job_are_not_adopted(cluster: Cluster):
     assert (cluster.root / "runs").read_text(encoding="utf-8").count("x") == 4
 
 
+def test_latents_that_lack_a_file_are_not_adopted(cluster: Cluster):
+    """DVC leaves data/latents in place, so that the job is to make what is missing there."""
+    cluster.image(python=KEEPS)
+    run_job("encode", cluster.params(), cluster.root)
+    (cluster.root / "data/latents/shard-00000.safetensors").unlink()
+    assert not run_job("encode", cluster.params(), cluster.root).adopted
+    assert run_job("encode", cluster.params(), cluster.root).adopted
+
+
 def test_what_a_stage_keeps_in_its_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("models/phantom/result.json", "models/phantom/a/b.safetensors", "models/control/README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

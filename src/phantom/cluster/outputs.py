@@ -1,4 +1,4 @@
-"""Keeps the outputs of a job until its submitter adopts them: DVC deletes a stage's outputs before it runs the stage.
+"""Keeps the outputs of a job until its submitter adopts them: DVC deletes most outputs before it runs their stage.
 
 Without this, a job that ends while nobody watches it would have to run a second time. The pod that writes the outputs
 hard-links them into a folder with the job's key; whoever submits the same work again adopts them from there.
@@ -61,14 +61,23 @@ def mark_adopted(stage: str, key: str, root: Path) -> None:
     shutil.rmtree(root / KEPT / stage / key, ignore_errors=True)
     record = root / KEPT / stage / "adopted.json"
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"job": key, "written_at": written_at(stage, root)}), encoding="utf-8")
+    record.write_text(json.dumps({"job": key, **_present(stage, root)}), encoding="utf-8")
 
 
 def is_adopted(stage: str, key: str, root: Path) -> bool:
-    """Whether the present outputs are recorded as this job's, and have not been written again since."""
+    """Whether the present outputs are recorded as this job's, and have neither been written again since nor lost."""
     record = root / KEPT / stage / "adopted.json"
     recorded = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return written_at(stage, root) is not None and recorded == {"job": key, "written_at": written_at(stage, root)}
+    return written_at(stage, root) is not None and recorded == {"job": key, **_present(stage, root)}
+
+
+def _present(stage: str, root: Path) -> dict[str, int | None]:
+    """When the present outputs were written; of those that DVC leaves in place, which may lack files, also the size."""
+    stays = [root / artifact.path for artifact in STAGES[stage].writes if artifact.persists]
+    found = {"written_at": written_at(stage, root)}
+    if not stays:
+        return found
+    return found | {"bytes": sum(file.stat().st_size for path in stays for file in path.rglob("*") if file.is_file())}
 
 
 def written_at(stage: str, root: Path) -> int | None:
