@@ -132,6 +132,17 @@ def test_an_export_on_the_hub_brings_its_parts_from_there(export, tiny_base, tmp
         PhantomPipeline.from_export("someone/phantom", subfolder="final", **hub)
 
 
+@pytest.mark.parametrize("load", [PhantomPipeline.from_pretrained, PhantomPipeline.from_export])
+def test_an_export_whose_files_cannot_be_downloaded_is_one_line_with_the_cause(load, export, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no route to the hub\nmore of it")
+
+    in_hub_cache(export, tmp_path, "someone/phantom")
+    monkeypatch.setattr("phantom.model.hub.snapshot_download", fails)
+    with pytest.raises(UserError, match=r"^someone/phantom: no route to the hub$"):
+        load("someone/phantom", cache_dir=tmp_path, local_files_only=True)
+
+
 def test_parts_are_the_users_where_there_are_any(export):
     given = {
         "vae": tiny.tiny_vae(seed=3),

@@ -118,7 +118,9 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         if "torch_dtype" in kwargs:  # the former name in diffusers
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         at = {name: kwargs[name] for name in ("subfolder", "revision", *HUB_ARGUMENTS) if name in kwargs}
-        if export_folder(pretrained_model_name_or_path, **at) is not None:
+        with load_errors(str(pretrained_model_name_or_path)):
+            found = export_folder(pretrained_model_name_or_path, **at)
+        if found is not None:
             return cls.from_export(pretrained_model_name_or_path, **kwargs)
         if isinstance(kwargs.get("dtype"), torch.dtype | dict):
             kwargs["dtype"] = component_dtypes(kwargs["dtype"])
@@ -154,7 +156,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
             given["physics_encoder"], physics_encoder = physics_encoder, None
         with load_errors(str(folder)):
             device = one_device(device_map)
-        found = export_folder(folder, subfolder, revision, **kwargs)
+            found = export_folder(folder, subfolder, revision, **kwargs)
         if found is None:
             raise BadArgument(f"{folder}: no export here; accepted: a folder such as models/phantom")
         pipe = cls(**load_components(found, base, physics_encoder, dtype, given, variant, kwargs))

@@ -33,18 +33,18 @@ def export_folder(
 ) -> Path | None:
     """The folder of the export `source`, a folder or a hub id, whose files are downloaded; None: there is no export.
 
-    hub: `HUB_ARGUMENTS` as in diffusers.
+    hub: `HUB_ARGUMENTS` as in diffusers. Raises what huggingface_hub does if an export cannot be downloaded.
     """
     if not Path(source).is_dir():
         try:
             file = hf_hub_download(str(source), CONFIG_NAME, subfolder=subfolder, revision=revision, **hub)
-            if read_export_config(Path(file).parent) is None:
-                return None
-            within = f"{subfolder}/" if subfolder else ""
-            patterns = [within + name for name in FILES]
-            source = snapshot_download(str(source), revision=revision, allow_patterns=patterns, **hub)
         except (OSError, ValueError, HfHubHTTPError):
             return None
+        if read_export_config(Path(file).parent) is None:
+            return None
+        within = f"{subfolder}/" if subfolder else ""
+        patterns = [within + name for name in FILES]
+        source = snapshot_download(str(source), revision=revision, allow_patterns=patterns, **hub)
     folder = Path(source, subfolder or "")
     return folder if read_export_config(folder) is not None else None
 
