@@ -86,6 +86,16 @@ def test_what_is_encoded_is_not_encoded_again(finished, capsys):
     assert {p: p.stat().st_mtime_ns for p in files if lost not in p.parents}.items() <= before.items()
 
 
+def test_latents_of_another_version_of_the_encoding_are_made_anew(finished, monkeypatch):
+    root, _ = finished
+    study = load_study("toy", root)
+    with monkeypatch.context() as patch:
+        patch.setattr("phantom.data.shards.ENCODING", 0)
+        with pytest.raises(UserError, match=r"^arm 'plain': [^\n]*`phantom study run` encodes its own$"):
+            study_runs(study, (), root)
+    study_runs(study, (), root)
+
+
 def test_latents_of_the_checkout_are_used_where_they_fit_if_they_are_of_the_same_clips(finished, tiny_base, tmp_path):
     root, _ = finished
     study = write_study(tmp_path, four_arms(tiny_base)).parent.name

@@ -39,14 +39,12 @@ class StudyLatents:
     def find(self, params: Params) -> tuple[Path, str]:
         """The place of latents of these settings, and their digest. Raises UserError if there are none."""
         try:
-            latents = self._open(CHECKOUT, params)
-            check_recipe(latents.recipe, params, weight_fingerprints(params.models, fetch=False))
-            return CHECKOUT, latents.digest
+            return CHECKOUT, self._fitting(CHECKOUT, params).digest
         except UserError:
             own = self.own_place(params)
             if own is None or not (self.root / own / LATENTS / INDEX).is_file():
                 raise
-        return own, self._open(own, params).digest
+        return own, self._fitting(own, params).digest
 
     def own_place(self, params: Params) -> Path | None:
         """Where latents of these settings are encoded; None without clips."""
@@ -55,11 +53,13 @@ class StudyLatents:
         parts = [make_recipe(params), weight_fingerprints(params.models, fetch=False), sha256(manifest)]
         return FOLDER / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _open(self, place: Path, params: Params) -> LatentSet:
+    def _fitting(self, place: Path, params: Params) -> LatentSet:
+        """The latents there. Raises UserError if there are none, or of other settings or another version's."""
         if place not in self._opened:
             storage = params.storage
             store = open_folder(storage.latents, self.root, storage) if storage.latents else None
             self._opened[place] = LatentSet(self.root / place / LATENTS, "heldout", store)
+        check_recipe(self._opened[place].recipe, params, weight_fingerprints(params.models, fetch=False))
         return self._opened[place]
 
 
