@@ -67,16 +67,16 @@ def measure(frames: np.ndarray) -> Measured:
 def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
     """The columns by clip id, with `duplicate_of`: of clips that nearly equal each other, all but the first have it."""
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)  # (band, its bits) -> firsts, as rows of `hashes`
-    hashes = [np.frombuffer(bytes.fromhex(one.hash), np.uint8) for _, one in found]
-    colours = [np.frombuffer(bytes.fromhex(one.colours), np.int8).astype(np.int16) for _, one in found]
+    hashes = np.array([[*bytes.fromhex(one.hash)] for _, one in found], np.uint8)
+    colours = np.array([np.frombuffer(bytes.fromhex(one.colours), np.int8) for _, one in found], np.int16)
     marked: dict[str, Curation] = {}
     for row, (id_, one) in enumerate(found):
         own = hashes[row].tobytes()
         parts = [(start, own[start : start + BAND_BYTES]) for start in range(0, len(own), BAND_BYTES)]
         bands = [part for part in parts if any(part[1])] or [(-1, b"")]  # flat fields are in any clip
-        near = sorted({first for band in bands for first in buckets[band]})
-        near = [first for first in near if 2 * np.abs(colours[first] - colours[row]).max() < COLOUR_LEVELS]
-        first = _nearest(hashes[row], [hashes[first] for first in near])
+        near = np.array(sorted({first for band in bands for first in buckets[band]}), int)
+        near = near[2 * np.abs(colours[near] - colours[row]).max(1, initial=0) < COLOUR_LEVELS]
+        first = _nearest(hashes[row], hashes[near])
         marked[id_] = one.curation if first is None else replace(one.curation, duplicate_of=found[near[first]][0])
         if first is None:
             for band in bands:
@@ -84,14 +84,13 @@ def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation
     return marked
 
 
-def _nearest(own: np.ndarray, others: Sequence[np.ndarray]) -> int | None:
-    """The index of the hash among `others` that is nearest to `own`, if it is near enough."""
-    if not others:
+def _nearest(own: np.ndarray, others: np.ndarray) -> int | None:
+    """The index of the hash among `others` (N, bytes) that is nearest to `own`, if it is near enough."""
+    if not len(others):
         return None
-    stacked = np.stack(others)
-    distances = np.bitwise_count(stacked ^ own).sum(1)
+    distances = np.bitwise_count(others ^ own).sum(1)
     best = int(distances.argmin())
-    is_set = min(int(np.bitwise_count(hash_).sum()) for hash_ in (own, stacked[best]))
+    is_set = min(int(np.bitwise_count(hash_).sum()) for hash_ in (own, others[best]))
     return best if distances[best] <= min(MAX_DISTANCE, MAX_SHARE * is_set) else None
 
 
