@@ -68,6 +68,21 @@ def change(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", ["first block", "taylor", "pab"])
+def test_what_an_interrupted_call_has_cached_is_not_used_by_the_next(name):
+    def interrupt(pipe, step, t, tensors):
+        if step == 4:
+            raise KeyboardInterrupt
+        return {}
+
+    pipe = deep_pipeline()
+    pipe.transformer.enable_cache(caches(pipe)[name])
+    expected = pipe(**CALL, generator=seeded(5)).frames
+    with pytest.raises(KeyboardInterrupt):
+        pipe(**CALL, generator=seeded(6), callback_on_step_end=interrupt)
+    assert torch.equal(pipe(**CALL, generator=seeded(5)).frames, expected)
+
+
+@pytest.mark.parametrize("name", ["first block", "taylor", "pab"])
 def test_a_cache_skips_both_branches_and_changes_little(name):
     pipe = deep_pipeline()
     runs = Runs(pipe)

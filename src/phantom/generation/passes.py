@@ -38,6 +38,8 @@ class Passes:
         self._ran = ""
         self._encoded = dict[str, torch.Tensor]()  # what `_text` was computed from
         self._text: TextKVCache = ()
+        if transformer.is_cache_enabled:
+            transformer._reset_stateful_cache()  # a call that was interrupted has left what it had cached
 
     def __call__(
         self,
