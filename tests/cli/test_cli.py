@@ -96,6 +96,10 @@ def test_help_is_quick_and_needs_no_torch():
         (["train"], "params.yaml: no such file; `phantom preset mini` writes one"),
         (["--params", "absent.yaml", "doctor"], "absent.yaml: no such file"),
         (["register", "--params", "."], ".: no such file"),
+        (
+            ["preset", "mini", "--set", "evaluate.benchmarks=[x]"],
+            "evaluate.benchmarks: found 'x', accepted: physics-iq",
+        ),
         (["preset", "minni"], "preset 'minni': no such preset; nearest: mini"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

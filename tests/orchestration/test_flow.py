@@ -171,6 +171,8 @@ def test_writing_settings_keeps_comments(tmp_path: Path):
     assert path.read_text(encoding="utf-8") == text.replace("  steps: 720\n", "  steps: 17\n")
     with pytest.raises(UserError, match=r"train\.steps"):
         pipeline.write_params(path, ["train.steps=none"])
+    with pytest.raises(UserError, match=r"^evaluate\.benchmarks: found 'phisics-iq', accepted: "):
+        pipeline.write_params(path, ["train.steps=18", "evaluate.benchmarks=[phisics-iq]"])
     assert load_params(path).train.steps == 17
 
 

@@ -18,6 +18,7 @@ from phantom.cli.shared import (
     show,
 )
 from phantom.config import load_params, preset_names, preset_path
+from phantom.evaluation.benchmarks import check_benchmarks
 
 
 @app.command()
@@ -34,7 +35,7 @@ def preset(
         show(first, as_json, "\n".join(f"{n:18} {line}" for n, line in first.items()))
         return
     target, overrides = params_file(context, params), arguments(context, params, set_)[1]
-    load_params(preset_path(name), overrides)  # validated before the file is replaced
+    check_benchmarks(load_params(preset_path(name), overrides))  # validated before the file is replaced
     kept = replace_settings(target, preset_path(name))
     if overrides:
         from phantom.orchestration.run import write_params

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.evaluation.benchmarks import BENCHMARKS
+from phantom.evaluation.benchmarks import benchmark_of
 from phantom.evaluation.protocol import Benchmark
 
 NO_TELEMETRY = {
@@ -43,7 +43,7 @@ def needs_hub(params: Params, benchmark: Benchmark | None, given: Mapping[str, A
     places: list[str | None] = [params.models.base, params.models.physics_encoder]
     for name in params.evaluate.benchmarks:
         if benchmark is None or name != benchmark.name:
-            places += BENCHMARKS[name].hub_places(params)
+            places += benchmark_of(name).hub_places(params)
     if benchmark:
         places += benchmark.hub_places(params, **given)
     return any(not Path(place).exists() for place in places if place)

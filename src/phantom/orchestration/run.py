@@ -26,6 +26,7 @@ from phantom.config import Params, load_params
 from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, Terminated, UserError
+from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES, unlisted_settings
 from phantom.progress import say
@@ -220,7 +221,7 @@ def write_params(path: Path, overrides: list[str]) -> list[str]:
 
     Representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
 
-    load_params(path, overrides)  # nothing is written unless the result is valid
+    check_benchmarks(load_params(path, overrides))  # nothing is written unless the result is valid
     yaml = YAML()
     yaml.Representer = Representer
     yaml.preserve_quotes = True
