@@ -39,6 +39,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _same_scheduling() -> Iterator[None]:
+    """No test may leave this process, which starts others, at a real-time priority, as SVT-AV1 does run as root."""
+    if not hasattr(os, "sched_getscheduler"):  # only Linux has it
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    yield
+    assert os.sched_getscheduler(0) == before, "a test changed how this process is scheduled"
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like `models/mini` with tiny random weights. Read-only: copy it before changing anything."""
