@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
+from phantom.data.latent_set import LatentSet
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import FORMAT, INDEX, EncodedClip, LatentSet, ShardWriter, index_entry, write_tensors
+from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
 
 CHUNK = 2**24
 

@@ -25,7 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from phantom.config import Params, load_params, preset_path
-from phantom.data.shards import LatentSet
+from phantom.data.latent_set import LatentSet
 from phantom.model import PhantomTransformer3DModel, PhysicsConfig
 from phantom.model.noise import sample_generator
 from phantom.training.activation_checkpointing import checkpointing_func

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from phantom.data.encode import encode
-from phantom.data.shards import INDEX, LATENTS, LatentSet
+from phantom.data.latent_set import LatentSet
+from phantom.data.shards import INDEX, LATENTS
 from tests.conftest import ROOT
 from tests.data.latents import SETTINGS, contents, write_clips
 

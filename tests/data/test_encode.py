@@ -12,9 +12,10 @@ from phantom.data import latent_index, shards
 from phantom.data.encode import encode
 from phantom.data.files import sha256
 from phantom.data.latent_keys import prefix_lengths
+from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
 from phantom.data.physics_statistics import measure_statistics
-from phantom.data.shards import LATENTS, LatentSet
+from phantom.data.shards import LATENTS
 from phantom.data.video import read_frames
 from phantom.data.workers import Partition
 from phantom.encoders import load_encoders

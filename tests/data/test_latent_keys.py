@@ -14,9 +14,10 @@ from phantom.data import latent_index
 from phantom.data.encode import encode
 from phantom.data.encode_job import describe_job
 from phantom.data.latent_keys import ENCODING
+from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, write_manifest
 from phantom.data.physics_statistics import measure_statistics
-from phantom.data.shards import FORMER_FORMAT, INDEX, LATENTS, LatentSet, _checksum, index_entry
+from phantom.data.shards import FORMER_FORMAT, INDEX, LATENTS, checksum, index_entry
 from phantom.data.workers import Partition, claim_merge
 from phantom.encoders import TextEncoder, load_encoders
 from tests.data.latents import write_clips
@@ -176,7 +177,7 @@ def test_latents_of_the_former_format_are_read_and_made_anew_by_the_next_encode(
         for clip in (clip for clip in found["clips"] if clip["shard"] == shard["file"]):
             own = {name: tensor for name, tensor in stored.items() if name.startswith(clip["key"])}
             own = {name.replace(clip["key"], clip["id"]): tensor for name, tensor in own.items()}
-            clip["xxh3"] = _checksum(own)
+            clip["xxh3"] = checksum(own)
             tensors |= own
         save_file(tensors, folder / shard["file"])
         shard |= index_entry(folder / shard["file"])

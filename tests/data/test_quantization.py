@@ -10,8 +10,9 @@ import torch
 
 from phantom.data import quantization
 from phantom.data.encode import encode
+from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS
-from phantom.data.shards import INDEX, LATENTS, LatentSet
+from phantom.data.shards import INDEX, LATENTS
 from phantom.errors import UserError
 from phantom.planning.plan import plan
 from phantom.training.conditioning import TrainingSet

@@ -14,7 +14,8 @@ import torch
 
 from phantom.data import shards
 from phantom.data.encode import encode
-from phantom.data.shards import INDEX, LATENTS, LatentSet
+from phantom.data.latent_set import LatentSet
+from phantom.data.shards import INDEX, LATENTS
 from phantom.data.storage import open_folder
 from phantom.data.workers import Partition
 from phantom.errors import StageFailed, UserError

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from phantom.config import PRESETS, load_params
-from phantom.data import shards
+from phantom.data import latent_set, shards
 from phantom.data.encode import encode
-from phantom.data.shards import LATENTS, EncodedClip, LatentSet, ShardWriter, check_recipe, make_recipe
+from phantom.data.latent_set import LatentSet
+from phantom.data.recipe import check_recipe, make_recipe
+from phantom.data.shards import LATENTS, EncodedClip, ShardWriter
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, write_clips
 
@@ -54,8 +56,8 @@ def test_a_set_can_be_sent_to_another_process_and_its_clips_changed(folder):
 
 def test_a_clip_is_compared_with_its_checksum_once_and_again_when_its_file_has_changed(folder, monkeypatch):
     compared = []
-    checksum = shards._checksum
-    monkeypatch.setattr(shards, "_checksum", lambda tensors: compared.append(1) or checksum(tensors))
+    checksum = shards.checksum
+    monkeypatch.setattr(latent_set, "checksum", lambda tensors: compared.append(1) or checksum(tensors))
     latents = LatentSet(folder, "train")
     first, again = latents[0], latents[0]
     assert torch.equal(first.physics, again.physics) and len(compared) == 2  # its latents, its text

@@ -18,8 +18,9 @@ from phantom.data import encode as stage
 from phantom.data import latent_index, shards
 from phantom.data.encode import encode
 from phantom.data.files import sha256
+from phantom.data.latent_set import LatentSet
 from phantom.data.prepare import prepare
-from phantom.data.shards import LATENTS, LatentSet, ShardWriter
+from phantom.data.shards import LATENTS, ShardWriter
 from phantom.data.workers import Partition
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, contents, write_clips

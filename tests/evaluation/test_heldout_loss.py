@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from phantom.data.shards import LATENTS, LatentSet
+from phantom.data.latent_set import LatentSet
+from phantom.data.shards import LATENTS
 from phantom.encoders.text import pad
 from phantom.evaluation.heldout_loss import Heldout, heldout_losses
 from phantom.model.noise import sample_generator

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phantom.data.manifest import MANIFEST, write_manifest
+from phantom.data.manifest import MANIFEST, Curation, read_manifest, write_manifest
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import (
     CONDITION_FRAMES,
@@ -16,6 +16,7 @@ from phantom.data.sources.worlds_files import (
     write_clips,
 )
 from phantom.data.video import read_frames
+from phantom.errors import UserError
 from phantom.evaluation import trajectories
 from phantom.evaluation.physics_iq.requests import open_benchmark
 from phantom.evaluation.trajectories import track_all
@@ -160,6 +161,21 @@ def test_videos_are_made_once_and_again_when_what_they_depend_on_changes(checkou
     assert {name for name in found["multi"] if again["multi"][name] != found["multi"][name]} == {"nearest_clip"}
     folder = make_params("data.source=folder", "data.path=videos", "data.worlds.scenarios=2")
     assert "nearest_clip" not in predict(root, folder)["multi"]
+
+
+def test_the_nearest_clip_is_one_that_was_trained_on(checkout, make_params):
+    root, params = checkout
+    path = root / "data/clips" / MANIFEST
+    filtered = make_params("data.worlds.scenarios=2", "data.filter='motion > 1'")
+    with pytest.raises(UserError, match=r"manifest\.jsonl: states no columns, which data.filter needs"):
+        predict(root, filtered)
+    clips = [replace(clip, curation=Curation(0, float(i), False, 0.0)) for i, clip in enumerate(read_manifest(path))]
+    write_manifest(path, clips)
+    everything = predict(root, params)["multi"]
+    kept = predict(root, filtered)["multi"]["nearest_clip"]
+    assert kept != everything["nearest_clip"]
+    write_manifest(path, clips[2:])
+    assert predict(root, params)["multi"]["nearest_clip"] == kept
 
 
 def test_every_module_that_decides_on_a_prediction_is_digested():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from phantom.data.latent_set import LatentSet
 from phantom.data.prepare import prepare
-from phantom.data.shards import LatentSet
 from phantom.errors import UserError
 from phantom.evaluation.study.spec import arm_params, load_study
 from phantom.orchestration.study import open_study
@@ -90,7 +90,7 @@ def test_latents_of_another_version_of_the_encoding_are_made_anew(finished, monk
     root, _ = finished
     study = load_study("toy", root)
     with monkeypatch.context() as patch:
-        patch.setattr("phantom.data.shards.ENCODING", 0)
+        patch.setattr("phantom.data.recipe.ENCODING", 0)
         with pytest.raises(UserError, match=r"^arm 'plain': [^\n]*`phantom study run` encodes its own$"):
             study_runs(study, (), root)
     study_runs(study, (), root)

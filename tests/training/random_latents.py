@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from phantom.config import Params
-from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, make_recipe, write_tensors
+from phantom.data.recipe import make_recipe
+from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
 from tests import tiny
 
 

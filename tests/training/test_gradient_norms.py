@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from phantom.data.shards import LatentSet
+from phantom.data.latent_set import LatentSet
 from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.objective import losses

@@ -10,8 +10,8 @@ import mlflow
 import pytest
 import torch
 
+from phantom.data.latent_set import LatentSet
 from phantom.data.physics_statistics import Statistics, measure_statistics
-from phantom.data.shards import LatentSet
 from phantom.model import PhantomTransformer3DModel
 from phantom.training.data_loader import open_latents
 from phantom.training.learner import ema_decay

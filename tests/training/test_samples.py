@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantom.data.shards import Latents
+from phantom.data.latent_set import Latents
 from phantom.model.noise import noised, sample_generator, shift_noise, velocity
 from phantom.training.conditioning import Batch, TrainingSet, sample
 from phantom.training.objective import losses

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from phantom.data.shards import LATENTS, Latents, LatentSet
+from phantom.data.latent_set import Latents, LatentSet
+from phantom.data.shards import LATENTS
 from phantom.data.sources import worlds
 from phantom.training.build import build_model
 from phantom.training.compilation import compile_blocks

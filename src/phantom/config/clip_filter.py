@@ -51,8 +51,9 @@ class ClipFilter:
 
     def terms(self) -> list[ClipFilter]:
         """The conditions that it joins by `and`; itself, if it does not."""
-        is_joined = isinstance(self.node, ast.BoolOp) and isinstance(self.node.op, ast.And)
-        nodes = self.node.values if is_joined else [self.node]  # type: ignore[attr-defined]
+        nodes = [self.node]
+        if isinstance(self.node, ast.BoolOp) and isinstance(self.node.op, ast.And):
+            nodes = self.node.values
         return [ClipFilter(ast.unparse(node), _condition(node), node) for node in nodes]
 
     @classmethod

@@ -14,7 +14,7 @@ from phantom.data.latent_keys import ENCODING, RESIZE, KeyedClip, digest, keyed_
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
 from phantom.data.physics_statistics import statistics_sample
 from phantom.data.quantization import physics_storage
-from phantom.data.shards import make_recipe
+from phantom.data.recipe import make_recipe
 from phantom.data.storage import Folder, open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError

@@ -12,6 +12,7 @@ from typing import Any
 from phantom.data.encode_job import EncodeJob
 from phantom.data.files import fresh_folder, link, replace_folder, sha256
 from phantom.data.latent_keys import KeyedClip, digest
+from phantom.data.latent_set import LatentSet, read_statistics
 from phantom.data.manifest import columns
 from phantom.data.physics_statistics import Statistics, combine_sums, measure_statistics, statistics_sample
 from phantom.data.quantization import NOT_STORED
@@ -21,10 +22,8 @@ from phantom.data.shards import (
     FORMAT,
     INDEX,
     TEXT_METADATA_KEYS,
-    LatentSet,
     free_names,
     index_entry,
-    read_statistics,
     store_key,
     write_shard_metadata,
 )

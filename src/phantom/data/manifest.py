@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from phantom.config import ClipFilter
 from phantom.errors import UserError
 
 CLIPS = Path("data/clips")
@@ -65,6 +66,21 @@ def columns(clip: Clip) -> dict[str, float] | None:
         "caption_length": len(clip.caption),
         "frames": clip.frames,
     }
+
+
+def training_clips(clips: Iterable[Clip], condition: str | None) -> list[Clip]:
+    """The clips that a run trains on: those for which `condition`, `data.filter`, holds, or all without one.
+
+    Raises UserError where a clip has no columns.
+    """
+    found = [clip for clip in clips if clip.split == "train"]
+    if condition is None:
+        return found
+    rows = [columns(clip) for clip in found]
+    keeps = ClipFilter.parse(condition).keeps
+    if None in rows:
+        raise UserError(f"{CLIPS / MANIFEST}: states no columns, which data.filter needs; run `phantom prepare` again")
+    return [clip for clip, row in zip(found, rows, strict=True) if row and keeps(row)]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from phantom.config import Params
 from phantom.data.clip_frames import read_clip_frames
 from phantom.data.files import sha256
+from phantom.data.latent_set import Latents, LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
-from phantom.data.shards import LATENTS, Latents, LatentSet
+from phantom.data.shards import LATENTS
 from phantom.data.storage import Folder
 from phantom.encoders import load_physics_encoder
 from phantom.errors import UserError

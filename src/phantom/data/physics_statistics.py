@@ -15,7 +15,7 @@ import torch
 from phantom.model.physics import standardize
 
 if TYPE_CHECKING:
-    from phantom.data.shards import LatentSet
+    from phantom.data.latent_set import LatentSet
 
 STATISTICS_CLIPS = 256  # in the sample: 8 GB of ViT-L features of 121 frames
 

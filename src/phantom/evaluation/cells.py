@@ -17,8 +17,6 @@ INTERVAL = (
     "models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 leaves open which "
     "model is better. It is over scenarios alone: another training from another seed may differ by more.",
 )
-
-
 COLOURS = "Green and red: the 95% interval of the difference, over at least 6 scenarios, excludes 0."
 
 
@@ -48,6 +46,7 @@ def _tone(figure: Figure, gained: Mapping[str, Any] | None) -> str:
 
 
 def signed(value: float, digits: int) -> str:
+    """The formatted difference, with its sign."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 

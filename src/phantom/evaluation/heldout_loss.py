@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from phantom.config import Params, StateSource
-from phantom.data.shards import LatentSet
+from phantom.data.latent_set import LatentSet
 from phantom.model.noise import sample_generator
 from phantom.training.conditioning import Batch, heldout_sample
 from phantom.training.objective import PhysicsLoss, losses

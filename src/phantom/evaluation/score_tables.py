@@ -68,6 +68,7 @@ def entries(benchmark: Benchmark, models: Mapping[str, Scores]) -> dict[str, Any
 
 
 def figures_table(scored: Scored, base: str) -> Table:
+    """The figures of several models, with differences to the model `base`, and those that were published."""
     benchmark, table, published = scored.benchmark, scored.table, scored.published
     reference = table.get(base, {})
     rows = []
@@ -176,6 +177,7 @@ def colour_classes(names: Sequence[str], base: str) -> list[str]:
 def score_bars(
     benchmark: Benchmark, table: Mapping[str, Scores], base: str, gains: Mapping[str, dict[str, Any] | None]
 ) -> list[Bar]:
+    """The scores of several models as bars, each with its gain over the model `base` (`gains`, by model)."""
     reference = table[base]["score"] if base in table else None
     return [
         gain_bar(

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from phantom.config import Params
 from phantom.data.files import sha256
+from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST
-from phantom.data.shards import INDEX, LATENTS, LatentSet, check_recipe, make_recipe
+from phantom.data.recipe import check_recipe, make_recipe
+from phantom.data.shards import INDEX, LATENTS
 from phantom.data.storage import open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError, listed

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from phantom.config import Params
-from phantom.data.shards import Latents, LatentSet
+from phantom.data.latent_set import Latents, LatentSet
 from phantom.encoders.text import pad
 from phantom.model.noise import sample_generator, shift_noise
 from phantom.model.positions import latent_of_tubelet

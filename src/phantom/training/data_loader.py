@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from phantom.config import ClipFilter, Params
+from phantom.data.latent_set import LatentSet
 from phantom.data.online import OnlineLatents
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import LATENTS, LatentSet, check_recipe
+from phantom.data.recipe import check_recipe
+from phantom.data.shards import LATENTS
 from phantom.data.storage import open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.training.conditioning import Batch, TrainingSet

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from phantom.config import Params
-from phantom.data.shards import LatentSet
+from phantom.data.latent_set import LatentSet
 from phantom.data.video import write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.encoders.text import pad

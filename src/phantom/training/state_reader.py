@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from phantom.config import Params
-from phantom.data.shards import Latents, LatentSet
+from phantom.data.latent_set import Latents, LatentSet
 from phantom.data.sources import worlds
 from phantom.data.state_probe import StateProbe, of_tubelets, r2_scores, tokens_of_tubelets
 

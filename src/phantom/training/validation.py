@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from phantom.config import Params
-from phantom.data.shards import LatentSet
+from phantom.data.latent_set import LatentSet
 from phantom.model.noise import sample_generator, shift_noise
 from phantom.training.conditioning import Batch, heldout_sample
 from phantom.training.coupling_ratio import CouplingRatio

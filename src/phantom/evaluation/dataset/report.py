@@ -88,6 +88,7 @@ class DataPage:
     tables: Sequence[Table]
     dropped: Sequence[Dropped]
     pixelated: bool
+    title: str = "Data"
     modes: Sequence[tuple[str, str]] = ()  # the style sheet's: there are none here
 
 

@@ -45,8 +45,6 @@ PAPER = Published(
     198,
     "recordings",
 )
-
-
 DESCRIPTIONS = Option("descriptions", Path | None, "The CSV of descriptions, if not in the benchmark's folder.")
 
 

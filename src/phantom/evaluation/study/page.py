@@ -64,7 +64,7 @@ class StudyPage:
     """The data of the template. `warnings` are shown in red; the shared templates ask for what `Page` has, too."""
 
     title: str
-    question: str
+    lede: str  # the question
     verdict: str
     warnings: Sequence[str]
     facts: Sequence[tuple[str, str]]
@@ -106,7 +106,7 @@ def make_page(results: Mapping[str, Any], digest: str, videos: StudyVideos = NO_
     }
     return StudyPage(
         title=results["name"],
-        question=study.question,
+        lede=study.question,
         verdict=results["verdict"],
         warnings=_warnings(study, results, digest),
         facts=_facts(study, results),

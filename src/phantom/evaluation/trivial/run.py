@@ -15,7 +15,7 @@ import numpy as np
 
 import phantom
 from phantom.config import Params
-from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
+from phantom.data.manifest import CLIPS, MANIFEST, read_manifest, training_clips
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
 from phantom.data.sources import worlds
@@ -86,7 +86,7 @@ def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], s
     if settings.prefix_frames > 1:
         found.append(Prediction("constant_velocity", known, lambda given: map(constant_velocity, given, specs)))
     if params.data.source == "worlds":
-        clips = [clip for clip in read_manifest(root / CLIPS / MANIFEST) if clip.split == "train"]
+        clips = training_clips(read_manifest(root / CLIPS / MANIFEST), params.data.filter)
         longest = max(clip.frames for clip in clips)
         stored = (read_frames(root / CLIPS / clip.path)[0] for clip in clips)
         digests = [clip.sha256 for clip in clips]
