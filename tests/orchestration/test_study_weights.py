@@ -143,3 +143,12 @@ def test_videos_of_other_code_or_settings_are_made_again(tmp_path, tiny_base, mo
     write_study(tmp_path, study)
     assert run_here(tmp_path)["finished"] == 2
     assert not list(tmp_path.rglob(study_measures.WORK))
+
+
+def test_a_held_arm_with_steps_of_the_twin_alone_is_refused(shared, tiny_base):
+    root, _ = shared
+    study = sampled_study(tiny_base, {"label": "idle", "held": True, "settings": {"train.twin_steps": 1}})
+    study["equal"] = []
+    write_study(root, study)
+    with pytest.raises(UserError, match="'idle' is held at alpha_z = 0, which trains nothing in its 1 steps"):
+        study_runs(load_study("toy", root), (), root)

@@ -13,6 +13,7 @@ import torch
 from phantom.data.latent_set import LatentSet
 from phantom.data.physics_statistics import Statistics, measure_statistics
 from phantom.model import PhantomTransformer3DModel
+from phantom.model.flops import Shape, costs
 from phantom.training.data_loader import open_latents
 from phantom.training.learner import ema_decay
 from phantom.training.trainer import Trainer, train
@@ -88,6 +89,21 @@ def test_first_the_twin_alone(run_params):
     assert [record["alpha"] for record in history()] == [1, 1, 1, 0, 0.25]  # afterwards the cycle begins
     rates = [record["learning_rate"] for record in history()]
     assert rates[3] == rates[0] < rates[1] and rates[4] == rates[1]  # and the warm-up of the learning rate
+
+
+def test_the_control_spends_the_steps_of_the_twin_alone_on_the_video_loss(run_params):
+    params = run_params("train.twin_steps=9", "train.steps=11", "train.control=true")
+    train(params)
+    models = {name: PhantomTransformer3DModel.from_export(f"models/{name}").config for name in ("phantom", "control")}
+    steps = {name: json.loads(Path(f"models/{name}/result.json").read_text())["steps"] for name in models}
+    clip, config = latents(params)[0], models["phantom"]
+    video, physics = (tuple(x.shape[1:]) for x in (clip.video, clip.physics))
+    shape = Shape(video, physics, params.encode.text_tokens, video[0])
+    cost = costs(config.video, config.physics, config.coupling, shape)
+    assert 2 < steps["control"] < steps["phantom"] == 11
+    flops = 9 * cost.physics.training + 2 * cost.total.training
+    assert abs(steps["control"] * cost.total.training - flops) <= cost.total.training / 2
+    assert {record["alpha"] for record in history(name="control")} == {0}
 
 
 def test_no_mean_of_the_video_loss_counts_steps_without_the_video_branch(run_params):

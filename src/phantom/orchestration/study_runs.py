@@ -97,6 +97,11 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
             place, digest = places[arm.label]
             settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
             held = study.trained(arm).held
+            if held and params.train.twin_steps:
+                raise UserError(
+                    f"arm {arm.label!r} is held at alpha_z = 0, which trains nothing in its {params.train.twin_steps} "
+                    "steps of the twin alone; accepted: train.twin_steps: 0, and more train.steps for equal FLOPs"
+                )
             key = _digest({"settings": settings, "held": held, "latents": digest})
             is_here = params.compute.train == "local"
             measures, placed = _measures(study, arm, params), absolute(params, root) if is_here else params

@@ -29,6 +29,7 @@ from phantom.training.build import build_model
 from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch, TrainingSet
+from phantom.training.control import control_params
 from phantom.training.data_loader import open_latents, read_batches
 from phantom.training.export import HELDOUT, RESULT, export_metadata, write_export, write_json
 from phantom.training.gradient_norm import HeadGradient
@@ -66,7 +67,7 @@ class TrainResult:
 
 
 def train(params: Params, root: Path = Path()) -> TrainResult:
-    """Trains `models/phantom` and, with `train.control`, `models/control`: the same with alpha_z held at 0.
+    """Trains `models/phantom` and, with `train.control`, `models/control`: alpha_z held at 0, as many FLOPs.
 
     With `train.method: lora` it trains `models/lora` alone: adapters, from the same samples.
     Returns the result, whose verdict compares Phantom with the control. Resumes from the newest intact checkpoint of
@@ -83,10 +84,12 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
         launch(params, ["train"])
         return TrainResult(**json.loads((root / "models" / method / RESULT).read_text(encoding="utf-8")))
     trainer = Trainer(params, root, method, held=False)
-    result, run_id, is_first = trainer.run(), trainer.run_id, trainer.is_first
+    result, run_id, is_first, first = trainer.run(), trainer.run_id, trainer.is_first, trainer.latents[0]
+    config = trainer.model.config
     del trainer  # and its memory
     if params.train.trains_control:
-        Trainer(params, root, "control", held=True).run()
+        of_control = control_params(params, config, tuple(first.video.shape), tuple(first.physics.shape))
+        Trainer(of_control, root, "control", held=True).run()
         if is_first and result.verdict:
             result = _compare_with_control(params, root, result, run_id)
     return result
