@@ -167,12 +167,12 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 def embed_data(files: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
     """Files as `Page.data`, from their name, media type and text."""
-    return [(name, _uri(kind, text.encode())) for name, kind, text in files]
+    return [(name, data_uri(kind, text.encode())) for name, kind, text in files]
 
 
 def embed_file(path: Path) -> str:
     """A video file as a data URI, unchanged."""
-    return _uri("video/mp4", path.read_bytes())
+    return data_uri("video/mp4", path.read_bytes())
 
 
 def embed_shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> str:
@@ -195,18 +195,19 @@ def shrunk(path: Path, fps: int, size: tuple[int, int], seconds: float) -> np.nd
 def embed_frames(frames: np.ndarray, fps: int) -> str:
     """uint8 RGB (F, H, W, 3) as a data URI: an mp4, or a png for a single frame."""
     if len(frames) == 1:
-        return _uri("image/png", cv2.imencode(".png", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR))[1].tobytes())
+        return data_uri("image/png", cv2.imencode(".png", cv2.cvtColor(frames[0], cv2.COLOR_RGB2BGR))[1].tobytes())
     with tempfile.TemporaryDirectory(prefix="phantom-page-") as folder:
         path = Path(folder) / "video.mp4"
         write_mp4(path, frames, fps, crf=18)
-        return _uri("video/mp4", path.read_bytes())
+        return data_uri("video/mp4", path.read_bytes())
 
 
 def embed_picture(picture: np.ndarray) -> str:
     """uint8 RGB (H, W, 3) as a data URI of a JPEG."""
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return _uri("image/jpeg", encoded.tobytes())
+    return data_uri("image/jpeg", encoded.tobytes())
 
 
-def _uri(kind: str, data: bytes) -> str:
+def data_uri(kind: str, data: bytes) -> str:
+    """Bytes of the media type `kind` as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
