@@ -8,7 +8,17 @@ from phantom.config.base import Role, Section
 from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
-from phantom.config.evaluation import Evaluate, Judge, LikePhys, PhysicsIQ, Sampling, StateSource, VBench2, VideoPhy
+from phantom.config.evaluation import (
+    Evaluate,
+    Judge,
+    LikePhys,
+    PhysicsIQ,
+    Sampling,
+    StateSource,
+    VBench2,
+    VideoPhy,
+    Vlm,
+)
 from phantom.config.loading import (
     PRESETS,
     apply_overrides,
@@ -52,6 +62,7 @@ __all__ = [
     "Train",
     "VBench2",
     "VideoPhy",
+    "Vlm",
     "Worlds",
     "all_keys",
     "apply_overrides",

@@ -91,6 +91,20 @@ class LikePhys(Section):
         return self
 
 
+class Vlm(Section):
+    """A vision-language model behind an OpenAI-compatible endpoint, which answers questions about videos."""
+
+    questions: str | None = None  # a csv with a row per question, see docs/evaluation.md
+    samples: Positive = 1  # videos per caption, each with its own seed
+    endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None  # such as http://localhost:8000/v1
+    model: str | None = None  # its name there
+    key: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] = "OPENAI_API_KEY"  # environment variable that holds the key
+    frames: Positive = 8  # of a video, evenly spaced, as pictures
+    width: Positive = 512  # pixels; wider frames are downscaled
+    workers: Positive = 4  # questions asked at a time
+    timeout_seconds: Positive = 120  # of one answer
+
+
 class Evaluate(Section):
     """Which videos are sampled from each model, and how they are scored."""
 
@@ -105,3 +119,4 @@ class Evaluate(Section):
     videophy2: VideoPhy
     vbench2: VBench2
     likephys: LikePhys
+    vlm: Vlm = Vlm()

@@ -12,9 +12,10 @@ from phantom.evaluation.protocol import Benchmark
 from phantom.evaluation.vbench2_benchmark import VBENCH2
 from phantom.evaluation.videophy import VIDEOPHY
 from phantom.evaluation.videophy2 import VIDEOPHY2
+from phantom.evaluation.vlm.benchmark import VLM
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, LIKEPHYS)
+    benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, LIKEPHYS, VLM)
 }
 
 
