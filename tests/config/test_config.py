@@ -101,6 +101,14 @@ def test_a_preset_states_every_setting_and_the_code_holds_no_other_defaults(name
             "evaluate.physics_iq.modes: found 'mult', accepted: single, multi; nearest: multi",
         ),
         (
+            "evaluate.surprise.window=9",
+            "evaluate.surprise.window: found 9, accepted: even numbers (tubelets of 2 frames)",
+        ),
+        (
+            "evaluate.surprise.context=8",
+            "evaluate.surprise.context, window and frames: found 8, 8 and 49, accepted: context < window <= frames",
+        ),
+        (
             "coupling.blocks=some",
             "coupling.blocks: found 'some', accepted: all, a number n >= 1 for every n-th, or a list of block indices",
         ),

@@ -124,6 +124,22 @@ def score_shapes(
     show(result, as_json, model_shapes.as_text(result))
 
 
+@score.command("surprise")
+def score_surprise(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of mp4 files, of any model.")],
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much V-JEPA 2's predictor is surprised by videos, with `models.physics_encoder`."""
+    with stage("score", context, params, set_) as tree:
+        from phantom.evaluation import surprise
+
+        result = surprise.score_surprise(tree, folder)
+    show(result, as_json, surprise.as_text(result))
+
+
 @app.command()
 def report(
     files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")],

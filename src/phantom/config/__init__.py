@@ -9,12 +9,14 @@ from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
 from phantom.config.evaluation import (
+    PUBLISHED_SURPRISE,
     Evaluate,
     Judge,
     LikePhys,
     PhysicsIQ,
     Sampling,
     StateSource,
+    Surprise,
     VBench2,
     VideoPhy,
     Vlm,
@@ -36,6 +38,7 @@ __all__ = [
     "COLUMNS",
     "FLAGS",
     "PRESETS",
+    "PUBLISHED_SURPRISE",
     "ClipFilter",
     "Cluster",
     "Compute",
@@ -58,6 +61,7 @@ __all__ = [
     "Section",
     "StateSource",
     "Storage",
+    "Surprise",
     "Tracking",
     "Train",
     "VBench2",

@@ -105,6 +105,30 @@ class Vlm(Section):
     timeout_seconds: Positive = 120  # of one answer
 
 
+class Surprise(Section):
+    """Surprise of V-JEPA 2's predictor: the windows of a video, and what counts as a frozen one."""
+
+    frames: Positive  # of a video, at most, evenly spaced
+    window: Positive  # frames; the predictor is given the first `context` of them
+    context: Positive
+    stride: Positive  # frames from one window to the next
+    least_motion: Annotated[float, Field(ge=0)]  # mean change from frame to frame, in levels of 255
+
+    @model_validator(mode="after")
+    def _windows(self) -> Surprise:
+        for name in ("window", "context"):
+            if getattr(self, name) % 2:
+                raise ValueError(f"{name}: found {getattr(self, name)}, accepted: even numbers (tubelets of 2 frames)")
+        if not self.context < self.window <= self.frames:
+            found = f"{self.context}, {self.window} and {self.frames}"
+            raise ValueError(f"context, window and frames: found {found}, accepted: context < window <= frames")
+        return self
+
+
+# As published for WMReward (arXiv 2601.10553), which has no floor of motion.
+PUBLISHED_SURPRISE = Surprise(frames=49, window=16, context=8, stride=8, least_motion=0.1)
+
+
 class Evaluate(Section):
     """Which videos are sampled from each model, and how they are scored."""
 
@@ -120,3 +144,4 @@ class Evaluate(Section):
     vbench2: VBench2
     likephys: LikePhys
     vlm: Vlm = Vlm()
+    surprise: Surprise = PUBLISHED_SURPRISE
