@@ -33,6 +33,16 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of --video and of the result.")] = None,
     physics: Physics = True,
+    best_of: Annotated[
+        int | None, typer.Option(help="Make so many videos, from consecutive seeds, and write the best.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="What chooses with --best-of: vjepa, the least surprise of V-JEPA 2's predictor.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="V-JEPA 2 of --score, a folder or hub id; by default the model's.")
+    ] = None,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="With --best-of: also write the other videos.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate a video from a prompt and, optionally, a first frame or a video to continue.
@@ -41,11 +51,15 @@ def generate(
     """
     from phantom.generation.generate import generate as make
     from phantom.generation.generate import generate_all
+    from phantom.generation.search import Search
 
     if (prompt is None) == (prompts is None):
         raise UserError(
             f"--prompt and --prompts: found {'neither' if prompt is None else 'both'}; accepted: one of them"
         )
+    if best_of is None and (score or encoder or keep_all):
+        given = "--score" if score else "--encoder" if encoder else "--keep-all"
+        raise UserError(f"{given}: found without --best-of; accepted: with the number of videos to choose from")
     options: dict[str, Any] = {
         "image": image,
         "video": video,
@@ -55,6 +69,7 @@ def generate(
         "guidance": guidance,
         "fps": fps,
         "physics": physics,
+        "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
     if prompts is not None:
         made = generate_all(model, prompts, out, **options)

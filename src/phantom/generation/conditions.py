@@ -47,6 +47,11 @@ def video_conditions(video: VideoInput | Sequence[VideoInput] | None, count: int
     return _one_each("video", items, count)
 
 
+def prefix_length(frames: int, max_frames: int) -> int:
+    """How many of a clip's frames become the condition: the largest 4m + 1 up to both numbers."""
+    return (min(frames, max_frames) - 1) // 4 * 4 + 1
+
+
 def condition_frames(clip: VideoInput, height: int, width: int, max_frames: int) -> torch.Tensor:
     """The last 4m + 1 frames of `clip`, at most `max_frames`, as uint8 RGB (4m + 1, height, width, 3).
 
@@ -55,7 +60,7 @@ def condition_frames(clip: VideoInput, height: int, width: int, max_frames: int)
     """
     if not len(clip):
         raise BadArgument("video: found no frames; accepted: at least one")
-    kept = (min(len(clip), max_frames) - 1) // 4 * 4 + 1
+    kept = prefix_length(len(clip), max_frames)
     if kept < len(clip):
         logger.warning(
             f"video: the last {kept} of {len(clip)} frames are the condition (4m + 1 of them, at most {max_frames})"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phantom.errors import UserError
+from phantom.generation.search import Search, Searching
 from phantom.progress import quiet_loading, say, track
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from phantom.generation.pipeline import PhantomPipeline
 
 
@@ -38,6 +41,11 @@ class Generated:
     physics: bool
     model: str
     fingerprint: str  # SHA-256 of the model's weights and config
+    # Of a search, else None: how many videos were scored by what, seed and scores of each, and the passes of the
+    # denoiser for all of them.
+    search: dict[str, Any] | None = None
+    candidates: list[dict[str, Any]] | None = None
+    evaluations: int | None = None
 
 
 def generate(
@@ -52,6 +60,7 @@ def generate(
     guidance: float | None = None,
     fps: float | None = None,
     physics: bool = True,
+    search: Search | None = None,
 ) -> Generated:
     """Generates a video of `prompt` and writes it to `out`, an mp4. None takes the model's `PhantomPipeline.defaults`.
 
@@ -60,12 +69,13 @@ def generate(
         image, video: file of the first frame, or of the video to continue.
         fps: frame rate at which `video` is sampled and `out` is played.
         physics: False runs the base model alone, from the same noise.
+        search: write the best of several videos, from consecutive seeds from `seed`.
 
     Raises UserError.
     """
     if Path(out).suffix != ".mp4":
         raise UserError(f"out: found {str(out)!r}; accepted: a file name that ends in .mp4")
-    return _generate(model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics)[0]
+    return _generate(model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search)[0]
 
 
 def generate_all(
@@ -73,7 +83,8 @@ def generate_all(
 ) -> list[Generated]:
     """`generate` for each line of the file `prompts`: line i, from 0, with `seed` + i, into `out`/000i.mp4.
 
-    `options` are further arguments of `generate`. Raises UserError.
+    With a search of N videos line i has the seeds from `seed` + i N on. `options` are further arguments of `generate`.
+    Raises UserError.
     """
     try:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()
@@ -100,6 +111,7 @@ def _generate(
     guidance: float | None = None,
     fps: float | None = None,
     physics: bool = True,
+    search: Search | None = None,
 ) -> list[Generated]:
     if image is not None and video is not None:
         raise UserError("image and video: found both; accepted: one of them")
@@ -118,33 +130,43 @@ def _generate(
     }
     rate, schedule = defaults["fps"] if fps is None else fps, pipe.scheduler.config
     condition = _read_condition(image, video, rate, defaults)
+    searching = search and Searching(search, pipe, settings["num_frames"], condition)
 
     import torch
 
     from phantom.data.video import write_mp4
 
     results = []
-    with track("generate", len(prompts) * settings["num_inference_steps"], "steps") as bar:
+    videos = len(prompts) * (search.best_of if search else 1)
+    with track("generate", videos * settings["num_inference_steps"], "steps") as bar:
 
         def count(_pipe: Any, _step: int, _t: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             bar.advance()
             return {}
 
-        for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
-            made = pipe(
+        def make(prompt: str, seed: int) -> np.ndarray:
+            return pipe(
                 prompt,
                 **condition,
                 **settings,
-                generator=torch.Generator("cpu").manual_seed(int(seed) + i),  # the same noise on any device
+                generator=torch.Generator("cpu").manual_seed(seed),  # the same noise on any device
                 output_type="uint8",
                 callback_on_step_end=count,
             ).frames[0]
+
+        for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
+            found: dict[str, Any] = {}
+            if search is None or searching is None:
+                made, chosen = make(prompt, int(seed) + i), int(seed) + i
+            else:
+                first = int(seed) + i * search.best_of
+                made, chosen, found = searching.run(partial(make, prompt), first, out, rate)
             result = Generated(
                 out=str(out),
                 prompt=prompt,
                 image=None if image is None else str(image),
                 video=None if video is None else str(video),
-                seed=int(seed) + i,
+                seed=chosen,
                 frames=len(made),
                 height=made.shape[1],
                 width=made.shape[2],
@@ -158,6 +180,7 @@ def _generate(
                 physics=physics,
                 model=str(model),
                 fingerprint=fingerprint,
+                **found,
             )
             tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -371,6 +371,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False
+        self._evaluations = 0
         device = self._execution_device
 
         channels = self.vae.config.z_dim
@@ -417,6 +418,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
                 at = {"step_index": i, "sigma": sigmas[i], "num_inference_steps": len(timesteps)}
                 velocity, velocity_z = passes(latents, physics_latents, time, embeds, at)
+                self._evaluations += len(embeds)
 
                 names = [*embeds]
                 velocity = apply_guidance(velocity, names, self.guidance_scale, self.modality_guidance_scale)

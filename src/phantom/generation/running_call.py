@@ -15,6 +15,7 @@ class RunningCall:
     _modality_guidance_scale: float
     _attention_kwargs: dict[str, Any] | None
     _num_timesteps: int
+    _evaluations: int
     _current_timestep: torch.Tensor | None
     _interrupt: bool
 
@@ -47,6 +48,11 @@ class RunningCall:
     def num_timesteps(self) -> int:
         """Number of steps of the running call."""
         return self._num_timesteps
+
+    @property
+    def evaluations(self) -> int:
+        """Passes of the denoiser for each video that the running call has made, or the last call."""
+        return self._evaluations
 
     @property
     def current_timestep(self) -> torch.Tensor | None:
