@@ -156,6 +156,10 @@ def test_sampling_goes_on_and_refuses_a_folder_of_other_settings(sampling, tmp_p
     [
         (("--mode", "multi"), "WanImageToVideoPipeline takes no video, which mode multi starts from"),
         (("--mode", "both"), "--mode: found 'both', accepted: single, multi"),
+        (
+            ("--set", "evaluate.sampling.refine={rounds: 1, until: 0.2, threshold: 0}"),
+            "evaluate.sampling.refine: WanImageToVideoPipeline has none; accepted for it: null",
+        ),
         (("--model", "nowhere"), "nowhere: no model here"),
         (("--descriptions", "nowhere.csv"), "nowhere.csv: no such file"),
     ],

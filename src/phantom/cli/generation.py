@@ -14,6 +14,7 @@ from phantom.cli.shared import (
     app,
     show,
 )
+from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
 
 
@@ -43,6 +44,16 @@ def generate(
         str | None, typer.Option(help="V-JEPA 2 of --score, a folder or hub id; by default the model's.")
     ] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="With --best-of: also write the other videos.")] = False,
+    refine: Annotated[
+        str | None, typer.Option(metavar="self|none", help="Predict and perturb while the noise is high (self).")
+    ] = None,
+    refine_rounds: Annotated[int | None, typer.Option(help="Rounds at each such step.", min=1)] = None,
+    refine_until: Annotated[
+        float | None, typer.Option(help="Refine while 1 - sigma is below it.", min=0.001, max=1)
+    ] = None,
+    refine_threshold: Annotated[
+        float | None, typer.Option(help="Change of the predicted latents below which they stay.", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate a video from a prompt and, optionally, a first frame or a video to continue.
@@ -69,6 +80,7 @@ def generate(
         "guidance": guidance,
         "fps": fps,
         "physics": physics,
+        "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
         "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
     if prompts is not None:
@@ -77,3 +89,15 @@ def generate(
     elif prompt is not None:
         one = make(model, prompt, out, **options)
         show(one, as_json, f"{one.out}: {one.frames} frames of {one.width}x{one.height} at {one.fps:g} fps")
+
+
+def _refinement(refine: str | None, **settings: float | None) -> Any:
+    """What `generate` takes: the published settings with those that are given; False for none; None for the default."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if refine not in (None, "self", "none"):
+        raise UserError(f"--refine: found {refine!r}; accepted: self, none")
+    if refine != "self":
+        if given:
+            raise UserError(f"--refine-{next(iter(given))}: found without --refine self; accepted: with it")
+        return None if refine is None else False
+    return PUBLISHED_REFINE.model_copy(update=given)

@@ -9,11 +9,13 @@ from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
 from phantom.config.evaluation import (
+    PUBLISHED_REFINE,
     PUBLISHED_SURPRISE,
     Evaluate,
     Judge,
     LikePhys,
     PhysicsIQ,
+    Refine,
     Sampling,
     StateSource,
     Surprise,
@@ -38,6 +40,7 @@ __all__ = [
     "COLUMNS",
     "FLAGS",
     "PRESETS",
+    "PUBLISHED_REFINE",
     "PUBLISHED_SURPRISE",
     "ClipFilter",
     "Cluster",
@@ -55,6 +58,7 @@ __all__ = [
     "Physics",
     "PhysicsIQ",
     "RecursiveWeight",
+    "Refine",
     "Register",
     "Role",
     "Sampling",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,17 @@ from phantom.config.base import BenchmarkName, NonNegative, Positive, PositiveFl
 
 StateSource = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
 JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # in a judge's command
+
+
+class Refine(Section):
+    """Self-refinement in sampling: `rounds` of predict and perturb at each step with t = 1 - sigma < `until`."""
+
+    rounds: Positive
+    until: Annotated[float, Field(gt=0, le=1)]
+    threshold: Annotated[float, Field(ge=0)]  # change of the predicted latents up to which they are certain
+
+
+PUBLISHED_REFINE = Refine(rounds=3, until=0.2, threshold=0.25)  # arXiv 2601.18577
 
 
 class Sampling(Section):
@@ -22,6 +33,21 @@ class Sampling(Section):
     flow_shift: PositiveFloat
     scheduler: Literal["unipc", "euler"]
     negative_prompt: str
+    refine: Refine | None = None  # self-refinement; null: none
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the velocity for a video: one for each step, and at most one for each round of refinement."""
+        if self.refine is None:
+            return self.steps
+        shift = self.flow_shift
+        levels = (1 - step / self.steps for step in range(1, self.steps))  # at the first there are no rounds
+        refined = sum(1 - shift * u / (1 + (shift - 1) * u) < self.refine.until for u in levels)
+        return self.steps + self.refine.rounds * refined
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, without what is not used: videos of earlier versions keep what identifies them."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class PhysicsIQ(Section):

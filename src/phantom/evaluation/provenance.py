@@ -23,6 +23,7 @@ CODE = (
     "generation/loading.py",
     "generation/passes.py",
     "generation/pipeline.py",
+    "generation/refinement.py",
     "generation/running_call.py",
     "generation/schedulers.py",
     "model",

@@ -184,6 +184,7 @@ def _generate_window(
             generator=list(noises),
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
+            refine=settings.sampling.refine or False,
             output_type="uint8",
             return_physics=on_states is not None,
             callback_on_step_end_tensor_inputs=["physics_latents"] if replace else [],
@@ -192,6 +193,8 @@ def _generate_window(
         if on_states and made.physics is not None:
             on_states(made.physics)
         return made.frames
+    if settings.sampling.refine:
+        raise UserError(f"evaluate.sampling.refine: {type(pipe).__name__} has none; accepted for it: null")
     # Few other pipelines accept a batch of conditions.
     videos = []
     for number, (prompt, generator) in enumerate(zip(prompts, noises, strict=True)):

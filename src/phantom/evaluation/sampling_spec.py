@@ -79,7 +79,7 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """As JSON, without the batch size, on which a video does not depend."""
-        record = {**asdict(self), "sampling": self.sampling.model_dump(mode="json")}
+        record = {**asdict(self), "sampling": self.sampling.record()}
         return {key: value for key, value in record.items() if key != "batch_size"}
 
 

@@ -31,7 +31,7 @@ def score_surprise(params: Params, folder: Path) -> dict[str, Any]:
         raise UserError(f"models.physics_encoder_random_seed: found {found}; a surprise of random weights says nothing")
     dtype = getattr(torch, models.dtype)
     scorer = load_scorer(models.physics_encoder, settings, models.physics_encoder_revision, dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with track("surprise", len(paths), "videos") as bar:
         for path in paths:
             try:

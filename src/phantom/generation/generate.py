@@ -7,8 +7,9 @@ import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from phantom.config import Refine
 from phantom.errors import UserError
 from phantom.generation.search import Search, Searching
 from phantom.progress import quiet_loading, say, track
@@ -41,10 +42,11 @@ class Generated:
     physics: bool
     model: str
     fingerprint: str  # SHA-256 of the model's weights and config
-    # Of a search, else None: how many videos were scored by what, seed and scores of each, and the passes of the
-    # denoiser for all of them.
+    # Of a search, else None: how many videos were scored by what, and seed and scores of each; of self-refinement: its
+    # settings; of either: the passes of the denoiser for all videos that were made.
     search: dict[str, Any] | None = None
     candidates: list[dict[str, Any]] | None = None
+    refine: dict[str, Any] | None = None
     evaluations: int | None = None
 
 
@@ -61,6 +63,7 @@ def generate(
     fps: float | None = None,
     physics: bool = True,
     search: Search | None = None,
+    refine: Refine | Literal[False] | None = None,
 ) -> Generated:
     """Generates a video of `prompt` and writes it to `out`, an mp4. None takes the model's `PhantomPipeline.defaults`.
 
@@ -70,12 +73,15 @@ def generate(
         fps: frame rate at which `video` is sampled and `out` is played.
         physics: False runs the base model alone, from the same noise.
         search: write the best of several videos, from consecutive seeds from `seed`.
+        refine: self-refinement; False: none, whatever the model's default is.
 
     Raises UserError.
     """
     if Path(out).suffix != ".mp4":
         raise UserError(f"out: found {str(out)!r}; accepted: a file name that ends in .mp4")
-    return _generate(model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search)[0]
+    return _generate(
+        model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search, refine
+    )[0]
 
 
 def generate_all(
@@ -112,6 +118,7 @@ def _generate(
     fps: float | None = None,
     physics: bool = True,
     search: Search | None = None,
+    refine: Refine | Literal[False] | None = None,
 ) -> list[Generated]:
     if image is not None and video is not None:
         raise UserError("image and video: found both; accepted: one of them")
@@ -127,10 +134,11 @@ def _generate(
         "num_inference_steps": defaults["steps"] if steps is None else steps,
         "guidance_scale": defaults["guidance_scale"] if guidance is None else guidance,
         "physics": physics,
+        "refine": defaults["refine"] and Refine.model_validate(defaults["refine"]) if refine is None else refine,
     }
     rate, schedule = defaults["fps"] if fps is None else fps, pipe.scheduler.config
     condition = _read_condition(image, video, rate, defaults)
-    searching = search and Searching(search, pipe, settings["num_frames"], condition)
+    searching = None if search is None else Searching(search, pipe, settings["num_frames"], condition)
 
     import torch
 
@@ -155,11 +163,12 @@ def _generate(
             ).frames[0]
 
         for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
-            found: dict[str, Any] = {}
-            if search is None or searching is None:
+            found: dict[str, Any]
+            if searching is None:
                 made, chosen = make(prompt, int(seed) + i), int(seed) + i
+                found = {"evaluations": pipe.evaluations} if settings["refine"] else {}
             else:
-                first = int(seed) + i * search.best_of
+                first = int(seed) + i * searching.search.best_of
                 made, chosen, found = searching.run(partial(make, prompt), first, out, rate)
             result = Generated(
                 out=str(out),
@@ -180,6 +189,7 @@ def _generate(
                 physics=physics,
                 model=str(model),
                 fingerprint=fingerprint,
+                refine=settings["refine"].model_dump() if settings["refine"] else None,
                 **found,
             )
             tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
@@ -20,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel, VJEPA2Model
 
+from phantom.config import Refine
 from phantom.encoders import PhysicsEncoder, TextEncoder, VideoEncoder
 from phantom.encoders.text import pad
 from phantom.generation.arguments import (
@@ -43,8 +45,9 @@ from phantom.generation.conditions import (
 from phantom.generation.guidance import apply_guidance
 from phantom.generation.loading import COMPONENTS, Dtype, component_dtypes, load_components, load_errors
 from phantom.generation.passes import Passes
+from phantom.generation.refinement import FurtherNoise, Refinement
 from phantom.generation.running_call import RunningCall
-from phantom.generation.schedulers import make_scheduler, shifted_copy
+from phantom.generation.schedulers import make_scheduler, restart, shifted_copy
 from phantom.model import PhantomTransformer3DModel
 from phantom.model.hub import HUB_ARGUMENTS, export_folder, one_device
 from phantom.model.positions import tubelets
@@ -64,6 +67,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "flow_shift": 5.0,
     "scheduler": "unipc",
     "negative_prompt": "",
+    "refine": None,
 }
 
 
@@ -308,6 +312,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         max_sequence_length: int | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        refine: Refine | Literal[False] | None = None,
     ) -> Any:
         """Generates videos of `num_frames` frames, starting with the condition frames if there are any.
 
@@ -331,6 +336,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
             max_sequence_length: text tokens, by default as many as in training.
             attention_kwargs: `scale`: factor of all LoRA adapters.
             return_dict: `PhantomPipelineOutput`; False returns a tuple, (frames,) or (frames, physics).
+            refine: self-refinement of both modalities (`generation.refinement`); False: none, whatever the default is.
 
         Raises BadArgument, which is a ValueError and a UserError.
         """
@@ -358,6 +364,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
             generator=generator,
             output_type=output_type,
         )
+        refining = self._refining(refine)
         prompts = count_prompts(prompt, prompt_embeds)
         batch = prompts * num_videos_per_prompt
         conditions = image_conditions(image, prompts) or video_conditions(video, prompts)
@@ -375,6 +382,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         device = self._execution_device
 
         channels = self.vae.config.z_dim
+        further_noise = FurtherNoise(generator if refining else None)
         latents, physics_latents = self.prepare_latents(
             batch, channels, height, width, num_frames, None, device, generator, latents, physics_latents, physics
         )
@@ -401,6 +409,8 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         noise_shift = self.transformer.config.physics["noise_shift"] if physics else 1.0
         physics_scheduler = shifted_copy(self.scheduler, noise_shift, steps, device)
         timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.tolist()
+        levels = sigmas, physics_scheduler.sigmas.tolist()
+        refinement = Refinement(refining, further_noise, conditioning, *levels) if refining else None
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
@@ -417,17 +427,18 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
                     embeds["uncoupled"] = prompt_embeds
                 time = torch.where(conditioning.is_condition, 0.0, t) if conditioning else t.expand(batch)
                 at = {"step_index": i, "sigma": sigmas[i], "num_inference_steps": len(timesteps)}
-                velocity, velocity_z = passes(latents, physics_latents, time, embeds, at)
-                self._evaluations += len(embeds)
-
-                names = [*embeds]
-                velocity = apply_guidance(velocity, names, self.guidance_scale, self.modality_guidance_scale)
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
-                if physics_latents is not None and velocity_z is not None:
-                    scales = self.physics_guidance_scale, self.modality_guidance_scale
-                    velocity_z = apply_guidance(velocity_z, names, *scales)
-                    t_z = physics_scheduler.timesteps[i]
-                    physics_latents = physics_scheduler.step(velocity_z, t_z, physics_latents, return_dict=False)[0]
+                evaluate = partial(self._velocities, passes, time, embeds, at)
+                if refinement and refinement.applies(i):
+                    latents, physics_latents = refinement.refine(i, latents, physics_latents, evaluate)
+                else:
+                    if refinement and i and refinement.applies(i - 1):
+                        for solver in (self.scheduler, physics_scheduler):
+                            restart(solver, steps, device, i)
+                    velocity, velocity_z = evaluate(latents, physics_latents)
+                    latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                    if physics_latents is not None and velocity_z is not None:
+                        t_z = physics_scheduler.timesteps[i]
+                        physics_latents = physics_scheduler.step(velocity_z, t_z, physics_latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = latents, physics_latents, prompt_embeds, negative_prompt_embeds
                     given: dict[str, Any] = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
@@ -445,6 +456,32 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         self.maybe_free_model_hooks()
         output = PhantomPipelineOutput(out, physics_latents if return_physics else None)
         return output if return_dict else output.to_tuple()
+
+    def _refining(self, refine: Refine | Literal[False] | None) -> Refine | None:
+        """The settings of self-refinement, given or by default. Raises BadArgument with a cache, which counts steps."""
+        default = self.defaults["refine"]
+        found = default and Refine.model_validate(default) if refine is None else refine or None
+        if found and self.transformer.is_cache_enabled:
+            raise BadArgument("refine: found an enabled cache, which counts steps; accepted: one of the two")
+        return found
+
+    def _velocities(
+        self,
+        passes: Passes,
+        time: torch.Tensor,
+        embeds: dict[str, torch.Tensor],
+        at: dict[str, Any],
+        latents: torch.Tensor,
+        physics_latents: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The guided velocities of both modalities; arguments of `Passes`."""
+        self._evaluations += len(embeds)
+        velocity, velocity_z = passes(latents, physics_latents, time, embeds, at)
+        names, modality = [*embeds], self.modality_guidance_scale
+        velocity = apply_guidance(velocity, names, self.guidance_scale, modality)
+        if velocity_z is not None:
+            velocity_z = apply_guidance(velocity_z, names, self.physics_guidance_scale, modality)
+        return velocity, velocity_z
 
     def _physics_encoder(self, device: torch.device) -> PhysicsEncoder | None:
         """The encoder of condition frames to z; None without a physics branch."""

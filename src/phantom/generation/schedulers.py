@@ -44,3 +44,9 @@ def shifted_copy(scheduler: SchedulerMixin, shift: float, steps: int, device: to
     other.set_timesteps(steps, device=device)
     other.set_begin_index(0)
     return other
+
+
+def restart(scheduler: SchedulerMixin, steps: int, device: torch.device, step: int) -> None:
+    """Lets `scheduler` go on from step `step` as from its first one: a multistep solver forgets past velocities."""
+    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_begin_index(step)

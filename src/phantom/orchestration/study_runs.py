@@ -133,7 +133,7 @@ def _measures(study: Study, arm: Arm | None, params: Params) -> dict[str, dict[s
         flow_shift = evaluate.sampling.flow_shift
         found["likephys"] = {**study.measures.likephys.model_dump(), **settings, "flow_shift": flow_shift, **worlds}
     if study.measures.positions:
-        sampling = evaluate.sampling.model_dump(mode="json") | {"noise_seed": evaluate.seed}
+        sampling = evaluate.sampling.record() | {"noise_seed": evaluate.seed}
         rate = evaluate.physics_iq.model_dump(mode="json", include={"fps", "prefix_frames"})
         found["positions"] = {**study.measures.positions.model_dump(mode="json"), **rate, **sampling, **worlds}
         if altered := _altered(arm):

@@ -60,7 +60,7 @@ def export_metadata(params: Params, recipe: dict[str, Any], steps: int, held: bo
         "fps": params.data.fps,
         "max_prefix_frames": params.encode.max_prefix_frames,
         "text_tokens": params.encode.text_tokens,
-        "sampling": params.evaluate.sampling.model_dump(mode="json"),
+        "sampling": params.evaluate.sampling.record(),
         "surprise": params.evaluate.surprise.model_dump(mode="json"),
         "trained": {"steps": steps, **({} if params.train.method == "lora" else {"alpha_z": _schedule(params, held)})},
         "latents": recipe,
