@@ -9,6 +9,7 @@ from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
 from phantom.config.evaluation import (
+    NATIVE,
     PUBLISHED_REFINE,
     PUBLISHED_SURPRISE,
     Evaluate,
@@ -39,6 +40,7 @@ from phantom.config.tree import Params, all_keys, field_of, identity, section_na
 __all__ = [
     "COLUMNS",
     "FLAGS",
+    "NATIVE",
     "PRESETS",
     "PUBLISHED_REFINE",
     "PUBLISHED_SURPRISE",

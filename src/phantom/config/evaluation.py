@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from phantom.config.base import BenchmarkName, NonNegative, Positive, PositiveFloat, Section, check_clip_length
 
 StateSource = Literal["oracle", "other", "noise"]  # of z: the recording, another recording, noise
+NATIVE = "native"  # in place of a judge's command: our own implementation of VideoPhy's judges
 JUDGE_PLACEHOLDERS = ("input", "output", "weights", "task", "videos", "dimension")  # in a judge's command
 
 
@@ -70,12 +71,12 @@ class PhysicsIQ(Section):
 class Judge(Section):
     """An external model that rates videos, run by a command in its own environment."""
 
-    command: str | None  # null: ratings are made elsewhere
+    command: str | None  # null: ratings are made elsewhere; native: `phantom judge`
     weights: str | None  # a folder or hub id, for {weights}
 
     @model_validator(mode="after")
     def _placeholders(self) -> Judge:
-        if self.command is not None:
+        if self.command not in (None, NATIVE):
             try:
                 used = {name for _, name, _, _ in Formatter().parse(self.command) if name is not None}
             except ValueError as error:

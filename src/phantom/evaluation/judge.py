@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phantom.config import Judge
+from phantom.config import NATIVE, Judge
 from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 
@@ -30,16 +30,28 @@ def work_folder(work: Path, name: str, videos: Sequence[Path], *inputs: Any) -> 
     return work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def run(judge: Judge, setting: str, out: Path, check: Callable[[Path], object], **placeholders: Any) -> Path:
+def run(
+    judge: Judge,
+    setting: str,
+    out: Path,
+    check: Callable[[Path], object],
+    native: Sequence[str] = (),
+    **placeholders: Any,
+) -> Path:
     """Runs the judge's command to create `out`, a file or folder, unless it exists. Returns `out`.
 
-    setting: the judge's section in the settings. check: raises UserError if the output is incomplete. placeholders:
-    values of {input}, {task} and others in the command. Raises UserError, and StageFailed if the command fails.
+    setting: the judge's section in the settings. check: raises UserError if the output is incomplete. native: the words
+    of our own command, for `command: native`, if there is one. placeholders: values of {input}, {task} and others in
+    the command. Raises UserError, and StageFailed if the command fails.
     """
     if out.exists():
         return out
     if judge.command is None:
         raise UserError(f"{setting}.command: null, so that nothing judges here")
+    if judge.command == NATIVE and not native:
+        raise UserError(
+            f"{setting}.command: found {NATIVE}, which this benchmark has not; accepted: a command, or null"
+        )
     part = out.with_name(f"part-{out.name}")
     _remove(part)  # some judges append to an existing file
     values = {"output": part.resolve(), "weights": _weights(judge.weights)}
@@ -47,7 +59,8 @@ def run(judge: Judge, setting: str, out: Path, check: Callable[[Path], object], 
     log = out.with_name(f"{out.stem}.log")
     try:
         # Split before the placeholders are filled in, so that a path with spaces stays one argument.
-        command = [word.format(**values) for word in shlex.split(judge.command)]
+        words = native if judge.command == NATIVE else shlex.split(judge.command)
+        command = [word.format(**values) for word in words]
     except KeyError as error:
         raise UserError(f"{setting}.command: {{{error.args[0]}}} is nothing that this benchmark has") from None
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from phantom.evaluation import judge
 from phantom.evaluation.captions import Video, find_videos, matcher, read_captions
 from phantom.progress import say
 
+NATIVE_OPTIONS = ("--task", "{task}", "--input", "{input}", "--output", "{output}", "--weights", "{weights}")
 Rows = dict[str, list[float]]  # scores by file name: a single one, or one per rule
 TASKS = ("sa", "pc")  # semantic adherence, physical commonsense
 
@@ -169,6 +171,7 @@ def _judged(
             f"{benchmark.setting}.judge",
             folder / f"{task}.csv",
             whole(task),
+            native=(sys.executable, "-m", "phantom.cli", "judge", benchmark.name, *NATIVE_OPTIONS),
             input=folder / benchmark.inputs[task],
             task=task,
         )
