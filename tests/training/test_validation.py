@@ -17,6 +17,7 @@ from phantom.training.build import build_model
 from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch
 from phantom.training.coupling_ratio import CouplingRatio
+from phantom.training.heldout_samples import HeldoutSamples
 from phantom.training.validation import Validation
 from tests import tiny
 from tests.training.random_latents import write_latents
@@ -58,7 +59,8 @@ class Guesses(torch.nn.Module):
 
     def __init__(self, validation: Validation, guess) -> None:
         super().__init__()
-        self.blocks, self.truths, self.guess = [], validation.batches, guess
+        self.blocks, self.guess = [], guess
+        self.truths = [validation.samples.make(samples) for samples in validation.samples.rounds]
         self.calls = 0
 
     def forward(self, hidden_states, physics, timestep, text, coupling, video):
@@ -104,7 +106,8 @@ def test_without_prefixes_nothing_is_said_of_copying(params, latents, model):
 
 
 def test_ratio_of_the_coupling_in_each_block(params, latents, model):
-    batch = Validation(latents("heldout"), latents("train"), params, 3).batches[0]
+    samples = HeldoutSamples(latents("heldout"), params, 3)
+    batch = samples.make(samples.batches[0])
     seen = {}
 
     def record(index, module, inputs, outputs):

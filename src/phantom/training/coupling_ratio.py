@@ -5,7 +5,7 @@ Of those blocks in which the video branch reads the physics branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -41,6 +41,10 @@ class CouplingRatio:
         to_v, y_v = (torch.linalg.vector_norm(x.float(), dim=(1, 2)) for x in (outputs[0], inputs[0]))
         self.ratios[block].append(to_v / y_v)
 
-    def means(self) -> dict[str, float]:
-        """`val_coupling_ratio_block_<i>` of each coupled block."""
-        return {f"val_coupling_ratio_block_{i}": float(torch.cat(found).mean()) for i, found in self.ratios.items()}
+    def means(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda own: own) -> dict[str, float]:
+        """`val_coupling_ratio_block_<i>` of each coupled block.
+
+        gather: makes the ratios of all processes' samples of this one's.
+        """
+        found = {i: gather(torch.cat(of)) for i, of in self.ratios.items()}
+        return {f"val_coupling_ratio_block_{i}": float(ratios.mean()) for i, ratios in found.items()}

@@ -7,7 +7,7 @@ import torch
 from phantom.config import Params
 from phantom.data.latent_set import Latents, LatentSet
 from phantom.data.sources import worlds
-from phantom.data.state_probe import StateProbe, of_tubelets, r2_scores, tokens_of_tubelets
+from phantom.data.state_probe import StateProbe, of_tubelets, tokens_of_tubelets
 
 FIT_CLIPS, MIN_CLIPS = 128, 10  # that the probe is fitted on: at most, and at least
 
@@ -40,14 +40,14 @@ class StateReader:
             return None
         return true_states(spec, spec.first_frame, 4 * (clip.video.shape[1] - 1) + 1, clip.physics.shape[1])
 
-    def r2(self, z: list[torch.Tensor], states: list[States]) -> tuple[float, float]:
-        """R2 of position and velocity read from clips `z` (C_z, T, h, w), over the tubelets whose state is known."""
+    def read(self, z: list[torch.Tensor], states: list[States]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read from clips `z` (C_z, T, h, w), and true: the states (M, 4) of the tubelets whose state is known."""
         assert self.probe is not None
+        if not z:
+            return torch.zeros(0, 4), torch.zeros(0, 4)
         tokens = torch.cat([tokens_of_tubelets(x[None])[0][known] for x, (_, known) in zip(z, states, strict=True)])
         with torch.autocast("cpu", enabled=False):
-            read = self.probe.read(tokens)
-        scores = r2_scores(read, torch.cat([state[known] for state, known in states]))
-        return float(scores[:2].mean()), float(scores[2:].mean())
+            return self.probe.read(tokens), torch.cat([state[known] for state, known in states])
 
 
 def true_states(spec: worlds.WorldSpec, first: int, frames: int, tubelets: int) -> States | None:
