@@ -88,6 +88,7 @@ def test_a_preset_states_every_setting_and_the_code_holds_no_other_defaults(name
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas: found [0.9] (list), too few values"),
         ("train.optimizer=3", "train.optimizer: found 3 (int), expected a mapping of settings"),
         ("train.batch_size=15", "train.batch_size 15 must divide by accumulation x processes = 2; nearest valid: 16"),
+        ("train.mesh.shard=2", "train.mesh goes with strategy fsdp2; found strategy ddp; accepted: no mesh"),
         ("data.frames=28", "data.frames must be 4m + 1, found 28; nearest valid: 29"),
         ("data.min_frames=33", "data.min_frames 33 is more than frames 29; nearest valid: 29"),
         ("data.source=folder", "data.path must name a folder when source is folder"),
@@ -120,6 +121,28 @@ def test_a_mistake_is_one_line_naming_the_field_and_what_is_accepted(tmp_path: P
     with pytest.raises(UserError) as error:
         load_params(file, ["train.processes=2", override])
     assert str(error.value) == f"{file}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"),
+    [
+        ([], (1, 8)),
+        (["replicate=2"], (2, 4)),
+        (["shard=4"], (2, 4)),
+        (["replicate=2", "shard=4"], (2, 4)),
+        (["shard=3"], "mesh.shard 3 must divide 8 processes; nearest valid: 2"),
+        (["shard=16"], "mesh.shard 16 must divide 8 processes; nearest valid: 8"),
+        (["replicate=3", "shard=4"], "mesh: found replicate 3 x shard 4, but 8 processes; nearest valid: replicate 2"),
+        (["shard=1"], "mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more"),
+    ],
+)
+def test_one_number_makes_the_mesh(mesh: list[str], shape: tuple[int, int] | str):
+    settings = ["train.processes=8", "train.batch_size=8", "train.strategy=fsdp2", *(f"train.mesh.{of}" for of in mesh)]
+    if isinstance(shape, str):
+        with pytest.raises(UserError, match=shape):
+            validate(apply_overrides(MINI, settings))
+    else:
+        assert validate(apply_overrides(MINI, settings)).train.mesh_shape(8) == shape
 
 
 @pytest.mark.parametrize(

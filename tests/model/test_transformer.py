@@ -281,6 +281,19 @@ def test_bfloat16_keeps_velocities_to_its_own_precision():
 
 
 @torch.no_grad()
+def test_the_time_embedding_is_the_same_in_training_as_when_sampling():
+    model, time = phantom(coupled=True), torch.tensor([[0.0, 250.0, 999.0]])
+    for ends in (model.video_ends, model.physics_ends):
+        with torch.autocast("cpu", torch.bfloat16):
+            trained = ends.embed_time(time, torch.bfloat16)
+        exact = ends.embed_time(time, torch.float32)[0].bfloat16()
+        assert torch.equal(trained[0], exact)
+    in_half(model)
+    sampled = ends.embed_time(time, torch.bfloat16)
+    assert all(torch.equal(a, b) for a, b in zip(trained, sampled, strict=True))
+
+
+@torch.no_grad()
 def test_every_attention_goes_through_the_backend_that_is_chosen():
     model, given = phantom(coupled=True), inputs()
     out, before = model(**given), {}

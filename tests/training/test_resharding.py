@@ -14,6 +14,7 @@ from tests.training.runs import SHARED, assert_same_training
 pytestmark = pytest.mark.timeout(1800)  # starts many processes in sequence
 
 ONE, SHARDED, REPLICATED = ("ddp", 1), ("fsdp2", 2), ("ddp", 2)
+MESH = ("fsdp2", 4, "train.mesh.replicate=2")  # two copies of the weights, each sharded over two processes
 STEPS = ("train.optimizer.decay=constant", "train.checkpoint_every=2")
 
 
@@ -30,6 +31,8 @@ def uninterrupted(tmp_path_factory, make_workspace):
     ("first", "second"),
     [
         (SHARDED, ONE),
+        (MESH, SHARDED),
+        pytest.param(ONE, MESH, marks=pytest.mark.slow),
         pytest.param(ONE, SHARDED, marks=pytest.mark.slow),
         pytest.param(REPLICATED, SHARDED, marks=pytest.mark.slow),
         pytest.param(SHARDED, ("fsdp2", 4), marks=pytest.mark.slow),
@@ -40,8 +43,8 @@ def test_a_run_goes_on_with_other_shards(uninterrupted, tmp_path, first, second)
     if "zero2" in second:
         pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
     shutil.copytree(uninterrupted.folder / "data", tmp_path / "data")
-    for (strategy, ranks), steps in ((first, 4), (second, 6)):
-        layout = (f"train.strategy={strategy}", f"train.processes={ranks}")
+    for (strategy, ranks, *mesh), steps in ((first, 4), (second, 6)):
+        layout = (f"train.strategy={strategy}", f"train.processes={ranks}", *mesh)
         run = Run(uninterrupted.params(*SHARED, *STEPS, *layout, f"train.steps={steps}"), tmp_path)
         assert run.wait() == [0] * ranks, run.log.read_text()
         if steps == 4:

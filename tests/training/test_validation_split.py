@@ -36,7 +36,7 @@ def measure(params: Params, root: Path, clips: type[LatentSet]) -> dict[str, obj
             if "coupling" in name or "proj_out" in name:
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
     if dist.is_initialized():
-        distribute_model(model, "fsdp2")  # which waits for all processes in every forward pass
+        distribute_model(model, (1, dist.get_world_size()))  # which waits for all processes in every forward pass
     run = []
     model.register_forward_hook(lambda _, given, __: run.append(len(given[0])))
     heldout, training = (clips(root / LATENTS, split) for split in ("heldout", "train"))

@@ -106,7 +106,7 @@ def measure(rank: int, folder: str) -> None:
 
     for strategy in ("ddp", "fsdp2"):
         own = model()
-        layout.distribute_model(own, strategy)
+        layout.distribute_model(own, (1, 2) if strategy == "fsdp2" else (2, 1))
         split = SplitGradients(trainable(own))
         each = losses(own, half)
         split.backward(each.video.sum() / SIZE, each.physics.sum() / SIZE)

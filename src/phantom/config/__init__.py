@@ -34,7 +34,7 @@ from phantom.config.loading import (
 )
 from phantom.config.model import Coupling, Models, Physics
 from phantom.config.services import Register, Storage, Tracking
-from phantom.config.training import Optimizer, RecursiveWeight, Train
+from phantom.config.training import Mesh, Optimizer, RecursiveWeight, Train
 from phantom.config.tree import Params, all_keys, field_of, identity, section_names, select, shortest_names
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Evaluate",
     "Judge",
     "LikePhys",
+    "Mesh",
     "Models",
     "OpenVid",
     "Optimizer",

@@ -43,6 +43,30 @@ class Lora(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names
 
 
+class Mesh(Section):
+    """How `strategy: fsdp2` arranges the processes: `replicate` copies of the weights, each over `shard` processes.
+
+    null: the other one's counterpart in `processes`; with both null one copy is sharded over all of them.
+    """
+
+    replicate: Annotated[Positive | None, Role.NOT_IN_WEIGHTS] = None
+    shard: Annotated[Positive | None, Role.NOT_IN_WEIGHTS] = None
+
+    def shape(self, processes: int) -> tuple[int, int]:
+        """(replicate, shard) of so many processes. Raises ValueError, with the nearest that is valid."""
+        name, given = ("shard", self.shard) if self.shard else ("replicate", self.replicate or 1)
+        if processes % given:
+            nearest = max(n for n in range(1, min(given, processes) + 1) if processes % n == 0)
+            raise ValueError(f"mesh.{name} {given} must divide {processes} processes; nearest valid: {nearest}")
+        other = processes // given
+        if self.shard and self.replicate not in (None, other):
+            raise ValueError(
+                f"mesh: found replicate {self.replicate} x shard {given}, but {processes} processes; "
+                f"nearest valid: replicate {other}, or null"
+            )
+        return (other, given) if self.shard else (given, other)
+
+
 class Train(Section):
     """The training run. `control: true` also trains a control of Phantom with alpha_z held at 0."""
 
@@ -66,6 +90,7 @@ class Train(Section):
     ema_decay: Fraction | None
     precision: Literal["float32", "bfloat16"]
     strategy: Annotated[Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"], Role.NOT_IN_WEIGHTS]
+    mesh: Mesh = Mesh()
     activation_checkpointing: Annotated[Literal["none", "full", "selective"], Role.NOT_IN_WEIGHTS]
     compile: Annotated[bool, Role.NOT_IN_WEIGHTS]
     export_dtype: Annotated[Literal["float32", "bfloat16"] | None, Role.NOT_IN_WEIGHTS] = None  # null: models.dtype
@@ -82,6 +107,13 @@ class Train(Section):
         """Whether a control is trained too: there is none where there is no physics loss to leave out."""
         return self.control and self.method == "phantom"
 
+    def mesh_shape(self, processes: int) -> tuple[int, int]:
+        """Of so many processes (replicate, shard): copies of what the strategy shards, and processes with one of them.
+
+        Raises ValueError if `mesh` does not fit them.
+        """
+        return (processes, 1) if self.strategy == "ddp" else self.mesh.shape(processes)
+
     @model_validator(mode="after")
     def _check(self) -> Train:
         unit = self.accumulation * self.processes
@@ -90,6 +122,10 @@ class Train(Section):
                 f"batch_size {self.batch_size} must divide by accumulation x processes = {unit}; "
                 f"nearest valid: {max(unit, round(self.batch_size / unit) * unit)}"
             )
+        if self.strategy != "fsdp2" and self.mesh != Mesh():
+            raise ValueError(f"mesh goes with strategy fsdp2; found strategy {self.strategy}; accepted: no mesh")
+        if self.mesh.shape(self.processes)[1] == 1 < self.processes:
+            raise ValueError("mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more")
         if self.method == "lora" and self.strategy == "zero3":
             # DeepSpeed releases a block's weights too early where its input has no gradient, as the first one's.
             raise ValueError("strategy zero3 does not go with method lora; accepted: ddp, fsdp2, zero1, zero2")

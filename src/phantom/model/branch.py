@@ -53,17 +53,20 @@ class EmbeddingsAndHead(nn.Module):
 
     def embed(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, F, H, W) -> tokens (B, L, D)."""
-        return self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        return (
+            self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2).contiguous()
+        )
 
     def embed_text(self, text: torch.Tensor) -> torch.Tensor:
         """(B, S, text_dim) -> (B, S, D)."""
-        return self.condition_embedder.text_embedder(text)
+        return self.condition_embedder.text_embedder(text.to(self.patch_embedding.weight.dtype))
 
     def embed_time(self, timestep_Bn: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Timesteps (B, n) in [0, 1000] -> time embedding (B, n, D) and the modulation for all blocks (B, n, 6, D)."""
         embedder = self.condition_embedder
         time = embedder.timesteps_proj(timestep_Bn.flatten()).unflatten(0, timestep_Bn.shape)
-        time = embedder.time_embedder(time.to(embedder.time_embedder.linear_1.weight.dtype)).to(dtype)
+        with torch.autocast(time.device.type, enabled=False):  # in float32, as when sampling
+            time = embedder.time_embedder(time.to(embedder.time_embedder.linear_1.weight.dtype)).to(dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(2, (6, -1))
 
     def forward(self, x_BLD: torch.Tensor, time_BnD: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

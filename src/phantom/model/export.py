@@ -34,6 +34,11 @@ def is_video_branch(name: str) -> bool:
     return _VIDEO.match(name) is not None and not is_adapter(name)
 
 
+def is_part_of(name: str, modules: Iterable[str]) -> bool:
+    """Whether the parameter called `name` belongs to a module, or is a parameter, that is called as one of these."""
+    return not set(modules).isdisjoint(name.split("."))
+
+
 def diffusers_name(name: str) -> str | None:
     """The name of a video branch parameter in diffusers' Wan; None for all other parameters."""
     copied = ".to_qkv." in name  # `fuse_qkv_projections`
@@ -100,11 +105,11 @@ def write_weights(
         files[-1].chmod(0o644)  # safetensors writes 0600; another user may generate with the export
         held.clear()
 
-    keep = set(float32_modules)
     for name, tensor in weights:
         if is_video_branch(name) or ".to_qkv." in name:  # a copy (`fuse_qkv_projections`)
             continue
-        tensor = tensor.detach().to(torch.float32 if dtype and keep & set(name.split(".")) else dtype or tensor.dtype)
+        exact = dtype and is_part_of(name, float32_modules)
+        tensor = tensor.detach().to(torch.float32 if exact else dtype or tensor.dtype)
         if held and size + tensor.nbytes > max_file_bytes:
             finish_file()
             size = 0
@@ -240,8 +245,7 @@ class ExportMixin:
                 f"{folder}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
                 f"config.json says {tuple(expected[wrong[0]].shape)}"
             )
-        keep = set(model._keep_in_fp32_modules)
-        state = {k: v.to(torch.float32 if keep & set(k.split(".")) else dtype) for k, v in state.items()}
+        state = {k: v.to(torch.float32 if model.keeps_float32(k) else dtype) for k, v in state.items()}
         model.load_state_dict(state, strict=False, assign=True)
         return model.eval() if onto is None else model.eval().to(onto)
 

@@ -25,7 +25,7 @@ from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token
 from phantom.model.caching import PhantomCacheMixin, TwoStreams
 from phantom.model.config import ModelConfig
 from phantom.model.coupling import Coupling, CouplingConfig
-from phantom.model.export import ExportMixin, fingerprint, is_video_branch, video_config
+from phantom.model.export import ExportMixin, fingerprint, is_part_of, is_video_branch, video_config
 from phantom.model.lora import LoraMixin, add_adapters, without_adapters
 from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
 from phantom.model.offloading import call_with_hooks
@@ -285,6 +285,10 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin,
         for name, parameter in self.named_parameters():
             if is_video_branch(name):
                 parameter.requires_grad_(False)
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the parameter called `name` is float32, and computed with in float32, whatever the others are."""
+        return is_part_of(name, self._keep_in_fp32_modules)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of the physics branch, the coupling and the adapters."""

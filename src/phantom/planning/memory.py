@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from phantom.config import Params
+from phantom.config import Mesh, Params
 from phantom.errors import UserError
 from phantom.planning.gpus import GIB
 from phantom.planning.parts import Parts
@@ -29,7 +29,8 @@ SAVED_BYTES: dict[str, dict[str, Any]] = {
 }
 LATENT_COPIES = 5  # float32 tensors of a sample's latent shape: latents, noise, and both losses' errors going backward
 BACKWARD_STREAMS = 2  # residual-stream gradients held in the backward pass of a block that is not recomputed
-# What each strategy shards over the GPUs. All else is replicated, the frozen branch under every strategy.
+# What each strategy shards over the GPUs, or over `train.mesh.shard` of them. All else is replicated, the frozen branch
+# under every strategy.
 SHARDED = {
     "ddp": (),
     "fsdp2": ("trained", "gradients", "optimizer", "ema"),
@@ -70,13 +71,21 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
         "ema": 0 if train.ema_decay is None else trained * 4,
     }
     sharded = SHARDED[train.strategy]
-    local = {part: size // (gpus if part in sharded else 1) for part, size in full.items()}
+    try:
+        shards = train.mesh_shape(gpus)[1]
+    except ValueError as error:
+        raise UserError(f"train.{error}") from None
+    local = {part: size // (shards if part in sharded else 1) for part, size in full.items()}
     weights = local.pop("frozen") + local.pop("trained")
 
-    # Autocast's copies of the trained weights, and, where these are sharded, two blocks' weights gathered at a time.
-    copies = compute_bytes * trained if half else 0
-    copies += 2 * full["trained"] // parts.video["num_layers"] if "trained" in sharded else 0
-    saved, block, retained = _activations(params, parts)
+    copies, block = compute_bytes * trained if half else 0, trained // parts.video["num_layers"]  # autocast's copies
+    if train.strategy == "fsdp2":
+        # Weights of two blocks are gathered at a time, and a block's gradients in full are reduced as float32. What
+        # computes in bfloat16 is gathered as such: there is no autocast.
+        copies = block * (2 * compute_bytes + compute_bytes + 4)
+    elif "trained" in sharded:
+        copies += 2 * 4 * block
+    saved, in_block, retained = _activations(params, parts)
     micro = micro_batch(params, gpus)
     # A step that measures the norm runs two backward passes through one graph into two sets of gradient buffers
     # (training.gradient_norm); under DeepSpeed each pass has a graph of its own. The peak is at the end of the first,
@@ -85,8 +94,8 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
     twice = is_measured and not zero and not parts.lora
     first = {"gradients": local["gradients"], "activations": micro * saved}
-    first["working_set"] = micro * (block + retained if twice else block) + copies
-    second = {"gradients": local["gradients"] * 2, "activations": 0, "working_set": micro * block + copies}
+    first["working_set"] = micro * (in_block + retained if twice else in_block) + copies
+    second = {"gradients": local["gradients"] * 2, "activations": 0, "working_set": micro * in_block + copies}
     peak = max(first, second, key=lambda at: sum(at.values())) if twice else first
     return {"weights": weights, **local, **peak, "batch": micro * _sample_bytes(parts), "runtime": RUNTIME_BYTES}
 
@@ -176,6 +185,7 @@ def changes_to_fit(params: Params, parts: Parts, available: int, gpus: int, tota
     candidates = {
         "activation_checkpointing": "full",
         "strategy": "fsdp2" if gpus > 1 else "ddp",  # one GPU has nobody to shard with
+        "mesh": Mesh(),
         "accumulation": train.batch_size // gpus,
         "ema_decay": None,
     }
@@ -183,7 +193,8 @@ def changes_to_fit(params: Params, parts: Parts, available: int, gpus: int, tota
         if total > available and getattr(train, key) != value:
             train = train.model_copy(update={key: value})
             total = sum(memory_per_gpu(params.model_copy(update={"train": train}), parts, gpus).values())
-            changes.append(f"--set train.{key}={'null' if value is None else value}")
+            values = {key: value} if key != "mesh" else dict.fromkeys(("mesh.replicate", "mesh.shard"))
+            changes += [f"--set train.{name}={'null' if of is None else of}" for name, of in values.items()]
     if total <= available:
         return changes
     return [*changes, f"still {format_gib(total)} GiB of {format_gib(available)}: more GPUs, or larger ones"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from phantom.model.noise import velocity
 from phantom.training.conditioning import Batch
@@ -121,5 +122,8 @@ class HeadGradient:
 
 
 def total_norm(gradients: Gradients) -> torch.Tensor:
-    """The 2-norm of all gradients concatenated, in float32."""
-    return gather(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))
+    """The 2-norm of all gradients concatenated, in float32. Those that are no DTensors are the same everywhere."""
+    found = [g.float() for g in gradients if g is not None]
+    kinds = [[g for g in found if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
+    norms = [gather(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind or not found]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

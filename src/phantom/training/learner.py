@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from phantom.config import Optimizer, Train
 from phantom.model import PhantomTransformer3DModel
@@ -36,13 +38,18 @@ class Learner:
     def __init__(
         self, model: PhantomTransformer3DModel, settings: Train, device: torch.device, found: Checkpoint | None
     ) -> None:
-        distribute_model(model, settings.strategy)
+        distribute_model(model, settings.mesh_shape(settings.processes), settings.precision == "bfloat16")
         self.model: nn.Module = model
-        self.named = dict(model.trainable_parameters())
+        # First those that are sharded, since no operation takes a list of both kinds.
+        named = sorted(model.trainable_parameters(), key=lambda item: not isinstance(item[1], DTensor))
+        self.named = dict(named)
         self.parameters = list(self.named.values())
+        sharded = sum(isinstance(parameter, DTensor) for parameter in self.parameters)
+        self.kinds = [kind for kind in (slice(sharded), slice(sharded, None)) if self.parameters[kind]]
         self.size, self.clip_norm, self.decay = settings.batch_size, settings.optimizer.clip_norm, settings.ema_decay
         # On a GPU the fused kernel skips a step with a non-finite gradient by itself, without a host sync.
-        self.optimizer = make_optimizer(self.parameters, settings.optimizer, fused=device.type == "cuda")
+        groups = [{"params": self.parameters[kind]} for kind in self.kinds]
+        self.optimizer = make_optimizer(groups, settings.optimizer, fused=device.type == "cuda")
         self.average = [p.detach().clone() for p in self.parameters] if self.decay else None
         if found:
             self._load(found)
@@ -79,11 +86,13 @@ class Learner:
         if fused:
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         if fused or torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+            for kind in self.kinds:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters[kind], self.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
                 decay = ema_decay(self.decay or 0, step)
-                torch._foreach_lerp_(self.average, list[torch.Tensor](self.parameters), 1 - decay)
+                for kind in self.kinds:
+                    torch._foreach_lerp_(self.average[kind], list[torch.Tensor](self.parameters[kind]), 1 - decay)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -145,7 +154,9 @@ def ema_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: Optimizer, fused: bool) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: list[nn.Parameter] | list[dict[str, Any]], settings: Optimizer, fused: bool
+) -> torch.optim.AdamW:
     """AdamW with the settings of `train.optimizer`."""
     return torch.optim.AdamW(
         parameters,

@@ -27,7 +27,12 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 
 def join(settings: Train) -> Accelerator:
-    """Joins the process group, if torchrun started this process. Raises UserError where DeepSpeed is not installed."""
+    """Joins the process group, if torchrun started this process.
+
+    Raises UserError where DeepSpeed is not installed, and for fsdp2 in a single process.
+    """
+    if settings.strategy == "fsdp2" and settings.processes == 1:
+        raise UserError("train.strategy: fsdp2 needs several processes; found train.processes: 1; accepted: ddp")
     has_gpu = torch.cuda.is_available()
     # accelerate chooses no backend for DeepSpeed on a CPU: it must be named.
     group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)

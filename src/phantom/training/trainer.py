@@ -130,7 +130,7 @@ class Trainer:
         self.model = build_model(params, channels, latents.standardized_by).to(self.device).train()
         if self.settings.compile:
             compile_blocks(self.model)
-        half = self.settings.precision == "bfloat16"
+        half = self.settings.precision == "bfloat16" and self.settings.strategy != "fsdp2"  # which casts the weights
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
         self.head = HeadGradient(self.model.physics_ends, self.of_physics)
