@@ -91,6 +91,7 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"]
     strategy: Annotated[Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"], Role.NOT_IN_WEIGHTS]
     mesh: Mesh = Mesh()
+    offload: Annotated[Literal["none", "optimizer"], Role.NOT_IN_WEIGHTS] = "none"  # what is in host memory instead
     activation_checkpointing: Annotated[Literal["none", "full", "selective"], Role.NOT_IN_WEIGHTS]
     compile: Annotated[bool, Role.NOT_IN_WEIGHTS]
     export_dtype: Annotated[Literal["float32", "bfloat16"] | None, Role.NOT_IN_WEIGHTS] = None  # null: models.dtype
@@ -124,6 +125,8 @@ class Train(Section):
             )
         if self.strategy != "fsdp2" and self.mesh != Mesh():
             raise ValueError(f"mesh goes with strategy fsdp2; found strategy {self.strategy}; accepted: no mesh")
+        if self.offload != "none" and self.strategy != "ddp":
+            raise ValueError(f"offload goes with strategy ddp; found strategy {self.strategy}; accepted: offload none")
         if self.mesh.shape(self.processes)[1] == 1 < self.processes:
             raise ValueError("mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more")
         if self.method == "lora" and self.strategy == "zero3":

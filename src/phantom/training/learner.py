@@ -22,6 +22,7 @@ from phantom.training.checkpoint import Checkpoint
 from phantom.training.gradient_norm import SplitGradients, total_norm
 from phantom.training.layout import distribute_model, gather
 from phantom.training.objective import Losses
+from phantom.training.offload import HostWeights
 
 Forward = Callable[[], Iterator[Losses]]  # yields the losses of each micro-batch of a step, one forward pass per item
 Weight = Callable[[dict[str, float]], float]  # alpha_z, from the gradient norms just measured
@@ -48,9 +49,12 @@ class Learner:
         self.kinds = [kind for kind in (slice(sharded), slice(sharded, None)) if self.parameters[kind]]
         self.size, self.clip_norm, self.decay = settings.batch_size, settings.optimizer.clip_norm, settings.ema_decay
         # On a GPU the fused kernel skips a step with a non-finite gradient by itself, without a host sync.
-        groups = [{"params": self.parameters[kind]} for kind in self.kinds]
-        self.optimizer = make_optimizer(groups, settings.optimizer, fused=device.type == "cuda")
-        self.average = [p.detach().clone() for p in self.parameters] if self.decay else None
+        self.host = HostWeights(self.parameters) if settings.offload == "optimizer" else None
+        self.stepped = self.host.copies if self.host else self.parameters  # what AdamW changes
+        groups = [{"params": self.stepped[kind]} for kind in self.kinds]
+        fused = device.type == "cuda" or self.host is not None
+        self.optimizer = make_optimizer(groups, settings.optimizer, fused)
+        self.average = [p.detach().clone() for p in self.stepped] if self.decay else None
         if found:
             self._load(found)
 
@@ -82,18 +86,23 @@ class Learner:
         norm = total_norm([p.grad for p in self.parameters])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        fused = self.optimizer.defaults["fused"]
+        fused = self.optimizer.defaults["fused"] and not self.host  # with the step on the host, the host waits anyway
         if fused:
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         if fused or torch.isfinite(norm):
             for kind in self.kinds:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters[kind], self.clip_norm, norm)
+            if self.host:
+                self.host.take_gradients()
             self.optimizer.step()
+            if self.host:
+                self.host.return_weights()
             if self.average is not None:
                 decay = ema_decay(self.decay or 0, step)
                 for kind in self.kinds:
-                    torch._foreach_lerp_(self.average[kind], list[torch.Tensor](self.parameters[kind]), 1 - decay)
-        self.optimizer.zero_grad(set_to_none=True)
+                    torch._foreach_lerp_(self.average[kind], list[torch.Tensor](self.stepped[kind]), 1 - decay)
+        for parameter in self.parameters:
+            parameter.grad = None
         return norm
 
     @contextmanager
@@ -122,8 +131,8 @@ class Learner:
     def tensors(self) -> Tensors:
         """Weights, AdamW's moments and step and, with an EMA, averages: this process's shards, not copied."""
         found = dict[str, torch.Tensor](self._weights())
-        for name, parameter in self.named.items():
-            moments = self.optimizer.state.get(parameter, {})  # none before its first gradient
+        for name, stepped in zip(self.named, self.stepped, strict=True):
+            moments = self.optimizer.state.get(stepped, {})  # none before its first gradient
             found |= {f"{key}.{name}": moments[key] for key in ("step", *MOMENTS) if key in moments}
         return found
 
@@ -141,11 +150,13 @@ class Learner:
     def _load(self, found: Checkpoint) -> None:
         saved, tensors = set(found.keys), dict[str, torch.Tensor](self._weights())
         state = self.optimizer.state_dict()
-        for i, (name, parameter) in enumerate(self.named.items()):
+        for i, (name, stepped) in enumerate(zip(self.named, self.stepped, strict=True)):
             if f"step.{name}" in saved:
-                state["state"][i] = {"step": torch.zeros(()), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+                state["state"][i] = {"step": torch.zeros(()), **{key: torch.zeros_like(stepped) for key in MOMENTS}}
                 tensors |= {f"{key}.{name}": tensor for key, tensor in state["state"][i].items()}
         found.load(tensors)
+        if self.host:
+            self.host.take_weights()
         self.optimizer.load_state_dict(state)
 
 

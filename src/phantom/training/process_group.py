@@ -29,11 +29,13 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 def join(settings: Train) -> Accelerator:
     """Joins the process group, if torchrun started this process.
 
-    Raises UserError where DeepSpeed is not installed, and for fsdp2 in a single process.
+    Raises UserError where DeepSpeed is not installed, for fsdp2 in a single process, and for offloading without a GPU.
     """
     if settings.strategy == "fsdp2" and settings.processes == 1:
         raise UserError("train.strategy: fsdp2 needs several processes; found train.processes: 1; accepted: ddp")
     has_gpu = torch.cuda.is_available()
+    if settings.offload != "none" and not has_gpu:
+        raise UserError(f"train.offload: found {settings.offload}, and no GPU to make room on; accepted: none")
     # accelerate chooses no backend for DeepSpeed on a CPU: it must be named.
     group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     if not settings.strategy.startswith("zero"):
