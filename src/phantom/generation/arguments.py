@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from phantom.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from phantom.progress import quiet_loading, say, track
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from phantom.generation.pipeline import PhantomPipeline
 
@@ -126,7 +128,7 @@ def _generate(
         raise UserError("prompt: found an empty text; accepted: what the video shall show")
     if fps is not None and not 0 < fps <= 240:
         raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
-    fingerprint = _fingerprint(Path(model))
+    fingerprint = model_fingerprint(Path(model))
     pipe = _load(Path(model).resolve(), fingerprint)
     defaults = pipe.defaults
     settings: dict[str, Any] = {
@@ -134,33 +136,23 @@ def _generate(
         "num_inference_steps": defaults["steps"] if steps is None else steps,
         "guidance_scale": defaults["guidance_scale"] if guidance is None else guidance,
         "physics": physics,
-        "refine": defaults["refine"] and Refine.model_validate(defaults["refine"]) if refine is None else refine,
+        "refine": default_refine(pipe) if refine is None else refine,
     }
-    rate, schedule = defaults["fps"] if fps is None else fps, pipe.scheduler.config
-    condition = _read_condition(image, video, rate, defaults)
+    rate = defaults["fps"] if fps is None else fps
+    condition = read_condition(image, video, rate, defaults)
+    sources = {
+        "image": None if image is None else str(image),
+        "video": None if video is None else str(video),
+        "model": str(model),
+        "fingerprint": fingerprint,
+    }
     searching = None if search is None else Searching(search, pipe, settings["num_frames"], condition)
-
-    import torch
-
-    from phantom.data.video import write_mp4
-
     results = []
     videos = len(prompts) * (search.best_of if search else 1)
     with track("generate", videos * settings["num_inference_steps"], "steps") as bar:
 
-        def count(_pipe: Any, _step: int, _t: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
-            bar.advance()
-            return {}
-
         def make(prompt: str, seed: int) -> np.ndarray:
-            return pipe(
-                prompt,
-                **condition,
-                **settings,
-                generator=torch.Generator("cpu").manual_seed(seed),  # the same noise on any device
-                output_type="uint8",
-                callback_on_step_end=count,
-            ).frames[0]
+            return make_video(pipe, prompt, seed, {**condition, **settings}, bar.advance)[0]
 
         for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
             found: dict[str, Any]
@@ -170,39 +162,86 @@ def _generate(
             else:
                 first = int(seed) + i * searching.search.best_of
                 made, chosen, found = searching.run(partial(make, prompt), first, out, rate)
-            result = Generated(
-                out=str(out),
-                prompt=prompt,
-                image=None if image is None else str(image),
-                video=None if video is None else str(video),
-                seed=chosen,
-                frames=len(made),
-                height=made.shape[1],
-                width=made.shape[2],
-                fps=rate,
-                steps=settings["num_inference_steps"],
-                guidance_scale=settings["guidance_scale"],
-                physics_guidance_scale=defaults["physics_guidance_scale"],
-                negative_prompt=defaults["negative_prompt"],
-                scheduler=type(pipe.scheduler).__name__,
-                flow_shift=schedule.get("flow_shift", schedule.get("shift")),
-                physics=physics,
-                model=str(model),
-                fingerprint=fingerprint,
-                refine=settings["refine"].model_dump() if settings["refine"] else None,
-                **found,
-            )
-            tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
-            out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = out.with_name(f".{out.name}.new")
-            write_mp4(temporary, made, rate, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
-            temporary.replace(out)
-            results.append(result)
+            results.append(save_video(pipe, made, out, prompt, chosen, rate, settings, {**sources, **found}))
     return results
 
 
-def _fingerprint(model: Path) -> str:
-    """SHA-256 over the model's config and weights."""
+def default_refine(pipe: PhantomPipeline) -> Refine | None:
+    """The self-refinement of calls that do not say otherwise."""
+    stated = pipe.defaults["refine"]
+    return stated and Refine.model_validate(stated)
+
+
+def make_video(
+    pipe: PhantomPipeline, prompt: str, seed: int, arguments: dict[str, Any], on_step: Callable[[], None]
+) -> tuple[np.ndarray, torch.Tensor | None]:
+    """Generates a video, uint8 (F, H, W, 3), and z (1, C_z, T, h, w) if `arguments` have `return_physics`.
+
+    arguments: further ones of the pipeline. on_step: called after each denoising step; what it raises ends the call.
+    Raises BadArgument.
+    """
+    import torch
+
+    def step(_pipe: Any, _step: int, _t: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step()
+        return {}
+
+    made = pipe(
+        prompt,
+        **arguments,
+        generator=torch.Generator("cpu").manual_seed(seed),  # the same noise on any device
+        output_type="uint8",
+        callback_on_step_end=step,
+    )
+    return made.frames[0], made.physics
+
+
+def save_video(
+    pipe: PhantomPipeline,
+    video: np.ndarray,
+    out: Path,
+    prompt: str,
+    seed: int,
+    fps: float,
+    arguments: dict[str, Any],
+    facts: dict[str, Any],
+) -> Generated:
+    """Writes a video of `make_video` to `out`, atomically, tagged with all that it was made from, which is returned.
+
+    arguments: those of `make_video`. facts: further fields of `Generated`; `image`, `video`, `model` and `fingerprint`
+    are required.
+    """
+    from phantom.data.video import write_mp4
+
+    defaults, schedule = pipe.defaults, pipe.scheduler.config
+    result = Generated(
+        out=str(out),
+        prompt=prompt,
+        seed=seed,
+        frames=len(video),
+        height=video.shape[1],
+        width=video.shape[2],
+        fps=fps,
+        steps=arguments["num_inference_steps"],
+        guidance_scale=arguments["guidance_scale"],
+        physics_guidance_scale=defaults["physics_guidance_scale"],
+        negative_prompt=defaults["negative_prompt"],
+        scheduler=type(pipe.scheduler).__name__,
+        flow_shift=schedule.get("flow_shift", schedule.get("shift")),
+        physics=arguments["physics"],
+        refine=arguments["refine"].model_dump() if arguments["refine"] else None,
+        **facts,
+    )
+    tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.new")
+    write_mp4(temporary, video, fps, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
+    temporary.replace(out)
+    return result
+
+
+def model_fingerprint(model: Path) -> str:
+    """SHA-256 over the model's config and weights. Raises UserError."""
     if not model.is_dir():
         raise UserError(f"model: no such folder: {model}; accepted: an export such as models/phantom")
     folder = model if (model / "config.json").is_file() else model / "transformer"
@@ -219,6 +258,11 @@ def _fingerprint(model: Path) -> str:
 @lru_cache(maxsize=1)
 def _load(model: Path, fingerprint: str) -> PhantomPipeline:
     """The pipeline, cached for the next call, so that a served model is loaded once."""
+    return load_pipeline(model)
+
+
+def load_pipeline(model: Path) -> PhantomPipeline:
+    """The pipeline of an export or a saved pipeline, on the GPU if there is one. Raises UserError."""
     import torch
     from safetensors import SafetensorError
 
@@ -239,10 +283,10 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
     return pipe
 
 
-def _read_condition(
+def read_condition(
     image: str | Path | None, video: str | Path | None, fps: float, defaults: dict[str, Any]
 ) -> dict[str, Any]:
-    """The `image` or `video` argument of the pipeline, read from its file."""
+    """The `image` or `video` argument of the pipeline, read from its file. Raises UserError."""
     if image is not None:
         from PIL import Image
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from phantom.config import Params
+from phantom.config.sampling import default_arguments
 from phantom.model import PhantomTransformer3DModel
 
 HISTORY, RESULT, HELDOUT = "history.json", "result.json", "heldout.json"
@@ -54,14 +55,7 @@ def write_export(
 def export_metadata(params: Params, recipe: dict[str, Any], steps: int, held: bool) -> dict[str, Any]:
     """`metadata` of an export after `steps`: what sampling needs, and what the weights are the result of."""
     return {
-        "frames": params.data.frames,
-        "height": params.data.height,
-        "width": params.data.width,
-        "fps": params.data.fps,
-        "max_prefix_frames": params.encode.max_prefix_frames,
-        "text_tokens": params.encode.text_tokens,
-        "sampling": params.evaluate.sampling.record(),
-        "surprise": params.evaluate.surprise.model_dump(mode="json"),
+        **default_arguments(params),
         "trained": {"steps": steps, **({} if params.train.method == "lora" else {"alpha_z": _schedule(params, held)})},
         "latents": recipe,
     }
