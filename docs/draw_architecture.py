@@ -24,7 +24,7 @@ ROWS: tuple[dict[str, tuple[float, float]], ...] = (
     {"cli": (0, 8.6), "flows": (9, 12)},
     {"cluster": (7.3, 10.6)},
     {"orchestration": (7.9, 12)},
-    {"pretraining": (0, 2.7), "evaluation": (2.9, 5.5), "training": (5.7, 8.3)},
+    {"pretraining": (0, 2.7), "evaluation": (2.9, 5.5), "training": (5.7, 8.3), "serving": (8.6, 12)},
     {"tracking": (8.2, 11.1)},
     {"generation": (2.9, 7.3), "planning": (7.5, 12)},
     {"data": (0, 6.3)},

@@ -18,6 +18,7 @@ LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("pretraining",),
     ("evaluation",),
     ("training",),
+    ("serving",),
     ("tracking",),
     ("generation", "planning"),
     ("data",),

@@ -1,0 +1,72 @@
+"""Versions of a registered model by URI, and their exports on this machine: what `phantom serve` serves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom.errors import StageFailed, UserError
+
+PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.name}/{self.number}"
+
+
+def find_version(uri: str, tracking_uri: str) -> Version:
+    """The version that models:/NAME@ALIAS or models:/NAME/NUMBER stands for just now.
+
+    Raises UserError if there is none, StageFailed if the registry cannot be asked.
+    """
+    found = re.fullmatch(rf"{PREFIX}([^@/]+)(?:@([\w-]+)|/(\d+))", uri)
+    if not found:
+        raise UserError(f"model: found {uri!r}; accepted: {PREFIX}NAME@ALIAS, {PREFIX}NAME/NUMBER")
+    name, alias, number = found.groups()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    try:
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"model: {uri}: no such version in {tracking_uri}; `phantom register` makes one") from None
+        raise StageFailed(f"model: {uri}: {str(error).splitlines()[0]}") from None
+    return Version(name, int(version.version))
+
+
+def download_export(version: Version, tracking_uri: str, folder: Path) -> Path:
+    """The export of a version, below `folder`; downloaded unless it is there. Raises StageFailed."""
+    target = folder / f"{version.name}-{version.number}"
+    if not target.is_dir():
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        mlflow.set_tracking_uri(tracking_uri)
+        part = folder / f".{target.name}.{os.getpid()}.part"  # several workers may download it at the same time
+        part.mkdir(parents=True, exist_ok=True)
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=str(version), dst_path=str(part))
+            part.rename(target)
+        except MlflowException as error:
+            raise StageFailed(f"model: {version}: {str(error).splitlines()[0]}") from None
+        except OSError:
+            if not target.is_dir():
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for config in sorted((target / "artifacts").glob("*/config.json")):
+        return config.parent
+    raise StageFailed(f"model: {version}: no export in it")
