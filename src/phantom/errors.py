@@ -36,6 +36,12 @@ class StageFailed(Exception):
     exit_code = 1
 
 
+class InvalidData(StageFailed):
+    """A part of the work cannot be done for what it is given; other parts can. One line."""
+
+    exit_code = 65  # EX_DATAERR of sysexits.h
+
+
 def raise_terminated(number: int, frame: object) -> None:
     """The handler for SIGTERM."""
     raise Terminated

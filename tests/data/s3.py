@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
+NOT_IMPLEMENTED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>NotImplemented</Code><Message>A header implies functionality that is not implemented.</Message></Error>"""
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
@@ -48,7 +50,10 @@ class Proxy:
     """Forwards requests to `port`, injecting `faults`, in order, into the next requests that read an object.
 
     A fault is "500", "503", "reset", "truncate", "slow", "expired", or "" for none. `reads` counts such requests.
+    With `refuse_conditions` it answers as a store that has no conditional writes.
     """
+
+    refuse_conditions = False
 
     def __init__(self, port: int) -> None:
         self.faults: list[str] = []
@@ -79,6 +84,12 @@ class Proxy:
     def forward(self, request: BaseHTTPRequestHandler, port: int) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         fault = ""
+        if self.refuse_conditions and "If-None-Match" in request.headers:
+            request.send_response(501)
+            request.send_header("Content-Length", str(len(NOT_IMPLEMENTED)))
+            request.end_headers()
+            request.wfile.write(NOT_IMPLEMENTED)
+            return
         if request.command == "GET" and "Range" in request.headers:
             with self.lock:
                 self.reads.append(request.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phantom.config import Storage
 from phantom.data.storage.cache import Cache
-from phantom.data.storage.files import ConcatenatedFile, Entry, NotFound, escapes_folder
+from phantom.data.storage.files import ConcatenatedFile, Entry, NotFound, Refused, escapes_folder
 from phantom.data.storage.local import LocalFolder
 from phantom.data.storage.s3 import S3, S3Folder
 from phantom.errors import UserError
@@ -19,6 +19,7 @@ __all__ = [
     "Folder",
     "LocalFolder",
     "NotFound",
+    "Refused",
     "S3Folder",
     "escapes_folder",
     "fingerprint",

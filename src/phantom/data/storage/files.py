@@ -18,6 +18,10 @@ class NotFound(UserError):
     """The folder does not exist, or has no files."""
 
 
+class Refused(UserError):
+    """The store refuses access, or a file has changed meanwhile: the same request may succeed later."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file in a folder. `version` changes whenever its contents do."""

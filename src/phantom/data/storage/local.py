@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from phantom.data.files import fsync_folder
+from phantom.data.files import fsync, fsync_folder
 from phantom.data.storage.files import Entry, NotFound, escapes_folder, read_file_range
 
 
@@ -103,6 +103,21 @@ class LocalFolder:
         part.replace(target)
         fsync_folder(target.parent)
 
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Writes the file `name` atomically unless there is one already. Whether it did: of several, one does."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
+        part.write_bytes(data)
+        fsync(part)
+        try:
+            target.hardlink_to(part)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        return True
+
     def create(self, name: str) -> BinaryIO:
         """Opens the file `name`, new and empty, for writing; as a context, which closes it."""
         target = self.path / name
@@ -130,6 +145,10 @@ class LocalFolder:
         part = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, part)
         part.replace(target)
+
+    def take(self, source: Path, name: str) -> None:
+        """Moves the file `source` here as `name`, atomically. It must be in this file system."""
+        source.replace(self.path / name)
 
     def download(self, name: str, target: Path) -> None:
         """Copies the file `name` to `target`."""

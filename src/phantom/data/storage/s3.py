@@ -19,7 +19,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from phantom.data.storage.cache import Cache
-from phantom.data.storage.files import CHUNK_BYTES, Entry, NotFound, SeekableReader, escapes_folder, read_file_range
+from phantom.data.storage.files import (
+    CHUNK_BYTES,
+    Entry,
+    NotFound,
+    Refused,
+    SeekableReader,
+    escapes_folder,
+    read_file_range,
+)
 from phantom.errors import StageFailed, UserError
 
 S3 = "s3://"
@@ -43,6 +51,15 @@ ERROR_MESSAGES = {
     "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION",
 }
+# Of these, what says nothing about the settings: credentials are renewed, clocks set, files written again.
+MAY_PASS = (
+    "AccessDenied",
+    "403",
+    "PreconditionFailed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestTimeTooSkewed",
+)
 
 
 class S3Folder:
@@ -142,6 +159,11 @@ class S3Folder:
         with self._translate_errors(name):
             self._client.upload_file(str(source), self.bucket, self.prefix + name)
 
+    def take(self, source: Path, name: str) -> None:
+        """Uploads the file `source` as `name`, atomically, and deletes it here."""
+        self.upload(source, name)
+        source.unlink()
+
     def download(self, name: str, target: Path) -> None:
         """Downloads the file `name` to `target`, bypassing the cache: any size, several parts in parallel."""
         with self._translate_errors(name):
@@ -156,6 +178,23 @@ class S3Folder:
         """Writes the file `name`, atomically."""
         with self._translate_errors(name):
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Writes the file `name` unless there is one already. Whether it did: of several, one does; all do in a store
+        that knows no conditional requests."""
+        from botocore.exceptions import ClientError
+
+        with self._translate_errors(name):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                code = error.response["Error"].get("Code")
+                if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                if code not in ("NotImplemented", "InvalidArgument"):
+                    raise
+                self.write(name, data)
+        return True
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
@@ -286,13 +325,14 @@ def _translate(where: str, error: Exception) -> UserError | StageFailed:
         code, metadata = cause.response["Error"].get("Code", "?"), cause.response["ResponseMetadata"]
         status = metadata.get("HTTPStatusCode", 0)
         if code in ERROR_MESSAGES:
-            return UserError(f"{where}: {ERROR_MESSAGES[code]}")
+            kind = Refused if code in MAY_PASS else UserError
+            return kind(f"{where}: {ERROR_MESSAGES[code]}")
         if status >= 500 or status == 429 or code in ("SlowDown", "InternalError", "RequestTimeout"):
             attempts = metadata.get("RetryAttempts", 0) + 1
             return StageFailed(f"{where}: the server answered {status} ({code}) {attempts} times; run again to go on")
         return UserError(f"{where}: {code}: {_one_line(cause)}")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return UserError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws")
+        return Refused(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws")
     if isinstance(error, HTTPClientError | EndpointConnectionError):
         return StageFailed(f"{where}: the server cannot be reached: {_one_line(error)}; run again to go on")
     return UserError(f"{where}: {_one_line(error)}")
