@@ -2,7 +2,7 @@
 
     python benchmarks/encode.py [--clips 96 --repeats 5 --many 10000]
 
-Simulated clips of the mini preset, encoded by its models with one thread per process, as `phantom encode --worker i
+Simulated clips of the mini preset, encoded by its models with one thread per process, as `phantom encode --index i
 --of n` does. Timings include loading the models but not imports. Clips per wall-clock second measure this machine in
 its present state; clips per CPU second of the busiest process predict one with a free core per process. Memory: the
 peak resident size in each tenth of the time while `--many` clips of 5 frames go through `prepare`, from a folder, and
@@ -29,17 +29,17 @@ import torch
 from shards import resident
 
 from phantom.config import Params, load_params, preset_path
-from phantom.data.encode import encode
+from phantom.data.encode import encode, encode_part, merge_parts
+from phantom.data.encode_job import Part
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS
 from phantom.data.video import write_mp4
-from phantom.data.workers import Partition
 
 
-def run_worker(params: Params, root: Path, share: Partition) -> float:
-    """Runs one worker; returns its CPU seconds."""
+def run_part(params: Params, root: Path, part: Part) -> float:
+    """Encodes one part; returns its CPU seconds."""
     torch.set_num_threads(1)
-    encode(params, root, share)
+    encode_part(params, part, root)
     return time.process_time()
 
 
@@ -47,11 +47,11 @@ def seconds(params: Params, root: Path, processes: int) -> tuple[float, float]:
     """Time to encode all clips: wall-clock seconds, and CPU seconds of the busiest process."""
     began = time.perf_counter()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        shares = [Partition(i, processes) for i in range(processes)]
-        busiest = max(pool.map(run_worker, [params] * processes, [root] * processes, shares))
+        parts = [Part(i, processes) for i in range(processes)]
+        busiest = max(pool.map(run_part, [params] * processes, [root] * processes, parts))
     took = time.perf_counter() - began
-    encode(params, root, merge=True)
-    shutil.rmtree(root / LATENTS)  # otherwise the next workers find nothing to do
+    merge_parts(params, root)
+    shutil.rmtree(root / LATENTS)  # otherwise the next parts find nothing to do
     return took, busiest
 
 

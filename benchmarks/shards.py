@@ -30,6 +30,7 @@ import torch
 from phantom.data.latent_set import LatentSet
 from phantom.data.prefetch import prefetch
 from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
+from phantom.data.storage import LocalFolder
 
 CHUNK = 2**24
 
@@ -37,34 +38,36 @@ CHUNK = 2**24
 def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
     """Writes `count` clips with physics latents of `channels` channels, 17 tubelets and 16 x 16 patches."""
     generator = torch.Generator().manual_seed(0)
-    writer = ShardWriter(folder, megabytes, torch.bfloat16)
-    for number in range(count):
-        video, states, text = (
-            torch.randn(shape, generator=generator) for shape in ((48, 1, 30, 52), (channels, 17, 16, 16), (64, 128))
-        )
-        writer.add([EncodedClip(f"clip-{number}", video, states, {}, f"text-{number}", text)])
-    writer.close()
+    shards, records = LocalFolder(folder), LocalFolder(folder.with_name(f"{folder.name}-records"))
+    with ShardWriter(shards, records, "", megabytes, torch.bfloat16) as writer:
+        for number in range(count):
+            video, states, text = (
+                torch.randn(shape, generator=generator)
+                for shape in ((48, 1, 30, 52), (channels, 17, 16, 16), (64, 128))
+            )
+            writer.add([EncodedClip(f"clip-{number}", video, states, {}, f"text-{number}", text)])
     write_tensors(folder / "empty_text.safetensors", {"text": torch.zeros(1, 128)})
     clips = [
-        {**clip, **text, "id": clip["key"], "split": "train", "caption": "", "shard": shard["file"]}
+        {**clip, **text, "id": clip["key"], "split": "train", "caption": "", "shard": shard.file}
         for shard in writer.finished
-        for clip, text in zip(shard["clips"], shard["texts"], strict=True)
+        for clip, text in zip(shard.clips, shard.texts, strict=True)
     ]
-    index = {"format": FORMAT, "recipe": {}, "manifest": None, "shards": writer.finished, "clips": clips}
+    index = {"format": FORMAT, "recipe": {}, "manifest": None, "clips": clips}
+    index["shards"] = [{"file": one.file, "sha256": one.sha256, "bytes": one.bytes} for one in writer.finished]
     index["empty_text"] = index_entry(folder / "empty_text.safetensors")
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
 def forget(folder: Path) -> None:
     """Drops the files from the page cache."""
-    for path in folder.glob("shard-*.safetensors"):
+    for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_files(folder: Path) -> None:
     buffer = bytearray(CHUNK)
-    for path in sorted(folder.glob("shard-*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
@@ -125,7 +128,7 @@ def main() -> None:
         large, small = Path(folder) / "large", Path(folder) / "small"
         write(large, options.clips, 1024, 256)
         os.sync()
-        size = sum(path.stat().st_size for path in large.glob("shard-*.safetensors")) // options.clips
+        size = sum(path.stat().st_size for path in large.glob("*.safetensors")) // options.clips
         known = LatentSet(large, "train")
         order = torch.randperm(options.clips, generator=torch.Generator().manual_seed(1))[: options.clips // 2].tolist()
 

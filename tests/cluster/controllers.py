@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,18 +235,37 @@ class Controllers:
         codes = [s["state"]["terminated"]["exitCode"] for p in failed for s in p.pod["status"]["containerStatuses"]]
         if 2 in codes:
             return _condition(job, "Failed", "Container stage failed with exit code 2 matching FailJob rule at index 1")
-        if len(failed) > spec["backoffLimit"]:
+        if len(failed) > spec.get("backoffLimit", 2**31):
             return _condition(job, "Failed", "Job has reached the specified backoff limit")
         done = {p.pod["index"] for p in pods if p.pod["status"]["phase"] == "Succeeded"}
+        given_up = self._failed_indexes(spec, failed)
         if len(done) == spec["completions"]:
             return _condition(job, "Complete")
-        for index in range(spec["completions"]):
+        if len(done | given_up) == spec["completions"]:
+            return _condition(job, "Failed", "Job has failed indexes")
+        active = sum(p.pod["status"]["phase"] in ("Pending", "Running") for p in pods)
+        for index in sorted(set(range(spec["completions"])) - done - given_up):
             mine = [p for p in pods if p.pod["index"] == index]
-            if index not in done and all(p.pod["status"]["phase"] == "Failed" for p in mine):
+            if active < spec["parallelism"] and all(p.pod["status"]["phase"] == "Failed" for p in mine):
                 env = {"JOB_COMPLETION_INDEX": str(index)}
                 self._add(job, f"{name}-{index}-{len(mine):05d}", spec["template"], "Never", env, index)
-        status["active"] = sum(p.pod["status"]["phase"] == "Running" for p in pods)
+                active += 1
+        status["active"] = active
         return None
+
+    @staticmethod
+    def _failed_indexes(spec: Object, failed: list[Running]) -> set[int]:
+        """The indexes that are not tried again: for their exit code, or after as many failures as are accepted."""
+        rules = [
+            rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "FailIndex" in rule["action"]
+        ]
+        found, counts = set(), Counter(p.pod["index"] for p in failed)
+        for pod in failed:
+            (container,) = pod.pod["status"]["containerStatuses"] or [{}]
+            code = container["state"]["terminated"]["exitCode"] if container else None
+            if any(code in values for values in rules):
+                found.add(pod.pod["index"])
+        return found | {index for index, count in counts.items() if count > spec.get("backoffLimitPerIndex", 2**31)}
 
     def _pet(self, job: Object) -> dict[str, str]:
         """The variables that the training operator sets in the workers of a job without a Master."""

@@ -16,7 +16,7 @@ from phantom.cluster.api import JOB_RESOURCES
 from phantom.cluster.outputs import KEEP_ENV
 from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 from phantom.cluster.render import render
-from phantom.cluster.spec import ENV_OF_ONE_RUN, make_spec
+from phantom.cluster.spec import ENV_OF_ONE_RUN, JobSpec, make_spec, merge_spec
 from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import load_params, preset_path
@@ -283,12 +283,18 @@ def test_what_each_overlay_is_for():
 
 @pytest.mark.parametrize("file", ["train.yaml", "encode.yaml", "evaluate.yaml", "trainer-v2/train.yaml"])
 def test_a_job_template_equals_the_submitted_job_but_is_suspended(file: str):
-    (template,) = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
-    assert schema_errors(template) == [] and validate_manifest(template) == []
+    templates = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
     stage = Path(file).stem
     operator = "trainjob" if file.startswith("trainer") else "pytorchjob"
     spec = make_spec(stage, load_params(preset_path("wan2.2-ti2v-5b"), [f"cluster.operator={operator}"]))
-    submitted = yaml.safe_load(yaml.safe_dump(render(spec)).replace(spec.name, f"phantom-{stage}"))
+    specs = [spec] if spec.indexes is None else [spec, merge_spec(spec)]
+    for template, submitted in zip(templates, specs, strict=True):
+        _assert_equals_but_is_suspended(template, submitted, stage, spec.name)
+
+
+def _assert_equals_but_is_suspended(template: Manifest, spec: JobSpec, stage: str, name: str) -> None:
+    assert schema_errors(template) == [] and validate_manifest(template) == []
+    submitted = yaml.safe_load(yaml.safe_dump(render(spec)).replace(name, f"phantom-{stage}"))
     assert template["spec"].pop("suspend", False) or template["spec"]["runPolicy"].pop("suspend")
     submitted["spec"].get("runPolicy", {}).pop("suspend", None)
     command = _bare(template)

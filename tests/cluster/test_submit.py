@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from phantom.cluster import submit
-from phantom.cluster.render import DIGEST_ANNOTATION
+from phantom.cluster import api, submit, watch
+from phantom.cluster.render import DIGEST_ANNOTATION, render
+from phantom.cluster.spec import make_spec
 from phantom.cluster.submit import run_job
-from phantom.errors import StageFailed, UserError
+from phantom.errors import InvalidData, StageFailed, UserError
 from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
 from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, phantom, the_job, until
 
@@ -42,7 +43,8 @@ def test_the_command_line_launches_and_reports(cluster: Cluster, stage: str):
     process = phantom(cluster, stage, *arguments, "--json")
     out, said = process.communicate(timeout=180)
     assert process.returncode == 0, said
-    (job,) = [*cluster.api.find("pytorchjobs"), *cluster.api.find("jobs")]
+    job, *merge = [*cluster.api.find("pytorchjobs"), *cluster.api.find("jobs")]
+    assert [found["metadata"]["name"] for found in merge] == [f"{job['metadata']['name']}-merge"] * (stage == "encode")
     assert json.loads(out)["stage"] == stage and json.loads(out)["job"] == job["metadata"]["name"]
 
 
@@ -50,14 +52,53 @@ def test_encode_is_an_indexed_job_and_evaluate_a_job(cluster: Cluster):
     cluster.image(
         python="""
 case "$3" in
-encode) echo "$5/$7" >> shares; mkdir -p data/latents; echo '{}' > data/latents/index.json;;
+encode)
+    case "$4" in
+    --index) echo "$5/$7" >> parts; exit $(test "$5" = 1 -a ! -e again && touch again && echo 1);;
+    --merge) cp parts merged; mkdir -p data/latents; echo '{}' > data/latents/index.json;;
+    esac;;
 evaluate) mkdir -p reports; echo '{}' > reports/evaluation.json;;
 esac"""
     )
-    encoded = run_job("encode", cluster.params("cluster.encode_pods=3"), cluster.root)
-    assert encoded.here and encoded.pods == 3
-    assert sorted((cluster.root / "shares").read_text(encoding="utf-8").split()) == ["0/3", "1/3", "2/3"]
+    params = cluster.params("cluster.encode_pods=2", "cluster.encode_indexes=5")
+    encoded = run_job("encode", params, cluster.root)
+    assert encoded.here and encoded.pods == 6 and encoded.restarts == 1
+    parts = ["0/5", "1/5", "1/5", "2/5", "3/5", "4/5"]
+    assert sorted((cluster.root / "merged").read_text(encoding="utf-8").split()) == parts
+    assert run_job("encode", params, cluster.root).adopted
+    assert sorted((cluster.root / "parts").read_text(encoding="utf-8").split()) == parts
     assert run_job("evaluate", cluster.params(), cluster.root).here
+
+
+def test_an_index_with_wrong_input_fails_alone_and_the_next_call_does_it_again(cluster: Cluster, capfd: Any):
+    cluster.image(
+        python=f"""
+case "$4" in
+--merge) mkdir -p data/latents; echo '{{}}' > data/latents/index.json;;
+*) echo "$5" >> parts; test "$5" != 1 -o -e mended || {{ {leaves(InvalidData.exit_code, "a.mp4: no such file")}; }};;
+esac"""
+    )
+    params = cluster.params("cluster.encode_pods=1", "cluster.encode_indexes=3")
+    with pytest.raises(StageFailed, match=r"^a\.mp4: no such file$"):
+        run_job("encode", params, cluster.root)
+    assert (cluster.root / "parts").read_text(encoding="utf-8").split() == ["0", "1", "2"]
+    (cluster.root / "mended").touch()
+    assert run_job("encode", params, cluster.root).here
+
+
+def test_finished_parts_are_taken_as_they_are_until_they_are_merged(cluster: Cluster):
+    """The submitter dies between the two jobs; later data/latents lacks a file."""
+    script = "mkdir -p data/latents; echo '{}' > data/latents/index.json; echo x > data/latents/shard"
+    cluster.image(python=f'case "$4" in --merge) {script};; *) echo "$5" >> parts;; esac')
+    params, spec = cluster.params(), make_spec("encode", cluster.params(), cluster.root)
+    connection = api.Connection(params.cluster, 60)
+    watcher = watch.JobWatcher(connection, "encode", "Job", spec.name, cluster.root)
+    submit.run_manifest(spec, render(spec), watcher, lambda: False)
+    assert run_job("encode", params, cluster.root).here
+    assert (cluster.root / "parts").read_text(encoding="utf-8").split() == ["0"]
+    (cluster.root / "data/latents/shard").unlink()
+    assert run_job("encode", params, cluster.root).here
+    assert (cluster.root / "parts").read_text(encoding="utf-8").split() == ["0", "0"]
 
 
 def test_the_other_operator_runs_the_same(cluster: Cluster, capfd: Any):

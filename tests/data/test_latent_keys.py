@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phantom.data import latent_index
-from phantom.data.encode import encode
-from phantom.data.encode_job import describe_job
+from phantom.data.encode import encode, encode_part, merge_parts
+from phantom.data.encode_job import Part
 from phantom.data.latent_keys import ENCODING
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, write_manifest
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.shards import FORMER_FORMAT, INDEX, LATENTS, checksum, index_entry
-from phantom.data.workers import Partition, claim_merge
 from phantom.encoders import TextEncoder, load_encoders
 from tests.data.latents import write_clips
 
@@ -130,42 +129,31 @@ def test_what_is_encoded_again_follows_from_what_the_setting_acts_on(encode_para
     assert encoded()[0] == 11
 
 
-def test_workers_encode_what_is_new_and_the_merge_takes_the_rest_from_where_it_is(
-    encode_params, encoded, clips, tmp_path
-):
+def test_parts_encode_what_is_new_and_the_rest_is_taken_from_where_it_is(encode_params, encoded, clips, tmp_path):
     before = read(tmp_path)
     write_manifest(tmp_path / CLIPS / MANIFEST, [replace(clips[0], caption="A ball."), *clips[1:]])
     for number in range(2):
-        encode(encode_params(), tmp_path, Partition(number, 2), merge=True)
+        encode_part(encode_params(), Part(number, 2), tmp_path)
+    merge_parts(encode_params(), tmp_path)
     assert encoded() == (1, 2)
     after = read(tmp_path)
     assert len(after) == 12 and all(same(after[clip.id], before[clip.id]) for clip in clips[1:-1])
-    assert not [*(tmp_path / "checkpoints").rglob("shard-*")]
+    assert not [*(tmp_path / "checkpoints").rglob("*.safetensors")]
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
-def test_workers_make_a_shard_again_that_is_missing_or_cut_off(damage, encode_params, encoded, clips, tmp_path):
+def test_parts_make_a_shard_again_that_is_missing_or_cut_off(damage, encode_params, encoded, clips, tmp_path):
     before, shard = read(tmp_path), index(tmp_path)["clips"][0]["shard"]
     lost = sum(clip["shard"] == shard for clip in index(tmp_path)["clips"])
     damage(tmp_path / LATENTS / shard)
     for number in range(2):
-        encode(encode_params(), tmp_path, Partition(number, 2), merge=True)
+        encode_part(encode_params(), Part(number, 2), tmp_path)
+    merge_parts(encode_params(), tmp_path)
     assert encoded()[0] == lost
     after = read(tmp_path)
     assert after.keys() == before.keys() and all(
         torch.allclose(after[i].video, before[i].video, atol=1e-4) for i in before
     )
-
-
-def test_a_claim_to_merge_holds_for_the_same_number_of_workers(encode_params, clips, tmp_path):
-    """The job was started again with fewer workers, after one of the former ones had claimed the merge."""
-    shutil.rmtree(tmp_path / LATENTS)
-    job = describe_job(encode_params(), tmp_path)
-    job.work.mkdir(parents=True)
-    assert claim_merge(job.work, Partition(1, 16), job.manifest_digest)
-    for number in range(2):
-        encode(encode_params(), tmp_path, Partition(number, 2), merge=True)
-    assert len(read(tmp_path)) == 11
 
 
 def test_latents_of_the_former_format_are_read_and_made_anew_by_the_next_encode(

@@ -37,7 +37,7 @@ def encoded(make_params, tmp_path):
 
 
 def size(root):
-    return sum(path.stat().st_size for path in (root / LATENTS).glob("shard-*"))
+    return sum(path.stat().st_size for path in (root / LATENTS).glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

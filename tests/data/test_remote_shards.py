@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from phantom.data import shards
-from phantom.data.encode import encode
+from phantom.data.encode import encode, encode_part, merge_parts
+from phantom.data.encode_job import Part
 from phantom.data.latent_set import LatentSet
 from phantom.data.shards import INDEX, LATENTS
-from phantom.data.storage import open_folder
-from phantom.data.workers import Partition
+from phantom.data.storage import Refused, S3Folder, open_folder
+from phantom.data.storage.s3 import ERROR_MESSAGES
 from phantom.errors import StageFailed, UserError
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.data_loader import open_latents, read_batches
@@ -57,6 +58,11 @@ def keys(bucket):
     return [found["Key"] for found in boto3.client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
+def shard_keys(bucket):
+    """The keys of the shards, whose names are the sha256 of their contents."""
+    return sorted(key for key in keys(bucket) if re.search(r"/\w{64}\.safetensors$", key))
+
+
 def read(params, root, split="train"):
     latents = open_latents(params, root, split, torch.device("cpu"))
     return [latents[i] for i in range(len(latents))]
@@ -78,7 +84,8 @@ def flip(bucket, key):
 def test_shards_go_to_the_bucket_and_are_read_there_as_from_the_disk(params, root, bucket, make_params, s3):
     index = json.loads((root / LATENTS / INDEX).read_text())
     assert {path.name for path in (root / LATENTS).iterdir()} == {"index.json", "empty_text.safetensors"}
-    assert sorted(keys(bucket)) == sorted(f"latents/{shard['sha256']}.safetensors" for shard in index["shards"])
+    assert shard_keys(bucket) == sorted(f"latents/{shard['sha256']}.safetensors" for shard in index["shards"])
+    assert len(keys(bucket)) == len(index["shards"]) + 1  # the embedding of the empty caption
     assert not contents(root / "checkpoints")
     here = root / "here"
     write_clips(here, LENGTHS)
@@ -150,44 +157,44 @@ def test_a_clip_that_arrives_damaged_is_named_and_fetched_again(params, root, s3
     s3.reads.clear()
     assert all(same(a, b) for a, b in zip(before, read(params(), root), strict=True)) and s3.reads
     said = capsys.readouterr().err
-    assert "safetensors (shard-00000.safetensors): damaged: clip 'clip/" in said and "; it is fetched again\n" in said
+    assert ".safetensors): damaged: clip 'clip/" in said and "; it is fetched again\n" in said
 
 
 def test_a_shard_that_stays_damaged_is_an_error_after_one_more_try(params, root, bucket, s3, capsys):
-    key = keys(bucket)[0]
+    key = shard_keys(bucket)[0]
     flip(bucket, key)
-    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(shard-\d+\.safetensors\): damaged: clip '[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(\w+\.safetensors\): damaged: clip '[^\n]*$"):
         read(params(), root), read(params(), root, "heldout")
     assert capsys.readouterr().err.count("it is fetched again") == 1
 
 
 def test_the_error_names_the_command_that_makes_the_shard_again(params, root, bucket):
-    before, key = read(params(), root), keys(bucket)[1]
+    before, key = read(params(), root), shard_keys(bucket)[1]
     index = (root / LATENTS / INDEX).read_bytes()
     flip(bucket, key)
     with pytest.raises(UserError) as error:
         read(params(), root), read(params(), root, "heldout")
-    command = re.search(
-        r"; `phantom encode --shard (shard-\d{5}\.safetensors)` makes that shard again$", str(error.value)
-    )
+    command = re.search(r"; `phantom encode --shard (\w{64}\.safetensors)` makes that shard again$", str(error.value))
     assert command
     result = encode(params(), root, shard=command[1])
     assert 0 < result.clips - result.kept < len(LENGTHS)
-    assert (root / LATENTS / INDEX).read_bytes() == index and len(keys(bucket)) == len(json.loads(index)["shards"])
+    assert (root / LATENTS / INDEX).read_bytes() == index and len(shard_keys(bucket)) == len(
+        json.loads(index)["shards"]
+    )
     assert all(same(a, b) for a, b in zip(before, read(params(), root), strict=True))
 
 
 def test_a_shard_that_is_missing_or_cut_is_named_at_once(params, root, bucket, make_params):
-    client, key = boto3.client("s3"), keys(bucket)[0]
+    client, key = boto3.client("s3"), shard_keys(bucket)[0]
     client.put_object(Bucket=bucket, Key=key, Body=b"cut")
-    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(shard-[^\n]*: damaged: 3 bytes, \d+ were written;"):
+    with pytest.raises(UserError, match=rf"^s3://{bucket}/{key} \(\w+[^\n]*: damaged: 3 bytes, \d+ were written;"):
         open_latents(params(), root, "train", torch.device("cpu"))
     client.delete_object(Bucket=bucket, Key=key)
     with pytest.raises(
         UserError, match=rf"^s3://{bucket}/{key} [^\n]*: damaged: no such file; `phantom encode --shard"
     ):
         open_latents(params(), root, "train", torch.device("cpu"))
-    with pytest.raises(UserError, match=r"shard-00000\.safetensors: no such file, and storage\.latents is null; run"):
+    with pytest.raises(UserError, match=r"/\w{64}\.safetensors: no such file, and storage\.latents is null; run"):
         open_latents(make_params(*SETTINGS), root, "train", torch.device("cpu"))
 
 
@@ -210,17 +217,41 @@ def test_latents_of_another_recipe_are_refused_with_the_difference(params, root)
         open_latents(params(), root, "train", torch.device("cpu"))
 
 
-def test_workers_put_their_shards_into_the_bucket_and_the_merge_looks_for_them(params, bucket, tmp_path, s3):
-    write_clips(tmp_path, LENGTHS)
-    for i in range(2):
-        encode(params(), tmp_path, Partition(i, 2))
-    assert not list(tmp_path.rglob("shard-*.safetensors")) and len(list(tmp_path.rglob("shard-*.json"))) == 2
-    boto3.client("s3").delete_object(Bucket=bucket, Key=keys(bucket)[0])
-    with pytest.raises(UserError, match=r"\d of 6 clips are not encoded yet \([^\n]*was damaged\); run their workers"):
-        encode(params(), tmp_path, merge=True)
+def test_parts_put_their_shards_into_the_bucket_and_the_merge_looks_for_them(params, bucket, tmp_path, s3):
+    for i, root in enumerate((tmp_path, tmp_path / "elsewhere")):
+        write_clips(root, LENGTHS)
+        encode_part(params(), Part(i, 2), root)
+    assert not contents(tmp_path / "checkpoints") and len([k for k in keys(bucket) if "/records/" in k]) == 2
+    (lost, *_) = shard_keys(bucket)
+    boto3.client("s3").delete_object(Bucket=bucket, Key=lost)
+    with pytest.raises(StageFailed, match=r"^s3://[^\n]*: \d of 6 clips are not encoded yet; run their parts again"):
+        merge_parts(params(), tmp_path)
     result = encode(params(), tmp_path)
     assert 0 < result.kept < 6 and len(read(params(), tmp_path)) == 5
+    assert not [key for key in keys(bucket) if "/records/" in key]
     assert open_folder(f"s3://{bucket}/latents", tmp_path, params().storage).size("absent") is None
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied"])
+def test_a_part_that_loses_its_credentials_may_be_tried_again(params, bucket, tmp_path, s3, monkeypatch, code):
+    write_clips(tmp_path, LENGTHS)
+    upload = S3Folder.upload
+
+    def refused(self, source, name):
+        raise Refused(f"{self}/{name}: {ERROR_MESSAGES[code]}")
+
+    monkeypatch.setattr(S3Folder, "upload", refused)
+    with pytest.raises(StageFailed, match=r"^s3://[^\n]*: the credentials "):
+        encode_part(params(), Part(), tmp_path)
+    monkeypatch.setattr(S3Folder, "upload", upload)
+    assert encode_part(params(), Part(), tmp_path).shards == 1
+
+
+def test_a_store_without_conditional_requests_is_enough(params, bucket, s3, tmp_path):
+    folder = open_folder(f"s3://{bucket}/new", tmp_path, params().storage)
+    assert folder.write_new("a", b"1") and not folder.write_new("a", b"2") and folder.read("a") == b"1"
+    s3.refuse_conditions = True
+    assert folder.write_new("a", b"3") and folder.read("a") == b"3"
 
 
 def test_batches_are_cut_as_the_sampler_says():

@@ -8,9 +8,11 @@ import torch
 from phantom.config import PRESETS, load_params
 from phantom.data import latent_set, shards
 from phantom.data.encode import encode
+from phantom.data.files import sha256
 from phantom.data.latent_set import LatentSet
 from phantom.data.recipe import check_recipe, make_recipe
 from phantom.data.shards import LATENTS, EncodedClip, ShardWriter
+from phantom.data.storage import LocalFolder
 from phantom.errors import UserError
 from tests.data.latents import SETTINGS, write_clips
 
@@ -21,6 +23,11 @@ def folder(make_params, tmp_path):
     write_clips(tmp_path, (9, 5, 9, 9, 5))
     encode(make_params(*SETTINGS), tmp_path)
     return tmp_path / LATENTS
+
+
+def shard_of(folder, number):
+    """The shard of the clip of this number in the index."""
+    return json.loads((folder / "index.json").read_text())["clips"][number]["shard"]
 
 
 def clip(key: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> EncodedClip:
@@ -61,7 +68,7 @@ def test_a_clip_is_compared_with_its_checksum_once_and_again_when_its_file_has_c
     latents = LatentSet(folder, "train")
     first, again = latents[0], latents[0]
     assert torch.equal(first.physics, again.physics) and len(compared) == 2  # its latents, its text
-    path = folder / "shard-00000.safetensors"
+    path = folder / shard_of(folder, 0)
     raw = bytearray(path.read_bytes())
     raw[raw.find(first.physics.numpy().tobytes()) + 2000] ^= 64
     path.write_bytes(raw)
@@ -84,7 +91,7 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
         raw[-2000] ^= 64
         path.write_bytes(raw)
 
-    shard = "shard-00000.safetensors"
+    shard = shard_of(folder, 0)
     broken(shard, lambda path: path.unlink())
     broken(shard, lambda path: path.write_bytes(path.read_bytes()[:-1]))
     broken(shard, lambda path: path.write_bytes(bytes(path.stat().st_size)))
@@ -97,38 +104,44 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
         LatentSet(tmp_path / "absent", "train")
 
 
-def test_shards_are_cut_at_batches_and_a_writer_goes_on_behind_the_last(tmp_path):
-    writer = ShardWriter(tmp_path, 1, torch.float32)
-    writer.limit = 2 * sum(t.nbytes for c in [clip("a")] for t in (c.video, c.physics, *c.prefixes.values(), c.text))
-    writer.add([clip("a", 0)])
-    assert not writer.finished
-    writer.add([clip("b", 1), clip("c", 2)])
-    assert [[c["key"] for c in shard["clips"]] for shard in writer.finished] == [["a", "b", "c"]]
-    writer.add([clip("d", 3)])  # lost: the process ends here
-    again = ShardWriter(tmp_path, 1, torch.float32)
-    assert [shard["file"] for shard in again.finished] == ["shard-00000.safetensors"]
-    again.add([clip("d", 3)])
-    again.close()
-    again.close()
-    assert [[c["key"] for c in shard["clips"]] for shard in ShardWriter(tmp_path, 1, torch.float32).finished] == [
-        ["a", "b", "c"],
-        ["d"],
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"shard-0000{i}.{suffix}" for i in (0, 1) for suffix in ("json", "safetensors")
-    ]
+def writer(folder, dtype=torch.float32):
+    return ShardWriter(LocalFolder(folder), LocalFolder(folder), "part", 1, dtype)
+
+
+def test_shards_are_cut_at_batches_and_what_was_added_is_kept_after_an_interruption(tmp_path):
+    size = sum(t.nbytes for c in [clip("a")] for t in (c.video, c.physics, *c.prefixes.values(), c.text))
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path) as shards:
+        shards.limit = 2 * size
+        shards.add([clip("a", 0)])
+        shards.add([clip("b", 1), clip("c", 2)])
+        shards.add([clip("d", 3)])
+        raise KeyboardInterrupt
+    assert [[c["key"] for c in shard.clips] for shard in shards.finished] == [["a", "b", "c"], ["d"]]
+    records = {json.loads(path.read_text())["file"] for path in tmp_path.glob("part-*.json")}
+    assert records == {shard.file for shard in shards.finished} == {p.name for p in tmp_path.glob("*.safetensors")}
+    assert all(sha256(tmp_path / file) == file.removesuffix(".safetensors") for file in records)
+    assert len(list(tmp_path.iterdir())) == 4
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.iterdir())
+
+
+def test_of_two_writers_of_the_same_clips_one_has_the_record(tmp_path):
+    for seed in (0, 1):  # not quite the same latents, as on another machine
+        with writer(tmp_path) as shards:
+            shards.add([clip("a", seed)])
+    (record,) = tmp_path.glob("part-*.json")
+    first = json.loads(record.read_text())["file"]
+    assert (tmp_path / first).is_file() and shards.finished[0].file != first
 
 
 def test_the_same_clips_give_the_same_bytes_whatever_batch_they_are_a_part_of(tmp_path):
     batch = torch.stack([clip("a").video, clip("b", 1).video])
+    names = set()
     for name, video in (("one", batch[0]), ("two", batch[0].clone()), ("three", batch.transpose(0, 1)[:, 0])):
-        writer = ShardWriter(tmp_path / name, 1, torch.bfloat16)
-        one = clip("a")
-        writer.add([EncodedClip("a", video, one.physics, one.prefixes, one.text_key, one.text)])
-        writer.close()
-    files = [(tmp_path / name / "shard-00000.safetensors").read_bytes() for name in ("one", "two", "three")]
-    assert files[0] == files[1] == files[2] and len(files[0]) < 10_000
+        with writer(tmp_path / name, torch.bfloat16) as shards:
+            one = clip("a")
+            shards.add([EncodedClip("a", video, one.physics, one.prefixes, one.text_key, one.text)])
+        names.add(shards.finished[0].file)
+    assert len(names) == 1 and shards.finished[0].bytes < 10_000
 
 
 @pytest.mark.parametrize(

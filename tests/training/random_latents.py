@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from phantom.config import Params
 from phantom.data.recipe import make_recipe
 from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
+from phantom.data.storage import LocalFolder
 from tests import tiny
 
 
@@ -19,7 +21,6 @@ def write_latents(
     """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 each; prefixes of 1 and 5 frames."""
     folder = root / "data/latents"
     generator = torch.Generator().manual_seed(0)
-    writer = ShardWriter(folder, 64, torch.float32)
     channels = tiny.PHYSICS_CHANNELS
     pattern = 2 * torch.randn(channels, 1, 1, 1, generator=generator)  # a constant that training can learn
     clips = []
@@ -43,9 +44,9 @@ def write_latents(
                 text=random(5, tiny.TEXT_CHANNELS),
             )
         )
-    writer.add(clips)
-    writer.close()
-    shard = writer.finished[0]
+    with ShardWriter(LocalFolder(folder), LocalFolder(root / "records"), "", 64, torch.float32) as writer:
+        writer.add(clips)
+    shard = asdict(writer.finished[0])
     entries = [
         {
             **{"id": f"clip-{i}", "split": "train" if i < train else "heldout", "caption": f"clip {i}"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -40,14 +39,9 @@ def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None,
 @app.command()
 def encode(
     context: typer.Context,
-    worker: Annotated[
-        int | None, typer.Option(help="Encode one partition of the clips: its index, from 0.", min=0)
-    ] = None,
-    of: Annotated[int | None, typer.Option(help="Number of partitions, with --worker.", min=1)] = None,
-    merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Merge the partitions in data/latents; with --worker, the last to finish does."),
-    ] = False,
+    index: Annotated[int | None, typer.Option(help="Encode one part of the clips: its number, from 0.", min=0)] = None,
+    of: Annotated[int | None, typer.Option(help="Number of parts, with --index.", min=1)] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make data/latents of the parts.")] = False,
     shard: Annotated[
         str | None, typer.Option(metavar="FILE", help="Encode this shard of data/latents again, as it is damaged.")
     ] = None,
@@ -56,24 +50,24 @@ def encode(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the clips into latents in data/latents. Any number of workers may run in parallel."""
-    if (worker is None) != (of is None):
-        raise UserError("--worker and --of: found one of them; accepted: both, or neither")
-    if shard is not None and (worker is not None or merge):
-        raise UserError("--shard: found with --worker or --merge; accepted: alone")
+    """Encode the clips into latents in data/latents. Parts of them may be encoded at the same time, anywhere."""
+    if (index is None) != (of is None):
+        raise UserError("--index and --of: found one of them; accepted: both, or neither")
+    if sum([index is not None, merge, shard is not None]) > 1:
+        raise UserError("--index, --merge, --shard: found more than one of them; accepted: one, or none")
     with stage("encode", context, params, set_, launcher) as tree:
-        if tree.compute.encode == "kubernetes" and worker is None and not merge and shard is None:
+        if tree.compute.encode == "kubernetes" and index is None and not merge and shard is None:
             result: Any = run_on_cluster("encode", tree)
         else:
             from phantom.cluster.outputs import keep
-            from phantom.data.encode import encode
-            from phantom.data.shards import LATENTS
-            from phantom.data.workers import Partition
+            from phantom.data.encode import encode, encode_part, merge_parts
+            from phantom.data.encode_job import Part
             from phantom.tracking.records import log_stage
 
-            partition = None if worker is None or of is None else Partition(worker, of)
-            result = encode(tree, partition=partition, merge=merge, shard=shard)
-            if Path(result.folder) == LATENTS:  # not a worker that leaves the merge to another
+            if index is not None and of is not None:
+                result = encode_part(tree, Part(index, of))
+            else:
+                result = merge_parts(tree) if merge else encode(tree, shard=shard)
                 keep("encode")
                 log_stage("encode", tree, result)
     show(result, as_json)

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from phantom.cluster.spec import ENV_OF_ONE_RUN, TERMINATION_LOG, WORKSPACE, JobSpec
+from phantom.errors import InvalidData, UserError
 
 JOB_LABEL, STAGE_LABEL = "phantom/job", "phantom/stage"  # of jobs and their pods
 DIGEST_ANNOTATION = "phantom/spec"  # of jobs
@@ -123,27 +124,32 @@ def _trainjob(spec: JobSpec) -> Manifest:
 
 
 def _job(spec: JobSpec) -> Manifest:
-    """An Indexed Job for encode, one worker per pod; one pod for evaluate. Wrong input (exit code 2) is not retried."""
+    """An Indexed Job for the parts of encode, else a pod. Wrong settings (exit code 2) are not retried, and an index
+    whose input is wrong (`InvalidData`) is not either: the others go on."""
     pod = _pod(spec, "stage")
     pod["spec"]["restartPolicy"] = "Never"
+    rules: list[Manifest] = [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        _on_exit("FailJob", UserError.exit_code),
+    ]
+    restarts = {"backoffLimit": spec.settings.restarts * spec.pods}
+    if spec.indexes is not None:
+        rules.append(_on_exit("FailIndex", InvalidData.exit_code))
+        restarts = {"backoffLimitPerIndex": spec.settings.restarts}
     body: Manifest = {
-        "completions": spec.pods,
+        "completions": spec.indexes or spec.pods,
         "parallelism": spec.pods,
-        "completionMode": "Indexed" if spec.stage == "encode" else "NonIndexed",
-        "backoffLimit": spec.settings.restarts * spec.pods,
+        "completionMode": "NonIndexed" if spec.indexes is None else "Indexed",
+        **restarts,
         "ttlSecondsAfterFinished": spec.settings.keep_hours * 3600,
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "stage", "operator": "In", "values": [2]},
-                },
-            ]
-        },
+        "podFailurePolicy": {"rules": rules},
         "template": pod,
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": body}
+
+
+def _on_exit(action: str, code: int) -> Manifest:
+    return {"action": action, "onExitCodes": {"containerName": "stage", "operator": "In", "values": [code]}}
 
 
 def _pod(spec: JobSpec, name: str) -> Manifest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phantom.cluster.outputs import KEEP_ENV, KEPT
@@ -22,6 +22,8 @@ WORKSPACE = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"  # its content becomes part of the pod's status
 SETTINGS = "PHANTOM_PARAMS"
 ENV_OF_ONE_RUN = (SETTINGS, PIPELINE_ENV)  # variables that do not change what a job computes
+# What is missing at the first attempt to merge is so at the next; the index of a million clips fits.
+MERGE_AT_MOST = {"cpu": 4, "memory_gib": 16, "shared_memory_gib": 1, "restarts": 3}
 SHUTDOWN_MARGIN_SECONDS = 30  # of the grace period, for torchrun after its workers have ended
 
 
@@ -37,6 +39,7 @@ class JobSpec:
     command: tuple[str, ...]
     env: dict[str, str]
     settings: Cluster
+    indexes: int | None = None  # of an Indexed Job, of which `pods` are worked on at a time
 
 
 def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
@@ -51,18 +54,28 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
             raise UserError(
                 f"cluster.nodes: found {pods}, accepted: divisors of train.processes {whole}; nearest valid: {near}"
             )
+    indexes = (cluster.encode_indexes or pods) if stage == "encode" else None
     name = f"phantom-{stage}-{_identity(stage, params, root)}"
     key = f"{name}-{hashlib.sha256(cluster.image.encode()).hexdigest()[:6]}"
     return JobSpec(
         stage=stage,
         name=name,
         key=key,
-        pods=pods,
+        pods=pods if indexes is None else min(pods, indexes),
         processes=processes,
-        command=("/bin/sh", "-c", _script(stage, pods)),
+        command=_script(stage, f'--index "$JOB_COMPLETION_INDEX" --of {indexes}' if indexes else ""),
         env={**_environment(stage, params), KEEP_ENV: str(KEPT / stage / key)},
         settings=cluster,
+        indexes=indexes,
     )
+
+
+def merge_spec(encode: JobSpec) -> JobSpec:
+    """The job that makes data/latents of the parts: a pod without a GPU, after those of `encode`."""
+    most = {key: min(getattr(encode.settings, key), value) for key, value in MERGE_AT_MOST.items()}
+    settings = encode.settings.model_copy(update={"gpu": None, "resources": (), **most})
+    command = _script("encode", "--merge")
+    return replace(encode, name=f"{encode.name}-merge", pods=1, command=command, settings=settings, indexes=None)
 
 
 def study_spec(key: str, place: Path, pipeline: str, cluster: Cluster) -> JobSpec:
@@ -76,15 +89,11 @@ def study_spec(key: str, place: Path, pipeline: str, cluster: Cluster) -> JobSpe
     return JobSpec("study", f"phantom-study-{key}", key, 1, 1, ("/bin/sh", "-c", command), env, cluster)
 
 
-def _script(stage: str, pods: int) -> str:
+def _script(stage: str, options: str = "") -> tuple[str, ...]:
     """Writes the settings to a file and execs the stage, which thus receives the pod's signals."""
     settings = f'printf "%s" "${SETTINGS}" > "$TMPDIR/params.yaml"'
-    run = {
-        "train": "torchrun -m phantom.cli train",
-        "encode": f'python -m phantom.cli encode --worker "$JOB_COMPLETION_INDEX" --of {pods} --merge',
-        "evaluate": "python -m phantom.cli evaluate",
-    }[stage]
-    return f'{settings} && exec {run} --params "$TMPDIR/params.yaml"'
+    run = f"{'torchrun' if stage == 'train' else 'python'} -m phantom.cli {stage} {options}".rstrip()
+    return "/bin/sh", "-c", f'{settings} && exec {run} --params "$TMPDIR/params.yaml"'
 
 
 def _environment(stage: str, params: Params) -> dict[str, str]:

@@ -12,7 +12,7 @@ from phantom.cluster import outputs
 from phantom.cluster.api import Connection
 from phantom.cluster.messages import job_state
 from phantom.cluster.render import DIGEST_ANNOTATION, TRAINING_RUNTIME, Manifest, render
-from phantom.cluster.spec import JobSpec, make_spec
+from phantom.cluster.spec import JobSpec, make_spec, merge_spec
 from phantom.cluster.validation import runtime_conflicts, validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Cluster, Params
@@ -41,6 +41,8 @@ class JobResult:
 def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     """Runs a stage as a job until it finishes. A job for the same work that already exists is adopted.
 
+    Encode is two: the parts, and data/latents made of them. Finished parts are done again only after that was.
+
     On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint; on Terminated it leaves the job. Raises
     UserError, Interrupted or StageFailed, as the stage did.
     """
@@ -60,7 +62,14 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     if kind == "TrainJob":
         raise_first(runtime_conflicts(connection.training_runtime(TRAINING_RUNTIME), params.cluster))
     watcher = JobWatcher(connection, stage, kind, name, root)
-    adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
+    if spec.indexes is None:
+        adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
+    else:
+        merge = merge_spec(spec)
+        is_used = lambda: not _is_finished(connection, merge.name) or _outputs_available(spec, root)  # noqa: E731
+        run_manifest(spec, manifest, watcher, is_used)
+        last = JobWatcher(connection, stage, kind, merge.name, root)
+        adopted = run_manifest(merge, render(merge), last, lambda: _outputs_available(spec, root))
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:
         outputs.mark_adopted(stage, spec.key, root)
@@ -150,6 +159,11 @@ def _cancel(cluster: Cluster, stage: str, kind: str, name: str) -> str:
         command = f"kubectl -n {cluster.namespace} delete {kind.lower()} {name}"
         return f"{stage}: interrupted, but {kind} {name} could not be deleted ({error}): `{command}`"
     return f"{stage}: interrupted; {kind} {name} is deleted and its pods save what they have; run again to go on"
+
+
+def _is_finished(connection: Connection, name: str) -> bool:
+    job = connection.get("Job", name)
+    return job is not None and job_state(job).phase in ("succeeded", "failed")
 
 
 def _outputs_available(spec: JobSpec, root: Path) -> bool:

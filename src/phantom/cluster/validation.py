@@ -180,8 +180,11 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
         yield f"template.spec.restartPolicy: found {restart}, accepted: OnFailure, Never"
     if spec.get("podFailurePolicy") and restart != "Never":
         yield f"template.spec.restartPolicy: found {restart}, accepted: Never, as there is a podFailurePolicy"
-    if spec.get("completionMode") == "Indexed" and not spec.get("completions"):
+    is_indexed = spec.get("completionMode") == "Indexed"
+    if is_indexed and not spec.get("completions"):
         yield "completions: missing; an Indexed job states them"
+    if not is_indexed and spec.get("backoffLimitPerIndex") is not None:
+        yield "backoffLimitPerIndex: found with completionMode NonIndexed, accepted: Indexed"
 
 
 def _metadata(metadata: dict[str, Any]) -> Iterator[str]:

@@ -34,6 +34,7 @@ class Cluster(Section):
     node_selector: tuple[KeyValue, ...]
     nodes: Positive  # pods of a training job; train.processes are divided among them
     encode_pods: Positive  # pods that encode in parallel
+    encode_indexes: Positive | None = None  # parts that the clips are encoded in; null: one per pod
     gpu: str | None  # resource name, one per process, such as nvidia.com/gpu; null: CPU only
     resources: tuple[KeyValue, ...]  # additional ones per pod, such as rdma/ib=1
     lock_memory: bool  # adds IPC_LOCK, for RDMA; the namespace must allow privileged pods

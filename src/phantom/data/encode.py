@@ -1,13 +1,14 @@
 """`phantom encode`: encodes the clips of data/clips with the frozen encoders into data/latents.
 
-Only what is new: what data/latents holds of a clip, found by its key (`latent_keys`), is kept in its shard.
+Only what is new: what data/latents holds of a clip, found by its key (`latent_keys`), is kept in its shard. The way of
+a call: the job, the finished shards of it, encoding what none of them has, data/latents made of all.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,26 +17,19 @@ import numpy as np
 import torch
 
 from phantom.config import Params
-from phantom.data.clip_frames import read_clip_frames
-from phantom.data.encode_job import EncodeJob, describe_job
+from phantom.data.clip_frames import InvalidClip, read_clip_frames
+from phantom.data.encode_job import EncodeJob, Part, describe_job
 from phantom.data.files import exclusive
-from phantom.data.latent_index import adopt_shards, index_of_job, publish, published_keys, summarize_errors
-from phantom.data.latent_keys import KeyedClip
-from phantom.data.manifest import CLIPS
+from phantom.data.finished_shards import has_empty_text, intact_shards, shards_of_part
+from phantom.data.latent_index import publish, summarize_errors
+from phantom.data.latent_keys import KeyedClip, digest
 from phantom.data.prefetch import prefetch
 from phantom.data.quantization import NOT_STORED, POOL_SIZE
-from phantom.data.shards import EMPTY_TEXT, INDEX, LATENTS, EncodedClip, ShardWriter, write_tensors
-from phantom.data.workers import (
-    Partition,
-    claim_merge,
-    discard_corrupt_shards,
-    finished_shards,
-    require_no_running_workers,
-    worker_lock,
-)
+from phantom.data.shards import INDEX, EncodedClip, Shard, ShardWriter, shard_name, store_tensors
+from phantom.data.storage import Refused
 from phantom.encoders import Encoders, load_encoders
-from phantom.errors import UserError
-from phantom.progress import say, track
+from phantom.errors import InvalidData, StageFailed, UserError
+from phantom.progress import track
 
 LOCK = Path("checkpoints/encode.lock")
 
@@ -46,7 +40,7 @@ class EncodeResult:
 
     captions: of the clips, those of which only the caption was encoded. physics_error: relative RMS error of physics
     latents stored as `encode.physics_storage`, mean and worst over clips.
-    For a worker, all figures cover only its own clips and shards.
+    For a part, all figures cover only its own clips and what this call has made of them.
     """
 
     clips: int
@@ -58,147 +52,155 @@ class EncodeResult:
     folder: str
 
 
-def encode(
-    params: Params,
-    root: Path = Path(),
-    partition: Partition | None = None,
-    merge: bool = False,
-    shard: str | None = None,
-) -> EncodeResult:
+def encode(params: Params, root: Path = Path(), shard: str | None = None) -> EncodeResult:
     """Encodes the clips of data/clips into data/latents, which is replaced atomically at the end.
 
-    What data/latents has of these clips is kept; the rest is encoded. Finished shards are kept under checkpoints/, by
-    recipe: after an interruption the next call resumes and, if nothing has changed, produces the same bytes. With
-    `partition`, this process is one of several workers and encodes its own partition only; with `merge` too, the last
-    worker to finish builds data/latents. `merge` without `partition` only merges. A plain call adopts what workers have
-    finished, and encodes the rest. `shard` names a shard of data/latents to encode again unconditionally (shards in a
-    bucket are not read to check them).
+    What data/latents and finished parts have of these clips is kept; the rest is encoded. Finished shards are kept,
+    by recipe: after a kill the next call resumes and, if nothing has changed, produces the same bytes. `shard` names a
+    shard of data/latents to encode again unconditionally (shards in a bucket are not read to check them).
     Raises UserError if a clip does not match the manifest.
     """
     job = describe_job(params, root)
-    if partition is None:
-        require_no_running_workers(job.work, "" if merge else Partition().folder)
-        with exclusive(root / LOCK, "makes data/latents"):
-            return _merge(job, root) if merge else _encode_rest_and_publish(job, params, root, shard)
-    mine = [one for one in job.clips if partition.contains(one.clip.id)]
-    is_published, published = index_of_job(job, root / LATENTS) is not None, published_keys(job, root / LATENTS)
-    if is_published and published >= job.keys:  # this worker was restarted after the merge
-        (root / LATENTS / INDEX).touch()
-        return EncodeResult(len(mine), len(mine), 0, 0, 0.0, summarize_errors([]), str(root / LATENTS))
-    done, writer = _encode_missing(mine, job, partition, params, root, published)
-    if merge and not _count_missing(job, published) and claim_merge(job.work, partition, job.manifest_digest):
-        with exclusive(root / LOCK, "makes data/latents"):
-            return _encode_rest_and_publish(job, params, root)
-    megabytes = round(sum(shard["bytes"] for shard in writer.finished) / 2**20, 1)
-    errors = summarize_errors([clip for shard in writer.finished for clip in shard["clips"]])
-    return EncodeResult(
-        len(mine), done.kept, done.captions, len(writer.finished), megabytes, errors, str(writer.folder)
-    )
+    _check_shard(job, shard)
+    with exclusive(root / LOCK, "makes data/latents"):
+        for left in job.out.parent.glob(f"{job.out.name}.new*"):  # by a killed process
+            shutil.rmtree(left)
+        finished = intact_shards(job, without=shard)
+        missing = _find_missing(job, Part(), finished)
+        made = _encode_missing(job, Part(), missing)
+        return _publish(job, missing, [*finished, *made])
 
 
-def _encode_rest_and_publish(job: EncodeJob, params: Params, root: Path, rebuild: str | None = None) -> EncodeResult:
-    """Encodes the clips that no finished shard holds, and builds data/latents. `rebuild`: a shard to encode again."""
-    _check_rebuild(job, root / LATENTS, rebuild)
-    adopt_shards(job, root / LATENTS, rebuild)
-    for shard in discard_corrupt_shards(finished_shards(job.work), job.store):
-        say(f"encode: {shard.path} is damaged: its {shard.contents} are encoded again")
-    done, _ = _encode_missing(job.clips, job, Partition(), params, root)
-    return _publish(job, done, root / LATENTS)
+def encode_part(params: Params, part: Part, root: Path = Path()) -> EncodeResult:
+    """Encodes one part of the clips, without data/latents being made: that is `merge_parts`.
+
+    Parts may be encoded at the same time, in any order, and more than once. Raises UserError for wrong settings only;
+    InvalidData for a clip that does not match the manifest, and StageFailed where another attempt may succeed.
+    """
+    job = describe_job(params, root)
+    try:
+        missing = _find_missing(job, part, shards_of_part(job, part))
+        made = _encode_missing(job, part, missing)
+    except Refused as error:
+        raise StageFailed(str(error)) from None
+    except InvalidClip as error:
+        raise InvalidData(str(error)) from None
+    errors = summarize_errors(clip for shard in made for clip in shard.clips)
+    megabytes = sum(shard.bytes for shard in made) / 2**20
+    return EncodeResult(*missing.counts, len(made), round(megabytes, 1), errors, str(job.records))
 
 
-def _check_rebuild(job: EncodeJob, out: Path, rebuild: str | None) -> None:
-    """Raises UserError if `rebuild` is no shard of `out`, or `out` is not of these clips and settings."""
-    index = index_of_job(job, out)
-    names = [shard["file"] for shard in index["shards"]] if index else []
-    if rebuild is not None and rebuild not in names:
-        found = (
-            f"{', '.join(names[:3])}, ... of {out / INDEX}" if names else f"none: {out} is of other clips or settings"
+def merge_parts(params: Params, root: Path = Path()) -> EncodeResult:
+    """Makes data/latents of what parts have finished. Raises StageFailed if clips are missing."""
+    job = describe_job(params, root)
+    finished = intact_shards(job)
+    missing = _find_missing(job, Part(), finished)
+    if missing:
+        count = len(missing.clips) + len(missing.texts)
+        raise StageFailed(
+            f"{job.records}: {count} of {len(job.clips)} clips are not encoded yet; run their parts again, or `phantom "
+            "encode` for all that is left"
         )
-        raise UserError(f"--shard: found {rebuild!r}, accepted: {found}")
+    return _publish(job, missing, finished)
 
 
-def _publish(job: EncodeJob, done: Done, out: Path) -> EncodeResult:
-    index = publish(job, out)
-    megabytes = sum(file["bytes"] for file in (*index["shards"], index["empty_text"])) / 2**20
-    counts = (len(job.clips), done.kept, done.captions, len(index["shards"]))
-    return EncodeResult(*counts, round(megabytes, 1), index["physics_error"], str(out))
-
-
-def _merge(job: EncodeJob, root: Path) -> EncodeResult:
-    """Builds data/latents from what workers have finished. Raises UserError if clips are missing."""
-    adopt_shards(job, root / LATENTS)
-    corrupt = discard_corrupt_shards(finished_shards(job.work), job.store)
-    if missing := _count_missing(job):
-        where = f" ({corrupt[0].path} was damaged)" if corrupt else ""
-        raise UserError(
-            f"{job.work}: {missing} of {len(job.clips)} clips are not encoded yet{where}; "
-            "run their workers again, or `phantom encode` for all that is left"
-        )
-    return _publish(job, Done(len(job.clips), 0), root / LATENTS)
+def _check_shard(job: EncodeJob, name: str | None) -> None:
+    """Raises UserError if `name` is no shard of data/latents, or that is not of these clips and settings."""
+    index = job.former or {"recipe_hash": None, "manifest": None}
+    is_same = (index["recipe_hash"], index["manifest"]) == (digest(job.recipe), job.manifest_digest)
+    names = [shard["file"] for shard in index["shards"]] if is_same else []
+    if name is not None and name not in names:
+        where = job.out / INDEX
+        found = f"{', '.join(names[:3])}, ... of {where}" if names else f"none: {job.out} is of other clips or settings"
+        raise UserError(f"--shard: found {name!r}, accepted: {found}")
 
 
 @dataclass(frozen=True)
-class Done:
-    """Of the clips of a call, how many were encoded before, and of how many only the caption was not."""
+class _Missing:
+    """What is to be encoded of `total` clips: clips with different contents, and captions by key."""
 
+    total: int
     kept: int
     captions: int
+    clips: list[KeyedClip]
+    texts: dict[str, str]
+    empty_text: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.clips or self.texts or self.empty_text)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """As in `EncodeResult`: clips, kept, captions."""
+        return self.total, self.kept, self.captions
 
 
-def _encode_missing(
-    clips: Sequence[KeyedClip],
-    job: EncodeJob,
-    partition: Partition,
-    params: Params,
-    root: Path,
-    published: AbstractSet[str] = frozenset(),
-) -> tuple[Done, ShardWriter]:
-    """Encodes what no finished shard holds of `clips`, nor `published`, into the worker's folder; returns how much was
-    done already."""
-    folder = job.work / partition.folder
-    with worker_lock(folder, str(partition)):
-        writer = ShardWriter(
-            folder, params.encode.shard_mb, job.dtype, job.physics_storage, job.store, frozenset(job.sampled)
-        )
-        finished = set(published).union(*(shard.keys for shard in finished_shards(job.work)))
-        new = [one for one in clips if one.key not in finished]
-        recaptioned = [one for one in clips if one.key in finished and one.text_key not in finished]
-        # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
-        by_shape: dict[tuple[int, int, int], list[KeyedClip]] = defaultdict(list)
-        first: dict[str, KeyedClip] = {}  # of clips with the same contents
-        for one in new:
-            if first.setdefault(one.key, one) is one:
-                by_shape[one.clip.frames, one.clip.height or 0, one.clip.width or 0].append(one)
-        size = params.encode.batch_size
-        batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
-        texts = [*{one.text_key: one.clip.caption for one in recaptioned}.items()]
-        done = Done(len(clips) - len(new) - len(recaptioned), len(recaptioned))
-        if batches or texts or not any(job.work.glob(f"*/{EMPTY_TEXT}")):
-            encoders = load_encoders(params, "cuda" if torch.cuda.is_available() else "cpu")
-            _check_sizes(params, encoders, job.physics_storage)
-            empty = encoders.text.encode([""])[0].to("cpu", job.dtype).clone()
-            write_tensors(folder / EMPTY_TEXT, {"text": empty})
-            read = partial(_read_batch, root / CLIPS)
-            total = done.kept + sum(map(len, batches)) + len(texts)
-            with track("encode", total, "clips", done=done.kept) as bar:
-                for batch, frames in zip(batches, prefetch(read, batches, params.encode.workers), strict=True):
-                    writer.add(_encode_batch(batch, frames, encoders, job.physics_storage))
-                    bar.advance(len(batch))
-                writer.close()
-                for some in (dict(texts[i : i + size]) for i in range(0, len(texts), size)):
-                    writer.add_texts(dict(zip(some, encoders.text.encode([*some.values()]), strict=True)))
-                    bar.advance(len(some))
-            writer.close()
-    return done, writer
+def _find_missing(job: EncodeJob, part: Part, finished: Sequence[Shard]) -> _Missing:
+    """What none of the shards has of a part."""
+    have = {key for shard in finished for key in shard.keys}
+    mine = [one for one in job.clips if part.contains(one.key)]
+    new = [one for one in mine if one.key not in have]
+    recaptioned = [one for one in mine if one.key in have and one.text_key not in have]
+    return _Missing(
+        total=len(mine),
+        kept=len(mine) - len(new) - len(recaptioned),
+        captions=len(recaptioned),
+        clips=[*{one.key: one for one in reversed(new)}.values()][::-1],
+        texts={one.text_key: one.clip.caption for one in recaptioned},
+        empty_text=part.index == 0 and not has_empty_text(job),
+    )
 
 
-def _count_missing(job: EncodeJob, published: AbstractSet[str] = frozenset()) -> int:
-    """The number of clips that no finished shard holds, or not their text, nor `published`."""
-    try:
-        finished = set(published).union(*(shard.keys for shard in finished_shards(job.work)))
-    except FileNotFoundError:  # another worker has merged in the meantime and is removing the folder
-        return len(job.clips)
-    return sum(not finished >= {one.key, one.text_key} for one in job.clips)
+def _encode_missing(job: EncodeJob, part: Part, missing: _Missing) -> list[Shard]:
+    """Encodes what is missing, into shards which are returned. What was encoded before an interruption is kept."""
+    if not missing:
+        return []
+    settings = job.params.encode
+    encoders = load_encoders(job.params, "cuda" if torch.cuda.is_available() else "cpu")
+    _check_sizes(job, encoders)
+    if missing.empty_text:
+        text = encoders.text.encode([""])[0].to("cpu", job.dtype).clone()
+        store_tensors(job.shards, {"text": text}, shard_name(job.empty_text))
+    # Batches of one shape, in manifest order. Shards hold whole batches, so a resumed run forms the same ones.
+    by_shape: dict[tuple[int, int, int], list[KeyedClip]] = defaultdict(list)
+    for one in missing.clips:
+        by_shape[one.clip.frames, one.clip.height or 0, one.clip.width or 0].append(one)
+    size = settings.batch_size
+    batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
+    keys = [*missing.texts]
+    bar = track("encode", missing.total, "clips", done=missing.kept)
+    writer = ShardWriter(
+        job.shards, job.records, part.name, settings.shard_mb, job.dtype, job.physics_storage, frozenset(job.sampled)
+    )
+    with bar as progress, writer:
+        read = partial(_read_batch, job.folder)
+        for batch, frames in zip(batches, prefetch(read, batches, settings.workers), strict=True):
+            writer.add(_encode_batch(batch, frames, encoders, job.physics_storage))
+            progress.advance(len(batch))
+        writer.flush()
+        for some in (keys[i : i + size] for i in range(0, len(keys), size)):
+            texts = encoders.text.encode([missing.texts[key] for key in some])
+            writer.add_texts(dict(zip(some, texts, strict=True)))
+            progress.advance(len(some))
+    return writer.finished
+
+
+def _check_sizes(job: EncodeJob, encoders: Encoders) -> None:
+    """Raises UserError if sizes are not multiples of the VAE's stride, or the physics grid cannot be pooled."""
+    if job.physics_storage == "pooled" and (side := encoders.physics.side) % POOL_SIZE:
+        raise UserError(f"encode.physics_storage: found pooled, accepted with {side} x {side} places: raw, int8")
+    stride = encoders.video.vae.config.scale_factor_spatial
+    for key, value in job.params.data.sides:
+        if value % stride:
+            nearest = max(stride, round(value / stride) * stride)
+            raise UserError(
+                f"data.{key}: found {value}, accepted by this VAE: multiples of {stride}; nearest valid: {nearest}"
+            )
+
+
+def _read_batch(folder: Path, batch: list[KeyedClip]) -> torch.Tensor:
+    """Reads clips as uint8 (B, F, H, W, 3). Raises InvalidClip if a file does not match the manifest."""
+    return torch.from_numpy(np.stack([read_clip_frames(folder, one.clip) for one in batch]))
 
 
 def _encode_batch(batch: list[KeyedClip], frames: torch.Tensor, encoders: Encoders, storage: str) -> list[EncodedClip]:
@@ -221,19 +223,8 @@ def _encode_batch(batch: list[KeyedClip], frames: torch.Tensor, encoders: Encode
     ]
 
 
-def _read_batch(folder: Path, batch: list[KeyedClip]) -> torch.Tensor:
-    """Reads clips as uint8 (B, F, H, W, 3). Raises UserError if a file does not match the manifest."""
-    return torch.from_numpy(np.stack([read_clip_frames(folder, one.clip) for one in batch]))
-
-
-def _check_sizes(params: Params, encoders: Encoders, storage: str) -> None:
-    """Raises UserError if sizes are not multiples of the VAE's stride, or the physics grid cannot be pooled."""
-    if storage == "pooled" and (side := encoders.physics.side) % POOL_SIZE:
-        raise UserError(f"encode.physics_storage: found pooled, accepted with {side} x {side} places: raw, int8")
-    stride = encoders.video.vae.config.scale_factor_spatial
-    for key, value in params.data.sides:
-        if value % stride:
-            nearest = max(stride, round(value / stride) * stride)
-            raise UserError(
-                f"data.{key}: found {value}, accepted by this VAE: multiples of {stride}; nearest valid: {nearest}"
-            )
+def _publish(job: EncodeJob, missing: _Missing, finished: Sequence[Shard]) -> EncodeResult:
+    index = publish(job, finished)
+    megabytes = sum(file["bytes"] for file in (*index["shards"], index["empty_text"])) / 2**20
+    counts = (*missing.counts, len(index["shards"]), round(megabytes, 1))
+    return EncodeResult(*counts, index["physics_error"], str(job.out))

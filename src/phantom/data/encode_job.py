@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
 from phantom.data.physics_statistics import statistics_sample
 from phantom.data.quantization import physics_storage
 from phantom.data.recipe import make_recipe
-from phantom.data.storage import Folder, open_folder
+from phantom.data.shards import FORMAT, INDEX, LATENTS
+from phantom.data.storage import Folder, LocalFolder, open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError
 
@@ -23,26 +25,51 @@ WORK = Path("checkpoints/encode")  # not under data/, which is an output of DVC'
 
 
 @dataclass(frozen=True)
-class EncodeJob:
-    """What to encode, and where shards are kept until all are finished."""
+class Part:
+    """One of `of` parts of the clips; by default all of them."""
 
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise UserError(f"--index: found {self.index}, accepted: 0 to {self.of - 1} (--of {self.of})")
+
+    @property
+    def name(self) -> str:
+        """With which the names of its records begin."""
+        return f"{self.of:05d}-{self.index:05d}"
+
+    def contains(self, key: str) -> bool:
+        """Whether what has this key belongs to the part: a function of the key alone."""
+        return int(key[:16], 16) % self.of == self.index
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What to encode, and where finished shards are until data/latents is made of them.
+
+    shards: also where those of data/latents are, with `storage.latents`. records: a JSON file for each finished shard
+    that data/latents does not have yet, in a folder of this recipe.
+    """
+
+    params: Params
     clips: list[KeyedClip]
     empty_text: str  # the key of the caption ""
     recipe: dict[str, Any]
     manifest_digest: str
+    folder: Path  # of the clips
+    out: Path
     work: Path
     physics_storage: str
-    store: Folder | None  # where finished shards are uploaded; None: they go into data/latents
+    shards: Folder
+    records: Folder
+    former: dict[str, Any] | None  # the index in data/latents, if it is of this format
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which latents are stored."""
         return getattr(torch, self.recipe["models.dtype"])
-
-    @property
-    def keys(self) -> set[str]:
-        """The keys of all clips and their texts."""
-        return {key for clip in self.clips for key in (clip.key, clip.text_key)}
 
     @property
     def sampled(self) -> list[str]:
@@ -61,11 +88,31 @@ def describe_job(params: Params, root: Path) -> EncodeJob:
         _check_clip(clip, params, manifest)
     weights = weight_fingerprints(params.models)
     recipe = {**make_recipe(params), "resize": RESIZE, "encoding": ENCODING, "weights": weights}
-    work = root / WORK / digest(recipe)[:16]
-    where = params.storage.latents
-    store = open_folder(where, root, params.storage) if where else None
-    keyed, empty_text = keyed_clips(clips, params, weights), text_key("", params, weights)
-    return EncodeJob(keyed, empty_text, recipe, sha256(manifest), work, physics_storage(params), store)
+    work, where = root / WORK / digest(recipe)[:16], params.storage.latents
+    shards: Folder = open_folder(where, root, params.storage) if where else LocalFolder(work)
+    records = open_folder(f"{where}/records/{work.name}", root, params.storage) if where else shards
+    return EncodeJob(
+        params=params,
+        clips=keyed_clips(clips, params, weights),
+        empty_text=text_key("", params, weights),
+        recipe=recipe,
+        manifest_digest=sha256(manifest),
+        folder=root / CLIPS,
+        out=root / LATENTS,
+        work=work,
+        physics_storage=physics_storage(params),
+        shards=shards,
+        records=records,
+        former=_read_index(root / LATENTS / INDEX),
+    )
+
+
+def _read_index(path: Path) -> dict[str, Any] | None:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return index if index["format"] == FORMAT else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_clip(clip: Clip, params: Params, manifest: Path) -> None:

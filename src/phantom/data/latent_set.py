@@ -14,7 +14,7 @@ from phantom.config import ClipFilter
 from phantom.data.latent_keys import digest
 from phantom.data.physics_statistics import Statistics
 from phantom.data.quantization import NOT_STORED, dequantize, tensor_suffixes
-from phantom.data.shards import EMPTY_TEXT, FORMAT, FORMER_FORMAT, INDEX, checksum, store_key
+from phantom.data.shards import EMPTY_TEXT, FORMAT, FORMER_FORMAT, INDEX, checksum, shard_name
 from phantom.data.storage import Folder, LocalFolder
 from phantom.data.tensors import CorruptFile, TensorFile
 from phantom.errors import UserError
@@ -204,7 +204,7 @@ def _locate(folder: Path, entry: dict[str, Any], store: Folder | None, remote_si
         return TensorFile(LocalFolder(folder), path.name, size)
     if store is None:
         raise UserError(f"{path}: no such file, and storage.latents is null; run `phantom encode` again")
-    name = store_key(entry["sha256"])
+    name = shard_name(entry["sha256"])
     if remote_sizes.get(name) != size:
         found = f"{remote_sizes[name]} bytes, {size} were written" if name in remote_sizes else "no such file"
         raise _corrupt_error(f"{store}/{name} ({path.name})", found, path.name)

@@ -1,15 +1,14 @@
-"""data/latents: the encoded clips in shards (`*.safetensors`), and `index.json`, which lists their contents.
+"""Shards: encoded clips in files named by their contents, and a record of each until data/latents is made of them.
 
 ```
 index.json                recipe, its hash, and every file and clip: split, caption, shape, prefixes, keys, shards
-shard-00000.safetensors   {key}/video, {key}/physics, {key}/prefix/{k} and {key}/text of the clips of some batches
-shard-00001.safetensors   {text key}/text only: of clips whose caption has changed since they were encoded
-empty_text.safetensors    the embedding of the caption ""
+<sha256>.safetensors      {key}/video, {key}/physics, {key}/prefix/{k} and {key}/text of the clips of some batches
+<sha256>.safetensors      {text key}/text only: of "", or of clips whose caption has changed since they were encoded
+empty_text.safetensors    the embedding of the caption "" once more
 ```
 Keys are those of `latent_keys`: a shard serves any data set that has its clips. Tensors are stored in the dtype of the
 frozen models (`models.dtype`), physics latents according to `encode.physics_storage`, and are read as float32. With
-`storage.latents` the shards are stored there instead, named by their sha256 so that a shard another run reads is never
-overwritten; the index stays local.
+`storage.latents` the shards are stored there instead of in data/latents; the index stays local.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -29,17 +30,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from phantom.data.files import fsync, sha256
+from phantom.data.latent_keys import digest
 from phantom.data.physics_statistics import channel_sums
 from phantom.data.quantization import dequantize, quantization_error, quantize
-from phantom.data.storage import Folder
+from phantom.data.storage import Folder, LocalFolder
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
 FORMAT = 3  # version of the index and shard layout
 FORMER_FORMAT = 2  # is read: its tensors are named by the clip's id, and one checksum covers those of clip and text
-# In the JSON beside a shard.
-CLIP_METADATA_KEYS = ("key", "video", "prefixes", "xxh3", "physics_error")
-TEXT_METADATA_KEYS = ("text_key", "text", "text_xxh3")  # `text`: the name of the tensor
 
 
 @dataclass(frozen=True)
@@ -57,88 +56,141 @@ class EncodedClip:
     text: torch.Tensor
 
 
-class ShardWriter:
-    """Writes encoded clips into numbered shards of about `megabytes` each in `folder`.
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard, as in its record: file, and what is in it."""
 
-    A shard is finished once its metadata is beside it (`shard-00000.json`); a new writer on the same folder uses the
-    lowest free numbers. With a `store`, shards are uploaded there and only their metadata stays. `storage` is the
-    format of the physics latents. The metadata of the clips `statistics_keys` hold their `channel_sums`, so that nobody
-    has to read them again to standardise z.
+    file: str
+    sha256: str
+    bytes: int
+    clips: list[dict[str, Any]]  # key, video (its shape), prefixes, xxh3, physics_error, physics_sums of some
+    texts: list[dict[str, Any]]  # text_key, text (the name of the tensor), text_xxh3
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys of the clips and texts in it."""
+        return {clip["key"] for clip in self.clips} | {text["text_key"] for text in self.texts}
+
+    @property
+    def contents(self) -> str:
+        """What is in it, in words."""
+        return f"{len(self.clips)} clips" if self.clips else f"{len(self.texts)} captions"
+
+
+class ShardWriter:
+    """Packs encoded clips into shards of about `megabytes` each; a thread writes them to `shards`.
+
+    A shard is finished once its record is in `records`; the record's name is `name` and a digest of the keys in it, so
+    that of two writers of the same clips one wins. A context: leaving it finishes what was added, after an interruption
+    too. `storage` is the format of the physics latents. The records of the clips `statistics_keys` hold their
+    `channel_sums`, so that nobody has to read them again to standardise z.
     """
 
     def __init__(
         self,
-        folder: Path,
+        shards: Folder,
+        records: Folder,
+        name: str,
         megabytes: int,
         dtype: torch.dtype,
         storage: str = "raw",
-        store: Folder | None = None,
         statistics_keys: Collection[str] = (),
     ) -> None:
-        self.folder, self.limit, self.dtype, self.storage, self.store = folder, megabytes * 2**20, dtype, storage, store
-        self.statistics_keys = statistics_keys
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = sorted(folder.glob("shard-*.json"))
-        self.finished: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        self._names = free_names(folder)
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._clips: list[dict[str, Any]] = []
-        self._texts: list[dict[str, Any]] = []
+        self.shards, self.records, self.name = shards, records, name
+        self.limit, self.dtype, self.storage, self.statistics_keys = megabytes * 2**20, dtype, storage, statistics_keys
+        self.finished: list[Shard] = []
+        self._contents: list[_Contents] = []
+        self._bytes = 0  # of them
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[Shard] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.flush()
+            self._wait()
+        except Exception:
+            if kind is None:  # else what ended the context is to be told
+                raise
+        finally:
+            self._thread.shutdown()
 
     def add(self, batch: Sequence[EncodedClip]) -> None:
         """Adds the clips of one batch, with their texts, all to the same shard, which is written when full."""
-        for clip in batch:
-            physics = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
-            tensors = {"video": clip.video.to(self.dtype)}
-            for name, z in physics.items():
-                quantized = quantize(z, self.storage, self.dtype)
-                tensors |= {name + suffix: tensor for suffix, tensor in quantized.items()}
-            # Copied: a slice would keep its whole batch in memory.
-            tensors = {f"{clip.key}/{name}": _copy(tensor) for name, tensor in tensors.items()}
-            self._tensors |= tensors
-            self._clips.append(
-                {
-                    "key": clip.key,
-                    "video": list(clip.video.shape),
-                    "prefixes": sorted(clip.prefixes),
-                    "xxh3": checksum(tensors),
-                    "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
-                }
-            )
-            self._add_text(f"{clip.key}/text", clip.text_key, clip.text)  # beside them: one read fetches all
-            if clip.key in self.statistics_keys and clip.physics.numel():
-                stored = dequantize(quantize(clip.physics, self.storage, self.dtype), self.storage)
-                self._clips[-1]["physics_sums"] = channel_sums(stored)
-        self._close_if_full()
+        self._extend([self._pack(clip) for clip in batch])
 
     def add_texts(self, texts: Mapping[str, torch.Tensor]) -> None:
         """Adds embeddings of captions, by their key, all to the same shard, which is written when full."""
-        for key, text in texts.items():
-            self._add_text(f"{key}/text", key, text)
-        self._close_if_full()
+        self._extend([self._text(f"{key}/text", key, text) for key, text in texts.items()])
 
-    def _add_text(self, name: str, key: str, text: torch.Tensor) -> None:
-        self._tensors[name] = stored = _copy(text.to(self.dtype))
-        self._texts.append({"text_key": key, "text": name, "text_xxh3": checksum({name: stored})})
+    def _pack(self, clip: EncodedClip) -> _Contents:
+        physics = {"physics": clip.physics, **{f"prefix/{k}": z for k, z in clip.prefixes.items()}}
+        tensors = {"video": clip.video.to(self.dtype)}
+        for name, z in physics.items():
+            quantized = quantize(z, self.storage, self.dtype)
+            tensors |= {name + suffix: tensor for suffix, tensor in quantized.items()}
+        # Copied: a slice would keep its whole batch in memory.
+        tensors = {f"{clip.key}/{name}": _copy(tensor) for name, tensor in tensors.items()}
+        record = {
+            "key": clip.key,
+            "video": list(clip.video.shape),
+            "prefixes": sorted(clip.prefixes),
+            "xxh3": checksum(tensors),
+            "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
+        }
+        if clip.key in self.statistics_keys and clip.physics.numel():
+            stored = dequantize(quantize(clip.physics, self.storage, self.dtype), self.storage)
+            record["physics_sums"] = channel_sums(stored)
+        # The text beside them: one read fetches all.
+        text = self._text(f"{clip.key}/text", clip.text_key, clip.text)
+        return _Contents(tensors | text.tensors, [record], text.texts)
 
-    def _close_if_full(self) -> None:
-        if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.limit:
-            self.close()
+    def _text(self, name: str, key: str, text: torch.Tensor) -> _Contents:
+        tensors = {name: _copy(text.to(self.dtype))}
+        return _Contents(tensors, [], [{"text_key": key, "text": name, "text_xxh3": checksum(tensors)}])
 
-    def close(self) -> None:
-        """Writes the current shard, if there is anything in it."""
-        if not self._tensors:
-            return
-        path = self.folder / next(self._names)
-        write_tensors(path, self._tensors)
-        shard = {**index_entry(path), "clips": self._clips, "texts": self._texts}
-        if self.store:
-            self.store.upload(path, store_key(shard["sha256"]))
-        write_shard_metadata(path, shard)
-        if self.store:
-            path.unlink()
-        self.finished.append(shard)
-        self._tensors, self._clips, self._texts = {}, [], []
+    def _extend(self, contents: list[_Contents]) -> None:
+        self._contents += contents
+        self._bytes += sum(tensor.nbytes for one in contents for tensor in one.tensors.values())
+        if self._bytes >= self.limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Has the current shard written, if there is anything in it. Waits for the one before it, and raises what that
+        one's writing did."""
+        if self._contents:
+            self._wait()
+            contents, self._contents, self._bytes = self._contents, [], 0
+            self._writing = self._thread.submit(self._write, contents)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self.finished.append(writing.result())
+
+    def _write(self, contents: list[_Contents]) -> Shard:
+        stated = store_tensors(self.shards, {name: x for one in contents for name, x in one.tensors.items()})
+        shard = Shard(
+            **stated, clips=_chain(one.clips for one in contents), texts=_chain(one.texts for one in contents)
+        )
+        record = f"{self.name}-{digest(sorted(shard.keys))[:16]}.json"
+        self.records.write_new(record, json.dumps(asdict(shard)).encode())
+        return shard
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a shard has of a clip, or of a caption."""
+
+    tensors: dict[str, torch.Tensor]
+    clips: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+
+
+def _chain(lists: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [*chain.from_iterable(lists)]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -153,28 +205,31 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def store_key(sha256: str) -> str:
-    """The name of a shard in `storage.latents`."""
+def shard_name(sha256: str) -> str:
+    """The name of a shard with these contents."""
     return f"{sha256}.safetensors"
 
 
-def free_names(folder: Path) -> Iterator[str]:
-    """The names for further shards in `folder`: with the lowest numbers of which there is no finished shard now."""
-    taken = {path.stem for path in folder.glob("shard-*.json")}
-    return (f"{name}.safetensors" for name in (f"shard-{number:05d}" for number in count()) if name not in taken)
-
-
-def write_shard_metadata(path: Path, shard: dict[str, Any]) -> None:
-    """Writes the metadata beside the shard at `path`, which marks it as finished."""
-    part = _temporary_path(path)
-    part.write_text(json.dumps(shard), encoding="utf-8")
-    fsync(part)
-    part.replace(path.with_suffix(".json"))
+def store_tensors(folder: Folder, tensors: dict[str, torch.Tensor], name: str | None = None) -> dict[str, Any]:
+    """Writes a safetensors file into `folder`, atomically, as `name` or named by its contents. Its index entry."""
+    scratch = Path(tempfile.gettempdir())
+    if isinstance(folder, LocalFolder):
+        scratch = folder.path
+        scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / f".{os.urandom(8).hex()}.safetensors"
+    try:
+        write_tensors(path, tensors)
+        entry = index_entry(path)
+        entry["file"] = name or shard_name(entry["sha256"])
+        folder.take(path, entry["file"])
+    finally:
+        path.unlink(missing_ok=True)
+    return entry
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes a safetensors file atomically. Raises OSError with ENOSPC on a full disk."""
-    part = _temporary_path(path)
+    part = path.with_suffix(f".{os.urandom(4).hex()}.part")  # unique across processes and machines
     try:
         save_file(tensors, part)
     except SafetensorError as error:
@@ -185,11 +240,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     part.chmod(0o644)  # safetensors creates it for its owner only; another user may train
     fsync(part)
     part.replace(path)
-
-
-def _temporary_path(path: Path) -> Path:
-    """A temporary name beside `path`, unique across processes and machines."""
-    return path.with_suffix(f".{os.urandom(4).hex()}.part")
 
 
 def index_entry(path: Path) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""The shards that have been made of a job's clips: those of data/latents, and those with a record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from phantom.cores import cores
+from phantom.data.encode_job import EncodeJob, Part
+from phantom.data.files import link, sha256
+from phantom.data.prefetch import prefetch
+from phantom.data.shards import EMPTY_TEXT, Shard, shard_name
+from phantom.data.storage import Entry, Folder, LocalFolder, NotFound
+from phantom.progress import say
+
+CLIP_FIELDS = ("key", "video", "prefixes", "xxh3", "physics_error")
+TEXT_FIELDS = ("text_key", "text", "text_xxh3")
+
+
+def shards_of_part(job: EncodeJob, part: Part) -> list[Shard]:
+    """Of data/latents, this part, and parts of another size: those that are there and of the right size."""
+    own, others = f"{part.name}-", f"{part.of:05d}-"
+    records = _records(job, lambda name: name.startswith(own) or not name.startswith(others))
+    sizes = _sizes(job.shards)
+    return [one for one in [*published_shards(job), *records.values()] if _size(job, one, sizes) == one.bytes]
+
+
+def intact_shards(job: EncodeJob, without: str | None = None) -> list[Shard]:
+    """All finished shards of this recipe.
+
+    Their sha256 is compared, of those in a bucket the size only: reading a clip verifies its checksum. Records of
+    damaged ones are deleted. `without`: a shard of data/latents that is to be made again.
+    """
+    sizes, records = _sizes(job.shards), _records(job, lambda _: True)
+    found: list[tuple[str | None, Shard]] = [(None, shard) for shard in published_shards(job) if shard.file != without]
+    found += [*records.items()]
+    check = partial(_is_intact, job, sizes)
+    kept = []
+    shards = [shard for _, shard in found]
+    for (record, shard), is_intact in zip(found, prefetch(check, shards, cores()), strict=True):
+        if is_intact:
+            kept.append(shard)
+            continue
+        say(f"encode: {shard.file} is damaged or missing: its {shard.contents} are encoded again")
+        if record is not None:
+            job.records.delete([record])
+    return kept
+
+
+def needed_shards(job: EncodeJob, finished: Iterable[Shard]) -> list[Shard]:
+    """Those that have what none before them has, in the order of the manifest, whoever made them when.
+
+    A clip may be in two: of two processes that did the same part.
+    """
+    keys = dict.fromkeys(key for one in job.clips for key in (one.key, one.text_key))
+    places, left, needed = {key: place for place, key in enumerate(keys)}, set(keys), []
+    first = {shard.file: min((places.get(key, len(places)) for key in shard.keys), default=0) for shard in finished}
+    for shard in sorted(finished, key=lambda shard: (first[shard.file], shard.sha256)):
+        if left & shard.keys:
+            needed.append(shard)
+            left -= shard.keys
+    return needed
+
+
+def has_empty_text(job: EncodeJob) -> bool:
+    """Whether the embedding of "" is in data/latents or among the finished shards."""
+    return _published_empty_text(job) is not None or job.shards.size(shard_name(job.empty_text)) is not None
+
+
+def place_empty_text(job: EncodeJob, target: Path) -> None:
+    """Copies it to `target`."""
+    published = _published_empty_text(job)
+    if published is not None:
+        link(published, target)
+    else:
+        job.shards.download(shard_name(job.empty_text), target)
+
+
+def delete_records(job: EncodeJob) -> None:
+    """Deletes the records of this recipe, and what else is kept of it on this machine: data/latents has all."""
+    job.records.delete([entry.name for entry in _list(job.records) if entry.name.endswith(".json")])
+    shutil.rmtree(job.work, ignore_errors=True)
+
+
+def published_shards(job: EncodeJob) -> list[Shard]:
+    """The shards of data/latents with what its index says of their contents: clips and texts, each once."""
+    index = job.former
+    if index is None:
+        return []
+    clips: dict[str, dict[str, Any]] = defaultdict(dict)
+    texts: dict[str, dict[str, Any]] = defaultdict(dict)
+    for clip in index["clips"]:
+        clips[clip["shard"]][clip["key"]] = {key: clip[key] for key in CLIP_FIELDS}
+        texts[clip.get("text_shard", clip["shard"])][clip["text"]] = {key: clip[key] for key in TEXT_FIELDS}
+    return [
+        Shard(**stated, clips=[*clips[stated["file"]].values()], texts=[*texts[stated["file"]].values()])
+        for stated in index["shards"]
+    ]
+
+
+def place_of(job: EncodeJob, shard: Shard) -> Path | None:
+    """The file of a shard on this machine: among the finished ones, where it may have been made again, or in
+    data/latents."""
+    folders = [*([job.shards.path] if isinstance(job.shards, LocalFolder) else []), job.out]
+    paths = [folder / shard.file for folder in folders if (folder / shard.file).is_file()]
+    return paths[0] if paths else None
+
+
+def _records(job: EncodeJob, is_wanted: Callable[[str], bool]) -> dict[str, Shard]:
+    """Records by name."""
+    names = [entry.name for entry in _list(job.records) if entry.name.endswith(".json") and is_wanted(entry.name)]
+    return {
+        name: Shard(**json.loads(text))
+        for name, text in zip(names, prefetch(job.records.read, names, 4 * cores()), strict=True)
+    }
+
+
+def _list(folder: Folder) -> list[Entry]:
+    folder.refresh()
+    try:
+        return folder.list()
+    except NotFound:
+        return []
+
+
+def _sizes(shards: Folder) -> dict[str, int]:
+    return {entry.name: entry.size for entry in _list(shards)}
+
+
+def _size(job: EncodeJob, shard: Shard, sizes: dict[str, int]) -> int | None:
+    path = place_of(job, shard)
+    return path.stat().st_size if path else sizes.get(shard_name(shard.sha256))
+
+
+def _is_intact(job: EncodeJob, sizes: dict[str, int], shard: Shard) -> bool:
+    path = place_of(job, shard)
+    return sha256(path) == shard.sha256 if path else _size(job, shard, sizes) == shard.bytes
+
+
+def _published_empty_text(job: EncodeJob) -> Path | None:
+    path, stated = job.out / EMPTY_TEXT, job.former["empty_text"] if job.former else {}
+    is_same = stated.get("key") == job.empty_text and path.is_file() and sha256(path) == stated["sha256"]
+    return path if is_same else None
