@@ -12,7 +12,9 @@ import traceback
 
 import typer
 
-from phantom.cli import settings, stages, data, pipeline, generation, serve, benchmarks, judge, votes, study, checkpoints  # noqa: F401  # isort: skip  (the order of --help)
+# In the order of --help.
+from phantom.cli import settings, stages, data, pipeline, generation, serving  # noqa: F401  # isort: skip
+from phantom.cli import benchmarks, judge, votes, study, checkpoints  # noqa: F401  # isort: skip
 from phantom.cli.shared import app
 from phantom.cores import let_idle_threads_sleep
 from phantom.errors import Interrupted, StageFailed, UserError, raise_terminated, write_outcome
