@@ -180,6 +180,7 @@ def differing_settings(runs: Sequence[StudyRun]) -> dict[str, dict[str, Any]]:
             flat[run.arm] = flatten_settings(settings) | {
                 "alpha_z": "held at 0" if run.held else "fixed" if is_fixed else "grows",
                 "weights": "its own" if run.source is None else f"those of {run.source.arm}",
+                "begins from": "new weights" if run.trained.start is None else f"those of {run.trained.start.arm}",
                 "z while measured": altered.get("intervention", "its own"),
                 "coupling while measured": "on" if altered.get("coupling", True) else "off",
             }
@@ -194,13 +195,14 @@ def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, A
     costs: dict[str, dict[str, int]] = {}
     for run in runs:
         if run.arm is not None and run.arm not in costs:
-            params = run.trained.params
-            planned = plan(params, "H200", 1, root=root)  # no figure is of the GPU
+            trained = run.trained
+            # No figure is of the GPU. The run that it begins from is part of what it costs.
+            parts = [plan(one.params, "H200", 1, root=root) for one in (trained, trained.start) if one]
             costs[run.arm] = {
-                "steps": planned["time"]["steps"],
-                "samples": planned["time"]["samples"],
-                "trainable_parameters": planned["parameters"]["trainable"],
-                "flops": planned["flops"]["model_per_run"],
+                "steps": sum(planned["time"]["steps"] for planned in parts),
+                "samples": sum(planned["time"]["samples"] for planned in parts),
+                "trainable_parameters": parts[0]["parameters"]["trainable"],
+                "flops": sum(planned["flops"]["model_per_run"] for planned in parts),
             }
     return compare_arms(study, costs)
 

@@ -19,6 +19,8 @@ from phantom.orchestration.study_runs import RUN_FILE, absolute
 from phantom.tracking.lineage import data_and_code_tags
 from phantom.training.trainer import Trainer
 
+LOCK = "lock"  # in a run's folder: held by the process that trains and measures it
+
 
 @dataclass(frozen=True)
 class StudyRunResult:
@@ -36,7 +38,7 @@ def run_one(place: Path, root: Path = Path()) -> StudyRunResult:
     told = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
     folder, params = place.parent.parent, absolute(validate(told["params"]), root)
     targets = {name: folder / measure["file"] for name, measure in told["measures"].items()}
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         lock_file(lock, fcntl.LOCK_EX)
         if missing := [name for name, target in targets.items() if not target.is_file()]:
             export = None if told["arm"] is None else _train(folder, told, root)
@@ -52,7 +54,7 @@ def _train(folder: Path, told: dict[str, Any], root: Path) -> Path:
     """The export whose weights are measured, trained unless it is there."""
     export = folder / "models" / told["name"]
     if not (export / "result.json").is_file():
-        params = _with_start(absolute(validate(told["trained_params"]), root), root)
+        params = _with_start(absolute(validate(told["trained_params"]), root), root, _start(told, root))
         trainer = Trainer(params, folder, told["name"], told["held"])
         if trainer.tracker:
             study, arm, seed = told["study"], told["trained_arm"], str(told["seed"])
@@ -63,12 +65,22 @@ def _train(folder: Path, told: dict[str, Any], root: Path) -> Path:
     return export
 
 
-def _with_start(params: Params, root: Path) -> Params:
-    """The same settings with `train.init_from` in the checkout, not in the run's folder."""
-    train = params.train
-    if train.init_from and not train.init_from.startswith(S3):
-        train = train.model_copy(update={"init_from": str(root.resolve() / train.init_from)})
-    return params.model_copy(update={"train": train})
+def _start(told: dict[str, Any], root: Path) -> str | None:
+    """The export that the run begins from, trained unless it is there. Another process that trains it is waited for."""
+    if (start := told.get("start")) is None:
+        return None
+    folder = root / start["folder"]
+    with (folder / LOCK).open("w") as lock:
+        lock_file(lock, fcntl.LOCK_EX)
+        return str(_train(folder, {**told, "start": None, **start}, root).resolve())
+
+
+def _with_start(params: Params, root: Path, start: str | None) -> Params:
+    """The same settings with `train.init_from`: `start`, or what they say, in the checkout, not in the run's folder."""
+    place = start or params.train.init_from
+    if place and not place.startswith(S3):
+        place = str(root.resolve() / place)
+    return params.model_copy(update={"train": params.train.model_copy(update={"init_from": place})})
 
 
 def _made(params: Params, folder: Path) -> dict[str, str]:

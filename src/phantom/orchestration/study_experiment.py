@@ -40,6 +40,8 @@ def experiment_settings(
         raise UserError(f"--arm {label!r}: study {name!r} has {listed(study.labels, 12)}; nearest: {near}")
     if arm.weights:
         raise UserError(f"--arm {label!r}: it is not trained, for it has the weights of {arm.weights!r}")
+    if arm.start:
+        raise UserError(f"--arm {label!r}: it begins from the weights of {arm.start!r}, which `dvc exp run` has not")
     wanted = _flat(arm_params(study, arm, study.seeds[0] if seed is None else seed, tuple(overrides)))
     if arm.held:
         wanted["train.control"] = True

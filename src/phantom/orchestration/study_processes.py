@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from phantom.cores import cores
 from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
@@ -207,20 +207,29 @@ def prepare_folder(run: StudyRun, study: str, root: Path) -> Path:
     """
     folder = root / run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if run.trained.start:
+        prepare_folder(run.trained.start, study, root)
     link = folder / "data"
     if not link.exists():  # nor is what it leads to, if latents were removed and are elsewhere now
         link.unlink(missing_ok=True)
         with suppress(FileExistsError):  # made by another thread for a run that shares the folder
             link.symlink_to(os.path.relpath((root / run.data).resolve(), folder.resolve()))
-    trained = run.trained
     told = {
         **{"study": study, "arm": run.arm, "seed": run.seed, "measures": dict(run.measures)},
         "params": run.params.model_dump(mode="json", by_alias=True),
-        **{"name": trained.name, "held": trained.held, "trained_arm": trained.arm},
-        "trained_params": trained.params.model_dump(mode="json", by_alias=True),
+        **_training(run.trained),
     }
     text = json.dumps(told, indent=1)
     place = folder / PROCESSES / hashlib.sha256(text.encode()).hexdigest()[:8]
     place.mkdir(parents=True, exist_ok=True)
     (place / RUN_FILE).write_text(text, encoding="utf-8")
     return place
+
+
+def _training(run: StudyRun) -> dict[str, Any]:
+    """What a process is told of the training of `run`, and of the run whose weights it begins from."""
+    told = {
+        **{"name": run.name, "held": run.held, "trained_arm": run.arm},
+        "trained_params": run.params.model_dump(mode="json", by_alias=True),
+    }
+    return told | {"start": {"folder": str(run.start.folder), **_training(run.start)}} if run.start else told

@@ -38,7 +38,7 @@ class StudyRun:
 
     folder, data: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in
     the folder that the figures are written to. source: the run whose weights are measured, in the same folder, if this
-    one trains none.
+    one trains none. start: the run whose weights it begins from.
     """
 
     arm: str | None
@@ -49,6 +49,7 @@ class StudyRun:
     folder: Path
     data: Path = Path("data")  # with the latents that fit it (`study_latents`)
     source: StudyRun | None = None
+    start: StudyRun | None = None
 
     @property
     def trained(self) -> StudyRun:
@@ -83,29 +84,35 @@ class StudyRun:
 def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) -> list[StudyRun]:
     """All runs of a study, seed by seed, the frozen base first, and last those that share the folder of another.
 
+    Those that begin from another's weights come after all that do not.
+
     Raises UserError if the latents do not fit an arm.
     """
     latents = StudyLatents(root)
     places: dict[str, tuple[Path, str]] = {}  # of each arm's latents, and their digests
     found: list[StudyRun] = []
     for seed in study.seeds:
-        for arm in study.arms:
-            params = arm_params(study, arm, seed, overrides)
+        of_seed: dict[str, StudyRun] = {}
+        for arm in sorted(study.arms, key=lambda arm: study.trained(arm).start is not None):
+            trained, params = study.trained(arm), arm_params(study, arm, seed, overrides)
             if arm.label not in places:
                 places[arm.label] = _find_latents(arm, params, latents)
                 _check_single(arm, params)
             place, digest = places[arm.label]
             settings = identity(params, SETTINGS, without=(Role.NOT_IN_RESULT,))
-            held = study.trained(arm).held
-            if held and params.train.twin_steps:
+            if trained.held and params.train.twin_steps:
                 raise UserError(
                     f"arm {arm.label!r} is held at alpha_z = 0, which trains nothing in its {params.train.twin_steps} "
                     "steps of the twin alone; accepted: train.twin_steps: 0, and more train.steps for equal FLOPs"
                 )
-            key = _digest({"settings": settings, "held": held, "latents": digest})
+            start = of_seed[trained.start] if trained.start else None
+            parts = {"settings": settings, "held": trained.held, "latents": digest}
+            key = _digest(parts | {"start": start.folder.name} if start else parts)
             is_here = params.compute.train == "local"
             measures, placed = _measures(study, arm, params), absolute(params, root) if is_here else params
-            found.append(StudyRun(arm.label, seed, held, placed, measures, RUNS / key, place / "data"))
+            where = RUNS / key, place / "data"
+            of_seed[arm.label] = StudyRun(arm.label, seed, trained.held, placed, measures, *where, start=start)
+        found += of_seed.values()
     found = [replace(run, source=_source(study, run, found)) for run in found]
     first = next(run for run in found if run.source is None)
     models = identity(first.params, ("models", "train.precision"), without=(Role.NOT_IN_RESULT,))
@@ -114,7 +121,8 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
     found.insert(0, StudyRun(None, study.seeds[0], False, first.params, measures, folder, first.data))
     folders = [run.folder for run in found]
     repeated = {number for number, folder in enumerate(folders) if folder in folders[:number]}
-    return [found[i] for i in sorted(range(len(found)), key=lambda i: i in repeated)]
+    # Runs that others begin from come first, so that these need not wait for them.
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: (i in repeated, found[i].start is not None))]
 
 
 def _source(study: Study, run: StudyRun, runs: Sequence[StudyRun]) -> StudyRun | None:

@@ -300,6 +300,8 @@ def _equality(study: Study, results: Mapping[str, Any]) -> Table:
     for arm in study.arms:
         if arm.weights:
             note += f" {arm.label} is not trained: its weights, and what they cost, are {arm.weights}'s."
+        if arm.start:
+            note += f" {arm.label} begins from the weights of {arm.start}, whose training it counts too."
     return Table("What the arms cost", study.labels, [_colour(study, x) for x in study.labels], [("", rows)], note)
 
 

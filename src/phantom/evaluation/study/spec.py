@@ -25,6 +25,7 @@ OF_THE_STUDY = (  # settings that an arm cannot state
     *("train.seed", "train.control", "compute.train", "train.processes"),
     *("evaluate.likephys.groups", "data.worlds.scenarios"),
 )
+START = "train.init_from"
 BASE = "base"  # the reference that is the frozen base
 UNTRAINED = (BASE, *TITLES)  # references that are no arms: the same for every seed
 Equality = Literal["steps", "samples", "trainable_parameters", "flops"]
@@ -41,6 +42,7 @@ class Arm(Section):
     """What is trained, once per seed; or with `weights`, another arm's runs, measured with other settings.
 
     held: alpha_z is held at 0, so that the physics loss has no weight. weights: the label of the arm that is trained.
+    start: the label of an arm whose run of the same seed is trained first, and whose weights this one has at step 0.
     intervention: what z is replaced by wherever it is given. coupling: False switches it off, in both directions.
     """
 
@@ -48,6 +50,7 @@ class Arm(Section):
     settings: dict[str, Any] = {}  # by dotted name, over those of the study, and of the arm that is trained
     held: bool = False
     weights: str | None = None
+    start: str | None = None
     intervention: StateSource | None = None
     coupling: bool = True
 
@@ -158,7 +161,20 @@ class Study(Section):
                 raise ValueError(f"{where}.{fixed[0]}: found in a study, which states it itself; leave it out")
         for arm in self.arms:
             self._check_weights(arm)
+            self._check_start(arm)
         return self
+
+    def _check_start(self, arm: Arm) -> None:
+        """Raises ValueError for an arm that begins from what is not trained, or from something else as well."""
+        if arm.start is None:
+            return
+        where = f"arms.{arm.label}"
+        if arm.weights is not None:
+            raise ValueError(f"{where}.start: found in an arm that is not trained; accepted without weights")
+        trained = [one.label for one in self.arms if one.weights is None and one.start is None]
+        _check_known(f"{where}.start", arm.start, trained)
+        if START in {**self.settings, **arm.settings}:
+            raise ValueError(f"{where}.start: found with {START}, accepted: one of them")
 
     def _check_weights(self, arm: Arm) -> None:
         """Raises ValueError for an arm that is not trained but changes training, or is measured so but trained."""
