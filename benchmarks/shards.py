@@ -4,8 +4,8 @@
 
 Clips of 10 MB, bfloat16 as at full size, in shards of 256 MB made here. In order: every clip through `LatentSet`,
 prefetching one (two as float32), against a plain read of the files. At random: single clips in random order, against
-reading as many bytes at the same offsets. Three cases each: stored tensors, first read with its checksum comparison;
-stored tensors, later reads; and float32 as in training. From the disk: the page cache of the files is dropped before
+reading as many bytes at the same offsets. Two cases each, both with checksums: stored tensors, and float32 as in
+training. From the disk: the page cache of the files is dropped before
 each run. Memory: resident size while `--many` small clips are read. Ratios are of medians over interleaved runs; CPU
 seconds of all threads show how much of a difference is waiting.
 """
@@ -13,7 +13,6 @@ seconds of all threads show how much of a difference is waiting.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -27,9 +26,10 @@ from typing import Any
 
 import torch
 
+from phantom.data.latent_index import write_index
 from phantom.data.latent_set import LatentSet
 from phantom.data.prefetch import prefetch
-from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
+from phantom.data.shards import EMPTY_TEXT, EncodedClip, ShardWriter, write_tensors
 from phantom.data.storage import LocalFolder
 
 CHUNK = 2**24
@@ -46,16 +46,23 @@ def write(folder: Path, count: int, channels: int, megabytes: int) -> None:
                 for shape in ((48, 1, 30, 52), (channels, 17, 16, 16), (64, 128))
             )
             writer.add([EncodedClip(f"clip-{number}", video, states, {}, f"text-{number}", text)])
-    write_tensors(folder / "empty_text.safetensors", {"text": torch.zeros(1, 128)})
-    clips = [
-        {**clip, **text, "id": clip["key"], "split": "train", "caption": "", "shard": shard.file}
-        for shard in writer.finished
+    write_tensors(folder / EMPTY_TEXT, {"text": torch.zeros(1, 128)})
+    rows = [
+        {
+            **clip,
+            **text,
+            "id": clip["key"],
+            "is_heldout": False,
+            "caption": "",
+            "frames": 1,
+            "shard": place,
+            "text_shard": place,
+        }
+        for place, shard in enumerate(writer.finished)
         for clip, text in zip(shard.clips, shard.texts, strict=True)
     ]
-    index = {"format": FORMAT, "recipe": {}, "manifest": None, "clips": clips}
-    index["shards"] = [{"file": one.file, "sha256": one.sha256, "bytes": one.bytes} for one in writer.finished]
-    index["empty_text"] = index_entry(folder / "empty_text.safetensors")
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    files = [{"file": one.file, "sha256": one.sha256, "bytes": one.bytes} for one in writer.finished]
+    write_index(folder, [row | {"columns": None} for row in rows], {}, None, files, "")
 
 
 def forget(folder: Path) -> None:
@@ -74,15 +81,12 @@ def read_files(folder: Path) -> None:
 
 
 def read_ranges(folder: Path, latents: LatentSet, order: list[int], size: int) -> None:
-    """Reads `size` bytes per clip, at about the clip's offset in its shard."""
-    places: dict[str, list[str]] = {}
-    for clip in latents._clips:
-        places.setdefault(clip["shard"], []).append(clip["id"])
+    """Reads `size` bytes per clip, at the clip's offset in its shard."""
+    rows = list(latents._table.rows())
     for number in order:
-        clip = latents._clips[number]
-        path, mates = folder / clip["shard"], places[clip["shard"]]
-        with path.open("rb", buffering=0) as file:
-            file.seek(mates.index(clip["id"]) * (path.stat().st_size - size) // max(1, len(mates)))
+        shard, start = latents._files[rows[number]["shard"]], rows[number]["tensors"][0]["start"]
+        with (folder / shard[1]).open("rb", buffering=0) as file:
+            file.seek(start)
             file.readinto(bytearray(size))
 
 
@@ -134,14 +138,12 @@ def main() -> None:
 
         def cases(read: Callable[[Callable[[int], Any], int], Any]) -> dict[str, Callable[[], Any]]:
             return {
-                "stored, the first time": lambda: read(LatentSet(large, "train").stored_tensors, 1),
-                "stored, again": lambda: read(known.stored_tensors, 1),
-                "float32, again": lambda: read(known.__getitem__, 2),
+                "stored": lambda: read(known.stored_tensors, 1),
+                "float32": lambda: read(known.__getitem__, 2),
             }
 
         in_order = cases(lambda get, workers: deque(prefetch(get, range(options.clips), workers), 0))
         at_random = cases(lambda get, _: deque(map(get, order), 0))
-        deque(map(known.stored_tensors, range(options.clips)), 0)
         for cold in (True, False):
             compare("all in order", large, lambda: read_files(large), in_order, options.repeats, cold)
             plain = partial(read_ranges, large, known, order, size)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from phantom.data.clip_table import CLIP_TABLE, ClipTable, write_clip_table
 from phantom.data.curation import mark_duplicates, measure
 from phantom.data.encode import encode
 from phantom.data.manifest import CLIPS, MANIFEST, Curation, columns, read_manifest, write_manifest
 from phantom.data.prepare import prepare
-from phantom.data.shards import INDEX, LATENTS
+from phantom.data.shards import INDEX, LATENTS, index_entry
 from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.training.data_loader import open_latents
@@ -180,10 +181,9 @@ def test_a_filter_that_leaves_nothing_or_has_no_columns_is_one_line(encode_param
     with pytest.raises(UserError, match=r"^data\.filter: found 'motion > 9', which holds for none of 6 clips; [^\n]*$"):
         open_latents(encode_params("data.filter=motion > 9"), tmp_path, "train", CPU)
     path = tmp_path / LATENTS / INDEX
-    index = json.loads(path.read_text())
-    for clip in index["clips"]:
-        del clip["columns"]
-    path.write_text(json.dumps(index))
+    table, index = tmp_path / LATENTS / CLIP_TABLE, json.loads(path.read_text())
+    write_clip_table(table, [row | {"columns": None} for row in ClipTable(table).rows()])
+    path.write_text(json.dumps(index | {"clips": index_entry(table)}))
     with pytest.raises(
         UserError, match=rf"^{path}: states no columns, which data\.filter needs; run `phantom prepare`"
     ):

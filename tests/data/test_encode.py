@@ -22,7 +22,7 @@ from phantom.data.video import read_frames
 from phantom.encoders import load_encoders
 from phantom.errors import UserError
 from phantom.training.data_loader import open_latents
-from tests.data.latents import contents, write_clips
+from tests.data.latents import contents, read_index, write_clips
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13)
 
@@ -86,8 +86,9 @@ def test_the_index_says_what_is_there(encode_params, tmp_path):
     clips = write_clips(tmp_path, LENGTHS)
     result = encode(params, tmp_path)
     folder = tmp_path / LATENTS
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    files = {stated["file"]: stated for stated in [*index["shards"], index["empty_text"]]}
+    index = read_index(folder)
+    stated = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    files = {stated["file"]: stated for stated in [*index["shards"], index["empty_text"], stated["clips"]]}
     assert {path.name for path in folder.iterdir()} == {*files, "index.json"}
     for name, stated in files.items():
         assert (stated["sha256"], stated["bytes"]) == (sha256(folder / name), (folder / name).stat().st_size)
@@ -170,7 +171,7 @@ def test_one_shard_is_made_again_alone_and_its_bytes_are_the_same(encode_params,
     encode(encode_params(), tmp_path)
     folder = tmp_path / LATENTS
     before = contents(folder)
-    index = json.loads(before["index.json"])
+    index = read_index(folder)
     name = index["shards"][1]["file"]
     raw = bytearray(before[name])
     raw[-2000] ^= 64
@@ -274,7 +275,7 @@ def test_the_index_has_the_statistics_of_the_training_clips_whoever_encoded_them
             merge_parts(params, tmp_path)
         else:
             encode(params, tmp_path, shard=first if way == "again" else None)
-        index = json.loads((tmp_path / LATENTS / shards.INDEX).read_text())
+        index = read_index(tmp_path / LATENTS)
         first = index["shards"][0]["file"]
         assert not any("physics_sums" in clip for clip in index["clips"])
         latents = LatentSet(tmp_path / LATENTS, "train")

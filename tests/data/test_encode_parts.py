@@ -24,7 +24,7 @@ from phantom.data.manifest import CLIPS
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, ShardWriter
 from phantom.errors import InvalidData, StageFailed, Terminated, UserError, raise_terminated
-from tests.data.latents import SETTINGS, contents, write_clips
+from tests.data.latents import SETTINGS, contents, read_index, write_clips
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13, 5, 9)
 OF = 3
@@ -82,12 +82,12 @@ def size_of(params, root, part):
 
 def assert_whole(root):
     """Asserts that every clip is there once, files match the index, and no intermediate files are left."""
-    index = json.loads((root / LATENTS / "index.json").read_text(encoding="utf-8"))
+    index = read_index(root / LATENTS)
     assert [clip["id"] for clip in index["clips"]] == [f"clip/{i:02d}" for i in range(len(LENGTHS))]
     for stated in (*index["shards"], index["empty_text"]):
         assert sha256(root / LATENTS / stated["file"]) == stated["sha256"]
     assert all(stated["file"] == f"{stated['sha256']}.safetensors" for stated in index["shards"])
-    names = {stated["file"] for stated in (*index["shards"], index["empty_text"])} | {"index.json"}
+    names = {stated["file"] for stated in (*index["shards"], index["empty_text"])} | {"index.json", "clips.arrow"}
     assert {path.name for path in (root / LATENTS).iterdir()} == names
     assert not contents(root / "checkpoints") and {path.name for path in (root / "data").iterdir()} <= {
         "clips",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from phantom.config import PRESETS, load_params
-from phantom.data import latent_set, shards
+from phantom.data import latent_set
 from phantom.data.encode import encode
 from phantom.data.files import sha256
 from phantom.data.latent_set import LatentSet
@@ -14,7 +14,7 @@ from phantom.data.recipe import check_recipe, make_recipe
 from phantom.data.shards import LATENTS, EncodedClip, ShardWriter
 from phantom.data.storage import LocalFolder
 from phantom.errors import UserError
-from tests.data.latents import SETTINGS, write_clips
+from tests.data.latents import SETTINGS, read_index, write_clips
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(make_params, tmp_path):
 
 def shard_of(folder, number):
     """The shard of the clip of this number in the index."""
-    return json.loads((folder / "index.json").read_text())["clips"][number]["shard"]
+    return read_index(folder)["clips"][number]["shard"]
 
 
 def clip(key: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> EncodedClip:
@@ -61,19 +61,27 @@ def test_a_set_can_be_sent_to_another_process_and_its_clips_changed(folder):
     assert torch.equal(latents[0].video, kept)
 
 
-def test_a_clip_is_compared_with_its_checksum_once_and_again_when_its_file_has_changed(folder, monkeypatch):
-    compared = []
-    checksum = shards.checksum
-    monkeypatch.setattr(latent_set, "checksum", lambda tensors: compared.append(1) or checksum(tensors))
+def test_a_clip_is_compared_with_its_checksums_each_time(folder):
     latents = LatentSet(folder, "train")
     first, again = latents[0], latents[0]
-    assert torch.equal(first.physics, again.physics) and len(compared) == 2  # its latents, its text
+    assert torch.equal(first.physics, again.physics)
     path = folder / shard_of(folder, 0)
     raw = bytearray(path.read_bytes())
     raw[raw.find(first.physics.numpy().tobytes()) + 2000] ^= 64
     path.write_bytes(raw)
-    with pytest.raises(UserError, match=rf"^{path}: damaged: clip [^\n]* is not what was written"):
-        [latents[i] for i in range(len(latents))]
+    with pytest.raises(UserError, match=rf"^{path}: damaged: clip 'clip/00': physics is not what was written; run"):
+        latents[0]
+
+
+def test_a_prefix_is_read_when_it_is_used(folder, monkeypatch):
+    latents, read, names = LatentSet(folder, "train"), latent_set.read_tensors, []
+    monkeypatch.setattr(
+        latent_set, "read_tensors", lambda *given: names.append([one.name for one in given[2]]) or read(*given)
+    )
+    one = latents[0]
+    assert sorted(name for some in names for name in some) == ["physics", "text", "video"]
+    assert len(one.prefixes) == 2 and 9 not in one.prefixes
+    assert one.prefixes[5].shape[1] == 3 and names[-1] == ["prefix/5"]
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
@@ -96,7 +104,10 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
     broken(shard, lambda path: path.write_bytes(path.read_bytes()[:-1]))
     broken(shard, lambda path: path.write_bytes(bytes(path.stat().st_size)))
     broken(shard, flip)
-    broken("empty_text.safetensors", lambda path: path.unlink())
+    for name in ("empty_text.safetensors", "clips.arrow"):
+        broken(name, lambda path: path.unlink())
+        broken(name, lambda path: path.write_bytes(path.read_bytes()[:-1]))
+        broken(name, lambda path: path.write_bytes(bytes(path.stat().st_size)))
     broken("index.json", lambda path: path.write_text("{"))
     broken("index.json", lambda path: path.write_text("[]"))
     broken("index.json", lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0})))

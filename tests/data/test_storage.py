@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
-import signal
-import threading
-import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -18,8 +13,6 @@ import pytest
 from phantom.cli import shared
 from phantom.config import PRESETS, Storage, load_params
 from phantom.data.storage import ConcatenatedFile, LocalFolder, fingerprint, open_folder
-from phantom.data.storage import cache as caching
-from phantom.data.storage.cache import Cache
 from phantom.errors import StageFailed, UserError
 
 CONTENTS = bytes(range(256)) * 40_000  # 10 MB
@@ -37,12 +30,12 @@ def local(tmp_path: Path) -> LocalFolder:
     return LocalFolder(folder)
 
 
-def storage(cache_gb: float = 1) -> Storage:
-    return load_params(PRESETS / "mini.yaml").storage.model_copy(update={"cache_gb": cache_gb})
+def storage() -> Storage:
+    return load_params(PRESETS / "mini.yaml").storage
 
 
-def remote(bucket: str, root: Path, prefix: str = "in/here", cache_gb: float = 1):
-    return open_folder(f"s3://{bucket}/{prefix}", root, storage(cache_gb))
+def remote(bucket: str, root: Path, prefix: str = "in/here"):
+    return open_folder(f"s3://{bucket}/{prefix}", root, storage())
 
 
 def put(bucket: str, name: str, contents: bytes) -> None:
@@ -136,7 +129,7 @@ def test_a_fault_that_stays_is_one_line_and_the_next_call_goes_on(s3, bucket, tm
     s3.faults = [fault] * 2
     with pytest.raises(StageFailed, match=rf"^s3://{bucket}/in/here/a\.mp4: {said}$"):
         read(remote(bucket, tmp_path), "a.mp4")
-    assert {path.name for path in (tmp_path / "checkpoints/cache").iterdir()} <= {"lock"}
+    assert not list((tmp_path / "checkpoints/cache").iterdir())
     assert read(remote(bucket, tmp_path), "a.mp4") == CONTENTS
 
 
@@ -196,102 +189,35 @@ def test_a_file_that_changes_while_it_is_read_is_not_mixed(s3, bucket, tmp_path)
     assert read(remote(bucket, tmp_path), "a.mp4") == CONTENTS[::-1]
 
 
-# --- the cache ------------------------------------------------------------------------------------------------------
+# --- ranges and copies ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once_and_the_oldest_ones_make_room(s3, bucket, tmp_path):
-    for name in ("a", "b", "c"):
-        put(bucket, name, CONTENTS)
-    folder = remote(bucket, tmp_path, cache_gb=2.2 * len(CONTENTS) / 2**30)
-    for name in ("a", "b", "a", "c", "a", "b"):
-        assert read(folder, name) == CONTENTS
-        stored = sum(path.stat().st_size for path in (tmp_path / "checkpoints/cache").iterdir())
-        assert stored <= folder.cache.limit
-    assert [path[-1] for path in s3.reads] == ["a", "b", "c", "b"]
-    with pytest.raises(UserError, match=r"here/a: 0\.00954 GiB, more than storage\.cache_gb 0\.00477 can hold$"):
-        read(remote(bucket, tmp_path, cache_gb=0.5 * len(CONTENTS) / 2**30), "a")
+def test_ranges_are_read_to_memory_and_near_ones_at_once(local, s3, bucket, tmp_path):
+    put(bucket, "a.mp4", CONTENTS)
+    (local.path / "a.mp4").write_bytes(CONTENTS)
+    ranges = [(7, 7), (500, 1000), (0, 100), (9_000_000, 9_000_005), (1000, 1500)]
+    for folder in (local, remote(bucket, tmp_path)):
+        found = folder.read_ranges("a.mp4", ranges)
+        assert [raw.tobytes() for raw in found] == [CONTENTS[start:stop] for start, stop in ranges]
+    assert len(s3.reads) == 2
 
 
-def test_files_in_use_stay_and_others_wait_for_room(tmp_path):
-    cache = Cache(tmp_path, 25)
-    seen = []
-
-    def use(key, seconds):
-        with cache.fetch(key, 10, key, [key.encode() * 10]) as path:
-            time.sleep(seconds)
-            seen.append((key, path.read_bytes() == key.encode() * 10))
-
-    threads = [threading.Thread(target=use, args=(key, 0.2)) for key in "abcdefaab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(seen) == 9 and all(whole for _, whole in seen)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 25
-
-
-def test_a_file_that_is_finished_while_others_count_is_counted(tmp_path, monkeypatch):
-    cache, iterdir = Cache(tmp_path, 25), Path.iterdir
-    counting, release = threading.Event(), threading.Event()
-
-    def list_slowly(folder):
-        found = list(iterdir(folder))
-        if any(path.suffix == ".part" for path in found):
-            counting.set()
-            time.sleep(0.2)
-        return iter(found)
-
-    def pieces():
-        assert counting.wait(30)
-        yield b"a" * 10
-
-    def use(key, size, pieces):
-        with cache.fetch(key, size, key, pieces):
-            assert release.wait(30)
-
-    monkeypatch.setattr(Path, "iterdir", list_slowly)
-    with ThreadPoolExecutor(2) as pool:
-        uses = [pool.submit(use, "a", 10, pieces())]
-        while not list(tmp_path.glob("*.part")):
-            time.sleep(0.01)
-        uses.append(pool.submit(use, "b", 20, [b"b" * 20]))
-        time.sleep(0.6)
-        there = sum(path.stat().st_size for path in iterdir(tmp_path))
-        release.set()
-        for each in uses:
-            each.result()
-    assert there == 10
-
-
-def test_what_a_killed_process_leaves_makes_room_for_others(tmp_path):
-    def fetch():
-        def pieces():
-            yield b"x" * 10
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        with Cache(tmp_path, 25).fetch("a", 20, "a", pieces()):
-            pass
-
-    process = multiprocessing.get_context("fork").Process(target=fetch)
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.glob("*.part"))) == 1
-    with Cache(tmp_path, 25).fetch("a", 20, "a", [b"y" * 20]) as path:
-        assert path.read_bytes() == b"y" * 20
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(caching.os, "posix_fallocate", full)
-    with (
-        pytest.raises(StageFailed, match=rf"^{tmp_path}: No space left on device \(0 MiB for s3://b/a\); make some"),
-        Cache(tmp_path, 25).fetch("a", 20, "s3://b/a", [b"y" * 20]),
-    ):
+def test_a_copy_is_here_while_it_is_used(s3, bucket, tmp_path):
+    put(bucket, "a.mp4", CONTENTS)
+    folder = remote(bucket, tmp_path)
+    with folder.local_path("a.mp4") as path:
+        assert path.read_bytes() == CONTENTS and path.parent == tmp_path / "checkpoints/cache"
+    s3.faults = ["expired"]
+    with pytest.raises(UserError, match="the credentials have expired"), folder.local_path("a.mp4"):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+    assert not list((tmp_path / "checkpoints/cache").iterdir())
+
+
+def test_a_file_is_written_once_unless_it_is_there(local, bucket, tmp_path):
+    for folder in (local, remote(bucket, tmp_path)):
+        assert folder.write_new("new/a", b"1") and not folder.write_new("new/a", b"2")
+        assert folder.read("new/a") == b"1"
+    assert [path.name for path in (local.path / "new").iterdir()] == ["a"]
 
 
 def test_a_full_disk_ends_a_stage_in_one_line(monkeypatch):

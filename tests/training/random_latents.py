@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from phantom.config import Params
+from phantom.data.latent_index import write_index
 from phantom.data.recipe import make_recipe
-from phantom.data.shards import FORMAT, INDEX, EncodedClip, ShardWriter, index_entry, write_tensors
+from phantom.data.shards import EMPTY_TEXT, EncodedClip, ShardWriter, write_tensors
 from phantom.data.storage import LocalFolder
 from tests import tiny
 
@@ -46,21 +45,20 @@ def write_latents(
         )
     with ShardWriter(LocalFolder(folder), LocalFolder(root / "records"), "", 64, torch.float32) as writer:
         writer.add(clips)
-    shard = asdict(writer.finished[0])
-    entries = [
+    (shard,) = writer.finished
+    write_tensors(folder / EMPTY_TEXT, {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)})
+    rows = [
         {
-            **{"id": f"clip-{i}", "split": "train" if i < train else "heldout", "caption": f"clip {i}"},
-            **{**clip, **text, "shard": shard["file"], "columns": {"cuts": i % 2, "motion": i / 10}},
+            **{"id": f"clip-{i}", "is_heldout": i >= train, "frames": 1, "caption": f"clip {i}"},
+            **{**clip, **text, "shard": 0, "text_shard": 0, "columns": {"cuts": i % 2, "motion": i / 10}},
         }
-        for i, (clip, text) in enumerate(zip(shard["clips"], shard["texts"], strict=True))
+        for i, (clip, text) in enumerate(zip(shard.clips, shard.texts, strict=True))
     ]
-    empty = folder / "empty_text.safetensors"
-    write_tensors(empty, {"text": torch.randn(1, tiny.TEXT_CHANNELS, generator=generator)})
-    index = {
-        "format": FORMAT,
-        "recipe": make_recipe(params),
-        "shards": [shard],
-        "empty_text": index_entry(empty),
-        "clips": entries,
-    }
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    write_index(
+        folder,
+        rows,
+        make_recipe(params),
+        None,
+        [{"file": shard.file, "sha256": shard.sha256, "bytes": shard.bytes}],
+        "text-",
+    )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
 from phantom.config.base import NonNegative, PositiveFloat, Section
 
 
@@ -23,9 +27,15 @@ class Tracking(Section):
 class Storage(Section):
     """Object storage (s3://). Does not affect results; not a DVC parameter."""
 
-    cache: str  # a folder, preferably on a local disk of each machine
-    cache_gb: PositiveFloat  # size limit of the cache of files read from s3://
+    cache: str  # a folder on a local disk of each machine: pinned shards, and files while they are decoded or loaded
+    pin_gb: PositiveFloat | None = None  # share of storage.latents that train keeps in it; null: none
     latents: str | None  # where encode writes shards and train reads them; null: data/latents
     prefetch: NonNegative  # samples that train prefetches
     checkpoints: str | None  # where train writes checkpoints and resumes from; null: checkpoints/ of the checkout
     models: str | None = None  # where register puts models (s3://); null: see `tracking.registered_model.destination`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former(cls, tree: Any) -> Any:
+        """Settings files of 0.1.0 bound a cache that there no longer is."""
+        return {key: value for key, value in tree.items() if key != "cache_gb"} if isinstance(tree, dict) else tree

@@ -20,7 +20,7 @@ from phantom.config import Params
 from phantom.data.clip_frames import InvalidClip, read_clip_frames
 from phantom.data.encode_job import EncodeJob, Part, describe_job
 from phantom.data.files import exclusive
-from phantom.data.finished_shards import has_empty_text, intact_shards, shards_of_part
+from phantom.data.finished_shards import finished_keys, has_empty_text, intact_shards
 from phantom.data.latent_index import publish, summarize_errors
 from phantom.data.latent_keys import KeyedClip, digest
 from phantom.data.prefetch import prefetch
@@ -66,7 +66,7 @@ def encode(params: Params, root: Path = Path(), shard: str | None = None) -> Enc
         for left in job.out.parent.glob(f"{job.out.name}.new*"):  # by a killed process
             shutil.rmtree(left)
         finished = intact_shards(job, without=shard)
-        missing = _find_missing(job, Part(), finished)
+        missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
         made = _encode_missing(job, Part(), missing)
         return _publish(job, missing, [*finished, *made])
 
@@ -79,7 +79,7 @@ def encode_part(params: Params, part: Part, root: Path = Path()) -> EncodeResult
     """
     job = describe_job(params, root)
     try:
-        missing = _find_missing(job, part, shards_of_part(job, part))
+        missing = _find_missing(job, part, finished_keys(job, part))
         made = _encode_missing(job, part, missing)
     except Refused as error:
         raise StageFailed(str(error)) from None
@@ -94,7 +94,7 @@ def merge_parts(params: Params, root: Path = Path()) -> EncodeResult:
     """Makes data/latents of what parts have finished. Raises StageFailed if clips are missing."""
     job = describe_job(params, root)
     finished = intact_shards(job)
-    missing = _find_missing(job, Part(), finished)
+    missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
     if missing:
         count = len(missing.clips) + len(missing.texts)
         raise StageFailed(
@@ -106,8 +106,8 @@ def merge_parts(params: Params, root: Path = Path()) -> EncodeResult:
 
 def _check_shard(job: EncodeJob, name: str | None) -> None:
     """Raises UserError if `name` is no shard of data/latents, or that is not of these clips and settings."""
-    index = job.former or {"recipe_hash": None, "manifest": None}
-    is_same = (index["recipe_hash"], index["manifest"]) == (digest(job.recipe), job.manifest_digest)
+    index = job.former.index if job.former else {}
+    is_same = (index.get("recipe_hash"), index.get("manifest")) == (digest(job.recipe), job.manifest_digest)
     names = [shard["file"] for shard in index["shards"]] if is_same else []
     if name is not None and name not in names:
         where = job.out / INDEX
@@ -135,9 +135,8 @@ class _Missing:
         return self.total, self.kept, self.captions
 
 
-def _find_missing(job: EncodeJob, part: Part, finished: Sequence[Shard]) -> _Missing:
-    """What none of the shards has of a part."""
-    have = {key for shard in finished for key in shard.keys}
+def _find_missing(job: EncodeJob, part: Part, have: set[str]) -> _Missing:
+    """What is not in `have`, keys, of a part."""
     mine = [one for one in job.clips if part.contains(one.key)]
     new = [one for one in mine if one.key not in have]
     recaptioned = [one for one in mine if one.key in have and one.text_key not in have]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,15 @@ from typing import Any
 import torch
 
 from phantom.config import Params
+from phantom.data.clip_table import CLIP_TABLE, ClipTable
 from phantom.data.files import sha256
 from phantom.data.latent_keys import ENCODING, RESIZE, KeyedClip, digest, keyed_clips, text_key
+from phantom.data.latent_set import read_index
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
 from phantom.data.physics_statistics import statistics_sample
 from phantom.data.quantization import physics_storage
 from phantom.data.recipe import make_recipe
-from phantom.data.shards import FORMAT, INDEX, LATENTS
+from phantom.data.shards import LATENTS
 from phantom.data.storage import Folder, LocalFolder, open_folder
 from phantom.encoders.weights import weight_fingerprints
 from phantom.errors import UserError
@@ -46,6 +47,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class FormerLatents:
+    """What data/latents holds, if it is of this format: its index, and the clips."""
+
+    index: dict[str, Any]
+    clips: ClipTable
+
+
+@dataclass(frozen=True)
 class EncodeJob:
     """What to encode, and where finished shards are until data/latents is made of them.
 
@@ -64,7 +73,7 @@ class EncodeJob:
     physics_storage: str
     shards: Folder
     records: Folder
-    former: dict[str, Any] | None  # the index in data/latents, if it is of this format
+    former: FormerLatents | None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,15 +112,14 @@ def describe_job(params: Params, root: Path) -> EncodeJob:
         physics_storage=physics_storage(params),
         shards=shards,
         records=records,
-        former=_read_index(root / LATENTS / INDEX),
+        former=_read_former(root / LATENTS),
     )
 
 
-def _read_index(path: Path) -> dict[str, Any] | None:
+def _read_former(folder: Path) -> FormerLatents | None:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return index if index["format"] == FORMAT else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return FormerLatents(read_index(folder), ClipTable(folder / CLIP_TABLE))
+    except (UserError, OSError, ValueError):
         return None
 
 

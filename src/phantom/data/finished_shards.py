@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from phantom.cores import cores
 from phantom.data.encode_job import EncodeJob, Part
@@ -18,16 +16,27 @@ from phantom.data.shards import EMPTY_TEXT, Shard, shard_name
 from phantom.data.storage import Entry, Folder, LocalFolder, NotFound
 from phantom.progress import say
 
-CLIP_FIELDS = ("key", "video", "prefixes", "xxh3", "physics_error")
-TEXT_FIELDS = ("text_key", "text", "text_xxh3")
+CLIP_FIELDS = ("key", "video", "prefixes", "xxh3", "physics_error", "tensors")
+TEXT_FIELDS = ("text_key", "text")
 
 
-def shards_of_part(job: EncodeJob, part: Part) -> list[Shard]:
-    """Of data/latents, this part, and parts of another size: those that are there and of the right size."""
+def finished_keys(job: EncodeJob, part: Part) -> set[str]:
+    """The keys of data/latents, of this part, and of parts of another size, whose shards are there, of the right size.
+
+    Without reading what else data/latents says of its clips.
+    """
     own, others = f"{part.name}-", f"{part.of:05d}-"
     records = _records(job, lambda name: name.startswith(own) or not name.startswith(others))
     sizes = _sizes(job.shards)
-    return [one for one in [*published_shards(job), *records.values()] if _size(job, one, sizes) == one.bytes]
+    found = {key for one in records.values() if _size(job, one, sizes) == one.bytes for key in one.keys}
+    if job.former is None:
+        return found
+    stated = [Shard(**one, clips=[], texts=[]) for one in job.former.index["shards"]]
+    is_there = [_size(job, one, sizes) == one.bytes for one in stated]
+    for key, shard in (("key", "shard"), ("text_key", "text_shard")):
+        pairs = zip(job.former.clips.values(key), job.former.clips.values(shard), strict=True)
+        found |= {one for one, place in pairs if is_there[place]}
+    return found
 
 
 def intact_shards(job: EncodeJob, without: str | None = None) -> list[Shard]:
@@ -89,18 +98,18 @@ def delete_records(job: EncodeJob) -> None:
 
 def published_shards(job: EncodeJob) -> list[Shard]:
     """The shards of data/latents with what its index says of their contents: clips and texts, each once."""
-    index = job.former
-    if index is None:
+    if job.former is None:
         return []
-    clips: dict[str, dict[str, Any]] = defaultdict(dict)
-    texts: dict[str, dict[str, Any]] = defaultdict(dict)
-    for clip in index["clips"]:
-        clips[clip["shard"]][clip["key"]] = {key: clip[key] for key in CLIP_FIELDS}
-        texts[clip.get("text_shard", clip["shard"])][clip["text"]] = {key: clip[key] for key in TEXT_FIELDS}
-    return [
-        Shard(**stated, clips=[*clips[stated["file"]].values()], texts=[*texts[stated["file"]].values()])
-        for stated in index["shards"]
-    ]
+    shards = [Shard(**stated, clips=[], texts=[]) for stated in job.former.index["shards"]]
+    seen: set[tuple[int, str | int]] = set()
+    for clip in job.former.clips.rows():
+        at, text_at = (clip["shard"], clip["key"]), (clip["text_shard"], clip["text"]["start"])
+        if at not in seen:
+            shards[at[0]].clips.append({field: clip[field] for field in CLIP_FIELDS})
+        if text_at not in seen:
+            shards[text_at[0]].texts.append({field: clip[field] for field in TEXT_FIELDS})
+        seen |= {at, text_at}
+    return shards
 
 
 def place_of(job: EncodeJob, shard: Shard) -> Path | None:
@@ -143,6 +152,6 @@ def _is_intact(job: EncodeJob, sizes: dict[str, int], shard: Shard) -> bool:
 
 
 def _published_empty_text(job: EncodeJob) -> Path | None:
-    path, stated = job.out / EMPTY_TEXT, job.former["empty_text"] if job.former else {}
+    path, stated = job.out / EMPTY_TEXT, job.former.index["empty_text"] if job.former else {}
     is_same = stated.get("key") == job.empty_text and path.is_file() and sha256(path) == stated["sha256"]
     return path if is_same else None

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from phantom.data.clip_table import CLIP_TABLE, write_clip_table
 from phantom.data.encode_job import EncodeJob
 from phantom.data.files import fresh_folder, link, replace_folder
 from phantom.data.finished_shards import (
@@ -27,6 +28,8 @@ from phantom.data.quantization import NOT_STORED
 from phantom.data.shards import EMPTY_TEXT, FORMAT, INDEX, Shard, index_entry, shard_name
 from phantom.errors import StageFailed
 
+Row = dict[str, Any]
+
 
 def publish(job: EncodeJob, finished: Sequence[Shard]) -> dict[str, Any]:
     """Replaces data/latents by the shards of `finished` that have what is needed, and their index, which is returned.
@@ -40,33 +43,106 @@ def publish(job: EncodeJob, finished: Sequence[Shard]) -> dict[str, Any]:
         for shard in shards:
             _place(job, shard, new)
         place_empty_text(job, new / EMPTY_TEXT)
-        clips: dict[str, dict[str, Any]] = {}
-        texts: dict[str, dict[tuple[str, str], dict[str, Any]]] = defaultdict(dict)  # key -> by shard and name
-        for shard in shards:
-            file = shard_name(shard.sha256)
-            clips |= {clip["key"]: {**clip, "shard": file} for clip in shard.clips if clip["key"] not in clips}
-            for text in shard.texts:
-                texts[text["text_key"]][file, text["text"]] = text
-        sums = {key: clip.pop("physics_sums", None) for key, clip in clips.items()}
-        index = {
-            "format": FORMAT,
-            "recipe": job.recipe,
-            "recipe_hash": digest(job.recipe),
-            "manifest": job.manifest_digest,
-            "physics_error": summarize_errors(clips[one.key] for one in job.clips),
-            "shards": [{"file": shard_name(one.sha256), "sha256": one.sha256, "bytes": one.bytes} for one in shards],
-            "empty_text": {**index_entry(new / EMPTY_TEXT), "key": job.empty_text},
-            "clips": [_index_entry(one, clips[one.key], texts[one.text_key]) for one in job.clips],
-        }
-        _write_index(new, index)
-        statistics = _statistics(job, sums, new)
-        _write_index(new, index | {"physics_statistics": statistics and asdict(statistics)})
+        rows = _Rows(job.clips, shards)
+        files = [{"file": shard_name(one.sha256), "sha256": one.sha256, "bytes": one.bytes} for one in shards]
+        index = write_index(new, rows, job.recipe, job.manifest_digest, files, job.empty_text)
+        if job.physics_storage != NOT_STORED:
+            index = add_statistics(new, index, _statistics(job, rows, new))
         _check_files(job, index, new)
         replace_folder(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     delete_records(job)
     return index
+
+
+def write_index(
+    folder: Path,
+    rows: Iterable[Row],
+    recipe: dict[str, Any],
+    manifest: str | None,
+    shards: Sequence[dict[str, Any]],
+    empty_text: str,
+) -> dict[str, Any]:
+    """Writes the index of latents, without statistics, and the table of clips, and returns the index.
+
+    rows: as in `clip_table`. shards: file, sha256 and bytes of each. empty_text: the key of the embedding of "", which
+    is in `folder`.
+    """
+    write_clip_table(folder / CLIP_TABLE, rows)
+    index = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "recipe_hash": digest(recipe),
+        "manifest": manifest,
+        "digest": _digest(recipe, rows),
+        "physics_error": summarize_errors(rows),
+        "physics_statistics": None,
+        "clips": index_entry(folder / CLIP_TABLE),
+        "empty_text": {**index_entry(folder / EMPTY_TEXT), "key": empty_text},
+        "shards": [*shards],
+    }
+    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+    return index
+
+
+def add_statistics(folder: Path, index: dict[str, Any], statistics: Statistics | None) -> dict[str, Any]:
+    """Writes the index with the statistics of the physics latents, and returns it."""
+    index = index | {"physics_statistics": statistics and asdict(statistics)}
+    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+    return index
+
+
+def summarize_errors(clips: Iterable[Row]) -> dict[str, float]:
+    """Mean and worst error of the stored physics latents of clips in the index or in a record."""
+    errors = [clip["physics_error"] for clip in clips] or [0.0]
+    return {"mean": round(sum(errors) / len(errors), 5), "worst": max(errors)}
+
+
+class _Rows:
+    """The rows of the table: the clips of the manifest, with what the shards have of them."""
+
+    def __init__(self, clips: Sequence[KeyedClip], shards: Sequence[Shard]) -> None:
+        self._clips = clips
+        self._latents: dict[str, Row] = {}
+        self._texts: dict[str, list[Row]] = defaultdict(list)  # one for each place of an embedding
+        for number, shard in enumerate(shards):
+            for clip in shard.clips:
+                self._latents.setdefault(clip["key"], {**clip, "shard": number})
+            for text in shard.texts:
+                self._texts[text["text_key"]].append({**text, "text_shard": number})
+
+    def __iter__(self) -> Iterator[Row]:
+        for one in self._clips:
+            clip, latents = one.clip, self._latents[one.key]
+            row = {"id": clip.id, "is_heldout": clip.split == "heldout", "caption": clip.caption}
+            yield {
+                **row,
+                "frames": clip.frames,
+                "columns": columns(clip),
+                **latents,
+                **self._nearest_text(one.text_key, latents),
+            }
+
+    def _nearest_text(self, key: str, latents: Row) -> Row:
+        """The embedding beside the latents if there is one: one read fetches both."""
+        shard, start = latents["shard"], latents["tensors"][0]["start"]
+
+        def distance(text: Row) -> tuple[int, int]:
+            return abs(text["text_shard"] - shard), abs(text["text"]["start"] - start)
+
+        return min(self._texts[key], key=distance)
+
+    def sums(self, key: str) -> list[Any] | None:
+        """The `channel_sums` of a clip, if its record has them."""
+        return self._latents[key].get("physics_sums")
+
+
+def _digest(recipe: dict[str, Any], rows: Iterable[Row]) -> str:
+    """Of all latents: what a training run is named by."""
+    splits = {False: "train", True: "heldout"}
+    stated = [[row["id"], splits[row["is_heldout"]], row["xxh3"], row["text"]["xxh3"]] for row in rows]
+    return digest([recipe, stated])
 
 
 def _place(job: EncodeJob, shard: Shard, new: Path) -> None:
@@ -79,12 +155,10 @@ def _place(job: EncodeJob, shard: Shard, new: Path) -> None:
         job.shards.upload(path, name)
 
 
-def _statistics(job: EncodeJob, sums: dict[str, Any], new: Path) -> Statistics | None:
-    if job.physics_storage == NOT_STORED:
-        return None
-    sampled = [sums[key] for key in job.sampled]
+def _statistics(job: EncodeJob, rows: _Rows, new: Path) -> Statistics | None:
+    sampled = [rows.sums(key) for key in job.sampled]
     if all(sampled):
-        return combine_sums(sampled)
+        return combine_sums([sums for sums in sampled if sums])
     # Some of these clips are in shards of the former data/latents, which do not have the sums any more.
     store = None if job.params.storage.latents is None else job.shards
     return _former_statistics(job) or measure_statistics(LatentSet(new, "train", store))
@@ -94,37 +168,15 @@ def _former_statistics(job: EncodeJob) -> Statistics | None:
     """Those of the former data/latents, if they are of the same clips."""
     if job.former is None:
         return None
-    keys = {clip["id"]: clip["key"] for clip in job.former["clips"] if clip["split"] == "train"}
-    is_same = [keys[id_] for id_ in statistics_sample(list(keys))] == job.sampled
-    return read_statistics(job.former) if is_same else None
+    numbers = job.former.clips.numbers_of("train")
+    training = dict(zip(*(job.former.clips.values(name, numbers) for name in ("id", "key")), strict=True))
+    is_same = [training[id_] for id_ in statistics_sample(list(training))] == job.sampled
+    return read_statistics(job.former.index) if is_same else None
 
 
 def _check_files(job: EncodeJob, index: dict[str, Any], new: Path) -> None:
     """Raises StageFailed if a file of the index has gone, as when another process makes data/latents too."""
-    names = [file["file"] for file in (*index["shards"], index["empty_text"]) if job.params.storage.latents is None]
+    shards = index["shards"] if job.params.storage.latents is None else []
+    names = [file["file"] for file in (*shards, index["empty_text"], index["clips"])]
     if missing := [name for name in names if not (new / name).is_file()]:
         raise StageFailed(f"{new / missing[0]}: has gone while {job.out} was made; run again")
-
-
-def _index_entry(
-    one: KeyedClip, latents: dict[str, Any], texts: dict[tuple[str, str], dict[str, Any]]
-) -> dict[str, Any]:
-    """A clip in the index; `texts`: its text by shard and name, beside the latents if there is one there.
-
-    `text_shard` is stated where it is not the clip's own.
-    """
-    clip, own = one.clip, (latents["shard"], f"{one.key}/text")
-    shard, text = own if own in texts else min(texts)
-    entry = {"id": clip.id, "split": clip.split, "caption": clip.caption, "frames": clip.frames}
-    entry |= {"columns": columns(clip), **latents, **texts[shard, text]}
-    return entry if shard == latents["shard"] else entry | {"text_shard": shard}
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def summarize_errors(clips: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Mean and worst error of the stored physics latents of clips in the index or in a record."""
-    errors = [clip["physics_error"] for clip in clips] or [0.0]
-    return {"mean": round(sum(errors) / len(errors), 5), "worst": max(errors)}

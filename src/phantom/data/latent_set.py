@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from phantom.config import ClipFilter
+from phantom.data.clip_table import CLIP_TABLE, ClipTable
 from phantom.data.latent_keys import digest
 from phantom.data.physics_statistics import Statistics
 from phantom.data.quantization import NOT_STORED, dequantize, tensor_suffixes
-from phantom.data.shards import EMPTY_TEXT, FORMAT, FORMER_FORMAT, INDEX, checksum, shard_name
-from phantom.data.storage import Folder, LocalFolder
-from phantom.data.tensors import CorruptFile, TensorFile
+from phantom.data.shards import EMPTY_TEXT, FORMAT, INDEX, shard_name
+from phantom.data.storage import LocalFolder, ReadFolder
+from phantom.data.tensors import CorruptFile, StoredTensor, read_tensors
 from phantom.errors import UserError
 from phantom.progress import say
 
@@ -33,146 +39,139 @@ class Latents:
     text: torch.Tensor  # (tokens, D), without padding
 
 
-@dataclass(frozen=True)
-class _StoredPart:
-    """Tensors of a clip that share a checksum: the shard they are in, and their names there by name without key."""
+class LazyMapping(Mapping[int, torch.Tensor]):
+    """Computes or reads values on access: a training sample uses at most one of a clip's condition prefixes."""
 
-    shard: str
-    tensors: dict[str, str]
-    xxh3: str
+    def __init__(self, keys: Sequence[int] | Mapping[int, Any], compute: Callable[[int], torch.Tensor]) -> None:
+        self._keys, self._compute = list(keys), compute
+
+    def __getitem__(self, key: int) -> torch.Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._compute(key)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 class LatentSet:
     """The clips of one split ("train" or "heldout") of data/latents, read on access, from any thread.
 
     Shards that are not in `folder` are read from `store`. Raises UserError, naming the shard, if one is missing or has
-    the wrong size; reading a corrupt clip raises it too, for a remote shard after fetching it once more.
+    the wrong size; reading what does not have its checksum raises it too, from a store after fetching it once more.
     """
 
-    def __init__(self, folder: Path, split: str, store: Folder | None = None) -> None:
+    def __init__(self, folder: Path, split: str, store: ReadFolder | None = None) -> None:
         self.folder, self.split = folder, split
-        index = _read_index(folder)
+        index = read_index(folder)
         self.recipe: dict[str, Any] = index["recipe"]
         self.manifest: str | None = index["manifest"]  # sha256 of the clips' manifest
+        self.digest: str = index["digest"]  # of all splits; `keep` adds to it
+        self.statistics = read_statistics(index)
+        self.standardized_by: Statistics | None = None  # set it to have z standardised
         is_online = self.recipe.get("train.physics_latents") == "online"
         self._storage = NOT_STORED if is_online else self.recipe.get("encode.physics_storage", "raw")
-        self._select([clip for clip in index["clips"] if clip["split"] == split])
-        self.unfiltered = len(self._clips)  # clips of the split, also of those that `keep` leaves out
-        stated = ("id", "split", "xxh3", "text_xxh3")
-        contents = [self.recipe, [[clip[key] for key in stated if key in clip] for clip in index["clips"]]]
-        self.digest = digest(contents)  # of all splits; `keep` adds to it
-        files = (*index["shards"], index["empty_text"])
-        is_remote = store and any(not (folder / file["file"]).is_file() for file in files)
-        remote_sizes = {entry.name: entry.size for entry in store.list()} if store and is_remote else {}
-        self._files = {file["file"]: _locate(folder, file, store, remote_sizes) for file in files}
-        self.statistics: Statistics | None = read_statistics(index)
-        self.standardized_by: Statistics | None = None  # set it to have z standardised
-        self._checked: dict[tuple[int, str], str] = {}  # (clip index, shard) -> version of it whose checksums matched
-        self.empty_text = self._read_tensors(EMPTY_TEXT, ["text"], "the empty caption", lambda _: True)["text"].float()
+        self._table = _open_table(folder, index["clips"])
+        self._select(self._table.numbers_of(split))
+        self.unfiltered = len(self)  # clips of the split, also of those that `keep` leaves out
+        self._files = _locate(folder, index["shards"], store)
+        self.empty_text = _read_empty_text(folder / EMPTY_TEXT, index["empty_text"])
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(self._numbers)
 
     def keep(self, condition: ClipFilter) -> None:
         """Leaves only the clips for which `condition` holds; to be called before reading any. Raises UserError if the
         index states no columns, or none is left."""
-        if not all(clip.get("columns") for clip in self._clips):
+        columns = self._table.values("columns", self._numbers)
+        if not all(columns):
             raise UserError(
                 f"{self.folder / INDEX}: states no columns, which data.filter needs; run `phantom prepare` and "
                 "`phantom encode` again"
             )
-        kept = [clip for clip in self._clips if condition.keeps(clip["columns"])]
-        if not kept:
+        kept = np.array([condition.keeps(of) for of in columns], bool)
+        if not kept.any():
             raise UserError(
-                f"data.filter: found {condition.text!r}, which holds for none of {len(self._clips)} clips; `phantom "
+                f"data.filter: found {condition.text!r}, which holds for none of {len(self)} clips; `phantom "
                 "data report` shows their columns"
             )
-        self._select(kept)
+        self._select(self._numbers[kept])
         # The columns decide which clips these are, and are measured anew when the measure changes.
         self.digest = digest([self.digest, self.ids])
 
-    def _select(self, clips: list[dict[str, Any]]) -> None:
-        self._clips = clips
-        self.ids = [clip["id"] for clip in clips]
-        self.shapes = [tuple(clip["video"]) for clip in clips]
+    def _select(self, numbers: np.ndarray) -> None:
+        self._numbers = numbers  # of the rows in the table
+        self.shapes = self._table.shapes(numbers)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the clips, in order."""
+        return self._table.values("id", self._numbers)
 
     def __getitem__(self, index: int) -> Latents:
-        clip, tensors = self._clips[index], self.stored_tensors(index)
-        suffixes = tensor_suffixes(self._storage)
-        z, *prefixes = (
-            dequantize({suffix: tensors[name + suffix] for suffix in suffixes}, self._storage)
-            for name in _physics_names(clip)
-        )
-        z, *prefixes = (self.standardized_by.apply(x) if self.standardized_by else x for x in (z, *prefixes))
-        video, text = tensors["video"].float(), tensors["text"].float()
-        return Latents(clip["id"], clip["caption"], video, z, dict(zip(clip["prefixes"], prefixes, strict=True)), text)
+        clip = self._table.row(int(self._numbers[index]))
+        stored = self._read(clip, ["video", *self._names("physics"), "text"])
+        video, z, text = stored["video"].float(), self._z(stored, "physics"), stored["text"].float()
+        prefixes = LazyMapping(clip["prefixes"], partial(self._prefix, clip))
+        return Latents(clip["id"], clip["caption"], video, z, prefixes, text)
 
     def stored_tensors(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of a clip as stored, by name without key: `video`, `text`, `physics`, ...
+        """The tensors of a clip as stored, by name without key: `video`, `text`, `physics`, ..."""
+        clip = self._table.row(int(self._numbers[index]))
+        return self._read(clip, [*(one["name"] for one in clip["tensors"]), "text"])
 
-        Checksums are verified on the first read, after the file changes, and always for remote shards.
-        """
-        found: dict[str, torch.Tensor] = {}
-        parts = self._parts(self._clips[index])
-        for shard in dict.fromkeys(part.shard for part in parts):  # one, unless the caption has changed
-            stored = [part for part in parts if part.shard == shard]
-            tensors = self._read_checked(index, shard, stored)
-            found |= {name: tensors[full] for part in stored for name, full in part.tensors.items()}
-        return found
+    def _prefix(self, clip: dict[str, Any], frames: int) -> torch.Tensor:
+        name = f"prefix/{frames}"
+        return self._z(self._read(clip, self._names(name)), name)
 
-    def _parts(self, clip: dict[str, Any]) -> list[_StoredPart]:
-        names = [
-            "video",
-            *(name + suffix for name in _physics_names(clip) for suffix in tensor_suffixes(self._storage)),
-        ]
-        if "key" not in clip:
-            tensors = {name: f"{clip['id']}/{name}" for name in (*names, "text")}
-            return [_StoredPart(clip["shard"], tensors, clip["xxh3"])]
-        text_shard = clip.get("text_shard", clip["shard"])
-        return [
-            _StoredPart(clip["shard"], {name: f"{clip['key']}/{name}" for name in names}, clip["xxh3"]),
-            _StoredPart(text_shard, {"text": clip["text"]}, clip["text_xxh3"]),
-        ]
+    def _names(self, name: str) -> list[str]:
+        """The names of the tensors that physics latents are stored in."""
+        return [name + suffix for suffix in tensor_suffixes(self._storage)]
 
-    def _read_checked(self, index: int, shard: str, parts: list[_StoredPart]) -> dict[str, torch.Tensor]:
-        version = self._files[shard].version
+    def _z(self, stored: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        suffixes = tensor_suffixes(self._storage)
+        z = dequantize({suffix: stored[name + suffix] for suffix in suffixes}, self._storage)
+        return self.standardized_by.apply(z) if self.standardized_by else z
 
-        def is_intact(tensors: dict[str, torch.Tensor]) -> bool:
-            return self._checked.get((index, shard)) == version is not None or all(
-                checksum({full: tensors[full] for full in part.tensors.values()}) == part.xxh3 for part in parts
-            )
+    def _read(self, clip: dict[str, Any], names: Sequence[str]) -> dict[str, torch.Tensor]:
+        shards: dict[int, list[StoredTensor]] = defaultdict(list)  # one, unless the caption has changed
+        for one, shard in (*((one, clip["shard"]) for one in clip["tensors"]), (clip["text"], clip["text_shard"])):
+            if one["name"] in names:
+                shards[shard].append(StoredTensor(**one))
+        parts = [self._read_checked(clip, shard, tensors) for shard, tensors in shards.items()]
+        return {name: tensor for part in parts for name, tensor in part.items()}
 
-        names = [full for part in parts for full in part.tensors.values()]
-        tensors = self._read_tensors(shard, names, f"clip {self._clips[index]['id']!r}", is_intact)
-        if version:
-            self._checked[index, shard] = version
-        return tensors
-
-    def _read_tensors(
-        self, shard: str, names: list[str], what: str, is_intact: Callable[[dict[str, torch.Tensor]], bool]
-    ) -> dict[str, torch.Tensor]:
-        """Reads the tensors `names` of a shard. Raises UserError if corrupt, for a remote shard after one retry."""
-        file = self._files[shard]
-        where = str(self.folder / shard)
-        if file.folder.is_remote:
-            where = f"{file.folder}/{file.name} ({shard})"
-        for attempt in range(2):
+    def _read_checked(self, clip: dict[str, Any], shard: int, tensors: list[StoredTensor]) -> dict[str, torch.Tensor]:
+        """Reads tensors of a shard. Raises UserError if corrupt, in a store after one retry."""
+        folder, name = self._files[shard]
+        for is_last in (False, True):
             try:
-                tensors = file.read(names)
-                if not is_intact(tensors):
-                    raise CorruptFile(f"{what} is not what was written")
-                return tensors
+                return read_tensors(folder, name, tensors)
             except CorruptFile as damage:
-                if attempt or not file.folder.is_remote:
-                    raise _corrupt_error(where, str(damage), shard if file.folder.is_remote else None) from None
-                say(f"{where}: damaged: {damage}; it is fetched again")
-                file.invalidate()
+                what = f"clip {clip['id']!r}: {damage}"
+                if is_last or not folder.is_remote:
+                    raise _corrupt_error(f"{folder}/{name}", what, name if folder.is_remote else None) from None
+                say(f"{folder}/{name}: damaged: {what}; it is fetched again")
+                folder.invalidate(name)
         raise AssertionError
 
 
-def _physics_names(clip: dict[str, Any]) -> list[str]:
-    """The names of a clip's physics latents and of those of its prefixes."""
-    return ["physics", *(f"prefix/{k}" for k in clip["prefixes"])]
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index in `folder`. Raises UserError if there is none, or of another format."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom encode` writes it")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
+        keys = ("recipe", "manifest", "physics_statistics", "digest", "shards", "empty_text", "clips")
+        return {"recipe_hash": index.get("recipe_hash")} | {key: index[key] for key in keys}
+    except (ValueError, KeyError, TypeError):
+        raise _corrupt_error(path, "not an index of latents") from None
 
 
 def read_statistics(index: dict[str, Any]) -> Statistics | None:
@@ -181,34 +180,45 @@ def read_statistics(index: dict[str, Any]) -> Statistics | None:
     return found and Statistics(tuple(found["mean"]), tuple(found["std"]))
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `phantom encode` writes it")
+def _open_table(folder: Path, stated: dict[str, Any]) -> ClipTable:
+    _check_size(folder / CLIP_TABLE, stated)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] not in (FORMAT, FORMER_FORMAT):
-            raise UserError(f"{path}: format {index['format']!r}, accepted: {FORMAT}; run `phantom encode` again")
-        required = {key: index[key] for key in ("recipe", "shards", "empty_text", "clips")}
-        return required | {key: index.get(key) for key in ("manifest", "physics_statistics")}
-    except (ValueError, KeyError, TypeError):
-        raise _corrupt_error(path, "not an index of latents") from None
+        return ClipTable(folder / CLIP_TABLE)
+    except (ValueError, OSError) as error:
+        raise _corrupt_error(folder / CLIP_TABLE, str(error).splitlines()[0]) from None
 
 
-def _locate(folder: Path, entry: dict[str, Any], store: Folder | None, remote_sizes: dict[str, int]) -> TensorFile:
-    """Finds a file of the index, locally or in `store`, and checks its size."""
-    path, size = folder / entry["file"], entry["bytes"]
-    if path.is_file():
-        if path.stat().st_size != size:
-            raise _corrupt_error(path, f"{path.stat().st_size} bytes, {size} were written")
-        return TensorFile(LocalFolder(folder), path.name, size)
-    if store is None:
-        raise UserError(f"{path}: no such file, and storage.latents is null; run `phantom encode` again")
-    name = shard_name(entry["sha256"])
-    if remote_sizes.get(name) != size:
-        found = f"{remote_sizes[name]} bytes, {size} were written" if name in remote_sizes else "no such file"
-        raise _corrupt_error(f"{store}/{name} ({path.name})", found, path.name)
-    return TensorFile(store, name, size)
+def _read_empty_text(path: Path, stated: dict[str, Any]) -> torch.Tensor:
+    _check_size(path, stated)
+    try:
+        return load_file(path)["text"].float()
+    except (SafetensorError, KeyError) as error:
+        raise _corrupt_error(path, str(error)) from None
+
+
+def _locate(folder: Path, shards: list[dict[str, Any]], store: ReadFolder | None) -> list[tuple[ReadFolder, str]]:
+    """Finds the shards, in `folder` or in `store`, and checks their sizes."""
+    here = LocalFolder(folder)
+    is_here = [(folder / shard["file"]).is_file() for shard in shards]
+    sizes = {entry.name: entry.size for entry in store.list()} if store and not all(is_here) else {}
+    for shard, is_local in zip(shards, is_here, strict=True):
+        path, name = folder / shard["file"], shard_name(shard["sha256"])
+        if is_local or store is None:
+            _check_size(path, shard, "storage.latents is null")
+        elif sizes.get(name) != shard["bytes"]:
+            found = f"{sizes[name]} bytes, {shard['bytes']} were written" if name in sizes else "no such file"
+            raise _corrupt_error(f"{store}/{name}", found, name)
+    return [
+        (here, shard["file"]) if is_local or store is None else (store, shard_name(shard["sha256"]))
+        for shard, is_local in zip(shards, is_here, strict=True)
+    ]
+
+
+def _check_size(path: Path, stated: dict[str, Any], but: str = "") -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file{but and f', and {but}'}; run `phantom encode` again")
+    if (size := path.stat().st_size) != stated["bytes"]:
+        raise _corrupt_error(path, f"{size} bytes, {stated['bytes']} were written")
 
 
 def _corrupt_error(where: Path | str, what: str, shard: str | None = None) -> UserError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -12,10 +11,10 @@ import torch
 from phantom.config import Params
 from phantom.data.clip_frames import read_clip_frames
 from phantom.data.files import sha256
-from phantom.data.latent_set import Latents, LatentSet
+from phantom.data.latent_set import Latents, LatentSet, LazyMapping
 from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
 from phantom.data.shards import LATENTS
-from phantom.data.storage import Folder
+from phantom.data.storage import ReadFolder
 from phantom.encoders import load_physics_encoder
 from phantom.errors import UserError
 
@@ -27,7 +26,7 @@ class OnlineLatents(LatentSet):
     the shards were encoded from.
     """
 
-    def __init__(self, root: Path, split: str, params: Params, device: torch.device, store: Folder | None) -> None:
+    def __init__(self, root: Path, split: str, params: Params, device: torch.device, store: ReadFolder | None) -> None:
         super().__init__(root / LATENTS, split, store)
         self.clips = root / CLIPS
         manifest = self.clips / MANIFEST
@@ -51,21 +50,3 @@ class OnlineLatents(LatentSet):
         with self._encoder_lock:
             z = self._encoder.encode(frames)[0].to("cpu", self._dtype).float()
         return self.standardized_by.apply(z) if self.standardized_by else z
-
-
-class LazyMapping(Mapping[int, torch.Tensor]):
-    """Computes values on access: a training sample uses at most one of a clip's condition prefixes."""
-
-    def __init__(self, keys: Mapping[int, torch.Tensor], compute: Callable[[int], torch.Tensor]) -> None:
-        self._keys, self._compute = list(keys), compute
-
-    def __getitem__(self, key: int) -> torch.Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._compute(key)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)

@@ -1,7 +1,8 @@
 """Shards: encoded clips in files named by their contents, and a record of each until data/latents is made of them.
 
 ```
-index.json                recipe, its hash, and every file and clip: split, caption, shape, prefixes, keys, shards
+index.json                recipe, its hash, every file, the digest of all latents
+clips.arrow               a row for each clip: split, caption, shape, prefixes, keys, places of tensors (`clip_table`)
 <sha256>.safetensors      {key}/video, {key}/physics, {key}/prefix/{k} and {key}/text of the clips of some batches
 <sha256>.safetensors      {text key}/text only: of "", or of clips whose caption has changed since they were encoded
 empty_text.safetensors    the embedding of the caption "" once more
@@ -17,15 +18,13 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -34,11 +33,11 @@ from phantom.data.latent_keys import digest
 from phantom.data.physics_statistics import channel_sums
 from phantom.data.quantization import dequantize, quantization_error, quantize
 from phantom.data.storage import Folder, LocalFolder
+from phantom.data.tensors import StoredTensor, checksum, places_of_tensors
 
 LATENTS = Path("data/latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
-FORMAT = 3  # version of the index and shard layout
-FORMER_FORMAT = 2  # is read: its tensors are named by the clip's id, and one checksum covers those of clip and text
+FORMAT = 4  # version of the index and shard layout
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ class Shard:
     file: str
     sha256: str
     bytes: int
-    clips: list[dict[str, Any]]  # key, video (its shape), prefixes, xxh3, physics_error, physics_sums of some
-    texts: list[dict[str, Any]]  # text_key, text (the name of the tensor), text_xxh3
+    clips: list[dict[str, Any]]  # key, video (its shape), prefixes, xxh3, physics_error, tensors, physics_sums of some
+    texts: list[dict[str, Any]]  # text_key, text (a StoredTensor, as those of `tensors`)
 
     @property
     def keys(self) -> set[str]:
@@ -137,8 +136,8 @@ class ShardWriter:
             "key": clip.key,
             "video": list(clip.video.shape),
             "prefixes": sorted(clip.prefixes),
-            "xxh3": checksum(tensors),
             "physics_error": round(quantization_error(clip.physics, self.storage, self.dtype), 5),
+            "tensors": [*tensors],
         }
         if clip.key in self.statistics_keys and clip.physics.numel():
             stored = dequantize(quantize(clip.physics, self.storage, self.dtype), self.storage)
@@ -149,7 +148,7 @@ class ShardWriter:
 
     def _text(self, name: str, key: str, text: torch.Tensor) -> _Contents:
         tensors = {name: _copy(text.to(self.dtype))}
-        return _Contents(tensors, [], [{"text_key": key, "text": name, "text_xxh3": checksum(tensors)}])
+        return _Contents(tensors, [], [{"text_key": key, "text": name}])
 
     def _extend(self, contents: list[_Contents]) -> None:
         self._contents += contents
@@ -171,10 +170,20 @@ class ShardWriter:
             self.finished.append(writing.result())
 
     def _write(self, contents: list[_Contents]) -> Shard:
-        stated = store_tensors(self.shards, {name: x for one in contents for name, x in one.tensors.items()})
-        shard = Shard(
-            **stated, clips=_chain(one.clips for one in contents), texts=_chain(one.texts for one in contents)
-        )
+        tensors = {name: x for one in contents for name, x in one.tensors.items()}
+        stated, places = store_tensors(self.shards, tensors)
+
+        def stored(name: str) -> dict[str, Any]:
+            short = name.partition("/")[2]  # without the key
+            return asdict(replace(places[name], name=short, xxh3=checksum({name: tensors[name]})))
+
+        def of_clip(clip: dict[str, Any]) -> dict[str, Any]:
+            names = clip["tensors"]
+            return {**clip, "xxh3": checksum({name: tensors[name] for name in names}), "tensors": [*map(stored, names)]}
+
+        clips = [of_clip(clip) for one in contents for clip in one.clips]
+        texts = [{**text, "text": stored(text["text"])} for one in contents for text in one.texts]
+        shard = Shard(**stated, clips=clips, texts=texts)
         record = f"{self.name}-{digest(sorted(shard.keys))[:16]}.json"
         self.records.write_new(record, json.dumps(asdict(shard)).encode())
         return shard
@@ -189,20 +198,8 @@ class _Contents:
     texts: list[dict[str, Any]]
 
 
-def _chain(lists: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [*chain.from_iterable(lists)]
-
-
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """XXH3 over the contents of all tensors, sorted by name: runs at memory bandwidth."""
-    hasher = xxhash.xxh3_64()
-    for name in sorted(tensors):
-        hasher.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 def shard_name(sha256: str) -> str:
@@ -210,8 +207,13 @@ def shard_name(sha256: str) -> str:
     return f"{sha256}.safetensors"
 
 
-def store_tensors(folder: Folder, tensors: dict[str, torch.Tensor], name: str | None = None) -> dict[str, Any]:
-    """Writes a safetensors file into `folder`, atomically, as `name` or named by its contents. Its index entry."""
+def store_tensors(
+    folder: Folder, tensors: dict[str, torch.Tensor], name: str | None = None
+) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Writes a safetensors file into `folder`, atomically, as `name` or named by its contents.
+
+    Returns its entry in the index, and where each tensor is.
+    """
     scratch = Path(tempfile.gettempdir())
     if isinstance(folder, LocalFolder):
         scratch = folder.path
@@ -221,10 +223,11 @@ def store_tensors(folder: Folder, tensors: dict[str, torch.Tensor], name: str | 
         write_tensors(path, tensors)
         entry = index_entry(path)
         entry["file"] = name or shard_name(entry["sha256"])
+        places = places_of_tensors(path)
         folder.take(path, entry["file"])
     finally:
         path.unlink(missing_ok=True)
-    return entry
+    return entry, places
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

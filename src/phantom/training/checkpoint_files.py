@@ -82,9 +82,8 @@ class CheckpointFiles(FileSystemBase):
         if isinstance(self.folder, LocalFolder):
             return self.folder.path / name
         if self._copies is None:
-            near = self.folder.cache.folder.parent  # the cache itself evicts what is not locked
-            near.mkdir(parents=True, exist_ok=True)
-            self._copies = TemporaryDirectory(prefix=".checkpoint-", dir=near)
+            self.folder.scratch.mkdir(parents=True, exist_ok=True)
+            self._copies = TemporaryDirectory(prefix=".checkpoint-", dir=self.folder.scratch)
         path = Path(self._copies.name) / name.replace("/", "-")
         if not path.exists():
             self.folder.download(name, path)

@@ -15,7 +15,7 @@ from phantom.data.physics_statistics import measure_statistics
 from phantom.data.prefetch import prefetch
 from phantom.data.recipe import check_recipe
 from phantom.data.shards import LATENTS
-from phantom.data.storage import open_folder
+from phantom.data.storage import open_latent_store
 from phantom.encoders.weights import weight_fingerprints
 from phantom.training.conditioning import Batch, TrainingSet
 from phantom.training.sampler import DistributedBatchSampler
@@ -28,8 +28,7 @@ def open_latents(params: Params, root: Path, split: str, device: torch.device) -
     there are none, measured now: of all clips, whatever `data.filter` leaves of them for training. Raises UserError if
     they were encoded with settings other than `params`, or the filter leaves none.
     """
-    storage = params.storage
-    store = open_folder(storage.latents, root, storage) if storage.latents else None
+    store = open_latent_store(root, params.storage)
     stored = LatentSet(root / LATENTS, split, store)
     check_recipe(stored.recipe, params, weight_fingerprints(params.models, fetch=False))
     latents = stored

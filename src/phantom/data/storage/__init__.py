@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 from phantom.config import Storage
-from phantom.data.storage.cache import Cache
 from phantom.data.storage.files import ConcatenatedFile, Entry, NotFound, Refused, escapes_folder
 from phantom.data.storage.local import LocalFolder
+from phantom.data.storage.pinned import PinnedFolder
 from phantom.data.storage.s3 import S3, S3Folder
 from phantom.errors import UserError
 
@@ -19,23 +19,37 @@ __all__ = [
     "Folder",
     "LocalFolder",
     "NotFound",
+    "PinnedFolder",
+    "ReadFolder",
     "Refused",
     "S3Folder",
     "escapes_folder",
     "fingerprint",
     "open_folder",
+    "open_latent_store",
 ]
 
 Folder = LocalFolder | S3Folder
+ReadFolder = Folder | PinnedFolder
 
 
 def open_folder(where: str, root: Path, settings: Storage) -> Folder:
-    """Opens the folder a setting names: a path relative to `root`, or s3://bucket/prefix, cached as `settings` say."""
+    """Opens the folder a setting names: a path relative to `root`, or s3://bucket/prefix."""
     if not where.startswith(S3):
         return LocalFolder(root / where)
     if not where.removeprefix(S3).partition("/")[0]:
         raise UserError(f"{where}: no bucket named, expected s3://bucket or s3://bucket/folder")
-    return S3Folder(where, Cache(root / settings.cache, int(settings.cache_gb * 2**30)))
+    return S3Folder(where, root / settings.cache)
+
+
+def open_latent_store(root: Path, settings: Storage) -> ReadFolder | None:
+    """`storage.latents`, of which `storage.pin_gb` are kept here: where shards are that data/latents does not have."""
+    if settings.latents is None:
+        return None
+    store = open_folder(settings.latents, root, settings)
+    if settings.pin_gb is None or isinstance(store, LocalFolder):
+        return store
+    return PinnedFolder(store, root / settings.cache / "pinned", int(settings.pin_gb * 2**30))
 
 
 def fingerprint(folder: Folder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -12,6 +13,8 @@ import numpy as np
 from phantom.errors import UserError
 
 CHUNK_BYTES = 2**20
+Ranges = Sequence[tuple[int, int]]  # (start, stop)
+Arrays = list[np.ndarray]
 
 
 class NotFound(UserError):
@@ -36,15 +39,29 @@ def escapes_folder(name: str) -> bool:
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 
-def read_file_range(path: Path, start: int, stop: int) -> np.ndarray:
-    """Bytes `start` to `stop` of a local file as uint8; fewer if the file ends earlier."""
-    raw, at = np.empty(stop - start, np.uint8), 0
+def read_file_ranges(path: Path, ranges: Ranges) -> Arrays:
+    """Bytes (start, stop) of a local file as uint8; fewer if the file ends earlier."""
+    found = []
     with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        # In chunks, so that the disk reads the next one while this one is copied.
-        while at < len(raw) and (count := file.readinto(raw[at : at + CHUNK_BYTES].data)):
-            at += count
-    return raw[:at]
+        for start, stop in ranges:
+            raw, at = np.empty(stop - start, np.uint8), 0
+            file.seek(start)
+            # In chunks, so that the disk reads the next one while this one is copied.
+            while at < len(raw) and (count := file.readinto(raw[at : at + CHUNK_BYTES].data)):
+                at += count
+            found.append(raw[:at])
+    return found
+
+
+def coalesce(ranges: Ranges, gap: int) -> list[tuple[int, int]]:
+    """The fewest ranges that have these, (start, stop), in them, if at most `gap` bytes between two are read along."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start - found[-1][1] <= gap:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return found
 
 
 class SeekableReader(io.RawIOBase):

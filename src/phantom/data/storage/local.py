@@ -9,10 +9,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from phantom.data.files import fsync, fsync_folder
-from phantom.data.storage.files import Entry, NotFound, escapes_folder, read_file_range
+from phantom.data.storage.files import Arrays, Entry, NotFound, Ranges, escapes_folder, read_file_ranges
 
 
 class LocalFolder:
@@ -77,9 +75,9 @@ class LocalFolder:
             return None
         return f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
 
-    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Bytes `start` to `stop` of the file `name` as uint8; fewer if the file ends earlier."""
-        return read_file_range(self.path / name, start, stop)
+    def read_ranges(self, name: str, ranges: Ranges) -> Arrays:
+        """Bytes (start, stop) of the file `name`, as uint8; fewer if the file ends earlier."""
+        return read_file_ranges(self.path / name, ranges)
 
     def invalidate(self, name: str) -> None:
         """Does nothing: local files are not cached."""

@@ -1,4 +1,4 @@
-"""A folder in an S3 bucket: list, random access, cached download, upload, streamed writing.
+"""A folder in an S3 bucket: list, random access, download, upload, streamed writing.
 
 Endpoint, region, addressing style and credentials come from where boto3 and the AWS CLI look: the environment and
 ~/.aws. boto3 retries failed requests (AWS_MAX_ATTEMPTS); a response body that breaks off is resumed at that byte.
@@ -6,7 +6,6 @@ Endpoint, region, addressing style and credentials come from where boto3 and the
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import time
@@ -14,23 +13,26 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from phantom.data.storage.cache import Cache
 from phantom.data.storage.files import (
     CHUNK_BYTES,
+    Arrays,
     Entry,
     NotFound,
+    Ranges,
     Refused,
     SeekableReader,
+    coalesce,
     escapes_folder,
-    read_file_range,
 )
 from phantom.errors import StageFailed, UserError
 
 S3 = "s3://"
+GAP_BYTES = 2**20  # between ranges, read along rather than asked for apart
 PART_BYTES = 2**25  # of a file that is written as a stream; S3 takes 10,000 parts
 RETRY_DELAYS_SECONDS = (0.5, 1, 2, 4, 8)  # before a broken-off body is requested again without progress
 
@@ -67,10 +69,11 @@ class S3Folder:
 
     is_remote = True
 
-    def __init__(self, url: str, cache: Cache) -> None:
+    def __init__(self, url: str, scratch: Path) -> None:
+        """scratch: a folder on this machine for files that have to be here while they are used."""
         bucket, _, prefix = url.removeprefix(S3).partition("/")
         self.bucket, self.prefix = bucket, prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self.cache = cache
+        self.scratch = scratch
         try:
             with self._translate_errors(""):
                 self._client = _client()
@@ -112,12 +115,14 @@ class S3Folder:
 
     @contextmanager
     def local_path(self, name: str) -> Iterator[Path]:
-        """Downloads the file into the cache, where it can be read within the context."""
+        """Downloads the file to `scratch`, where it can be read within the context."""
         entry = self._require(name)
-        with self.cache.fetch(
-            self._key(entry), entry.size, f"{self}/{name}", self.stream_range(entry, 0, entry.size)
-        ) as path:
-            yield path
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=self.scratch) as file:
+            for chunk in self.stream_range(entry, 0, entry.size):
+                file.write(chunk)
+            file.flush()
+            yield Path(file.name)
 
     def size(self, name: str) -> int | None:
         """The size of the file `name` in bytes; None if it does not exist. Unlike `list`, asks the server each time."""
@@ -136,23 +141,21 @@ class S3Folder:
         entry = self._entry(name)
         return entry.version if entry else None
 
-    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Bytes `start` to `stop` of the file `name` as uint8. Only this range is fetched and cached."""
+    def read_ranges(self, name: str, ranges: Ranges) -> Arrays:
+        """Bytes (start, stop) of the file `name`, as uint8, straight to memory. Near ones are read in one request."""
         entry = self._require(name)
-        while True:
-            key, chunks = f"{self._key(entry)}-{start}-{stop}", self.stream_range(entry, start, stop)
-            with self.cache.fetch(key, stop - start, f"{self}/{name}", chunks) as path:
-                try:
-                    return read_file_range(path, 0, stop - start)
-                except FileNotFoundError:  # another process has just found it corrupt and removed it
-                    continue
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for first, last in coalesce(ranges, GAP_BYTES):
+            raw, at = np.empty(last - first, np.uint8), 0
+            for chunk in self.stream_range(entry, first, last):
+                raw[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                at += len(chunk)
+            inside = [(start, stop) for start, stop in ranges if first <= start and stop <= last]
+            found |= {(start, stop): raw[start - first : stop - first] for start, stop in inside}
+        return [found[one] for one in ranges]
 
     def invalidate(self, name: str) -> None:
-        """Drops the file `name` from the cache, so that it is fetched again."""
-        self.cache.invalidate(self._key(self._require(name)))
-
-    def _key(self, entry: Entry) -> str:
-        return hashlib.sha256(f"{self}/{entry.name}\0{entry.version}".encode()).hexdigest()
+        """Does nothing: files are not cached."""
 
     def upload(self, source: Path, name: str) -> None:
         """Uploads the file `source` as `name`, atomically."""
@@ -165,12 +168,12 @@ class S3Folder:
         source.unlink()
 
     def download(self, name: str, target: Path) -> None:
-        """Downloads the file `name` to `target`, bypassing the cache: any size, several parts in parallel."""
+        """Downloads the file `name` to `target`, any size, several parts in parallel."""
         with self._translate_errors(name):
             self._client.download_file(self.bucket, self.prefix + name, str(target))
 
     def read(self, name: str) -> bytes:
-        """The contents of the file `name`, not listed and not cached. Raises UserError if it does not exist."""
+        """The contents of the file `name`, not listed. Raises UserError if it does not exist."""
         with self._translate_errors(name):
             return self._client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
 
