@@ -26,7 +26,7 @@ ROWS: tuple[dict[str, tuple[float, float]], ...] = (
     {"orchestration": (7.9, 12)},
     {"pretraining": (0, 2.7), "evaluation": (2.9, 5.5), "training": (5.7, 8.3), "serving": (8.6, 12)},
     {"tracking": (8.2, 11.1)},
-    {"generation": (2.9, 7.3), "planning": (7.5, 12)},
+    {"baselines": (0, 2.7), "generation": (2.9, 7.3), "planning": (7.5, 12)},
     {"data": (0, 6.3)},
     {"encoders": (0, 6.3), "model": (6.6, 12)},
     {"base": (0, 12)},

@@ -20,7 +20,7 @@ LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("training",),
     ("serving",),
     ("tracking",),
-    ("generation", "planning"),
+    ("generation", "planning", "baselines"),
     ("data",),
     ("encoders",),
     ("model",),

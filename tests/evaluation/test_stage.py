@@ -111,7 +111,9 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
             assert [row["scenario"] for row in figures["per_scenario"]] == ["fall-1", "projectile-1"]
     for mode, found in evaluation["trivial"].items():
         assert ("constant_velocity" in found) == (mode == "multi")
-        assert found["last_frame"]["score"] < found["other_take"]["score"] == max(f["score"] for f in found.values())
+        best = max(figures["score"] for name, figures in found.items() if name != "simulator_state")
+        assert found["last_frame"]["score"] < found["other_take"]["score"] == best
+        assert found["simulator_state"]["worlds"]["position_error"] < 0.5
         assert found["other_take"]["worlds"]["position_error"] < 2 < found["last_frame"]["worlds"]["position_error"]
         phantom = evaluation["physics_iq"][mode]["phantom"]["score"]
         lead = found["other_take"]["phantom_gain"]["score"]["gain"]
@@ -145,7 +147,7 @@ def test_three_models_in_two_modes_are_scored_and_shown(params, checkout):
     page = (checkout / "reports/index.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2 * (1 + 1 + 6) and page.count("data:image/png") == 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
-    assert page.count('class="bar trivial"') == 4 + 5 and "Phantom ahead by" in page
+    assert page.count('class="bar trivial"') == 6 + 7 and "Phantom ahead by" in page
     assert page.count("<i></i><span>Phantom − control</span></th>") == 2 and "against the control" in page
     assert page.count('<span class="mark"') == 2 * 3 * 3
     assert ">2 resets;" in page and 'download="evaluation.json"' in page and 'download="evaluation.csv"' in page

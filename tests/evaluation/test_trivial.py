@@ -95,6 +95,20 @@ def test_the_simulator_goes_on_from_what_it_is_shown(kind, monkeypatch):
         assert error < share * compare(predictions.last_frame(given), scene)["position_error"]
 
 
+@pytest.mark.parametrize("kind", worlds.KINDS)
+def test_the_simulator_that_reads_pixels_and_the_one_that_knows_the_state(kind):
+    spec, scene = world(kind, seed=3, release=1.9)
+    given = condition(scene, MULTI)
+    held = compare(predictions.last_frame(given), scene)["position_error"]
+    assert compare(predictions.simulated_from_pixels(given), scene)["position_error"] < 0.6 * held
+    assert compare(predictions.simulated_from_state(given, spec), scene)["position_error"] < 0.4
+
+
+def test_what_cannot_be_read_is_held():
+    given = np.full((3, 64, 64, 3), 200, np.uint8)
+    assert (predictions.simulated_from_pixels(given) == given[-1]).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "release", "hidden"),
     [("fall", 2.75, {"gravity": 16.0, "restitution": 0.9}), ("occluder", 3.0, {"speed": 15.0})],
@@ -140,8 +154,9 @@ def predict(root, params):
 def test_videos_are_made_once_and_again_when_what_they_depend_on_changes(checkout, make_params, monkeypatch):
     root, params = checkout
     found = predict(root, params)
-    assert list(found["single"]) == ["last_frame", "nearest_clip", "simulator", "other_take"]
-    assert list(found["multi"]) == ["last_frame", "constant_velocity", "nearest_clip", "simulator", "other_take"]
+    simulators = ["simulator", "simulator_pixels", "simulator_state"]
+    assert list(found["single"]) == ["last_frame", "nearest_clip", *simulators, "other_take"]
+    assert list(found["multi"]) == ["last_frame", "constant_velocity", "nearest_clip", *simulators, "other_take"]
     for folders in found.values():
         for folder in folders.values():
             videos = [read_frames(path) for path in sorted(folder.glob("*.mp4"))]

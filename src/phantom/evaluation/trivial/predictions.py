@@ -12,6 +12,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from phantom.baselines.simulator import estimate
+from phantom.baselines.simulator.simulation import State, continue_from
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds import Scene, WorldSpec
 from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, TRUTH_SIZE, released_early
@@ -21,6 +23,8 @@ TITLES = {
     "constant_velocity": ("Constant velocity", "of the last two condition frames"),
     "nearest_clip": ("Nearest clip", "the most similar training clip goes on"),
     "simulator": ("Simulator", "a world fitted to the condition frames"),
+    "simulator_pixels": ("Simulator, from pixels", "bodies, motion and laws read off the condition frames"),
+    "simulator_state": ("Simulator, true state", "of the last condition frame, with the true laws"),
     "other_take": ("Other take", "the experiment again, slightly displaced"),
 }
 DRAWS = 256  # worlds among which the simulator chooses
@@ -66,6 +70,19 @@ def simulated_anew(condition: np.ndarray, spec: WorldSpec, seed: int, number: in
     ]
     chosen = worlds.simulate(drawn[int(np.argmin(distances))])
     return _rendered(chosen, CONDITION_FRAMES, TEST_FRAMES, condition)
+
+
+def simulated_from_pixels(condition: np.ndarray) -> np.ndarray:
+    """The simulator that sees nothing but the condition frames (`baselines.simulator`); what it cannot read is held."""
+    scene = estimate.predict(condition, TEST_FRAMES)
+    return last_frame(condition) if scene is None else _rendered(scene, 0, TEST_FRAMES, condition)
+
+
+def simulated_from_state(condition: np.ndarray, spec: WorldSpec) -> np.ndarray:
+    """The simulator that knows the world and its bodies in the last condition frame, but for their spins."""
+    scene, last = worlds.simulate(spec, CONDITION_FRAMES), CONDITION_FRAMES - 1
+    state = State(scene.positions[last], scene.velocities[last], scene.angles[last], np.zeros(scene.angles.shape[1]))
+    return _rendered(continue_from(spec, state, 1 + TEST_FRAMES), 1, TEST_FRAMES, condition)
 
 
 def nearest_continuations(

@@ -29,11 +29,17 @@ from phantom.evaluation.trivial.predictions import (
     last_frame,
     nearest_continuations,
     simulated_anew,
+    simulated_from_pixels,
+    simulated_from_state,
 )
 from phantom.progress import track
 
 # The code, relative to the package, that decides what a prediction shows.
 CODE = (
+    "baselines/simulator/estimate.py",
+    "baselines/simulator/motions.py",
+    "baselines/simulator/segmentation.py",
+    "baselines/simulator/simulation.py",
     "evaluation/trivial/predictions.py",
     "evaluation/trivial/run.py",
     "evaluation/physics_iq/conditions.py",
@@ -93,6 +99,8 @@ def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], s
         found.append(Prediction("nearest_clip", digests, lambda given: nearest_continuations(given, stored, longest)))
     seeds = repeat(settings.seed)
     found.append(Prediction("simulator", known, lambda given: map(simulated_anew, given, specs, seeds, numbers)))
+    found.append(Prediction("simulator_pixels", None, partial(map, simulated_from_pixels)))
+    found.append(Prediction("simulator_state", known, lambda given: map(simulated_from_state, given, specs)))
     takes = layout.recordings(place)
     second = [layout.testing_video(place, takes[row.name.scenario, row.name.view, 2], worlds.FPS) for row in rows]
     taken = (read_truth((path, worlds.FPS), settings)[: settings.frames] for path in second)
