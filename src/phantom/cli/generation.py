@@ -31,7 +31,12 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the noise; line i of --prompts uses seed + i.", min=0)] = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames, 4n + 1.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE|videojam", help="Scale of classifier-free guidance; 1: none. Or VideoJAM's weights."
+        ),
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of --video and of the result.")] = None,
     physics: Physics = True,
     best_of: Annotated[
@@ -77,7 +82,7 @@ def generate(
         "seed": seed,
         "steps": steps,
         "frames": frames,
-        "guidance": guidance,
+        "guidance": _number(guidance),
         "fps": fps,
         "physics": physics,
         "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
@@ -89,6 +94,13 @@ def generate(
     elif prompt is not None:
         one = make(model, prompt, out, **options)
         show(one, as_json, f"{one.out}: {one.frames} frames of {one.width}x{one.height} at {one.fps:g} fps")
+
+
+def _number(text: str | None) -> float | str | None:
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _refinement(refine: str | None, **settings: float | None) -> Any:

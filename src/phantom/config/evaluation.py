@@ -34,6 +34,7 @@ class Sampling(Section):
     flow_shift: PositiveFloat
     scheduler: Literal["unipc", "euler"]
     negative_prompt: str
+    modality_guidance_scale: PositiveFloat = 1.0  # of each modality by the other; 1: none
     refine: Refine | None = None  # self-refinement; null: none
 
     @property
@@ -46,9 +47,24 @@ class Sampling(Section):
         refined = sum(1 - shift * u / (1 + (shift - 1) * u) < self.refine.until for u in levels)
         return self.steps + self.refine.rounds * refined
 
+    @property
+    def passes(self) -> int:
+        """Passes of the denoiser for a video: at each evaluation one, and one more for each kind of guidance."""
+        guided = max(self.guidance_scale, self.physics_guidance_scale) > 1
+        return self.evaluations * (1 + guided + (self.modality_guidance_scale != 1))
+
     def record(self) -> dict[str, Any]:
         """As JSON, without what is not used: videos of earlier versions keep what identifies them."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+# The inner guidance of VideoJAM (arXiv 2502.02492), w1 = 5 and w2 = 3, as arguments of the pipeline.
+VIDEOJAM_GUIDANCE: dict[str, Any] = {
+    "guidance_scale": 6.0,
+    "physics_guidance_scale": 6.0,
+    "modality_guidance_scale": 4.0,
+    "negative_prompt": "",
+}
 
 
 class PhysicsIQ(Section):

@@ -86,14 +86,8 @@ class Workload:
 
     @classmethod
     def of_videos(cls, count: int | None, settings: Settings, interventions: int = 0) -> Workload:
-        """Of videos generated with `settings`: two passes per step where the text guides, in each window.
-
-        Self-refinement counts with all of its rounds.
-        """
-        sampling = settings.sampling
-        guided = max(sampling.guidance_scale, sampling.physics_guidance_scale) > 1
-        passes = settings.windows * sampling.evaluations * (2 if guided else 1)
-        return cls(count, settings.num_frames, passes, interventions)
+        """Of videos generated with `settings`, with all rounds of self-refinement, in each window."""
+        return cls(count, settings.num_frames, settings.windows * settings.sampling.passes, interventions)
 
 
 @dataclass(frozen=True)

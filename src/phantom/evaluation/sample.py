@@ -184,6 +184,7 @@ def _generate_window(
             generator=list(noises),
             physics=physics,
             physics_guidance_scale=settings.sampling.physics_guidance_scale,
+            modality_guidance_scale=settings.sampling.modality_guidance_scale,
             refine=settings.sampling.refine or False,
             output_type="uint8",
             return_physics=on_states is not None,

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phantom.config import Refine
+from phantom.config import VIDEOJAM_GUIDANCE, Refine
 from phantom.errors import UserError
 from phantom.generation.search import Search, Searching
 from phantom.progress import quiet_loading, say, track
@@ -49,6 +49,7 @@ class Generated:
     search: dict[str, Any] | None = None
     candidates: list[dict[str, Any]] | None = None
     refine: dict[str, Any] | None = None
+    modality_guidance_scale: float | None = None  # None: off
     evaluations: int | None = None
 
 
@@ -61,7 +62,7 @@ def generate(
     seed: int = 0,
     steps: int | None = None,
     frames: int | None = None,
-    guidance: float | None = None,
+    guidance: float | Literal["videojam"] | None = None,
     fps: float | None = None,
     physics: bool = True,
     search: Search | None = None,
@@ -72,6 +73,7 @@ def generate(
     Args:
         model: an export, or a folder written by `PhantomPipeline.save_pretrained`.
         image, video: file of the first frame, or of the video to continue.
+        guidance: scale of classifier-free guidance; `videojam`: VideoJAM's weights, for text and other modality.
         fps: frame rate at which `video` is sampled and `out` is played.
         physics: False runs the base model alone, from the same noise.
         search: write the best of several videos, from consecutive seeds from `seed`.
@@ -116,7 +118,7 @@ def _generate(
     video: str | Path | None = None,
     steps: int | None = None,
     frames: int | None = None,
-    guidance: float | None = None,
+    guidance: float | Literal["videojam"] | None = None,
     fps: float | None = None,
     physics: bool = True,
     search: Search | None = None,
@@ -134,7 +136,7 @@ def _generate(
     settings: dict[str, Any] = {
         "num_frames": defaults["frames"] if frames is None else frames,
         "num_inference_steps": defaults["steps"] if steps is None else steps,
-        "guidance_scale": defaults["guidance_scale"] if guidance is None else guidance,
+        **_guidance(pipe, guidance, physics),
         "physics": physics,
         "refine": default_refine(pipe) if refine is None else refine,
     }
@@ -164,6 +166,17 @@ def _generate(
                 made, chosen, found = searching.run(partial(make, prompt), first, out, rate)
             results.append(save_video(pipe, made, out, prompt, chosen, rate, settings, {**sources, **found}))
     return results
+
+
+def _guidance(pipe: PhantomPipeline, guidance: float | str | None, physics: bool) -> dict[str, Any]:
+    """The pipeline's arguments for `guidance`. Raises UserError."""
+    if isinstance(guidance, str):
+        if guidance != "videojam":
+            raise UserError(f"guidance: found {guidance!r}; accepted: a number, or videojam")
+        if not physics or not pipe.transformer.has_physics:
+            raise UserError("guidance: found videojam without a physics branch to guide by; accepted: a number")
+        return VIDEOJAM_GUIDANCE
+    return {"guidance_scale": pipe.defaults["guidance_scale"] if guidance is None else guidance}
 
 
 def default_refine(pipe: PhantomPipeline) -> Refine | None:
@@ -213,7 +226,7 @@ def save_video(
     """
     from phantom.data.video import write_mp4
 
-    defaults, schedule = pipe.defaults, pipe.scheduler.config
+    stated, schedule = {**pipe.defaults, **arguments}, pipe.scheduler.config
     result = Generated(
         out=str(out),
         prompt=prompt,
@@ -224,12 +237,13 @@ def save_video(
         fps=fps,
         steps=arguments["num_inference_steps"],
         guidance_scale=arguments["guidance_scale"],
-        physics_guidance_scale=defaults["physics_guidance_scale"],
-        negative_prompt=defaults["negative_prompt"],
+        physics_guidance_scale=stated["physics_guidance_scale"],
+        negative_prompt=stated["negative_prompt"],
         scheduler=type(pipe.scheduler).__name__,
         flow_shift=schedule.get("flow_shift", schedule.get("shift")),
         physics=arguments["physics"],
         refine=arguments["refine"].model_dump() if arguments["refine"] else None,
+        modality_guidance_scale=stated["modality_guidance_scale"] if stated["modality_guidance_scale"] != 1 else None,
         **facts,
     )
     tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}

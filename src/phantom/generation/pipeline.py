@@ -67,6 +67,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "flow_shift": 5.0,
     "scheduler": "unipc",
     "negative_prompt": "",
+    "modality_guidance_scale": 1.0,
     "refine": None,
 }
 
@@ -297,7 +298,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         physics_guidance_scale: float | None = None,
-        modality_guidance_scale: float = 1.0,
+        modality_guidance_scale: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         physics: bool = True,
@@ -374,7 +375,10 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         scale_z = defaults["physics_guidance_scale"] if physics_guidance_scale is None else physics_guidance_scale
         self._guidance_scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         self._physics_guidance_scale = scale_z if physics else 1.0
-        self._modality_guidance_scale = modality_guidance_scale if physics else 1.0
+        by_modality = (
+            defaults["modality_guidance_scale"] if modality_guidance_scale is None else modality_guidance_scale
+        )
+        self._modality_guidance_scale = by_modality if physics else 1.0
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False

@@ -204,6 +204,8 @@ def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, A
                 "trainable_parameters": parts[0]["parameters"]["trainable"],
                 "flops": sum(planned["flops"]["model_per_run"] for planned in parts),
             }
+            if study.measures.positions:
+                costs[run.arm]["passes_per_video"] = run.params.evaluate.sampling.passes
     return compare_arms(study, costs)
 
 

@@ -185,3 +185,12 @@ def test_nothing_is_wider_than_the_window_and_nothing_is_fetched(browser, severa
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert browser.get_log("browser") == []
+
+
+def test_the_table_of_costs_has_the_passes_of_a_video_where_videos_are_measured():
+    study = make_study()
+    passes = {"control": {"passes_per_video": 40}, "phantom": {"passes_per_video": 88}}
+    made = make_page(made_up(study, {"control": 0, "phantom": 0.002}, **passes), "0" * 64)
+    rows = {row.name: [cell.text for cell in row.cells] for _, rows in made.tables["equality"].groups for row in rows}
+    assert list(rows) == ["steps", "samples", "trainable parameters", "flops", "passes per video"]
+    assert rows["passes per video"] == ["40", "88"]

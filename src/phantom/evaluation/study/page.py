@@ -288,7 +288,8 @@ def _levels(study: Study, results: Mapping[str, Any]) -> Table | None:
 
 def _equality(study: Study, results: Mapping[str, Any]) -> Table:
     rows = []
-    for key in ("steps", "samples", "trainable_parameters", "flops"):
+    known = next(iter(results["equality"].values()))
+    for key in [key for key in known if key != "unequal"]:
         cells = []
         for label in study.labels:
             costs = results["equality"][label]
