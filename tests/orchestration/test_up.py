@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -37,13 +38,14 @@ class Up(Prefect):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Up]:
     checkout = make_checkout(tmp_path_factory.mktemp("up") / "checkout")
     shutil.copytree(ROOT / "flows", checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.toml", checkout)
+    shutil.copytree(tiny_base, checkout / "models/mini", dirs_exist_ok=True)
     started = Up(checkout)
     try:
-        wait(lambda: "Study " in started.said() or started.process.poll() is not None)
+        wait(lambda: "Studio " in started.said() or started.process.poll() is not None)
         assert started.process.poll() is None, started.said()
         yield started
     finally:
@@ -52,7 +54,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.mark.slow
-def test_it_says_where_everything_is_and_both_servers_answer(running: Up):
+def test_it_says_where_everything_is_and_all_servers_answer(running: Up):
     said = running.said()
     assert f"Prefect  http://127.0.0.1:{running.port}\n" in said
     assert f"MLflow   http://127.0.0.1:{running.mlflow}\n" in said
@@ -60,6 +62,17 @@ def test_it_says_where_everything_is_and_both_servers_answer(running: Up):
     assert "deployment run phantom-study/study --watch -p name=NAME" in said
     with urllib.request.urlopen(f"http://127.0.0.1:{running.mlflow}/health", timeout=30) as answer:
         assert answer.read() == b"OK"
+    studio = re.findall(r"^Studio   (http://127.0.0.1:\d+/)$", said, re.M)[0]
+
+    def ready() -> bool:
+        try:
+            return urllib.request.urlopen(f"{studio}readyz", timeout=30).status == 200
+        except OSError:
+            return False
+
+    wait(ready)
+    with urllib.request.urlopen(studio, timeout=30) as answer:
+        assert b"Phantom studio" in answer.read()
     assert (running.checkout / "mlflow.db").is_file() and (running.checkout / ".prefect/prefect.db").is_file()
 
 

@@ -21,14 +21,15 @@ SLOW = {"steps": 200}  # a job that runs for seconds
 class Service:
     """`phantom serve` in `folder`, which keeps its state between starts."""
 
-    def __init__(self, folder: Path, model: Path | str, *options: str, token: str | None = None) -> None:
+    def __init__(self, folder: Path, model: Path | str | None, *options: str, token: str | None = None) -> None:
         self.folder, self.model, self.options, self.token = folder, model, options, token
         self.start()
 
     def start(self, port: int = 0) -> None:
         """Starts the service and waits until it answers."""
         self.log = self.folder / f"serve-{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "phantom.cli", "serve", "--model", str(self.model), "--port", str(port)]
+        command = [sys.executable, "-m", "phantom.cli", "serve", "--port", str(port)]
+        command += ["--model", str(self.model)] if self.model else []
         env = os.environ | ({"PHANTOM_SERVE_TOKEN": self.token} if self.token else {})
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -36,7 +37,7 @@ class Service:
             )
         wait(lambda: "startup complete" in self.said() or self.process.poll() is not None)
         assert self.process.poll() is None, self.said()
-        self.url = re.findall(r"^Serving  (http://\S+)/$", self.said(), re.M)[0]
+        self.url = re.findall(r"^Studio   (http://\S+)/$", self.said(), re.M)[0]
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60)
 

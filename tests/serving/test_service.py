@@ -197,14 +197,21 @@ def test_another_model_in_the_folder_is_served_without_a_restart(tiny_base: Path
         service.stop()
 
 
-def test_a_base_alone_is_served_before_anything_is_trained(tiny_base: Path, tmp_path: Path):
-    service = Service(tmp_path, tiny_base, "--set", "data.frames=9", "--set", "evaluate.sampling.steps=1")
+def test_the_base_is_served_until_something_is_trained(tiny_base: Path, tmp_path: Path):
+    settings = ("data.frames=9", "evaluate.sampling.steps=1", f"models.base={tiny_base}")
+    service = Service(tmp_path, None, *(word for setting in settings for word in ("--set", setting)))
     try:
         service.ready()
         answer = service.http.post("/v1/videos", json={"prompt": "a ball"})
         assert "found 'phantom'; accepted by what is served: base" in answer.json()["error"]["message"]
         video = service.ended(service.submit(model="base")["id"])
         assert (video["status"], video["frames"], video["physics_view"]) == ("completed", 9, False), video
+        assert video["provenance"]["model"] == str(tiny_base)
+        save_export(tmp_path / "new", tiny_base)
+        (tmp_path / "models").mkdir()
+        (tmp_path / "new").rename(tmp_path / "models" / "phantom")
+        wait(lambda: "models/phantom is ready" in service.said())
+        assert service.ended(service.submit()["id"])["provenance"]["model"] == "models/phantom"
     finally:
         service.stop()
 

@@ -48,13 +48,15 @@ def up(
     context: typer.Context,
     prefect_port: Annotated[int | None, typer.Option(help="Port of the Prefect server.")] = None,
     mlflow_port: Annotated[int | None, typer.Option(help="Port of the MLflow server.")] = None,
+    studio_port: Annotated[int | None, typer.Option(help="Port of the studio.")] = None,
+    studio: Annotated[bool, typer.Option("--studio/--no-studio", help="--no-studio: do not load a model.")] = True,
     params: ParamsFile = None,
     set_: Set = None,
 ) -> None:
-    """Start Prefect, MLflow and the served deployment on this machine, until Ctrl-C."""
+    """Start Prefect, MLflow, the served deployment and the studio on this machine, until Ctrl-C."""
     from phantom.orchestration.up import up as start
 
-    start(settings(context, params, set_), prefect_port, mlflow_port)
+    start(settings(context, params, set_), prefect_port, mlflow_port, studio_port, studio)
 
 
 @app.command()

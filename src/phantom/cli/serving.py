@@ -1,4 +1,4 @@
-"""`phantom serve`: the HTTP service."""
+"""`phantom serve`: the HTTP service and its page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from phantom.config import load_params, preset_path
 from phantom.config.sampling import default_arguments
 from phantom.errors import UserError
 
+EXPORT = "models/phantom"
 DEFAULT_PRESET = "mini"  # without params.yaml: where the registry is, and what a base alone makes
 
 
@@ -20,8 +21,13 @@ DEFAULT_PRESET = "mini"  # without params.yaml: where the registry is, and what 
 def serve(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option(help="An export, a saved pipeline, a base, or models:/phantom@champion.")
-    ] = "models/phantom",
+        str | None,
+        typer.Option(
+            help="An export, a saved pipeline, a base, or models:/phantom@champion; by default models/phantom, until "
+            "there is one models.base.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; other than this machine's needs a token.")
     ] = "127.0.0.1",
@@ -51,7 +57,7 @@ def serve(
     params: ParamsFile = None,
     set_: Set = None,
 ) -> None:
-    """Serve a model over HTTP, until Ctrl-C."""
+    """Serve a model over HTTP, with a page in the browser, until Ctrl-C."""
     from phantom.serving.options import local_options
     from phantom.serving.server import count_gpus, serve
 
@@ -63,7 +69,8 @@ def serve(
     serve(
         local_options(
             state,
-            model=model,
+            model=model or EXPORT,
+            fallback=tree.models.base if model is None and Path(tree.models.base).is_dir() else None,
             database=database,
             results=results,
             storage=tree.storage,

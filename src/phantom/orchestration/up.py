@@ -1,7 +1,8 @@
-"""`phantom up`: a Prefect server, MLflow and the served deployments on this machine, until Ctrl-C."""
+"""`phantom up`: a Prefect server, MLflow, the served deployments and the studio on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -22,17 +23,27 @@ from phantom.progress import say
 HOST = "127.0.0.1"
 PIPELINE, STUDY = "phantom/full-pipeline", "phantom-study/study"  # deployments
 FLOWS = {PIPELINE: Path("flows/full_pipeline.py"), STUDY: Path("flows/study.py")}  # the scripts that serve them
+EXPORT = Path("models/phantom")  # what the studio serves, or as long as there is none the base
+STUDIO_PACKAGES = ("torch", "diffusers", "fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart")
 START_TIMEOUT_SECONDS = 300.0  # of each process, on a busy machine
 STOP_TIMEOUT_SECONDS = 15.0
 SAVE_TIMEOUT_SECONDS = 120.0  # of a deployment, whose running stages save first
 
 
-def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
+def up(
+    params: Params,
+    prefect_port: int | None = None,
+    mlflow_port: int | None = None,
+    studio_port: int | None = None,
+    studio: bool = True,
+) -> None:
     """Starts the processes, prints their addresses, and stops them all on Ctrl-C or SIGTERM.
 
-    A port that is not given is the default (4200, 5000) or, if that is taken, a free one. MLflow is not started where
-    `tracking.uri` is an http address. Raises UserError if a given port is taken or the working directory is no
-    checkout, StageFailed if a process exits or does not answer in time.
+    A port that is not given is the default (4200, 5000, 8000) or, if that is taken, a free one. MLflow is not started
+    where `tracking.uri` is an http address. The studio is not started where `studio` is False, there is nothing to
+    serve, or the extras that it needs are not installed; it loads its model meanwhile, and may end alone. Raises
+    UserError if a given port is taken or the working directory is no checkout, StageFailed if another process exits or
+    does not answer in time.
     """
     for flow in FLOWS.values():
         if not flow.is_file():
@@ -40,6 +51,7 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
     ports = {
         "prefect": _choose_port(prefect_port, 4200, "--prefect-port"),
         "mlflow": _choose_port(mlflow_port, 5000, "--mlflow-port"),
+        "studio": _choose_port(studio_port, 8000, "--studio-port"),
     }
     api, mlflow_url = f"http://{HOST}:{ports['prefect']}/api", f"http://{HOST}:{ports['mlflow']}"
     env = {
@@ -56,6 +68,11 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
     mlflow = [*python, "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])]
     mlflow += ["--backend-store-uri", params.tracking.uri, "--default-artifact-root", params.tracking.artifacts]
 
+    serve = [*python, "phantom.cli", "serve", "--host", HOST, "--port", str(ports["studio"])]
+    serve += ["--set", f"models.base={params.models.base}"]
+    studio_url = f"http://{HOST}:{ports['studio']}"
+    no_studio = _why_no_studio(params) if studio else "--no-studio"
+
     children: dict[str, subprocess.Popen[bytes]] = {}
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -63,20 +80,35 @@ def up(params: Params, prefect_port: int | None = None, mlflow_port: int | None 
         if not params.tracking.uri.startswith("http"):
             children["mlflow"] = _start("mlflow", mlflow, env)
             _wait(f"{mlflow_url}/health", "mlflow", children)
+        if no_studio is None:
+            children["studio"] = _start("studio", serve, env)
         _wait(f"{api}/health", "prefect", children)
         for flow in FLOWS.values():
             children[flow.stem] = _start(flow.stem, [sys.executable, str(flow)], env)
         for deployment, flow in FLOWS.items():
             _wait(f"{api}/deployments/name/{deployment}", flow.stem, children)
         _announce(api, mlflow_url if "mlflow" in children else params.tracking.uri)
+        say(f"Studio   {studio_url}/" if "studio" in children else f"Studio   not started: {no_studio}")
         while True:
             _check(children)
+            if "studio" in children and children["studio"].poll() is not None:
+                say(f"Studio   has ended; see {WORK_DIR / 'studio.log'}")
+                del children["studio"]
             time.sleep(1)
     except KeyboardInterrupt:
         say("stopping")
     finally:
         _stop(children)
         signal.signal(signal.SIGTERM, previous)
+
+
+def _why_no_studio(params: Params) -> str | None:
+    """Why the studio cannot be started; None if it can."""
+    if missing := [name for name in STUDIO_PACKAGES if importlib.util.find_spec(name) is None]:
+        return f"{missing[0]} is not installed here; the extras train and serve bring it"
+    if not (EXPORT / "config.json").is_file() and not Path(params.models.base).is_dir():
+        return f"no {EXPORT} yet, and {params.models.base} is not on this machine"
+    return None
 
 
 def _announce(api: str, mlflow_url: str) -> None:
@@ -112,7 +144,7 @@ def _wait(url: str, name: str, children: dict[str, subprocess.Popen[bytes]]) -> 
 
 def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, child in children.items():
-        if child.poll() is not None:
+        if name != "studio" and child.poll() is not None:
             raise StageFailed(f"up: {name} ended with exit code {child.returncode}; see {WORK_DIR / f'{name}.log'}")
 
 

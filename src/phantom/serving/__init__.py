@@ -1,1 +1,1 @@
-"""A service that generates videos: a queue of jobs in a database, and worker processes."""
+"""A service that generates videos: a queue of jobs in a database, worker processes, and a page in the browser."""

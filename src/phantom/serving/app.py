@@ -41,7 +41,7 @@ EVENTS_OF = 100  # newest videos whose changes are told by /v1/events
 DECODERS = 2  # uploads that are decoded at the same time
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
-    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "media-src blob:; connect-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -307,14 +307,14 @@ def _stream(
         seen: dict[str, Any] = {}
         quiet = 0.0
         yield "retry: 1000\n\n"
+        if not await run_in_threadpool(look):
+            yield ": no videos\n\n"
         while not service.stopping.is_set():
             now = await run_in_threadpool(look)
             lines = [
                 f"event: video\ndata: {json.dumps(video)}\n\n" for id, video in now.items() if seen.get(id) != video
             ]
             lines += [f"event: deleted\ndata: {json.dumps({'id': id})}\n\n" for id in seen if id not in now]
-            if not seen and not now:
-                lines += [": no videos yet\n\n"] if not quiet else []
             for line in lines:
                 yield line
             seen = now

@@ -64,15 +64,17 @@ def find(options: Options) -> Found:
         folder = download_export(version, options.tracking_uri, options.state / "models")
         return Found(folder, str(version), str(version))
     folder = Path(options.model)
+    if options.fallback and not (folder / "config.json").is_file():
+        folder = Path(options.fallback)
     files = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("transformer/*.safetensors")]
     if not any(file.name in ("config.json", "model_index.json") for file in files):
         raise UserError(
-            f"model: {options.model}: no model there; accepted: an export such as models/phantom, a folder of a "
+            f"model: {folder}: no model there; accepted: an export such as models/phantom, a folder of a "
             f"pipeline, {PREFIX}phantom@champion"
         )
     stats = [(file.name, file.stat()) for file in sorted(files)]
     # Sizes and times, since an export's weights are gigabytes and are looked at every few seconds.
-    return Found(folder, options.model, "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
+    return Found(folder, str(folder), "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
 
 
 def load(found: Found, options: Options) -> ServedModel:

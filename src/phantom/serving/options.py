@@ -26,6 +26,7 @@ class Options:
     tracking_uri: str
     base_defaults: dict[str, Any]  # default arguments of a base that is served alone
     workers: int
+    fallback: str | None = None  # the base that is served as long as the folder `model` has no model
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None

@@ -56,7 +56,7 @@ def serve(options: Options) -> None:
 
     supervisor = Supervisor(options, queue, service.results, _devices(options.workers), fail)
     address = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"Serving  http://{address}:{options.port}/")
+    say(f"Studio   http://{address}:{options.port}/")
     supervisor.start()
     try:
         with suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended everything

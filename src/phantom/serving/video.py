@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from phantom.serving.jobs import DONE
-from phantom.serving.requests import MODELS
+from phantom.serving.requests import FIELDS, MODELS
 
 PROVENANCE = ("out", "prompt", "physics_view")  # of a result, what is not provenance or stands elsewhere
 
@@ -40,13 +40,19 @@ def describe(job: Any, about: dict[str, Any] | None, ahead: int | None) -> dict[
         "steps": value("steps"),
         "guidance": value("guidance_scale", "guidance"),
         "group": asked.get("group"),
-        "asked": {name: asked[name] for name in asked if name not in ("prompt", "group")},
+        "asked": _asked(asked),
         "input": job.input["kind"] if job.input else None,
         "physics_view": bool(made.get("physics_view")),
         "started_at": int(job.started_at) if job.started_at else None,
         "ahead": ahead,
         "provenance": {key: found for key, found in made.items() if key not in PROVENANCE} or None,
     }
+
+
+def _asked(request: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a client stated, and the seed: a request with them makes the same video."""
+    sides = {"size": f"{request['width']}x{request['height']}"} if request.get("width") else {}
+    return {name: request[name] for name in FIELDS if name in request and name not in ("prompt", "group")} | sides
 
 
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
@@ -70,6 +76,7 @@ _VIDEO = {
         "input": {"enum": ["image", "video", None]},
         "physics_view": {"type": "boolean"},
         "ahead": {"type": ["integer", "null"], "description": "Jobs that come before it, while it waits"},
+        "asked": {"type": "object", "description": "What was stated, and the seed: the same again"},
         "provenance": {"type": ["object", "null"], "description": "All that the video was made from"},
     },
 }
