@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {  # the extras of each; None: all of them
     "dev": None,
-    "train": ("train", "deepspeed"),
+    "train": ("train", "deepspeed", "serve", "judges"),
     "orchestrator": ("orchestrate", "prepare", "kubernetes", "postgres"),
 }
 ENVIRONMENTS = (
