@@ -12,6 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from phantom.data.video import read_frames, write_mp4
+from phantom.evaluation.gains import metric_gain
 from phantom.tracking import pyfunc
 from phantom.tracking.registry import register
 from phantom.training.build import build_model
@@ -102,7 +103,7 @@ def test_the_champion_of_the_registry_makes_a_video(make_params, tmp_path: Path,
     with monkeypatch.context() as patch:
         made_here: list[int] = []
         patch.setattr("phantom.generation.generate.generate", lambda *_, **__: made_here.append(1))
-        made = register(params, tmp_path)
+        made = register(params, metric_gain, tmp_path)
     assert made.champion and not made_here  # registering stores the example without running it
 
     mlflow.set_tracking_uri(params.tracking.uri)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from phantom import __version__
 from phantom.data.files import sha256
 from phantom.data.storage.s3 import S3Folder
 from phantom.errors import UserError
+from phantom.evaluation.gains import metric_gain
 from phantom.tracking.registry import RegisterResult, flatten_metrics, register
 from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
 
@@ -50,14 +52,21 @@ class Work:
         (self.root / "models/phantom/README.md").write_text(f"# Phantom\n\n{weights}\n", encoding="utf-8")
 
     def register(
-        self, score: float | None, *overrides: str, promote: bool = False, **more: dict[str, float]
+        self,
+        score: float | None,
+        *overrides: str,
+        promote: bool = False,
+        spread: Sequence[float] = (0,) * 8,
+        **more: Any,
     ) -> RegisterResult:
-        figures = {"score": score, "mse": 0.25, **more}
-        tree = {"physics_iq": {"single": {"phantom": figures}, "views": ["a"]}, "of": "text"}
+        """spread: of the scenarios' scores around `score`."""
+        rows = [{"scenario": str(number), "verified": (score or 0) + by} for number, by in enumerate(spread)]
+        figures = {"score": score, "mse": 0.25, "per_scenario": rows, **more}
+        tree = {"physics_iq": {"single": {"phantom": figures}, "views": ["a"]}, "benchmark": {"protocol": "verified"}}
         (self.root / "reports/evaluation.json").write_text(json.dumps(tree), encoding="utf-8")
         (self.root / "reports/index.html").write_text("<p>videos</p>", encoding="utf-8")
         params = self._make(f"register.name={self.name}", *self.store, *overrides)
-        return register(params, self.root, promote=promote)
+        return register(params, metric_gain, self.root, promote=promote)
 
     def aliases(self) -> dict[str, int]:
         found = mlflow.MlflowClient().get_registered_model(self.name).aliases
@@ -95,6 +104,44 @@ def test_the_better_one_is_champion_and_the_newest_worse_one_challenger(work: Wo
     work.train("fourth")  # an equal score is not better
     assert not work.register(21.0).champion
     assert work.aliases() == {"champion": 3, "challenger": 4}
+
+
+def why(work: Work, version: int) -> str:
+    return mlflow.MlflowClient().get_model_version(work.name, str(version)).tags.get("challenger_because", "")
+
+
+def test_champion_is_only_what_is_clearly_better(work: Work):
+    work.register(20.0)
+    work.train("second")
+    noisy = work.register(21.0, spread=(-9, 9, -7, 8, -6, 5, -3, 3))
+    assert not noisy.champion and noisy.reason == why(work, 2)
+    assert noisy.reason.startswith("not clearly better than the champion: +1 [-")
+    work.train("third")
+    few = work.register(22.0, spread=(0, 0, 0))
+    assert few.reason.startswith("the champion was evaluated otherwise") and not few.champion
+    work.train("fourth")
+    assert work.register(22.0, spread=(0.5, -0.5) * 4).champion and why(work, 4) == ""
+
+
+def test_scores_of_other_evaluations_do_not_compare(work: Work):
+    work.register(20.0)
+    work.train("second")
+    for change in ("evaluate.seed=7", "evaluate.sampling.steps=3", "data.fps=5", "evaluate.physics_iq.fps=2"):
+        found = work.register(50.0, change)
+        assert (found.champion, found.reason) == (
+            False,
+            "the champion was evaluated otherwise, so the scores do not compare",
+        )
+    assert work.register(
+        50.0, "evaluate.vbench2.judge.weights=other", "train.steps=3"
+    ).champion  # no matter of this score
+
+
+def test_a_gain_over_few_scenarios_is_not_enough(work: Work):
+    work.register(20.0, spread=(0,) * 5)
+    work.train("second")
+    assert work.register(30.0, spread=(0,) * 5).reason == "too few pairs to tell: +10 [+10, +10] of 5"
+    assert work.register(30.0, spread=(0,) * 5, promote=True).champion
 
 
 def test_the_same_model_and_evaluation_are_registered_once(work: Work):
@@ -221,13 +268,13 @@ def test_a_metric_that_the_evaluation_does_not_have(work: Work):
 
 def test_without_an_evaluation_or_an_export(work: Work, make_params):
     with pytest.raises(UserError, match=r"reports/evaluation\.json: no such file; `phantom evaluate` writes it"):
-        register(make_params(), work.root)
+        register(make_params(), metric_gain, work.root)
     (work.root / "models/phantom/config.json").unlink()
     with pytest.raises(UserError, match="models/phantom: no export there; `phantom train` writes it"):
         work.register(20.0)
     (work.root / "reports/evaluation.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"reports/evaluation\.json: not valid JSON"):
-        register(make_params(), work.root)
+        register(make_params(), metric_gain, work.root)
 
 
 def test_flatten_keeps_the_finite_numbers():

@@ -130,11 +130,13 @@ def register(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register the evaluated model in MLflow; the best one gets the alias champion."""
+    """Register the evaluated model in MLflow; one that is clearly better than the champion takes its alias."""
     with stage("register", context, params, set_) as tree:
+        from phantom.evaluation.gains import metric_gain
         from phantom.tracking.registry import register
 
-        result = register(tree, promote=promote)
+        result = register(tree, metric_gain, promote=promote)
     alias = "champion" if result.champion else "challenger"
     against = "" if result.champion_score is None else f", the champion's was {result.champion_score:.3f}"
-    show(result, as_json, f"{result.name} version {result.version}: {alias}, score {result.score:.3f}{against}")
+    why = f"; {result.reason}" if result.reason else ""
+    show(result, as_json, f"{result.name} version {result.version}: {alias}, score {result.score:.3f}{against}{why}")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from phantom.tracking.champion import LEAST_PAIRS, entry_of
 from phantom.training.paired import gap, tail
 
 RESAMPLES = 10_000
-LEAST_PAIRS = 6
 IOUS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")
 
 Rows = Sequence[Mapping[str, Any]]  # `per_scenario` of a score
@@ -79,6 +79,20 @@ def row_gain(base: Rows, other: Rows, key: str) -> dict[str, Any] | None:
     ours, theirs = ({row["scenario"]: row for row in rows} for rows in (base, other))
     shared = [name for name in ours if name in theirs]
     return mean_gain(*([_value(rows[name], key) for name in shared] for rows in (ours, theirs)))
+
+
+def metric_gain(base: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    """The paired gain of one evaluation.json over another in `metric`, a dotted name; None where it has no pairs."""
+    ours, theirs = (entry_of(evaluation, metric) for evaluation in (base, other))
+    key = metric.rpartition(".")[2]
+    if "per_scenario" in ours and "per_scenario" in theirs:
+        rows = ours["per_scenario"], theirs["per_scenario"]
+        if metric.startswith("physics_iq.") and key == "score":
+            return gain(*rows, other["benchmark"]["protocol"])
+        return row_gain(*rows, key) if all(key in row for of in rows for row in of) else None
+    if key == "score" and "per_prompt" in ours and "per_prompt" in theirs:
+        return prompt_gain(ours["per_prompt"], theirs["per_prompt"], {"": 1.0})
+    return None
 
 
 def is_clear(gained: Mapping[str, Any] | None) -> bool:

@@ -126,8 +126,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="register",
-            summary="a version in MLflow's model registry, the champion if it is the best",
-            code=("phantom.tracking.registry", "phantom.tracking.pyfunc"),
+            summary="a version in MLflow's model registry, the champion if it is clearly better",
+            code=("phantom.tracking.registry", "phantom.tracking.pyfunc", "phantom.evaluation.gains"),
             reads=(EVALUATION, PHANTOM),
             writes=(REGISTERED,),
             written_last=REGISTERED.path,

@@ -1,6 +1,7 @@
 """The model registry: one version per evaluated model, of which the best has the alias `champion`.
 
-A newer version that is not better gets the alias `challenger`. The scores of a version are the metrics of its run.
+A newer version that is not clearly better gets the alias `challenger`, and the reason as a tag. The scores of a
+version are the metrics of its run.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from phantom.config import Params
 from phantom.data.files import sha256
 from phantom.errors import UserError
 from phantom.tracking import lineage
+from phantom.tracking.champion import Gain, evaluation_digest, why_not_better
 from phantom.tracking.registered_model import Logged, destination, log_model, upload_model
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
 REGISTERED = Path("reports/registered.json")
+EVALUATED, REASON = "evaluated_on", "challenger_because"  # tags of a version
 
 
 @dataclass(frozen=True)
 class RegisterResult:
-    """The version, its score, and that of the champion it was compared with; None if there was no other champion."""
+    """The version, its score, and that of the champion it was compared with; None if there was no other champion.
+
+    reason: why it is not champion.
+    """
 
     name: str
     version: int
@@ -38,14 +45,15 @@ class RegisterResult:
     champion_score: float | None
     experiment_id: str
     run_id: str
+    reason: str = ""
 
 
-def register(params: Params, root: Path = Path(), promote: bool = False) -> RegisterResult:
+def register(params: Params, gain: Gain, root: Path = Path(), promote: bool = False) -> RegisterResult:
     """Registers `models/phantom` with its evaluation; if that was done before, the existing version is used.
 
-    The version becomes `champion` if its score on `register.metric` is above the champion's, or with `promote`. Writes
-    `reports/registered.json`. Raises UserError for a metric that the evaluation does not have, and where the evaluation
-    or the export is missing.
+    The version becomes `champion` if there is none, if it was evaluated as the champion was and the interval of its
+    `gain` in `register.metric` is above 0, or with `promote`. Writes `reports/registered.json`. Raises UserError for a
+    metric that the evaluation does not have, and where the evaluation or the export is missing.
     """
     evaluation = _read_evaluation(root / EVALUATION)
     scores = flatten_metrics(evaluation)
@@ -72,13 +80,18 @@ def register(params: Params, root: Path = Path(), promote: bool = False) -> Regi
         **lineage.data_and_code_tags(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
+        EVALUATED: evaluation_digest(params, evaluation, metric),
         **_gain_tags(scores, metric),
     }
     champion = _version_with_alias(client, name, "champion")
     version = _find_version(client, name, tags["identity"]) or _create_version(
         client, params, root, scores, tags, files
     )
-    result = _set_aliases(client, version, champion, metric, scores[metric], promote)
+    reason = ""
+    if champion is not None and champion.version != version.version and not promote:
+        theirs, is_equal = _evaluation_of(client, champion), champion.tags.get(EVALUATED) == tags[EVALUATED]
+        reason = why_not_better(theirs, evaluation, metric, is_equal, gain)
+    result = _set_aliases(client, version, champion, metric, scores[metric], reason)
     (root / REGISTERED).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -147,12 +160,12 @@ def _create_version(
 
 
 def _set_aliases(
-    client: Any, version: Any, champion: Any | None, metric: str, score: float, promote: bool
+    client: Any, version: Any, champion: Any | None, metric: str, score: float, reason: str
 ) -> RegisterResult:
-    """Compares the version with the champion and moves the aliases."""
+    """Moves the aliases: the version is champion unless there is a `reason` why not, which becomes a tag."""
     reigning = champion is not None and champion.version == version.version
     best = None if champion is None else client.get_run(champion.run_id).data.metrics.get(metric)
-    wins = promote or reigning or best is None or score > best
+    wins = not reason
     if wins and not reigning:
         client.set_registered_model_alias(version.name, "champion", version.version)
     challenger = _version_with_alias(client, version.name, "challenger")
@@ -160,6 +173,7 @@ def _set_aliases(
         client.delete_registered_model_alias(version.name, "challenger")
     if not wins:
         client.set_registered_model_alias(version.name, "challenger", version.version)
+        client.set_model_version_tag(version.name, version.version, REASON, reason)
     return RegisterResult(
         name=version.name,
         version=int(version.version),
@@ -169,7 +183,19 @@ def _set_aliases(
         champion_score=None if reigning else best,
         experiment_id=client.get_run(version.run_id).info.experiment_id,
         run_id=version.run_id,
+        reason=reason,
     )
+
+
+def _evaluation_of(client: Any, version: Any) -> dict[str, Any] | None:
+    """The evaluation that was registered with a version; None if its run has none that can be read."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with TemporaryDirectory() as folder:
+            return json.loads(Path(client.download_artifacts(version.run_id, EVALUATION.name, folder)).read_bytes())
+    except (MlflowException, OSError, ValueError):
+        return None
 
 
 def _version_with_alias(client: Any, name: str, alias: str) -> Any | None:
