@@ -25,5 +25,5 @@ def mini_params(base: Path, *overrides: str) -> Params:
 
 
 def full_size_params(*overrides: str) -> Params:
-    """The preset of the paper's model."""
-    return load_params(preset_path("wan2.2-ti2v-5b"), [*AS_IN_THE_PAPER, *overrides])
+    """The preset of the paper's model, without accumulation: on any number of GPUs."""
+    return load_params(preset_path("wan2.2-ti2v-5b"), [*AS_IN_THE_PAPER, "train.accumulation=1", *overrides])

@@ -30,14 +30,14 @@ MINI = yaml.safe_load(preset_path("mini").read_text(encoding="utf-8"))
 
 
 def test_every_preset_loads_and_states_its_name():
-    assert preset_names() == ["mini", "wan2.2-ti2v-5b"]
+    assert preset_names() == ["mini", "wan2.2-ti2v-5b", "wan2.2-ti2v-5b-1gpu"]
     for name in preset_names():
         assert load_params(preset_path(name)).preset == name
 
 
 def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     tree = copy.deepcopy(MINI)
-    for key in ("method", "lora", "init_from", "export_dtype"):
+    for key in ("method", "lora", "init_from", "export_dtype", "mesh", "offload", "memory_check"):
         del tree["train"][key]
     former = validate(tree)
     assert former.train.method == "phantom"

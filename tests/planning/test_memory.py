@@ -6,7 +6,8 @@ import pytest
 import torch
 from benchmarks.peak import Peak
 
-from phantom.config import Params
+from phantom.config import Params, load_params, preset_path
+from phantom.errors import UserError
 from phantom.model.noise import sample_generator
 from phantom.planning.gpus import GPUS
 from phantom.planning.memory import GIB
@@ -104,6 +105,46 @@ def test_what_each_strategy_shards():
     )
     assert ddp["memory_per_gpu"]["gradients"] == 2 * zero2["memory_per_gpu"]["gradients"] == 8 * trained
     assert memory("zero2", 1)["optimizer"] == 12 * trained  # AdamW's two moments and float32 weights
+    with pytest.raises(UserError, match=r"train\.mesh\.shard 2 must divide 3 processes; nearest valid: 1"):
+        plan(full_size_params("train.mesh.shard=2", "train.batch_size=24"), "B200", 3)
+
+
+def test_copies_of_the_weights_need_the_memory_of_fewer_gpus():
+    whole, copies, fewer = (
+        plan(full_size_params(*mesh, f"train.batch_size={8 * gpus}"), "B200", gpus)["memory_per_gpu"]
+        for mesh, gpus in (((), 8), (("train.mesh.replicate=2",), 8), ((), 4))
+    )
+    assert copies == fewer and copies["optimizer"] == 2 * whole["optimizer"]
+
+
+def test_what_is_in_host_memory_is_not_on_the_gpu():
+    one = ("train.processes=1", "train.strategy=ddp", "train.batch_size=1")
+    inside, outside = (plan(full_size_params(*one, f"train.offload={x}"), "H200", 1) for x in ("none", "optimizer"))
+    moved = inside["memory_per_gpu"]["total"] - outside["memory_per_gpu"]["total"]
+    assert moved == 12 * inside["parameters"]["trainable"]  # two moments, and the average
+    assert inside["host_memory_per_process"] == 0
+    assert outside["host_memory_per_process"] == moved + 8 * inside["parameters"]["trainable"]  # weights, gradients
+    assert "GiB of host memory" in as_text(outside) and "host memory" not in as_text(inside)
+
+
+def test_the_presets_fit_gpus_of_80_gib():
+    for name, gpus in (("wan2.2-ti2v-5b", 8), ("wan2.2-ti2v-5b-1gpu", 1)):
+        found = plan(load_params(preset_path(name)), "H100", gpus)
+        assert found["fits"] and found["memory_per_gpu"]["micro_batch"] == 1
+
+
+def test_what_changes_least_is_suggested_first():
+    found = plan(load_params(preset_path("wan2.2-ti2v-5b")), "H100", 1)["changes"]
+    names = [change.removeprefix("--set ").partition("=")[0] for change in found]
+    assert names == ["train.accumulation", "train.strategy", "train.offload", "physics.num_layers"]
+    layers = int(found[-1].partition("=")[2])
+    one = ["train.processes=1", *(change.removeprefix("--set ") for change in found[:-1])]
+    for count, fits in ((layers, True), (layers + 1, False)):
+        params = load_params(preset_path("wan2.2-ti2v-5b"), [*one, f"physics.num_layers={count}"])
+        assert plan(params, "H100", 1)["fits"] == fits
+    many = plan(full_size_params("train.mesh.replicate=2", "train.activation_checkpointing=none"), "4090", 8)["changes"]
+    assert many[:3] == ["--set train.accumulation=8", "--set train.mesh.replicate=null", "--set train.mesh.shard=null"]
+    assert many[3:5] == ["--set train.activation_checkpointing=full", "--set train.ema_decay=null"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +160,7 @@ def test_suggested_changes_make_a_run_fit(gpu: str, gpus: int, overrides: list[s
     overrides = [f"train.processes={gpus}", *overrides]
     found = plan(full_size_params(*overrides), gpu, gpus)
     assert not found["fits"] and found["memory_per_gpu"]["total"] > GPUS[gpu].memory_gib * GIB
-    assert all(change.startswith("--set train.") for change in found["changes"])
+    assert all(change.startswith("--set ") for change in found["changes"])
     changes = [change.removeprefix("--set ") for change in found["changes"]]
     assert ("train.strategy=ddp" in changes) == (gpus == 1)  # fsdp2 has nothing to shard on one GPU
     assert plan(full_size_params(*overrides, *changes), gpu, gpus)["fits"]
@@ -128,7 +169,7 @@ def test_suggested_changes_make_a_run_fit(gpu: str, gpus: int, overrides: list[s
 
 
 def test_a_run_that_no_change_makes_fit():
-    found = plan(full_size_params(), "4090", 4)
+    found = plan(full_size_params("data.frames=481", "data.height=704", "data.width=1280"), "4090", 4)
     assert not found["fits"]
     assert found["changes"][-1].startswith("still ") and found["changes"][-1].endswith("more GPUs, or larger ones")
 

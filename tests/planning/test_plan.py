@@ -192,6 +192,13 @@ def test_the_table_shows_the_numbers_of_the_plan():
         ([], "H20", 8, "--gpu: found 'H20', accepted: A100-40, A100-80, H100, H200, B200, 4090; nearest: H200"),
         ([], "H200", 3, "train.batch_size: found 64, must divide by accumulation x GPUs = 3; nearest valid: 63"),
         (
+            ["train.accumulation=8"],
+            "H200",
+            16,
+            "train.batch_size: found 64, must divide by accumulation x GPUs = 128; nearest valid: 128, or "
+            "train.accumulation: 4",
+        ),
+        (
             ["models.base=absent"],
             "H200",
             8,

@@ -101,6 +101,7 @@ class Train(Section):
     keep_checkpoints: Annotated[Positive, Role.NOT_IN_RESULT]
     validate_every: Annotated[NonNegative, Role.NOT_IN_WEIGHTS]  # 0: never
     sample_every: Annotated[NonNegative, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
+    memory_check: Annotated[bool, Role.NOT_IN_RESULT] = True  # refuse to start what `phantom plan` says does not fit
     max_bad_steps: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # consecutive non-finite gradients before stopping
 
     @property
@@ -119,9 +120,11 @@ class Train(Section):
     def _check(self) -> Train:
         unit = self.accumulation * self.processes
         if self.batch_size % unit:
+            each, rest = divmod(self.batch_size, self.processes)
             raise ValueError(
                 f"batch_size {self.batch_size} must divide by accumulation x processes = {unit}; "
                 f"nearest valid: {max(unit, round(self.batch_size / unit) * unit)}"
+                + (f", or accumulation {each}" if each and not rest else "")
             )
         if self.strategy != "fsdp2" and self.mesh != Mesh():
             raise ValueError(f"mesh goes with strategy fsdp2; found strategy {self.strategy}; accepted: no mesh")

@@ -83,6 +83,8 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
         section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
         if leaf in section and section[leaf] == default:
             del section[leaf]
+    if found.get("train", {}).get("mesh") == {}:
+        del found["train"]["mesh"]
     return {name: section for name, section in found.items() if section != {}}
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of one GPU in a training step, by part, and settings that lower it: an estimate, in bytes.
+"""Peak memory of one GPU in a training step, by part: an estimate, in bytes.
 
 Weights, gradients and optimizer state follow from the parameter count; activations from the bytes that the blocks save
 for their backward pass (`SAVED_BYTES`). tests/planning/test_memory.py compares the total with the tensors of real
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from phantom.config import Mesh, Params
+from phantom.config import Params
 from phantom.errors import UserError
 from phantom.planning.gpus import GIB
 from phantom.planning.parts import Parts
@@ -76,6 +76,8 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     except ValueError as error:
         raise UserError(f"train.{error}") from None
     local = {part: size // (shards if part in sharded else 1) for part, size in full.items()}
+    if train.offload == "optimizer":
+        local |= {"optimizer": 0, "ema": 0}
     weights = local.pop("frozen") + local.pop("trained")
 
     copies, block = compute_bytes * trained if half else 0, trained // parts.video["num_layers"]  # autocast's copies
@@ -98,6 +100,12 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     second = {"gradients": local["gradients"] * 2, "activations": 0, "working_set": micro * in_block + copies}
     peak = max(first, second, key=lambda at: sum(at.values())) if twice else first
     return {"weights": weights, **local, **peak, "batch": micro * _sample_bytes(parts), "runtime": RUNTIME_BYTES}
+
+
+def host_memory(params: Params, trainable: int) -> int:
+    """Bytes of host memory that each process has in place of its GPU's, for so many trainable parameters."""
+    copies = 4 if params.train.ema_decay is None else 5  # weights, gradients, AdamW's two moments, the average
+    return 0 if params.train.offload == "none" else copies * 4 * trainable
 
 
 def _sample_bytes(parts: Parts) -> int:
@@ -168,36 +176,13 @@ def micro_batch(params: Params, gpus: int) -> int:
     """Samples that one GPU processes at a time. Raises UserError if the global batch does not divide evenly."""
     unit = gpus * params.train.accumulation
     if params.train.batch_size % unit:
-        nearest = max(unit, round(params.train.batch_size / unit) * unit)
+        nearest, size = max(unit, round(params.train.batch_size / unit) * unit), params.train.batch_size
+        other = f", or train.accumulation: {size // gpus}" if size % gpus == 0 else ""
         raise UserError(
-            f"train.batch_size: found {params.train.batch_size}, must divide by accumulation x GPUs = {unit}; "
-            f"nearest valid: {nearest}"
+            f"train.batch_size: found {size}, must divide by accumulation x GPUs = {unit}; "
+            f"nearest valid: {nearest}{other}"
         )
     return params.train.batch_size // unit
-
-
-def changes_to_fit(params: Params, parts: Parts, available: int, gpus: int, total: int) -> list[str]:
-    """`--set` options that together bring `total` bytes per GPU below `available`.
-
-    Each is added only while the run does not fit. If all of them are not enough, the last line says what is missing.
-    """
-    train, changes = params.train, list[str]()
-    candidates = {
-        "activation_checkpointing": "full",
-        "strategy": "fsdp2" if gpus > 1 else "ddp",  # one GPU has nobody to shard with
-        "mesh": Mesh(),
-        "accumulation": train.batch_size // gpus,
-        "ema_decay": None,
-    }
-    for key, value in candidates.items():
-        if total > available and getattr(train, key) != value:
-            train = train.model_copy(update={key: value})
-            total = sum(memory_per_gpu(params.model_copy(update={"train": train}), parts, gpus).values())
-            values = {key: value} if key != "mesh" else dict.fromkeys(("mesh.replicate", "mesh.shard"))
-            changes += [f"--set train.{name}={'null' if of is None else of}" for name, of in values.items()]
-    if total <= available:
-        return changes
-    return [*changes, f"still {format_gib(total)} GiB of {format_gib(available)}: more GPUs, or larger ones"]
 
 
 def format_gib(size: int) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 from phantom.config import Params
 from phantom.data.manifest import CLIPS, MANIFEST
 from phantom.errors import UserError
+from phantom.planning.fit import changes_to_fit
 from phantom.planning.gpus import GIB, find_gpu
-from phantom.planning.memory import changes_to_fit, memory_per_gpu, micro_batch
+from phantom.planning.memory import host_memory, memory_per_gpu, micro_batch
 from phantom.planning.parts import Parts, read_encoders, read_parts
 
 
@@ -80,8 +81,9 @@ def plan(
             "with_recomputation_per_step": step + repeated + measured,
         },
         "memory_per_gpu": {**memory, "total": total, "available": available, "micro_batch": micro_batch(params, gpus)},
+        "host_memory_per_process": host_memory(params, cost.trainable),
         "fits": total <= available,
-        "changes": changes_to_fit(params, parts, available, gpus, total),
+        "changes": changes_to_fit(params, available, gpus, root),
         "storage": _storage(params, parts, count, cost.trainable),
         "time": _time(params, count, step / rate, whole_run / rate, gpus, mfu),
         "encoding": _encoding(params, count, kind.peak_flops * mfu, gpus, root),

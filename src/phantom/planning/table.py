@@ -43,6 +43,8 @@ def as_text(result: dict[str, Any]) -> str:
         table.add_row(_label(part), format_gib(memory[part]), note)
     word = "fits" if result["fits"] else "does not fit"
     table.add_row("  total", format_gib(memory["total"]), f"of {format_gib(memory['available'])}: {word}")
+    if host := result["host_memory_per_process"]:
+        table.add_row("GiB of host memory", format_gib(host), "of each process, by train.offload")
     table.add_row("GiB on disk")
     table.add_row("  latents of a clip", format_gib(storage["bytes_per_clip"]), "at most")
     size = "unknown" if storage["clips"] is None else format_gib(storage["bytes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -62,6 +63,11 @@ def join(settings: Train) -> Accelerator:
     # The control, a second run in this process, reuses accelerate's state of the first.
     plugin = None if dist.is_initialized() else DeepSpeedPlugin(hf_ds_config=config)
     return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory of a GPU; of a CPU no limit."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
 
 
 def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:

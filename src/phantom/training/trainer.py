@@ -21,6 +21,7 @@ import torch
 from phantom.config import Params
 from phantom.data.storage import open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.planning.fit import check_fit
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
@@ -123,6 +124,8 @@ class Trainer:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
         self.accelerator = process_group.join(self.settings)
         self.device = self.accelerator.device
+        if self.settings.memory_check:
+            check_fit(params, process_group.memory_of(self.device), root)
         self.latents = latents = open_latents(params, root, "train", self.device)
         if params.data.filter is not None and self.accelerator.is_main_process:
             say(f"train {name}: data.filter leaves {len(latents)} of {latents.unfiltered} training clips")

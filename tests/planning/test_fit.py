@@ -1,0 +1,38 @@
+"""Training does not start where the GPU's memory is not enough, unless it is told to."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from phantom.errors import UserError
+from phantom.planning.fit import check_fit
+from phantom.planning.memory import GIB
+from phantom.training import process_group
+from phantom.training.trainer import train
+from tests.plain import full_size_params
+from tests.training.conftest import run_params  # noqa: F401  (a fixture)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_to_change():
+    params = full_size_params("train.processes=1", "train.strategy=ddp", "train.accumulation=64")
+    with pytest.raises(UserError) as refused:
+        check_fit(params, 80 * GIB)
+    assert re.fullmatch(
+        r"train: needs about 1\d\d\.\d GiB of each GPU, which has 80\.0 \(`phantom plan`\); to fit: "
+        r"--set train\.offload=optimizer; --set physics\.num_layers=\d+; or --set train\.memory_check=false to go on "
+        r"anyway",
+        str(refused.value),
+    )
+    check_fit(params, 200 * GIB)
+    check_fit(full_size_params(), math.inf)
+    check_fit(full_size_params("models.base=somewhere/else"), 1)  # a base that plan does not know
+
+
+def test_training_checks_before_it_loads_anything(run_params, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(process_group, "memory_of", lambda device: 2**20)
+    with pytest.raises(UserError, match=r"^train: needs about \d\.\d GiB of each GPU, which has 0\.00098 "):
+        train(run_params("train.steps=1"))
+    assert train(run_params("train.steps=1", "train.memory_check=false")).steps == 1
