@@ -263,7 +263,8 @@ class S3Folder:
                 time.sleep(RETRY_DELAYS_SECONDS[failures - 1])
 
     def _entry(self, name: str) -> Entry | None:
-        self.list()
+        if self._entries is None:
+            self.list()
         return (self._entries or {}).get(PurePosixPath(name).as_posix())
 
     def _require(self, name: str) -> Entry:
