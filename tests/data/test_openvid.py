@@ -123,6 +123,24 @@ def test_clips_are_read_from_whole_zips_and_pieces_and_nothing_is_unpacked(openv
     assert contents(source) == before and not [*(tmp_path / "run/checkpoints/prepare").rglob("*.mp4")]
 
 
+def test_clips_of_one_video_are_in_one_split_and_no_more_are_held_out_than_are_asked_for(
+    openvid_params, source, tmp_path
+):
+    names = ("x_0", "x_1", "x_2_30to90", "y-1_0", "y-1_1", "z")
+    videos = [video(tmp_path, i) for i in range(6)]
+    for part in (source / "OpenVidHD").iterdir():
+        part.unlink()
+    packed = pack({f"{name}.mp4": contents_ for name, contents_ in zip(names, videos, strict=True)})
+    (source / "OpenVidHD/OpenVidHD_part_1.zip").write_bytes(packed)
+    write_csv(source, [row(f"{name}.mp4") for name in names])
+    for most, heldout in ((512, 6), (2, 2)):
+        result = prepare(openvid_params("data.heldout=0.99", f"data.heldout_clips={most}"), tmp_path / "run")
+        clips, _, _ = read(tmp_path / "run")
+        splits = {group: {clips[n].split for n in names if n.startswith(group)} for group in ("x", "y-1", "z")}
+        assert all(len(found) == 1 for found in splits.values()) and len(set.union(*splits.values())) == 2
+        assert 0 < result.heldout <= heldout and result.train + result.heldout == 6
+
+
 def video_path(tmp_path: Path, seed: int) -> Path:
     video(tmp_path, seed)
     return tmp_path / "one.mp4"

@@ -43,7 +43,8 @@ class Data(Section):
     height: Positive
     width: Positive
     buckets: tuple[tuple[Positive, Positive], ...]  # additional (height, width) of clips
-    heldout: Fraction  # fraction of a folder's clips held out for validation
+    heldout: Fraction  # fraction of a folder's or OpenVid's clips held out for validation
+    heldout_clips: Positive = 512  # at most so many of them
     max_quarantine: Fraction
     filter: str | None = None  # which clips are trained on: a condition on the manifest's columns; null: all
     worlds: Worlds

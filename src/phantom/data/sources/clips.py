@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ class SourceVideo:
     path: str  # in the source, and of its clip in data/clips
     caption: str
     version: str  # changes whenever the contents do
+    cut_from: str | None = None  # the video that it and others were cut from, where that is known: one split for all
 
 
 @dataclass
@@ -115,12 +118,13 @@ def write_clips(
             else:
                 found.quarantine(video.id, video.path, result)
             bar.advance()
-    heldout = choose_heldout([m.source for m in made.values()], data.heldout)
+    origins = {video.id: _origin(video, made[video.id]) for video in found.videos if video.id in made}
+    heldout = choose_heldout(Counter(origins.values()), data.heldout, data.heldout_clips)
     for video in found.videos:
         if video.id in made:
             source, clip = made[video.id].source, made[video.id].file
             link(_clip_path(work, source), places.out / video.path)
-            split: Split = "heldout" if source in heldout else "train"
+            split: Split = "heldout" if origins[video.id] in heldout else "train"
             size = (None, None) if clip.size == data.sizes[0] else clip.size
             found.clips.append(
                 Clip(video.id, video.path, video.caption, clip.frames, float(data.fps), clip.sha256, split, *size)
@@ -136,15 +140,23 @@ def write_clips(
     return found
 
 
-def choose_heldout(digests: Iterable[str], share: float) -> set[str]:
-    """The clips, by digest, that are held out for validation: those in the lowest `share` of the range of digests.
+def _origin(video: SourceVideo, made: PreparedClip) -> str:
+    """A digest of what the clip was cut from, or of itself."""
+    return made.source if video.cut_from is None else hashlib.sha256(video.cut_from.encode()).hexdigest()
 
-    A clip keeps its split when others come or go. With two or more clips and 0 < share < 1 neither split is empty.
+
+def choose_heldout(clips: Mapping[str, int], share: float, most: int = sys.maxsize) -> set[str]:
+    """The videos, by digest, whose clips are held out for validation: those in the lowest `share` of the range of
+    digests, as long as they have at most `most` clips together. clips: how many each video has.
+
+    A video keeps its split when others come or go, except where `most` ends. With two or more videos and 0 < share < 1
+    neither split is empty.
     """
-    ordered = sorted(digests)
+    ordered = sorted(clips)
     count = sum(int(digest[:16], 16) < share * 2**64 for digest in ordered)
     count = min(max(count, int(share > 0)), max(len(ordered) - int(share < 1), 0))
-    return set(ordered[:count])
+    within = sum(total <= most for total in accumulate(clips[digest] for digest in ordered))
+    return set(ordered[: min(count, max(within, 1))])
 
 
 def caption_text(caption: Any) -> str:

@@ -32,6 +32,7 @@ CSV = "OpenVidHD.csv"
 PART_NAME = re.compile(r"OpenVidHD_part_(\d+)(?:\.zip|(?:\.zip)?_part_?([a-z]{2}))")
 SCORES = {"aesthetic": "aesthetic score", "motion": "motion score", "consistency": "temporal consistency score"}
 RANGES = {**SCORES, "seconds": "seconds"}
+NUMBERS = re.compile(r"(?<=.)(?:_\d+(?:to\d+)?)+$")  # of a shot and its frames, behind the name of the video
 MAX_BYTES = 2**30  # of a video, which is held in memory while it is decoded
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -109,9 +110,9 @@ def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[Sour
                 raise FilteredOut("absent")
             if None in row:
                 raise BadClip(TOO_MANY_CELLS)
-            video = SourceVideo(
-                id_, f"part_{locations[name][0]:03d}/{name}", caption_text(row["caption"]), versions[name]
-            )
+            path = f"part_{locations[name][0]:03d}/{name}"
+            cut_from = NUMBERS.sub("", id_)
+            video = SourceVideo(id_, path, caption_text(row["caption"]), versions[name], cut_from)
             _filter(row, settings)
         except BadClip as reason:
             found.quarantine(id_, name, reason)
