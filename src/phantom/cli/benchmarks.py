@@ -142,8 +142,10 @@ def score_surprise(
 
 @app.command()
 def report(
-    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the page.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=]FILE...", help="JSON files of `phantom score`.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="The model to compare the others with; by default the first.")
     ] = None,
@@ -153,10 +155,13 @@ def report(
     truth: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Show the recordings of this benchmark beside the videos.")
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Also show what others have published, by protocol.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare models on one page."""
     from phantom.evaluation.compare import compare
 
-    result = compare(files, out, base, videos or (), truth)
-    show(result, as_json, f"{result.report}: compared with {result.base}")
+    result = compare(files or (), out, base, videos or (), truth, published)
+    show(result, as_json, f"{result.report}: compared with {result.base}" if result.base else result.report)

@@ -14,6 +14,7 @@ from phantom.evaluation.benchmarks import benchmark_of
 from phantom.evaluation.cells import INTERVAL
 from phantom.evaluation.page import Page, as_csv, embed_data, render
 from phantom.evaluation.protocol import Scores
+from phantom.evaluation.published import published_tables
 from phantom.evaluation.score_tables import (
     Scored,
     colour_classes,
@@ -38,7 +39,12 @@ class Comparison:
 
 
 def compare(
-    files: Sequence[str], out: Path, base: str | None = None, videos: Sequence[str] = (), truth: Path | None = None
+    files: Sequence[str],
+    out: Path,
+    base: str | None = None,
+    videos: Sequence[str] = (),
+    truth: Path | None = None,
+    published: bool = False,
 ) -> Comparison:
     """Writes `index.html` and `comparison.json` into `out`.
 
@@ -46,6 +52,7 @@ def compare(
         the same name are one model. base: the model that the others are compared with, by default the first.
     videos: NAME=FOLDER of the videos of a model to show, one folder per benchmark.
     truth: a benchmark's folder of recordings, which are shown beside them.
+    published: also show what others have published; then there need be no files.
     Raises UserError.
     """
     found: dict[tuple[str, str], Scored] = {}
@@ -58,8 +65,10 @@ def compare(
             raise UserError(f"{given}: a second {key[0]} score of {name}; name one of them as NAME=FILE")
         table[name] = scores
         models += [name] if name not in models else []
-    first = base or models[0]
-    if first not in models:
+    if not models and not published:
+        raise UserError("report: found no score file; accepted: at least one, or --published")
+    first = base or (models[0] if models else "")
+    if first not in (models or [""]):
         raise UserError(f"--base: found {first!r}, accepted: {', '.join(models)}")
 
     every = {scored.title: scored for scored in found.values()}
@@ -68,12 +77,13 @@ def compare(
     kinds = dict(zip(models, colour_classes(models, first), strict=True))
     tables = {title: scored.table for title, scored in every.items()}
     recordings = {t: partial(of.benchmark.recording, truth, of.protocol) for t, of in every.items()} if truth else {}
-    shown, titles = video_walls(tables, _folders(videos, models), kinds, first, recordings)
+    folders = _folders(videos, models)
+    shown, titles = video_walls(tables, folders, kinds, first, recordings) if tables else (None, [])
     if truth and not any(video.kind == "truth" for scene in (shown.scenes if shown else ()) for video in scene.shown):
         raise UserError(f"--truth: found {truth}, with no recording of a video that --videos shows")
     page = Page(
         title="Models compared",
-        lede=f"{len(models)} models; differences are to {first}.",
+        lede=f"{len(models)} models; differences are to {first}." if models else "What others have published.",
         bars=[
             *(
                 (title, score_bars(scored.benchmark, scored.table, first, gains[title]))
@@ -82,14 +92,17 @@ def compare(
             *(plot for scored in every.values() for plot in plots_by_category(scored, first)),
         ],
         tables=[
-            made
-            for title, scored in every.items()
-            for made in (
-                figures_table(scored, first),
-                differences_table(scored, pairs[title]),
-                items_table(scored, first),
-            )
-            if made
+            *(
+                made
+                for title, scored in every.items()
+                for made in (
+                    figures_table(scored, first),
+                    differences_table(scored, pairs[title]),
+                    items_table(scored, first),
+                )
+                if made
+            ),
+            *(published_tables(list(every.values())) if published else ()),
         ],
         notes=[
             INTERVAL,
