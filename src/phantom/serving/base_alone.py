@@ -32,7 +32,7 @@ def load_base_alone(folder: Path, defaults: dict[str, Any]) -> PhantomPipeline:
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     with load_errors(str(folder)):
-        wan = WanPipeline.from_pretrained(folder, torch_dtype={"vae": torch.float32, "default": dtype})
+        wan = WanPipeline.from_pretrained(folder, dtype={"vae": torch.float32, "default": dtype})
         with torch.device("meta"):  # do not allocate the weights twice
             transformer = PhantomTransformer3DModel(
                 video_config(wan.transformer), None, None, base_id=str(folder), metadata=defaults
