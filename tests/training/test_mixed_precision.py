@@ -62,7 +62,7 @@ def test_the_norm_over_both_kinds_of_parameters_is_exact(tmp_path, shape):
     expected = [norm(torch.autograd.grad(x, trainable(own), retain_graph=True, allow_unused=True)) for x in shares]
     for rank in range(count):
         found = json.loads((tmp_path / f"{count}-{rank}.json").read_text())
-        assert found == pytest.approx(expected, rel=0.02)
+        assert found == pytest.approx(expected, rel=2e-4)  # a timestep in bfloat16 makes it 1e-3
 
 
 def test_it_trains_as_under_autocast_and_goes_on_replicated(tmp_path, make_workspace):
