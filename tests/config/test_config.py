@@ -53,6 +53,12 @@ def test_params_yaml_is_the_mini_preset():
     assert (ROOT / "params.yaml").read_bytes() == preset_path("mini").read_bytes()
 
 
+def test_the_preset_for_one_gpu_is_the_large_one_but_for_what_makes_it_fit():
+    many, one = (preset_path(f"wan2.2-ti2v-5b{end}").read_text(encoding="utf-8").splitlines() for end in ("", "-1gpu"))
+    changed = {line.split(":")[0].strip() for line in set(many) ^ set(one) if not line.startswith("#")}
+    assert changed == {"preset", "num_layers", "accumulation", "processes", "strategy", "offload"}
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_states_every_setting_and_the_code_holds_no_other_defaults(name: str):
     """The code's only defaults are of settings that files of an earlier version do not state."""
