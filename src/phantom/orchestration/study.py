@@ -184,8 +184,10 @@ def differing_settings(runs: Sequence[StudyRun]) -> dict[str, dict[str, Any]]:
                 "z while measured": altered.get("intervention", "its own"),
                 "coupling while measured": "on" if altered.get("coupling", True) else "off",
             }
-    keys = [key for key in next(iter(flat.values())) if len({found[key] for found in flat.values()}) > 1]
-    return {label: {key: found[key] for key in keys} for label, found in flat.items()}
+    # A mapping that one arm states and another leaves at null has names of its own.
+    every = dict.fromkeys(key for found in flat.values() for key in found)
+    keys = [key for key in every if len({found.get(key) for found in flat.values()}) > 1]
+    return {label: {key: found.get(key, "") for key in keys} for label, found in flat.items()}
 
 
 def _equality(study: Study, runs: Sequence[StudyRun], root: Path) -> dict[str, Any]:

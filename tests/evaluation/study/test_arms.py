@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from phantom.config import Params, Role, select
 from phantom.evaluation.study.spec import Study, arm_params, load_study
-from phantom.orchestration.study_runs import SETTINGS
+from phantom.orchestration.study import differing_settings
+from phantom.orchestration.study_runs import SETTINGS, StudyRun
 from phantom.tracking.runs import flatten_settings
 from tests.conftest import ROOT
+from tests.evaluation.study.made_up import make_study
 
 DIFFERENCES = {
     "control": {},
@@ -59,3 +62,29 @@ def test_phantom_and_its_control_are_those_of_physics_branch(study: Study):
     for label in ("control", "phantom"):
         ours, theirs = (select(params(one, label), SETTINGS, without=(Role.NOT_IN_RESULT,)) for one in (study, other))
         assert ours == theirs
+
+
+def test_arms_of_the_same_weights_may_be_sampled_in_other_ways():
+    """As docs/baselines.md has it: settings that differ by name, and what a video costs."""
+    scales = {"guidance_scale": 6, "physics_guidance_scale": 6, "modality_guidance_scale": 4}
+    arms = [
+        {"label": "phantom"},
+        {"label": "self-refine", "settings": {"refine": {"rounds": 3, "until": 0.2, "threshold": 0.25}}},
+        {"label": "videojam", "settings": scales},
+    ]
+    for arm in arms[1:]:
+        arm["weights"] = "phantom"
+        arm["settings"] = {f"evaluate.sampling.{key}": value for key, value in arm["settings"].items()}
+    measured = {"primary": {"figure": "position_error", "better": "lower"}, "measures": {"positions": {"scenarios": 6}}}
+    references = [{"arm": "self-refine", "reference": one} for one in ("phantom", "simulator_pixels")]
+    tree = make_study().model_dump() | measured | {"arms": arms, "compare": references, "equal": []}
+    study = Study.model_validate(tree)
+    found = {arm.label: arm_params(study, arm, 0) for arm in study.arms}
+    assert [one.evaluate.sampling.passes for one in found.values()] == [2 * 20, 2 * 44, 3 * 20]
+    runs = [StudyRun(label, 0, False, one, {"heldout": {}}, Path()) for label, one in found.items()]
+    told = differing_settings(runs)
+    assert (
+        told["phantom"]["evaluate.sampling.refine"] == "None" and told["self-refine"]["evaluate.sampling.refine"] == ""
+    )
+    assert [told[label]["evaluate.sampling.refine.rounds"] for label in found] == ["", "3", ""]
+    assert told["videojam"]["evaluate.sampling.modality_guidance_scale"] == "4.0"
