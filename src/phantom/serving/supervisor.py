@@ -86,7 +86,7 @@ class Supervisor:
         error = next((row.error for row in self.queue.workers(worker.host()) if row.id == id), None)
         self.queue.worker_died(id)
         slot.ended()
-        if process.exitcode == worker.WRONG_MODEL:
+        if process.exitcode == worker.WRONG_MODEL and slot.starts == 1:  # later on, a model may be about to be replaced
             self.on_failure(error or "model: cannot be loaded")
             self._stop.set()
             return
@@ -100,14 +100,14 @@ class _Slot:
     def __init__(self, device: str | None) -> None:
         self.device = device
         self.process: BaseProcess | None = None
-        self.start_at = 0.0
+        self.start_at, self.starts = 0.0, 0
         self._started_at, self._early_ends = 0.0, 0
 
     def start(self, options: Options) -> None:
         """Starts a process."""
         # spawn: a fork would copy the threads' locks, and torch cannot use a GPU in one.
         self.process = get_context("spawn").Process(target=worker.run, args=(options, self.device))
-        self._started_at = time.monotonic()
+        self._started_at, self.starts = time.monotonic(), self.starts + 1
         self.process.start()
 
     def ended(self) -> None:

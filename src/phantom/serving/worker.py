@@ -77,7 +77,7 @@ class Worker:
             except (UserError, StageFailed) as error:
                 self.queue.report(self.id, host(), False, None, str(error))
                 say(f"worker: {error}")
-                return WRONG_MODEL
+                return WRONG_MODEL if isinstance(error, UserError) else 1  # trying again may help
             while not self.stop.is_set():
                 self._follow_model()
                 if (job := self.queue.claim(self.id, LEASE_SECONDS)) is None:
@@ -231,7 +231,8 @@ class Worker:
             if reason and running.ended_at is None:
                 running.reason, running.ended_at = reason, time.monotonic()
             if running.ended_at is not None and time.monotonic() - running.ended_at > STUCK_SECONDS:
-                self._stopped(running.job, running.reason or "shutdown")
+                with suppress(Exception):
+                    self._stopped(running.job, running.reason or "shutdown")
                 os._exit(1)
 
 
