@@ -184,10 +184,10 @@ def test_writing_a_preset_backs_up_changed_settings(phantom, tmp_path: Path):
 def test_settings_may_be_changed_before_and_after_the_command(phantom, tmp_path: Path):
     (tmp_path / "mine.yaml").write_bytes(preset_path("wan2.2-ti2v-5b").read_bytes())
     code, out, _ = phantom(
-        "--params", "mine.yaml", "--set", "train.steps=5", "plan", "--set", "train.batch_size=16", "--json"
+        "--params", "mine.yaml", "--set", "train.steps=5", "plan", "--set", "train.batch_size=128", "--json"
     )
     assert code == 0
-    assert json.loads(out)["time"]["steps"] == 5 and json.loads(out)["time"]["samples"] == 80
+    assert json.loads(out)["time"]["steps"] == 5 and json.loads(out)["time"]["samples"] == 640
     later = phantom("--set", "train.steps=5", "plan", "--params", "mine.yaml", "--set", "train.steps=6", "--json")[1]
     assert json.loads(later)["time"]["steps"] == 6  # the last one wins
 

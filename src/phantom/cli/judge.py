@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from phantom.cli.shared import app, resumable
-from phantom.progress import say
+from phantom.cli.shared import AsJson, app, resumable, show
 
 
 class Kind(StrEnum):
@@ -35,6 +34,7 @@ def judge(
     weights: Annotated[str, typer.Option(help="A folder or hub id, such as videophysics/videophy_2_auto.")],
     task: Annotated[Task, typer.Option(help="sa, pc or rule; of videophy the input says which.")] = Task.SA,
     device: Annotated[str | None, typer.Option(help="Such as cuda:1; by default the first GPU, or the CPU.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Rate videos with the judge of VideoPhy or VideoPhy-2: `command: native` in their settings runs this."""
     import torch
@@ -48,4 +48,4 @@ def judge(
             count = videocon.judge_videophy(loaded, input, output)
         else:
             count = videocon.judge_videophy2(loaded, input, output, task.value)
-    say(f"judge: {count} rows in {output}")
+    show({"rows": count, "output": str(output)}, as_json, f"{output}: {count} rows")

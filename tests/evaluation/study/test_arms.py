@@ -12,10 +12,13 @@ from phantom.config import Params, Role, select
 from phantom.evaluation.study.spec import Study, arm_params, load_study
 from phantom.orchestration.study import differing_settings
 from phantom.orchestration.study_runs import SETTINGS, StudyRun
+from phantom.planning.plan import plan
 from phantom.tracking.runs import flatten_settings
 from tests.conftest import ROOT
 from tests.evaluation.study.made_up import make_study
 
+# Steps and intervals are those that make the compute the same, and no difference of the method.
+SCHEDULE = ("train.steps", "train.twin_steps", "train.validate_every")
 DIFFERENCES = {
     "control": {},
     "fixed alpha_z": {"train.recursive_weight.mode": "fixed"},
@@ -41,7 +44,7 @@ def differences(study: Study, label: str) -> dict[str, str]:
         flatten_settings(select(params(study, name), SETTINGS, without=(Role.NOT_IN_RESULT,)))
         for name in ("phantom", label)
     )
-    return {key: value for key, value in theirs.items() if ours[key] != value}
+    return {key: value for key, value in theirs.items() if ours[key] != value and key not in SCHEDULE}
 
 
 @pytest.mark.parametrize("label", DIFFERENCES)
@@ -57,11 +60,25 @@ def test_as_it_was_is_what_the_documentation_lists(study: Study):
     assert differences(study, "as it was") == {key: str(yaml.safe_load(value)) for key, value in listed.items()}
 
 
-def test_phantom_and_its_control_are_those_of_physics_branch(study: Study):
-    other = load_study("physics-branch", ROOT)
-    for label in ("control", "phantom"):
-        ours, theirs = (select(params(one, label), SETTINGS, without=(Role.NOT_IN_RESULT,)) for one in (study, other))
-        assert ours == theirs
+def test_phantom_and_its_control_are_those_of_twin_first(study: Study):
+    other = load_study("twin-first", ROOT)
+    arms = {arm.label: arm for arm in study.arms}
+    ours, theirs = (select(params(one, "control"), SETTINGS, without=(Role.NOT_IN_RESULT,)) for one in (study, other))
+    assert ours == theirs  # so that its runs are the same
+    assert arms["phantom"].start == "twin"
+    twin, phantom, whole = params(study, "twin"), params(study, "phantom"), params(other, "phantom")
+    assert twin.train.steps == twin.train.twin_steps == whole.train.twin_steps
+    assert twin.train.steps + phantom.train.steps == whole.train.steps
+
+
+def test_all_arms_but_the_twin_cost_the_same(study: Study):
+    flops = {
+        label: plan(params(study, label), "H200", 1, root=ROOT)["flops"]["model_per_run"] for label in study.labels
+    }
+    whole = {
+        arm.label: flops[arm.label] + (flops["twin"] if arm.start else 0) for arm in study.arms if arm.label != "twin"
+    }
+    assert all(cost == pytest.approx(whole["control"], rel=0.01) for cost in whole.values()), whole
 
 
 def test_arms_of_the_same_weights_may_be_sampled_in_other_ways():
