@@ -242,6 +242,14 @@ def test_parts_put_their_shards_into_the_bucket_and_the_merge_looks_for_them(par
     assert open_folder(f"s3://{bucket}/latents", tmp_path, params().storage).size("absent") is None
 
 
+def test_clips_are_added_to_those_in_the_bucket(params, bucket, tmp_path, s3):
+    write_clips(tmp_path, LENGTHS[:4])
+    encode(params(), tmp_path)
+    write_clips(tmp_path, LENGTHS)
+    assert encode(params(), tmp_path).kept == 4  # z is standardised by clips of both calls
+    assert len(read(params(), tmp_path)) == 5
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied"])
 def test_a_part_that_loses_its_credentials_may_be_tried_again(params, bucket, tmp_path, s3, monkeypatch, code):
     write_clips(tmp_path, LENGTHS)

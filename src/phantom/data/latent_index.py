@@ -161,6 +161,7 @@ def _statistics(job: EncodeJob, rows: _Rows, new: Path) -> Statistics | None:
         return combine_sums([sums for sums in sampled if sums])
     # Some of these clips are in shards of the former data/latents, which do not have the sums any more.
     store = None if job.params.storage.latents is None else job.shards
+    job.shards.refresh()  # listed before shards were written
     return _former_statistics(job) or measure_statistics(LatentSet(new, "train", store))
 
 
