@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from phantom.data.files import sha256
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS
 from phantom.data.prepare import prepare
-from phantom.data.shards import LATENTS, ShardWriter
+from phantom.data.shards import LATENTS, ShardWriter, index_entry
 from phantom.errors import InvalidData, StageFailed, Terminated, UserError, raise_terminated
 from tests.data.latents import SETTINGS, contents, read_index, write_clips
 
@@ -196,7 +197,8 @@ def test_a_merge_that_is_killed_is_done_by_the_next(params, encoded_clips, tmp_p
                 merge_parts(params, tmp_path)
     encoded_clips.clear()
     merge_parts(params, tmp_path)
-    assert_whole(tmp_path) and not encoded_clips
+    assert_whole(tmp_path)
+    assert not encoded_clips
 
 
 def test_a_folder_that_goes_while_it_is_made_is_not_published(params, tmp_path, monkeypatch):
@@ -290,6 +292,60 @@ def test_a_damaged_shard_is_named_and_its_clips_encoded_again(params, encoded_cl
     encoded_clips.clear()
     encode(params, tmp_path)
     assert len(encoded_clips) == count
+    assert_whole(tmp_path)
+
+
+def test_parts_make_a_damaged_shard_of_the_latents_again(params, encoded_clips, tmp_path):
+    write_clips(tmp_path, LENGTHS)
+    encode(params, tmp_path)
+    stated = read_index(tmp_path / LATENTS)["shards"][1]["file"]
+    path, count = (
+        tmp_path / LATENTS / stated,
+        sum(c["shard"] == stated for c in read_index(tmp_path / LATENTS)["clips"]),
+    )
+    raw = bytearray(path.read_bytes())
+    raw[-10] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(StageFailed, match=rf"{count} of 12 clips are not encoded yet; run their parts again"):
+        merge_parts(params, tmp_path)
+    encoded_clips.clear()
+    for i in range(OF):
+        encode_part(params, Part(i, OF), tmp_path)
+    merge_parts(params, tmp_path)
+    assert len(encoded_clips) == count
+    assert_whole(tmp_path)
+
+
+def test_a_lost_shard_is_made_again_though_it_has_a_record(params, tmp_path, monkeypatch):
+    write_clips(tmp_path, LENGTHS)
+    encode_part(params, Part(0, 2), tmp_path)
+    original = stage._encode_batch
+    (records(tmp_path)[0].parent / json.loads(records(tmp_path)[0].read_text())["file"]).unlink()
+    monkeypatch.setattr(  # to other bits, as on another GPU
+        stage, "_encode_batch", lambda *given: [replace(one, video=one.video + 1e-3) for one in original(*given)]
+    )
+    for i in range(2):
+        encode_part(params, Part(i, 2), tmp_path)
+    merge_parts(params, tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_what_version_0_1_had_finished_is_made_anew(params, encoded_clips, tmp_path):
+    """Where it was killed, its records are of shards of data/latents, and do not say where tensors are."""
+    write_clips(tmp_path, LENGTHS)
+    job = describe_job(params, tmp_path)
+    shard = tmp_path / LATENTS / "shard-00000.safetensors"
+    shard.parent.mkdir()
+    shard.write_bytes(b"latents")
+    clips = [
+        {"key": one.key, "video": [16, 3, 4, 4], "prefixes": [], "xxh3": "", "physics_error": 0} for one in job.clips
+    ]
+    texts = [{"text_key": one.text_key, "text": f"{one.key}/text", "text_xxh3": ""} for one in job.clips]
+    record = job.work / "00001-00000/shard-00000.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({**index_entry(shard), "clips": clips, "texts": texts}))
+    encode(params, tmp_path)
+    assert len(encoded_clips) == len(LENGTHS)
     assert_whole(tmp_path)
 
 

@@ -250,6 +250,30 @@ def test_clips_are_added_to_those_in_the_bucket(params, bucket, tmp_path, s3):
     assert len(read(params(), tmp_path)) == 5
 
 
+def test_two_sets_of_clips_share_a_bucket(params, bucket, tmp_path, s3):
+    roots = tmp_path / "one", tmp_path / "other"
+    write_clips(roots[0], LENGTHS[:3])
+    write_clips(roots[1], (13, 13))
+    for root in roots:
+        encode_part(params("data.frames=13"), Part(), root)
+    for root, left in zip(roots, (1, 0), strict=True):
+        merge_parts(params("data.frames=13"), root)
+        assert len([key for key in keys(bucket) if "/records/" in key]) == left
+
+
+def test_a_record_that_goes_while_it_is_read_is_none(params, bucket, tmp_path, s3, monkeypatch):
+    write_clips(tmp_path, LENGTHS)
+    encode_part(params(), Part(0, 2), tmp_path)
+    original = S3Folder.read
+
+    def read_later(self, name):  # another checkout has merged
+        self.delete([name])
+        return original(self, name)
+
+    monkeypatch.setattr(S3Folder, "read", read_later)
+    assert encode_part(params(), Part(0, 2), tmp_path).shards == 1
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied"])
 def test_a_part_that_loses_its_credentials_may_be_tried_again(params, bucket, tmp_path, s3, monkeypatch, code):
     write_clips(tmp_path, LENGTHS)

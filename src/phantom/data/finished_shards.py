@@ -23,12 +23,15 @@ TEXT_FIELDS = ("text_key", "text")
 def finished_keys(job: EncodeJob, part: Part) -> set[str]:
     """The keys of data/latents, of this part, and of parts of another size, whose shards are there, of the right size.
 
-    Without reading what else data/latents says of its clips.
+    Without reading what else data/latents says of its clips. Records of shards that are not there are deleted: they
+    would stand in the way of those of the same clips.
     """
     own, others = f"{part.name}-", f"{part.of:05d}-"
     records = _records(job, lambda name: name.startswith(own) or not name.startswith(others))
     sizes = _sizes(job.shards)
-    found = {key for one in records.values() if _size(job, one, sizes) == one.bytes for key in one.keys}
+    lost = [name for name, one in records.items() if _size(job, one, sizes) != one.bytes]
+    job.records.delete(lost)
+    found = {key for name, one in records.items() if name not in lost for key in one.keys}
     if job.former is None:
         return found
     stated = [Shard(**one, clips=[], texts=[]) for one in job.former.index["shards"]]
@@ -42,8 +45,9 @@ def finished_keys(job: EncodeJob, part: Part) -> set[str]:
 def intact_shards(job: EncodeJob, without: str | None = None) -> list[Shard]:
     """All finished shards of this recipe.
 
-    Their sha256 is compared, of those in a bucket the size only: reading a clip verifies its checksum. Records of
-    damaged ones are deleted. `without`: a shard of data/latents that is to be made again.
+    Their sha256 is compared, of those in a bucket the size only: reading a clip verifies its checksum. Damaged ones are
+    deleted on this machine, since a part looks at sizes alone, and so are their records. `without`: a shard of
+    data/latents that is to be made again.
     """
     sizes, records = _sizes(job.shards), _records(job, lambda _: True)
     found: list[tuple[str | None, Shard]] = [(None, shard) for shard in published_shards(job) if shard.file != without]
@@ -58,6 +62,8 @@ def intact_shards(job: EncodeJob, without: str | None = None) -> list[Shard]:
         say(f"encode: {shard.file} is damaged or missing: its {shard.contents} are encoded again")
         if record is not None:
             job.records.delete([record])
+        if path := place_of(job, shard):
+            path.unlink(missing_ok=True)
     return kept
 
 
@@ -91,8 +97,13 @@ def place_empty_text(job: EncodeJob, target: Path) -> None:
 
 
 def delete_records(job: EncodeJob) -> None:
-    """Deletes the records of this recipe, and what else is kept of it on this machine: data/latents has all."""
-    job.records.delete([entry.name for entry in _list(job.records) if entry.name.endswith(".json")])
+    """Deletes the records of what data/latents has now, and what is kept of this recipe on this machine.
+
+    In `storage.latents` the records of other clips stay, which another checkout may be about to merge.
+    """
+    published = {key for one in job.clips for key in (one.key, one.text_key)}
+    if job.params.storage.latents is not None:
+        job.records.delete([name for name, one in _records(job, lambda _: True).items() if one.keys <= published])
     shutil.rmtree(job.work, ignore_errors=True)
 
 
@@ -121,12 +132,19 @@ def place_of(job: EncodeJob, shard: Shard) -> Path | None:
 
 
 def _records(job: EncodeJob, is_wanted: Callable[[str], bool]) -> dict[str, Shard]:
-    """Records by name."""
-    names = [entry.name for entry in _list(job.records) if entry.name.endswith(".json") and is_wanted(entry.name)]
-    return {
-        name: Shard(**json.loads(text))
-        for name, text in zip(names, prefetch(job.records.read, names, 4 * cores()), strict=True)
-    }
+    """Records by name. In folders are those of version 0.1, which do not say where tensors are."""
+    listed = [entry.name for entry in _list(job.records)]
+    names = [name for name in listed if name.endswith(".json") and "/" not in name and is_wanted(name)]
+    texts = prefetch(partial(_read, job.records), names, 4 * cores())
+    return {name: Shard(**json.loads(text)) for name, text in zip(names, texts, strict=True) if text is not None}
+
+
+def _read(folder: Folder, name: str) -> bytes | None:
+    """None for a file that has been deleted since it was listed: a merge deletes records."""
+    try:
+        return folder.read(name)
+    except (FileNotFoundError, NotFound):
+        return None
 
 
 def _list(folder: Folder) -> list[Entry]:

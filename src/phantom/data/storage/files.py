@@ -18,7 +18,7 @@ Arrays = list[np.ndarray]
 
 
 class NotFound(UserError):
-    """The folder does not exist, or has no files."""
+    """The folder does not exist, or has no files; or the file in a bucket does not exist."""
 
 
 class Refused(UserError):

@@ -62,6 +62,7 @@ MAY_PASS = (
     "ExpiredTokenException",
     "RequestTimeTooSkewed",
 )
+MISSING = ("NoSuchKey", "404")
 
 
 class S3Folder:
@@ -132,7 +133,7 @@ class S3Folder:
             try:
                 return self._client.head_object(Bucket=self.bucket, Key=self.prefix + name)["ContentLength"]
             except ClientError as error:
-                if error.response["Error"].get("Code") in ("404", "NoSuchKey"):
+                if error.response["Error"].get("Code") in MISSING:
                     return None
                 raise
 
@@ -329,7 +330,7 @@ def _translate(where: str, error: Exception) -> UserError | StageFailed:
         code, metadata = cause.response["Error"].get("Code", "?"), cause.response["ResponseMetadata"]
         status = metadata.get("HTTPStatusCode", 0)
         if code in ERROR_MESSAGES:
-            kind = Refused if code in MAY_PASS else UserError
+            kind = Refused if code in MAY_PASS else NotFound if code in MISSING else UserError
             return kind(f"{where}: {ERROR_MESSAGES[code]}")
         if status >= 500 or status == 429 or code in ("SlowDown", "InternalError", "RequestTimeout"):
             attempts = metadata.get("RetryAttempts", 0) + 1
