@@ -60,7 +60,7 @@ def test_the_schema_is_strict():
 
 
 def test_processes_are_divided_among_pods_with_a_gpu_each():
-    made = manifest("train", "cluster.nodes=2", "train.processes=16")
+    made = manifest("train", "cluster.nodes=2", "train.processes=16", "train.accumulation=4")
     worker = made["spec"]["pytorchReplicaSpecs"]["Worker"]
     assert worker["replicas"] == 2 and made["spec"]["nprocPerNode"] == "8"
     assert pod(made)["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
