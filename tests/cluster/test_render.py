@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from phantom.cluster.render import DIGEST_ANNOTATION, render
-from phantom.cluster.spec import make_spec
+from phantom.cluster.spec import make_spec, merge_spec
 from phantom.cluster.validation import validate_manifest
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
@@ -67,6 +67,13 @@ def test_processes_are_divided_among_pods_with_a_gpu_each():
     assert made["spec"]["elasticPolicy"]["minReplicas"] == made["spec"]["elasticPolicy"]["maxReplicas"] == 2
     with pytest.raises(UserError, match=r"cluster\.nodes: found 3, accepted: divisors of train\.processes 8; .*: 2$"):
         manifest("train", "cluster.nodes=3")
+
+
+def test_the_merge_has_no_gpu_and_may_run_where_they_are():
+    merge = pod(render(merge_spec(make_spec("encode", params(*EVERYTHING)))))
+    assert "gpu" not in json.dumps(merge["containers"][0]["resources"])
+    assert merge["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100"}
+    assert [found["key"] for found in merge["tolerations"]] == ["nvidia.com/gpu"]
 
 
 def test_no_gpu_is_requested_without_cluster_gpu():

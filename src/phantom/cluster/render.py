@@ -155,7 +155,7 @@ def _on_exit(action: str, code: int) -> Manifest:
 def _pod(spec: JobSpec, name: str) -> Manifest:
     """The pod template: not root, only /tmp and the workspace writable, no service account token."""
     settings = spec.settings
-    gpus = {settings.gpu: str(spec.processes)} if settings.gpu else {}
+    gpus = {settings.gpu: str(spec.processes)} if settings.gpu and spec.has_gpus else {}
     resources = {
         "cpu": str(settings.cpu * spec.processes),
         "memory": f"{settings.memory_gib * spec.processes}Gi",

@@ -29,7 +29,10 @@ SHUTDOWN_MARGIN_SECONDS = 30  # of the grace period, for torchrun after its work
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A stage in `pods` pods of `processes` processes each; every process gets a GPU if `settings.gpu` names one."""
+    """A stage in `pods` pods of `processes` processes each; every process gets a GPU if `settings.gpu` names one.
+
+    has_gpus: False for pods without, which may run on nodes with GPUs all the same.
+    """
 
     stage: str
     name: str  # the same for the same work, so that an existing job is found
@@ -40,6 +43,7 @@ class JobSpec:
     env: dict[str, str]
     settings: Cluster
     indexes: int | None = None  # of an Indexed Job, of which `pods` are worked on at a time
+    has_gpus: bool = True
 
 
 def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
@@ -73,9 +77,10 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
 def merge_spec(encode: JobSpec) -> JobSpec:
     """The job that makes data/latents of the parts: a pod without a GPU, after those of `encode`."""
     most = {key: min(getattr(encode.settings, key), value) for key, value in MERGE_AT_MOST.items()}
-    settings = encode.settings.model_copy(update={"gpu": None, "resources": (), **most})
+    settings = encode.settings.model_copy(update={"resources": (), **most})
     command = _script("encode", "--merge")
-    return replace(encode, name=f"{encode.name}-merge", pods=1, command=command, settings=settings, indexes=None)
+    one = replace(encode, pods=1, indexes=None, has_gpus=False)
+    return replace(one, name=f"{encode.name}-merge", command=command, settings=settings)
 
 
 def study_spec(key: str, place: Path, pipeline: str, cluster: Cluster) -> JobSpec:
