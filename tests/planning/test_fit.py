@@ -8,7 +8,7 @@ import re
 import pytest
 
 from phantom.errors import UserError
-from phantom.planning.fit import check_fit
+from phantom.planning.fit import changes_to_fit, check_fit
 from phantom.planning.memory import GIB
 from phantom.training import process_group
 from phantom.training.trainer import train
@@ -29,6 +29,13 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_change():
     check_fit(params, 200 * GIB)
     check_fit(full_size_params(), math.inf)
     check_fit(full_size_params("models.base=somewhere/else"), 1)  # a base that plan does not know
+
+
+def test_what_is_suggested_goes_together():
+    settings = ("train.processes=8", "train.strategy=ddp", "train.offload=optimizer", "train.accumulation=8")
+    for available in range(20, 100, 4):
+        changes = changes_to_fit(full_size_params(*settings), available * GIB, 8)
+        full_size_params(*settings, *(one.removeprefix("--set ") for one in changes if one.startswith("--set")))
 
 
 def test_training_checks_before_it_loads_anything(run_params, monkeypatch):  # noqa: F811
