@@ -147,14 +147,15 @@ def _origin(video: SourceVideo, made: PreparedClip) -> str:
 
 def choose_heldout(clips: Mapping[str, int], share: float, most: int = sys.maxsize) -> set[str]:
     """The videos, by digest, whose clips are held out for validation: those in the lowest `share` of the range of
-    digests, as long as they have at most `most` clips together. clips: how many each video has.
+    digests, as long as they have at most `most` clips together; without those that have more by themselves, if others
+    have not. clips: how many each video has.
 
     A video keeps its split when others come or go, except where `most` ends. With two or more videos and 0 < share < 1
     neither split is empty.
     """
-    ordered = sorted(clips)
+    ordered = sorted(digest for digest, count in clips.items() if count <= most) or sorted(clips)
     count = sum(int(digest[:16], 16) < share * 2**64 for digest in ordered)
-    count = min(max(count, int(share > 0)), max(len(ordered) - int(share < 1), 0))
+    count = min(max(count, int(share > 0)), max(len(clips) - int(share < 1), 0))
     within = sum(total <= most for total in accumulate(clips[digest] for digest in ordered))
     return set(ordered[: min(count, max(within, 1))])
 
