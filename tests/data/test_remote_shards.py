@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import boto3
 import pytest
@@ -15,7 +16,7 @@ from phantom.data.encode import encode, encode_part, merge_parts
 from phantom.data.encode_job import Part
 from phantom.data.latent_set import LatentSet
 from phantom.data.shards import INDEX, LATENTS
-from phantom.data.storage import Refused, S3Folder, open_folder
+from phantom.data.storage import PinnedFolder, Refused, S3Folder, open_folder
 from phantom.data.storage.s3 import ERROR_MESSAGES
 from phantom.errors import StageFailed, UserError
 from phantom.training.conditioning import Batch, TrainingSet
@@ -122,6 +123,18 @@ def test_a_pinned_share_stays_within_its_bound_and_is_not_fetched_again(params, 
         path.write_bytes(raw)
     assert all(same(*pair) for pair in zip(read(pinned, root), plain, strict=True))
     assert "damaged: clip 'clip/" in capsys.readouterr().err
+
+
+def test_a_pinned_shard_that_another_process_drops_meanwhile_is_read_all_the_same(params, root, monkeypatch):
+    plain, original = read(params(), root), PinnedFolder._write
+
+    def write(self, name, *given):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "mkdir", lambda *_, **__: None)  # as if it were removed right after
+            original(self, name, *given)
+
+    monkeypatch.setattr(PinnedFolder, "_write", write)
+    assert all(same(*pair) for pair in zip(read(params("storage.pin_gb=1"), root), plain, strict=True))
 
 
 def test_the_order_is_that_of_one_reader(params, root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ class PinnedFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
         try:
-            part.write_bytes(raw.data)
-            part.replace(path)
+            with suppress(FileNotFoundError):  # another process has just dropped the shard
+                part.write_bytes(raw.data)
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
