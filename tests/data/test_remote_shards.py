@@ -106,9 +106,13 @@ def bytes_in(folder):
 
 def test_a_pinned_share_stays_within_its_bound_and_is_not_fetched_again(params, root, s3, capsys):
     sizes = {shard["sha256"]: shard["bytes"] for shard in read_index(root / LATENTS)["shards"]}
-    bound, place = 100 + max(sizes.values()), root / "checkpoints/cache/pinned"
+    bound = 100 + max(sizes.values())
     plain, pinned = read(params(), root), params(f"storage.pin_gb={bound / 2**30}")
-    (place / "shard of before").mkdir(parents=True)
+    of_another_store = root / "checkpoints/cache/pinned/other/shard"
+    of_another_store.mkdir(parents=True)
+    read(pinned, root)
+    (place,) = (path for path in of_another_store.parents[1].iterdir() if path.name != "other")
+    (place / "shard of before").mkdir()
     requests = []
     for _ in range(2):
         s3.reads.clear()
@@ -116,7 +120,7 @@ def test_a_pinned_share_stays_within_its_bound_and_is_not_fetched_again(params, 
         assert all(same(*pair) for pair in zip(found, plain, strict=True))
         assert 0 < bytes_in(place) <= bound and {path.name.partition(".")[0] for path in place.iterdir()} < set(sizes)
         requests.append(len(s3.reads))
-    assert requests[1] < requests[0]
+    assert requests[1] < requests[0] and of_another_store.is_dir()
     for path in place.rglob("*-*"):  # as a bad disk would
         raw = bytearray(path.read_bytes())
         raw[-10] ^= 1

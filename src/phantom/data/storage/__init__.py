@@ -49,7 +49,8 @@ def open_latent_store(root: Path, settings: Storage) -> ReadFolder | None:
     store = open_folder(settings.latents, root, settings)
     if settings.pin_gb is None or isinstance(store, LocalFolder):
         return store
-    return PinnedFolder(store, root / settings.cache / "pinned", int(settings.pin_gb * 2**30))
+    name = hashlib.sha256(str(store).encode()).hexdigest()[:12]  # a folder for each store
+    return PinnedFolder(store, root / settings.cache / "pinned" / name, int(settings.pin_gb * 2**30))
 
 
 def fingerprint(folder: Folder) -> str:
