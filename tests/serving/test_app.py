@@ -80,8 +80,11 @@ def mp4(folder: Path) -> bytes:
         ({}, "prompt", "prompt: found no text; accepted: what the video shall show"),
         ({"prompt": " "}, "prompt", "prompt: found no text"),
         ({"prompt": "a" * 4001}, "prompt", "prompt: found 4001 characters; accepted: at most 4000"),
+        ({"prompt": "a \ud800 ball"}, "prompt", "prompt: found a character that is no text; accepted: Unicode"),
+        ({"prompt": "a\0ball"}, "prompt", "prompt: found a character that is no text"),
         ({"model": "sora-2"}, "model", "model: found 'sora-2'; accepted: phantom, base"),
         ({"size": "big"}, "size", "size: found 'big'; accepted: WIDTHxHEIGHT in pixels, such as 832x480"),
+        ({"size": "0x48"}, "size", "size: found '0x48'; accepted: WIDTHxHEIGHT"),
         ({"size": "70x48"}, "width", "width: found 70; accepted: multiples of 16; nearest valid: 64"),
         ({"size": "6400x4800"}, "size", "size: found 6400x4800 with 13 frames"),
         ({"frames": 12}, "frames", "frames: found 12; accepted: 4m + 1, from 1; nearest valid: 13"),
@@ -93,6 +96,7 @@ def mp4(folder: Path) -> bytes:
         ({"guidance": "nan"}, "guidance", "guidance: found 'nan'; accepted: a number from 0 to 100"),
         ({"group": "a b"}, "group", "group: accepted: 1 to 64 letters, digits, - and _"),
         ({"promt": "a"}, "promt", "found 'promt'; accepted: prompt, model"),
+        ({"\udc80": "a"}, "?", "found '\\udc80'; accepted: prompt, model"),
         ({"input_reference": "x"}, "input_reference", "accepted: a file, or an object with image_url or video_url"),
         ({"input_reference": {"file_id": "x"}}, "input_reference", "found file_id; accepted: a file, or one of"),
         (
@@ -101,10 +105,12 @@ def mp4(folder: Path) -> bytes:
             "found 'http://169.254.169.254/latest'; accepted: an upload, a data URL",
         ),
         ({"input_reference": {"image_url": "data:,x"}}, "input_reference", "accepted: data:TYPE;base64,..."),
+        ({"input_reference": {"image_url": "data:a;base64,é"}}, "input_reference", "a data URL that is not base64"),
     ],
 )
 def test_a_wrong_field_is_one_line_that_names_it(client: TestClient, fields: dict, param: str, said: str):
-    answer = client.post("/v1/videos", json={"prompt": "a ball", **fields} if fields else {})
+    body = json.dumps({"prompt": "a ball", **fields} if fields else {})  # ASCII, with halves of surrogate pairs
+    answer = client.post("/v1/videos", content=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert said in error["message"] and "\n" not in error["message"]
@@ -113,9 +119,12 @@ def test_a_wrong_field_is_one_line_that_names_it(client: TestClient, fields: dic
 
 def test_bodies_that_are_no_form_and_no_object_are_refused(client: TestClient):
     assert "body: not valid JSON" in client.post("/v1/videos", content=b"{").json()["error"]["message"]
+    assert "body: not valid JSON" in client.post("/v1/videos", content=b"[" * 100_000).json()["error"]["message"]
     assert "body: found list" in client.post("/v1/videos", json=[]).json()["error"]["message"]
     answer = client.post("/v1/videos", data={"prompt": "a"}, files={"image": ("a.png", png())})
     assert "found a file 'image'; accepted: input_reference" in answer.json()["error"]["message"]
+    answer = client.post("/v1/videos", data={"prompt": "a", "input_reference": "x", "input_reference[image_url]": "y"})
+    assert answer.json()["error"]["message"] == "input_reference: found it twice; accepted: once"
 
 
 def test_uploads_are_decoded_apart_from_the_service_and_refused_if_they_are_broken(
@@ -197,7 +206,13 @@ def test_without_a_worker_requests_are_taken_and_the_service_is_not_ready(tmp_pa
 
 
 def test_without_a_token_only_this_machines_own_pages_are_answered(client: TestClient):
-    for headers in ({"Host": "phantom.example:8000"}, {"Origin": "https://elsewhere.example"}, {"Origin": "null"}):
+    for headers in (
+        {"Host": "phantom.example:8000"},
+        {"Host": "[::1"},
+        {"Origin": "http://[::1"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+    ):
         for method, path in (("GET", "/v1/videos"), ("POST", "/v1/videos"), ("GET", "/")):
             answer = client.request(method, path, headers=headers)
             assert answer.status_code == 403 and "accepted without a token" in answer.json()["error"]["message"]

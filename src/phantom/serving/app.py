@@ -123,7 +123,7 @@ def create_app(service: Service) -> FastAPI:
                 return await _submitted(service, fields, source)
         try:
             fields = json.loads(await request.body() or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRequest(None, "body: not valid JSON; accepted: a form or a JSON object") from None
         if not isinstance(fields, dict):
             raise BadRequest(None, f"body: found {type(fields).__name__}; accepted: a form or a JSON object")
@@ -222,7 +222,10 @@ def _from_form(items: list[tuple[str, Any]]) -> tuple[dict[str, Any], UploadFile
                 raise BadRequest(name, f"found a file {name[:60]!r}; accepted: input_reference")
             source = value
         elif name.startswith("input_reference["):
-            fields.setdefault("input_reference", {})[name[len("input_reference[") : -1]] = value
+            nested = fields.setdefault("input_reference", {})
+            if not isinstance(nested, dict):
+                raise BadRequest("input_reference", "input_reference: found it twice; accepted: once")
+            nested[name[len("input_reference[") : -1]] = value
         else:
             fields[name] = value
     return fields, source

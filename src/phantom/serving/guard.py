@@ -51,10 +51,10 @@ class Guard:
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         if self.token is None:
             host = headers.get("host", "")
-            if urlsplit(f"//{host}").hostname not in LOOPBACK:
+            if _hostname(host) not in LOOPBACK:
                 return error(403, "host", f"Host: found {host[:80]!r}; accepted without a token: {', '.join(LOOPBACK)}")
             origin = headers.get("origin")
-            if origin and urlsplit(origin).netloc != host:
+            if origin and origin.partition("://")[2] != host:
                 return error(403, "origin", "Origin: another site's page; accepted without a token: this one's")
         elif path not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
@@ -68,12 +68,21 @@ class Guard:
         return too_long(self.max_bytes) if length > self.max_bytes else None
 
 
+def _hostname(host: str) -> str | None:
+    """The name in a Host header, without the port; None if it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
 def error(
     status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An error in OpenAI's shape."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    said, name = (text and text.encode(errors="replace").decode() for text in (message, param))  # no lone surrogates
+    body: dict[str, Any] = {"message": said, "type": kind, "param": name, "code": code}
     return JSONResponse({"error": body}, status, headers)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -79,7 +79,7 @@ def fetch(reference: Mapping[str, Any], target: Path, options: Options) -> None:
                 _copy(answer, target, int(options.upload_mib * 2**20))
         else:
             raise UserError(f"{uri[:80]}: accepted: https://, http://, s3://")
-    except (UserError, StageFailed, OSError, ValueError) as error:
+    except (UserError, StageFailed, OSError, ValueError, HTTPException) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadRequest("input_reference", f"input_reference: {line}") from None
 
@@ -91,7 +91,7 @@ def _data(uri: str) -> bytes:
         raise BadRequest("input_reference", "input_reference: a data URL; accepted: data:TYPE;base64,...")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or characters beyond ASCII
         raise BadRequest("input_reference", "input_reference: a data URL that is not base64") from None
 
 

@@ -51,6 +51,8 @@ def parse(fields: Mapping[str, Any]) -> VideoRequest:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRequest("prompt", "prompt: found no text; accepted: what the video shall show")
+    if not _is_text(prompt):
+        raise BadRequest("prompt", "prompt: found a character that is no text; accepted: Unicode, without NUL")
     if len(prompt) > MAX_PROMPT:
         raise BadRequest("prompt", f"prompt: found {len(prompt)} characters; accepted: at most {MAX_PROMPT}")
     model = fields.get("model") or "phantom"
@@ -118,11 +120,19 @@ def as_json(request: VideoRequest) -> dict[str, Any]:
     return {name: value for name, value in asdict(request).items() if value is not None}
 
 
+def _is_text(value: str) -> bool:
+    """Whether answers and a video's tags can hold `value`: JSON can state halves of surrogate pairs, and NUL."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _size(value: Any) -> tuple[int | None, int | None]:
     """(width, height) of "WIDTHxHEIGHT"."""
     if value in (None, ""):
         return None, None
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
     if not found:
         raise BadRequest("size", f"size: found {str(value)[:60]!r}; accepted: WIDTHxHEIGHT in pixels, such as 832x480")
     return int(found[1]), int(found[2])
