@@ -140,8 +140,8 @@ def remove(job: Any, queue: JobQueue, results: Folder) -> None:
 
 
 def _clear_work(options: Options) -> None:
-    """Removes what killed workers have left."""
-    for folder in (options.state / "work").glob("*"):
+    """Removes what killed workers of this machine have left."""
+    for folder in worker.work_folder(options.state).glob("[0-9]*"):
         if not _is_alive(int(folder.name)):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -22,7 +22,7 @@ from phantom.errors import StageFailed, UserError
 from phantom.progress import say
 from phantom.serving import models
 from phantom.serving.inputs import LIMITS
-from phantom.serving.jobs import JobQueue
+from phantom.serving.jobs import FAILED, JobQueue
 from phantom.serving.options import BEAT_SECONDS, LEASE_SECONDS, MODEL_POLL_SECONDS, POLL_SECONDS, Options
 from phantom.serving.requests import VideoRequest, settings
 
@@ -36,9 +36,9 @@ def host() -> str:
     return socket.gethostname()[:60]
 
 
-def work_folder(state: Path, pid: int) -> Path:
-    """The folder of a worker's files in progress."""
-    return state / "work" / str(pid)
+def work_folder(state: Path) -> Path:
+    """The folder of this machine's workers' files in progress, each's by its process id; others may share `state`."""
+    return state / "work" / host()
 
 
 class Stopped(Exception):
@@ -150,7 +150,7 @@ class Worker:
         """Makes the video of `job` and puts it, and the view of its states, where results are."""
         assert self.model is not None
         request = VideoRequest(**job.request)
-        place = work_folder(self.options.state, os.getpid())
+        place = work_folder(self.options.state) / str(os.getpid())
         place.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=place) as folder:
             work = Path(folder)
@@ -164,7 +164,9 @@ class Worker:
             for name in names:
                 self.results.upload(work / name.rpartition("/")[2], name)
             if not self.queue.complete(self.id, job.id, result):
-                self.results.delete(names)  # it was deleted, or given to another worker, in the last moment
+                found = self.queue.get(job.id)
+                if found is None or found.status == FAILED:  # otherwise they are those of the worker that has it now
+                    self.results.delete(names)
 
     def _make(
         self,

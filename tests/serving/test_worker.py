@@ -1,0 +1,64 @@
+"""A worker without a model and without a process of its own: what it leaves where results are, and what it serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from phantom.serving.jobs import JobQueue
+from phantom.serving.supervisor import Supervisor
+from phantom.serving.worker import Worker, _Running, work_folder
+from tests.serving.test_app import ABOUT, make
+
+RESULT = {"physics_view": False, "frames": 5}
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """One that writes the job's id in place of a video."""
+    made = Worker(make(tmp_path, ready=False).options)
+    made.model = SimpleNamespace(about=ABOUT)
+
+    def video(_model: Any, _request: Any, folder: Path, id: str, *_: Any) -> dict[str, Any]:
+        (folder / f"{id}.mp4").write_text(id)
+        return RESULT
+
+    monkeypatch.setattr(made, "_make", video)
+    return made
+
+
+def submit(queue: JobQueue) -> str:
+    return queue.submit({"prompt": "a ball", "model": "phantom", "seed": 1}).id
+
+
+def test_a_worker_that_was_taken_for_dead_leaves_the_others_video(worker: Worker):
+    id = submit(worker.queue)
+    late = worker.queue.claim(worker.id, 0.0)
+    assert worker.queue.claim("other:1", 60).id == id
+    worker.results.write(f"videos/{id}.mp4", b"of the other")
+    worker.queue.complete("other:1", id, RESULT)
+    worker._finish(late, _Running(late, 0.0))
+    assert worker.results.size(f"videos/{id}.mp4") and worker.queue.get(id).status == "completed"
+
+
+def test_a_video_whose_job_was_deleted_in_the_last_moment_is_removed(worker: Worker):
+    id = submit(worker.queue)
+    job = worker.queue.claim(worker.id, 60)
+    worker.queue.remove(id)
+    worker._finish(job, _Running(job, 0.0))
+    assert worker.results.size(f"videos/{id}.mp4") is None
+
+
+def test_a_start_clears_what_dead_workers_of_this_machine_have_left(worker: Worker):
+    others = worker.options.state / "work" / "another-machine" / "99999999"
+    own = work_folder(worker.options.state) / "99999999"
+    for folder in (others, own):
+        folder.mkdir(parents=True)
+    (own.parent / ".DS_Store").touch()
+    supervisor = Supervisor(worker.options, worker.queue, worker.results, [], lambda _: None)
+    supervisor.start()
+    supervisor.stop()
+    assert others.is_dir() and not own.exists()
