@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from phantom.errors import UserError
+from phantom.serving import models
 from phantom.serving.jobs import JobQueue
 from phantom.serving.supervisor import Supervisor
 from phantom.serving.worker import Worker, _Running, work_folder
@@ -23,7 +27,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     made.model = SimpleNamespace(about=ABOUT)
 
     def video(_model: Any, _request: Any, folder: Path, id: str, *_: Any) -> dict[str, Any]:
-        (folder / f"{id}.mp4").write_text(id)
+        (folder / f"{id}.mp4").write_text(str(id))
         return RESULT
 
     monkeypatch.setattr(made, "_make", video)
@@ -62,3 +66,46 @@ def test_a_start_clears_what_dead_workers_of_this_machine_have_left(worker: Work
     supervisor.start()
     supervisor.stop()
     assert others.is_dir() and not own.exists()
+
+
+def folder_of(place: Path) -> Path:
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    return place
+
+
+def look(worker: Worker) -> None:
+    worker._looked_at = -1e9
+    worker._follow_model()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), OSError(2, "gone"), UserError("half of it")])
+def test_any_failure_to_load_another_model_leaves_the_former_one_and_is_said_once(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+):
+    def fail(_: Any) -> None:
+        raise error
+
+    former = worker.model = SimpleNamespace(about=ABOUT, found=models.Found(Path("models/phantom"), "", ""))
+    monkeypatch.setattr(models, "find", fail)
+    for _ in range(3):
+        look(worker)
+    assert worker.model is former
+    assert capsys.readouterr().err.count("the former model is served on") == 1
+
+
+def test_the_base_is_not_served_again_while_the_trained_model_is_made_anew(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    base, trained = folder_of(tmp_path / "base"), tmp_path / "models" / "phantom"
+    worker.options = replace(worker.options, model=str(trained), fallback=str(base))
+    monkeypatch.setattr(models, "load", lambda found, _: SimpleNamespace(about=ABOUT, found=found))
+    worker.model = None
+    look(worker)
+    assert worker.model.found.folder == base
+    folder_of(trained)
+    look(worker)
+    assert worker.model.found.folder == trained
+    shutil.rmtree(trained)
+    look(worker)
+    assert worker.model.found.folder == trained

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +64,7 @@ class Worker:
         self.queue = JobQueue(options.database, options.queue_limit, options.keep_hours * 3600)
         self.results = open_folder(options.results, Path(), options.storage)
         self.model: models.ServedModel | None = None
-        self._tried, self._looked_at = "", 0.0
+        self._tried, self._said, self._looked_at = "", "", 0.0
         self._job: _Running | None = None
         self._parent = os.getppid()
 
@@ -92,27 +92,36 @@ class Worker:
     def _follow_model(self) -> None:
         """Loads the model if there is another one than before, and makes a video with it before it is used.
 
-        Once a model is served, another one that cannot be loaded is said once and otherwise left aside.
+        Once a model is served, another one that cannot be loaded is said once and otherwise left aside. A trained model
+        is served on where its folder is empty for a while, as DVC leaves it while it trains anew.
         """
         if time.monotonic() - self._looked_at < MODEL_POLL_SECONDS and self.model is not None:
             return
         self._looked_at = time.monotonic()
         try:
-            found = models.find(self.options)
+            found = models.find(self._options())
             if found.version == self._tried:
                 return
             self._tried = found.version
             loaded = models.load(found, self.options)
             self._warm_up(loaded)
-        except (UserError, StageFailed) as error:
+        except Exception as error:  # of any kind: a model that is written just now, or needs more memory than there is
             if self.model is None:
                 raise
-            if self._tried != str(error):
-                say(f"worker: {error}; the former model is served on")
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            if line != self._said:
+                self._said = line
+                say(f"worker: {line}; the former model is served on")
             return
-        self.model = loaded
+        self.model, self._said = loaded, ""
         self.queue.report(self.id, host(), True, loaded.about, None)
         say(f"worker: {found.name} is ready")
+
+    def _options(self) -> Options:
+        """Without the base to fall back on, once another model than it is served."""
+        if self.model is None or str(self.model.found.folder) == str(Path(self.options.fallback or "")):
+            return self.options
+        return replace(self.options, fallback=None)
 
     def _warm_up(self, model: models.ServedModel) -> None:
         """A video of one step at the default size: what fails or is slow at the first use is not left to a client."""
