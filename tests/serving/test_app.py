@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from phantom.config import load_params, preset_path
 from phantom.data.storage import open_folder
 from phantom.data.video import write_mp4
+from phantom.serving import app
 from phantom.serving.app import Service, create_app
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import local_options
@@ -279,6 +280,29 @@ def test_events_tell_the_present_state_and_then_each_change(client: TestClient, 
                     complete(service, id, b"x")
     assert [video["status"] for video in told] == ["queued", "completed"] and told[-1]["id"] == id
     assert client.get("/v1/videos/none/events").status_code == 404
+
+
+def test_a_video_that_is_older_than_what_is_told_is_not_told_as_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(app, "EVENTS_OF", 1)
+    service, told = make(tmp_path), []
+    ids = [service.queue.submit({"prompt": "a", "model": "base", "seed": 1}).id for _ in range(3)]
+    with (
+        TestClient(create_app(service), base_url="http://localhost") as client,
+        client.stream("GET", "/v1/events") as answer,
+    ):
+        for line in answer.iter_lines():
+            told.append(line)
+            if line == ": present":
+                complete(service, ids[0], b"x")
+                service.queue.remove(ids[2])
+            if told[-2:-1] == ["event: deleted"]:
+                service.stopping.set()
+    waiting = [json.loads(line[6:])["id"] for line in told[: told.index(": present")] if line.startswith("data: ")]
+    assert waiting == ids
+    gone = [json.loads(told[i + 1][6:])["id"] for i, line in enumerate(told) if line == "event: deleted"]
+    assert gone == [ids[2]]
 
 
 def test_the_interface_describes_itself(client: TestClient):

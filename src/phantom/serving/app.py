@@ -37,7 +37,7 @@ from phantom.serving.worker import host
 
 EVENT_SECONDS = 0.5  # between two looks for a change
 KEEP_ALIVE_SECONDS = 15.0  # between two comments, so that proxies keep a quiet stream open
-EVENTS_OF = 100  # newest videos whose changes are told by /v1/events
+EVENTS_OF = 100  # newest videos whose changes are told by /v1/events, beside those that are not finished
 DECODERS = 2  # uploads that are decoded at the same time
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
@@ -144,7 +144,7 @@ def create_app(service: Service) -> FastAPI:
     async def all_events() -> Response:
         def look() -> dict[str, Any]:
             about = service.about()
-            return {job.id: service.describe(job, about) for job in reversed(queue.page(EVENTS_OF))}
+            return {job.id: service.describe(job, about) for job in queue.newest(EVENTS_OF)}
 
         return _stream(service, look, lambda _: False)
 
@@ -302,22 +302,25 @@ def _stream(
 ) -> StreamingResponse:
     """Server-sent events: `video` with each video that has changed, `deleted` with the id of one that is gone.
 
-    The first events are the present state, so that a client that lost its connection misses nothing by connecting
-    again.
+    The first events are the present state, up to the comment `present`, so that a client that lost its connection
+    misses nothing by connecting again.
     """
 
     async def events() -> AsyncIterator[str]:
         seen: dict[str, Any] = {}
         quiet = 0.0
+        is_first = True
         yield "retry: 1000\n\n"
-        if not await run_in_threadpool(look):
-            yield ": no videos\n\n"
         while not service.stopping.is_set():
             now = await run_in_threadpool(look)
             lines = [
                 f"event: video\ndata: {json.dumps(video)}\n\n" for id, video in now.items() if seen.get(id) != video
             ]
-            lines += [f"event: deleted\ndata: {json.dumps({'id': id})}\n\n" for id in seen if id not in now]
+            for id in seen.keys() - now.keys():  # it may be older than what is told by now
+                if await run_in_threadpool(service.queue.get, id) is None:
+                    lines.append(f"event: deleted\ndata: {json.dumps({'id': id})}\n\n")
+            lines += [": present\n\n"] if is_first else []
+            is_first = False
             for line in lines:
                 yield line
             seen = now

@@ -158,6 +158,13 @@ class JobQueue:
         with self._engine.connect() as connection:
             return connection.execute(query).all()
 
+    def newest(self, limit: int) -> Sequence[Row]:
+        """The newest `limit` jobs and all that have not ended, in order of arrival."""
+        newest = select(JOBS.c.id).order_by(JOBS.c.number.desc()).limit(limit)
+        query = select(JOBS).where(or_(JOBS.c.status.in_((QUEUED, RUNNING)), JOBS.c.id.in_(newest)))
+        with self._engine.connect() as connection:
+            return connection.execute(query.order_by(JOBS.c.number)).all()
+
     def ahead_of(self, job: Row) -> int:
         """How many waiting jobs come before `job`."""
         query = select(func.count()).where(JOBS.c.status == QUEUED, JOBS.c.number < job.number)
