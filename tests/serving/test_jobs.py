@@ -129,7 +129,7 @@ def test_a_job_that_ends_its_worker_twice_fails_and_one_that_is_given_back_does_
     id = submit(queue)
     for _ in range(3):
         queue.claim("a:1", 60)
-        queue.release("a:1", id)
+        queue.release("a:1")
     for worker in ("a:2", "a:3"):
         assert queue.claim(worker, 60).id == id
         queue.end_abandoned()
@@ -142,6 +142,15 @@ def test_a_job_that_ends_its_worker_twice_fails_and_one_that_is_given_back_does_
     assert (job.status, job.error) == ("failed", {"code": "worker_died", "message": line})
 
 
+def test_a_job_whose_service_is_stopped_again_and_again_does_not_fail(queue: JobQueue):
+    id = submit(queue)
+    for worker in ("a:1", "a:2", "a:3"):
+        assert queue.claim(worker, 60).id == id
+        queue.worker_stopped(worker)
+    queue.end_abandoned()
+    assert queue.get(id).status == "queued"
+
+
 def test_a_job_is_cancelled_whether_it_waits_runs_or_has_lost_its_worker(queue: JobQueue):
     waits, runs, lost = submit(queue), submit(queue), submit(queue)
     assert queue.cancel(waits).error == {"code": "cancelled", "message": "cancelled"}
@@ -151,7 +160,7 @@ def test_a_job_is_cancelled_whether_it_waits_runs_or_has_lost_its_worker(queue: 
     queue.worker_died("a:2")
     queue.end_abandoned()
     assert queue.get(lost).error["code"] == "cancelled" and queue.get(runs).status == "in_progress"
-    queue.release("a:1", runs)
+    queue.release("a:1")
     queue.end_abandoned()
     assert queue.get(runs).error["code"] == "cancelled" and queue.claim("a:3", 60) is None
     assert queue.cancel("video_none") is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +16,10 @@ import pytest
 from phantom.errors import UserError
 from phantom.serving import models
 from phantom.serving.jobs import JobQueue
+from phantom.serving.options import Options
 from phantom.serving.supervisor import Supervisor
-from phantom.serving.worker import Worker, _Running, work_folder
+from phantom.serving.worker import Worker, _Running, host, work_folder
+from tests.serving.service import wait
 from tests.serving.test_app import ABOUT, make
 
 RESULT = {"physics_view": False, "frames": 5}
@@ -109,3 +114,27 @@ def test_the_base_is_not_served_again_while_the_trained_model_is_made_anew(
     shutil.rmtree(trained)
     look(worker)
     assert worker.model.found.folder == trained
+
+
+def stubborn(options: Options, _device: Any) -> None:
+    """A worker in the middle of a long step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (options.state / f"started-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def test_workers_in_long_steps_are_stopped_together_and_their_jobs_given_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("phantom.serving.worker.run", stubborn)
+    monkeypatch.setattr("phantom.serving.supervisor.STOP_SECONDS", 3.0)
+    ids = [submit(worker.queue) for _ in range(3)]
+    supervisor = Supervisor(worker.options, worker.queue, worker.results, [None] * 3, lambda _: None)
+    supervisor.start()
+    for slot in supervisor._slots:
+        worker.queue.claim(f"{host()}:{slot.process.pid}", 60)
+    wait(lambda: len([*worker.options.state.glob("started-*")]) == 3)
+    start = time.monotonic()
+    supervisor.stop()
+    assert time.monotonic() - start < 6
+    assert [(worker.queue.get(id).status, worker.queue.get(id).attempts) for id in ids] == [("queued", 0)] * 3

@@ -239,9 +239,9 @@ class JobQueue:
         """Ends a job with one line that says why. False: it is not this worker's any more."""
         return self._end(worker, id, status=FAILED, error={"code": code, "message": message})
 
-    def release(self, worker: str, id: str) -> None:
-        """Gives a job back that the worker was not able to end for no fault of the job."""
-        own = update(JOBS).where(JOBS.c.id == id, JOBS.c.worker == worker, JOBS.c.status == RUNNING)
+    def release(self, worker: str) -> None:
+        """Gives the worker's job back, which it was not able to end for no fault of the job."""
+        own = update(JOBS).where(JOBS.c.worker == worker, JOBS.c.status == RUNNING)
         values = {"status": QUEUED, "attempts": JOBS.c.attempts - 1, "progress": 0, "updated_at": time.time()}
         with self._engine.begin() as connection:
             connection.execute(own.values(worker=None, lease_until=None, **values))
@@ -253,6 +253,11 @@ class JobQueue:
                 update(JOBS).where(JOBS.c.worker == worker, JOBS.c.status == RUNNING).values(lease_until=0.0)
             )
             connection.execute(delete(WORKERS).where(WORKERS.c.id == worker))
+
+    def worker_stopped(self, worker: str) -> None:
+        """Gives the job of a worker back that was ended on purpose: not one of the times that a job ends its worker."""
+        self.release(worker)
+        self.worker_died(worker)
 
     def end_abandoned(self) -> None:
         """Ends jobs without a worker that no other worker may take: those that ended workers, or were cancelled."""

@@ -58,7 +58,10 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join()
         for slot in self._slots:
-            slot.end(self.queue)
+            slot.terminate()
+        deadline = time.monotonic() + STOP_SECONDS  # of all of them
+        for slot in self._slots:
+            slot.end(self.queue, deadline)
 
     def _run(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
@@ -119,17 +122,21 @@ class _Slot:
             time.monotonic() + RESTART_DELAYS_SECONDS[min(self._early_ends, len(RESTART_DELAYS_SECONDS)) - 1]
         )
 
-    def end(self, queue: JobQueue) -> None:
-        """Stops the process; one that does not stop is killed, and its job is free at once."""
+    def terminate(self) -> None:
+        """Asks the process to stop."""
+        if self.process is not None:
+            self.process.terminate()
+
+    def end(self, queue: JobQueue, deadline: float) -> None:
+        """Waits for the process; one that does not stop until `deadline` is killed, and its job given back for it."""
         if self.process is None or self.process.pid is None:
             return
-        self.process.terminate()
-        self.process.join(STOP_SECONDS)
+        self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            with suppress(Exception):
-                queue.worker_died(f"{worker.host()}:{self.process.pid}")
+        with suppress(Exception):
+            queue.worker_stopped(f"{worker.host()}:{self.process.pid}")
 
 
 def remove(job: Any, queue: JobQueue, results: Folder) -> None:

@@ -148,7 +148,7 @@ class Worker:
 
     def _stopped(self, job: Any, reason: str) -> None:
         if reason == "shutdown":
-            self.queue.release(self.id, job.id)
+            self.queue.release(self.id)
         elif reason == "timeout":
             message = f"took more than {self.options.job_seconds:g} s"
             self.queue.fail(self.id, job.id, "timeout", message)
