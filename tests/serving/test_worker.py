@@ -17,7 +17,7 @@ from phantom.errors import UserError
 from phantom.serving import models
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import Options
-from phantom.serving.supervisor import Supervisor
+from phantom.serving.supervisor import Supervisor, _Slot
 from phantom.serving.worker import Worker, _Running, host, work_folder
 from tests.serving.service import wait
 from tests.serving.test_app import ABOUT, make
@@ -138,3 +138,15 @@ def test_workers_in_long_steps_are_stopped_together_and_their_jobs_given_back(
     supervisor.stop()
     assert time.monotonic() - start < 6
     assert [(worker.queue.get(id).status, worker.queue.get(id).attempts) for id in ids] == [("queued", 0)] * 3
+
+
+def test_a_worker_that_ends_is_started_again_at_once_and_later_if_it_always_ends_early():
+    slot = _Slot(None)
+
+    def delay(lived: float) -> int:
+        slot._started_at = time.monotonic() - lived
+        slot.ended()
+        return round(slot.start_at - time.monotonic())
+
+    assert [delay(lived=2) for _ in range(6)] == [0, 1, 5, 15, 60, 60]
+    assert [delay(lived=1000), delay(lived=1000), delay(lived=2), delay(lived=2)] == [0, 0, 0, 1]

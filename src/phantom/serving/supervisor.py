@@ -117,10 +117,10 @@ class _Slot:
         """Notes that the process has ended, and when another is to be started."""
         self.process = None
         lived = time.monotonic() - self._started_at
-        self._early_ends = 0 if lived > LONG_LIFE_SECONDS else self._early_ends + 1
-        self.start_at = (
-            time.monotonic() + RESTART_DELAYS_SECONDS[min(self._early_ends, len(RESTART_DELAYS_SECONDS)) - 1]
-        )
+        delay = 0.0 if lived > LONG_LIFE_SECONDS else RESTART_DELAYS_SECONDS[self._early_ends]
+        last = len(RESTART_DELAYS_SECONDS) - 1
+        self._early_ends = 0 if lived > LONG_LIFE_SECONDS else min(self._early_ends + 1, last)
+        self.start_at = time.monotonic() + delay
 
     def terminate(self) -> None:
         """Asks the process to stop."""
