@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 from phantom.config import load_params, preset_path
 from phantom.data.storage import open_folder
 from phantom.data.video import write_mp4
+from phantom.errors import UserError
 from phantom.serving import app
 from phantom.serving.app import Service, create_app
+from phantom.serving.inputs import check_prefixes
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import local_options
 from phantom.serving.supervisor import remove
@@ -167,14 +169,29 @@ def test_uris_are_fetched_below_what_is_allowed_alone(tmp_path: Path, bucket):  
     with TestClient(
         create_app(make(tmp_path, allowed_uris=(f"s3://{bucket}/in/",))), base_url="http://localhost"
     ) as client:
-        open_folder(f"s3://{bucket}", tmp_path, load_params(preset_path("mini")).storage).write("in/a.png", png())
+        store = open_folder(f"s3://{bucket}", tmp_path, load_params(preset_path("mini")).storage)
+        store.write("in/a.png", png())
+        store.write("in/large.png", bytes(2**20 + 1))
         good = {"prompt": "a", "input_reference": {"image_url": f"s3://{bucket}/in/a.png"}}
         made = client.post("/v1/videos", json=good).json()
         assert client.get(f"/v1/videos/{made['id']}/input").content == png()
-        for uri, said in ((f"s3://{bucket}/a.png", "accepted: an upload"), (f"s3://{bucket}/in/b.png", "no such key")):
+        for uri, said in (
+            (f"s3://{bucket}/a.png", "accepted: an upload"),
+            (f"s3://{bucket}/in/../a.png", "accepted: an upload"),
+            (f"s3://{bucket}/in/%2e%2e/a.png", "accepted: an upload"),
+            (f"s3://{bucket}/in/b.png", "no such key"),
+            (f"s3://{bucket}/in/large.png", "more than 1 MiB"),
+        ):
             bad = {"prompt": "a", "input_reference": {"image_url": uri}}
             answer = client.post("/v1/videos", json=bad)
             assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("prefix", ["s3://bucket", "https://files.example", "/data/", "file:///data/", "s3:///", ""])
+def test_a_prefix_that_begins_more_than_what_is_below_it_is_refused(prefix: str):
+    check_prefixes(["s3://bucket/", "s3://bucket/in/", "https://files.example:8443/in/"])
+    with pytest.raises(UserError, match=r"--allow-uri: found .*; accepted: s3://, https:// or http://"):
+        check_prefixes([prefix])
 
 
 def test_a_full_queue_says_when_to_try_again(client: TestClient, service: Service):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from urllib.parse import unquote
 
 from phantom.data.decode_workers import DecodeWorkers, Limits
 from phantom.data.storage import S3, open_folder
@@ -52,6 +54,15 @@ def check_input(path: Path, decoders: DecodeWorkers) -> Kind:
         raise BadRequest("input_reference", f"input_reference: {reason}") from None
 
 
+def check_prefixes(prefixes: Sequence[str]) -> None:
+    """Raises UserError for one that also begins other addresses than those below it: other hosts, buckets, folders."""
+    for prefix in prefixes:
+        if not re.fullmatch(r"(s3|https?)://[^/]+/(.*/)?", prefix):
+            raise UserError(
+                f"--allow-uri: found {prefix!r}; accepted: s3://, https:// or http://, with a slash at its end"
+            )
+
+
 def fetch(reference: Mapping[str, Any], target: Path, options: Options) -> None:
     """Writes what an `input_reference` names to `target`. Raises BadRequest.
 
@@ -67,16 +78,21 @@ def fetch(reference: Mapping[str, Any], target: Path, options: Options) -> None:
     if uri.startswith("data:"):
         target.write_bytes(_data(uri))
         return
-    if not any(uri.startswith(prefix) for prefix in options.allowed_uris):
+    is_below = any(uri.startswith(prefix) for prefix in options.allowed_uris)
+    if not is_below or ".." in unquote(uri).replace("\\", "/").split("/"):
         accepted = ", ".join(["an upload", "a data URL", *options.allowed_uris])
         raise BadRequest("input_reference", f"input_reference: found {uri[:80]!r}; accepted: {accepted}")
+    limit = int(options.upload_mib * 2**20)
     try:
         if uri.startswith(S3):
             folder, _, name = uri.rpartition("/")
-            target.write_bytes(open_folder(folder, options.state, options.storage).read(name))
+            store = open_folder(folder, options.state, options.storage)
+            if (store.size(name) or 0) > limit:
+                raise UserError(f"more than {options.upload_mib:g} MiB")
+            target.write_bytes(store.read(name))
         elif uri.startswith(("https://", "http://")):
             with _opener.open(uri, timeout=FETCH_SECONDS) as answer:
-                _copy(answer, target, int(options.upload_mib * 2**20))
+                _copy(answer, target, limit)
         else:
             raise UserError(f"{uri[:80]}: accepted: https://, http://, s3://")
     except (UserError, StageFailed, OSError, ValueError, HTTPException) as error:

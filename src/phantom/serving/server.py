@@ -22,6 +22,7 @@ from phantom.errors import UserError
 from phantom.progress import say
 from phantom.serving.app import Service, create_app
 from phantom.serving.guard import LOOPBACK
+from phantom.serving.inputs import check_prefixes
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import Options
 from phantom.serving.supervisor import Supervisor
@@ -39,6 +40,7 @@ def serve(options: Options) -> None:
             f"--host: found {options.host} without a token; accepted: {', '.join(LOOPBACK)}, or any with "
             "PHANTOM_SERVE_TOKEN or --token-file"
         )
+    check_prefixes(options.allowed_uris)
     listening = _listen(options.host, options.port)
     options = replace(options, port=listening.getsockname()[1])
     options.state.mkdir(parents=True, exist_ok=True)
