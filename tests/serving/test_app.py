@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,9 @@ def complete(service: Service, id: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "s3"])
-def test_results_are_sent_whole_or_in_ranges_and_removed(tmp_path: Path, place: str, request: pytest.FixtureRequest):
+def test_results_are_sent_whole_or_in_ranges_and_removed(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
     results = {"results": f"s3://{request.getfixturevalue('bucket')}/served"} if place == "s3" else {}
     service = make(tmp_path, **results)
     with TestClient(create_app(service), base_url="http://localhost") as client:
@@ -276,6 +279,11 @@ def test_results_are_sent_whole_or_in_ranges_and_removed(tmp_path: Path, place: 
         assert answer.content == bytes(range(200)) and answer.headers["content-type"] == "video/mp4"
         part = client.get(f"/v1/videos/{id}/content", headers={"Range": "bytes=10-19"})
         assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+        (tmp_path / "copies").mkdir()
+        for wrong, code in (("bytes=500-", 416), ("bytes=x", 400)):
+            assert client.get(f"/v1/videos/{id}/content", headers={"Range": wrong}).status_code == code
+        assert not [*(tmp_path / "copies").iterdir()]
         assert client.get(f"/v1/videos/{id}/content?variant=physics").status_code == 404
         assert "accepted: video, physics" in client.get(f"/v1/videos/{id}/content?variant=x").json()["error"]["message"]
         service.results.refresh()

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from phantom import __version__
 from phantom.data.decode_workers import DecodeWorkers
@@ -294,7 +294,17 @@ def _file(service: Service, name: str, shown: str, kind: str) -> Response:
     except Exception:
         path.unlink()
         raise
-    return FileResponse(path, background=BackgroundTask(path.unlink), **options)
+    return _Copy(path, **options)
+
+
+class _Copy(FileResponse):
+    """A copy of a file, removed once it is sent or cannot be: no background task runs where a range is wrong."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            Path(self.path).unlink()
 
 
 def _stream(
