@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict] = []
         self.refuse: list[int] = []
         self.say = None
+        self.kind = "application/json"
 
     @property
     def url(self) -> str:
@@ -49,8 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(asked | {"authorization": self.headers["Authorization"]})
         status = self.server.refuse.pop(0) if self.server.refuse else 200
         body = json.dumps(self._reply(asked) if status == 200 else {"error": {"message": f"no, {KEY}"}}).encode()
+        body = b"<html></html>" if self.server.kind == "text/html" else body
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", self.server.kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -221,3 +223,26 @@ def test_wrong_input_is_one_line(server, place, monkeypatch):
         Path("questions.csv").write_text(text)
         with pytest.raises(UserError, match=message):
             read_questions(Path("questions.csv"))
+
+
+def test_an_interrupt_asks_nothing_more(server, place, monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(settings(server, "workers=1"))
+    assert len(server.requests) <= 1
+
+
+def test_what_is_thought_aloud_is_no_answer():
+    question = Question("Is it bright?", ("yes", "no"), "yes", "")
+    assert question.choice("<think>No lamp? But no, it is there.</think>Yes") == "yes"
+    assert question.choice("No lamp? But it is there.</think>\n\nyes.") == "yes"
+    assert question.choice("<think>Yes or no? I cannot") is None
+
+
+def test_an_address_that_answers_with_a_page_is_one_line(server, place):
+    server.kind = "text/html"
+    with pytest.raises(UserError, match=r"evaluate.vlm.endpoint: .* answers with a page; accepted: an address such as"):
+        score(settings(server))

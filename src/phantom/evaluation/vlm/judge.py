@@ -81,9 +81,10 @@ def _ask(missing: Sequence[tuple[Path, Question]], shown: Mapping[Path, str], se
             bar.advance(1)
 
         running = [pool.submit(one, *each) for each in missing]
-        done, left = wait(running, return_when=FIRST_EXCEPTION)
-        for each in left:
-            each.cancel()
+        try:
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        finally:  # an interrupt too: what is left is not asked
+            pool.shutdown(wait=False, cancel_futures=True)
         for each in done:
             each.result()
 
@@ -115,6 +116,10 @@ def _answer(client: Any, path: Path, question: Question, settings: Vlm) -> Answe
             f"{SETTING}: {settings.endpoint} cannot be reached ({_said(error, settings)}); the answers so far are "
             "kept, run again to go on"
         ) from None
+    if isinstance(reply, str):  # the client hands on what is no JSON
+        raise UserError(
+            f"{SETTING}.endpoint: {settings.endpoint} answers with a page; accepted: an address such as .../v1"
+        )
     used, choices = reply.usage, reply.choices
     said = (choices[0].message.content if choices else None) or ""
     return Answer(said, used.prompt_tokens if used else 0, used.completion_tokens if used else 0)

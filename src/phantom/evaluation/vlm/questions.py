@@ -30,7 +30,11 @@ class Question:
     category: str
 
     def choice(self, answer: str) -> str | None:
-        """The choice that an answer begins with or else names first, as a whole word; None if it names none."""
+        """The choice that an answer begins with or else names first, as a whole word; None if it names none.
+
+        What a model thinks aloud before it answers is no answer.
+        """
+        answer = answer.rpartition("</think>")[2].partition("<think>")[0]
         words = "|".join(sorted(map(re.escape, self.choices), key=len, reverse=True))
         found = re.search(rf"(?<![\w.])({words})(?![\w]|\.\d)", answer, re.IGNORECASE)
         return next(choice for choice in self.choices if choice.lower() == found[1].lower()) if found else None
