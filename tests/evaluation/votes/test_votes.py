@@ -79,6 +79,19 @@ def test_the_page_does_not_tell_whose_the_videos_are(folders, tmp_path):
     assert not any(model in page for model in SHADES) and "0001.mp4" not in page
     assert "ball number" in page and "<i>" not in page.partition("<main>")[2].replace("<i></i>", "")
     assert "http" not in page.replace("http-equiv", "")
+    ids = [[p["id"] for p in ballot(folders, tmp_path / str(s), seed=s)[1]["pairs"]] for s in (1, 2)]
+    assert ids[0] == ids[1]  # whatever is on which side
+
+
+def test_an_answer_that_is_changed_at_once_skips_no_pair(folders, tmp_path, browser):
+    from selenium.webdriver.common.by import By
+
+    ballot(folders, tmp_path, pairs=3)
+    browser.get((tmp_path / PAGE).as_uri())
+    browser.execute_script("""for (const [name, side] of [["physics", "a"], ["quality", "a"], ["quality", "b"]])
+        document.querySelector(`input[name=${name}][value=${side}]`).click();""")
+    time.sleep(1)
+    assert browser.find_element(By.ID, "where").text == "Pair 2 of 3"
 
 
 def test_a_voter_in_a_browser(folders, tmp_path, browser):

@@ -146,14 +146,10 @@ def _draw(folders: Mapping[str, Path], count: int, seed: int) -> list[Pair]:
     both = list(itertools.combinations(folders, 2))
     # Each round shows every prompt once; successive rounds give it another pair of models.
     all_pairs = [(file, both[(i + turn) % len(both)]) for turn in range(len(both)) for i, file in enumerate(files)]
-    drawn = [_pair(file, *rng.sample(models, 2)) for file, models in all_pairs[:count]]
+    ids = map(str, itertools.count(1))  # which are on the page, and tell nothing
+    drawn = [Pair(next(ids), file, *rng.sample(models, 2)) for file, models in all_pairs[:count]]
     again = rng.sample(drawn, round(REPEATED * len(drawn)))
-    return [*drawn, *(_pair(pair.file, pair.b, pair.a, again=pair.id) for pair in again)]
-
-
-def _pair(file: str, a: str, b: str, again: str = "") -> Pair:
-    text = json.dumps([file, a, b, again])
-    return Pair(hashlib.sha256(text.encode()).hexdigest()[:12], file, a, b, again)
+    return [*drawn, *(Pair(next(ids), pair.file, pair.b, pair.a, again=pair.id) for pair in again)]
 
 
 def _without_metadata(path: Path) -> bytes:
@@ -174,7 +170,7 @@ def _without_metadata(path: Path) -> bytes:
 
 
 def _digest(pairs: Sequence[Pair], videos: Mapping[tuple[str, str], bytes]) -> str:
-    digest = hashlib.sha256(json.dumps([pair.id for pair in pairs]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(pair) for pair in pairs]).encode())
     for data in videos.values():
         digest.update(hashlib.sha256(data).digest())
     return digest.hexdigest()[:16]
