@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from phantom.cli.shared import AsJson, app, resumable, show
+from phantom.errors import UserError
 
 
 class Kind(StrEnum):
@@ -41,7 +42,12 @@ def judge(
 
     from phantom.evaluation.videocon import judge as videocon
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError):  # no such name, or no such device
+        raise UserError(f"--device: found {device!r}; accepted: cpu, or a GPU of this machine such as cuda:1") from None
+    if not output.parent.is_dir():
+        raise UserError(f"--output: {output.parent}: no such folder; accepted: a file in one")
     with resumable("judge"):
         loaded = videocon.Judge(weights, place)
         if benchmark is Kind.VIDEOPHY:

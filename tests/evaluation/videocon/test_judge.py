@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from sentencepiece import SentencePieceTrainer
 
 from phantom.cli.judge import Kind
+from phantom.cli.judge import judge as judge_command
 from phantom.config import Judge as JudgeSettings
 from phantom.config import VideoPhy
 from phantom.data.video import write_mp4
@@ -188,3 +189,17 @@ def test_wrong_input_is_one_line(checkpoint, judge, videos, tmp_path):
     settings = VideoPhy(captions=None, samples=1, judge=JudgeSettings(command="native", weights=str(tmp_path / "no")))
     with pytest.raises(StageFailed, match="ended with code 2"):
         score_videophy(videos, captions, settings, work=tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "gpu"}, "--device: found 'gpu'; accepted: cpu, or a GPU"),
+        ({"device": "cuda:99"}, "--device: found 'cuda:99'; accepted: cpu, or a GPU"),
+        ({"device": "cpu", "out": "none/out.csv"}, "--output: .*none: no such folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path, options, said):
+    out = tmp_path / options.get("out", "out.csv")
+    with pytest.raises(UserError, match=said):
+        judge_command(Kind.VIDEOPHY, tmp_path / "in.csv", out, "nothing", device=options["device"])
