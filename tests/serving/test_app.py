@@ -6,7 +6,11 @@ import base64
 import io
 import json
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +55,10 @@ def make(folder: Path, ready: bool = True, **values: Any) -> Service:
     )
     options.state.mkdir(exist_ok=True)
     queue = JobQueue(options.database, options.queue_limit, 3600)
+    service = Service(options, queue, open_folder(options.results, Path(), options.storage))
     if ready:
         queue.report(f"{host()}:1", host(), True, ABOUT, None)
-    return Service(options, queue, open_folder(options.results, Path(), options.storage))
+    return service
 
 
 @pytest.fixture
@@ -222,6 +227,44 @@ def test_without_a_worker_requests_are_taken_and_the_service_is_not_ready(tmp_pa
         answer = client.get("/readyz")
         assert (answer.status_code, answer.text) == (503, "no worker has made its warm-up video yet")
         assert client.post("/v1/videos", json={"prompt": "a ball", "frames": 5}).json()["frames"] == 5
+
+
+def test_a_worker_that_was_killed_with_a_former_service_makes_no_new_one_ready(tmp_path: Path):
+    make(tmp_path, ready=True)
+    service = make(tmp_path, ready=False)
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+        assert client.get("/readyz").status_code == 503
+        service.queue.report(f"{host()}:2", host(), True, ABOUT, None)
+        assert client.get("/readyz").text == "ready"
+
+
+class Trickle(BaseHTTPRequestHandler):
+    """Sends a byte now and then."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(1000):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_input_that_comes_as_a_trickle_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("phantom.serving.inputs.FETCH_SECONDS", 1.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}/"
+    with TestClient(create_app(make(tmp_path, allowed_uris=(place,))), base_url="http://localhost") as client:
+        begun = time.monotonic()
+        answer = client.post("/v1/videos", json={"prompt": "a", "input_reference": {"image_url": f"{place}a.png"}})
+    assert answer.json()["error"]["message"] == "input_reference: takes more than 1 s" and time.monotonic() < begun + 20
+    server.shutdown()
 
 
 def test_without_a_token_only_this_machines_own_pages_are_answered(client: TestClient):

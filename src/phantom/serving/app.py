@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -55,6 +56,7 @@ class Service:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.started_at = time.time()
         self.metrics = Metrics(self.queue, host())
         self.decoders = DecodeWorkers(LIMITS)
         self.decoding = ThreadPoolExecutor(DECODERS, "decode")
@@ -98,7 +100,8 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/readyz", summary="Whether a worker has made its warm-up video", response_class=PlainTextResponse)
     def ready() -> Response:
-        if any(row.ready for row in queue.workers(host())):
+        # Rows of workers that were killed with a former service stay for a while.
+        if any(row.ready and row.beat_at > service.started_at for row in queue.workers(host())):
             return PlainTextResponse("ready")
         return PlainTextResponse("no worker has made its warm-up video yet", 503)
 

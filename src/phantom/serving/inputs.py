@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from phantom.data.decode_workers import DecodeWorkers, Limits
@@ -21,7 +22,7 @@ from phantom.serving.requests import BadRequest
 
 PICTURES = ("PNG", "JPEG", "WEBP")
 LIMITS = Limits(memory_gib=4.0, cpu_seconds=60, wall_seconds=120.0)
-FETCH_SECONDS = 30.0
+FETCH_SECONDS = 30.0  # until it answers, and until all of it has come
 KEYS = {"image_url": "image", "video_url": "video"}  # of an input_reference that names a URI
 
 Kind = Literal["image", "video"]
@@ -111,11 +112,13 @@ def _data(uri: str) -> bytes:
         raise BadRequest("input_reference", "input_reference: a data URL that is not base64") from None
 
 
-def _copy(source: BinaryIO | Any, target: Path, limit: int) -> None:
-    size = 0
+def _copy(source: HTTPResponse, target: Path, limit: int) -> None:
+    size, deadline = 0, time.monotonic() + FETCH_SECONDS
     with target.open("wb") as file:
-        while chunk := source.read(2**20):
+        while chunk := source.read1(2**20):  # what has come, so that a trickle is noticed
             size += len(chunk)
+            if time.monotonic() > deadline:
+                raise UserError(f"takes more than {FETCH_SECONDS:g} s")
             if size > limit:
                 raise UserError(f"more than {limit / 2**20:g} MiB")
             file.write(chunk)
