@@ -336,6 +336,21 @@ def test_results_are_sent_whole_or_in_ranges_and_removed(
         assert client.get(f"/v1/videos/{id}/content").status_code == 404
 
 
+def test_files_that_the_storage_does_not_delete_are_not_forgotten(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    def away(_: Any) -> None:
+        raise OSError("away")
+
+    id = client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]
+    complete(service, id, b"x")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="away"):
+        patched.setattr(service.results, "delete", away)
+        remove(service.queue.get(id), service.queue, service.results)
+    remove(service.queue.get(id), service.queue, service.results)
+    assert service.results.size(f"videos/{id}.mp4") is None and service.queue.get(id) is None
+
+
 def test_events_tell_the_present_state_and_then_each_change(client: TestClient, service: Service):
     id = client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]
     told = []

@@ -140,10 +140,19 @@ class _Slot:
 
 
 def remove(job: Any, queue: JobQueue, results: Folder) -> None:
-    """Removes a job and its files."""
-    queue.remove(job.id)
+    """Removes a job and its files.
+
+    The files of one that has ended go first: where the storage fails, it is expired still, and tried again. One that
+    runs goes first itself, so that its worker stops and leaves no files.
+    """
     names = [f"videos/{job.id}.mp4", f"videos/{job.id}.physics.mp4"]
-    results.delete([*names, *([job.input["name"]] if job.input else [])])
+    names += [job.input["name"]] if job.input else []
+    if job.finished_at is None:
+        queue.remove(job.id)
+        results.delete(names)
+    else:
+        results.delete(names)
+        queue.remove(job.id)
 
 
 def _clear_work(options: Options) -> None:
