@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """The least is the best: any video that moves comes before any that is frozen."""
-        return self.frozen, self.surprise
+        """The least is the best: any video that moves comes before any that is frozen, and no number is the most."""
+        return self.frozen, math.inf if math.isnan(self.surprise) else self.surprise
 
 
 def best_of(

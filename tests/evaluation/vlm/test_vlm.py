@@ -150,8 +150,11 @@ def test_the_client_waits_for_a_busy_server(server, place):
 
 
 def test_an_answer_that_names_no_choice_counts_as_wrong(server, place, capsys):
+    server.say = " "
+    assert score(settings(server))["unanswered"] == 8 and len(server.requests) == 8
     server.say = "I cannot tell."
     found = score(settings(server))
+    assert len(server.requests) == 16  # what was empty is asked again
     assert found["score"] == 0 and found["unanswered"] == 8
     assert "8 of 8 answers name none of the choices" in capsys.readouterr().err
 
@@ -218,6 +221,7 @@ def test_wrong_input_is_one_line(server, place, monkeypatch):
         ("caption,question\nx,\n", "line 2: caption or question is empty"),
         ("caption,question,answer\nx,y?,maybe\n", "answer 'maybe', accepted: one of yes, no"),
         ("caption,question,choices\nx,y?,yes\n", "choices 'yes', accepted: two or more"),
+        ("caption,question,choices\nx,y?,1|1.0\n", "accepted: two or more different numbers"),
         ("caption,question\n", "no question in it"),
     ):
         Path("questions.csv").write_text(text)

@@ -202,7 +202,7 @@ def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         if missing := set(columns) - set(reader.fieldnames or ()):
             raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
-        rows = list(reader)
+        rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     if not rows:
         raise UserError(f"{path}: no video in it")
     return rows

@@ -182,12 +182,15 @@ class _Answers:
                 continue
 
     def add(self, key: tuple[str, str, tuple[str, ...]], video: str, answer: Answer) -> None:
-        """Keeps an answer, at once on disk."""
+        """Keeps an answer, at once on disk. An empty one is asked again another time."""
         shown, question, choices = key
         row: dict[str, Any] = {"video": video, "question": question, "choices": choices, "shown": shown}
         row |= {"answer": answer.text, "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}
         with self.lock:
+            self.known[key] = answer
+            if not answer.text.strip():
+                return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(("\n" if self.is_cut else "") + json.dumps(row, ensure_ascii=False) + "\n")
-            self.is_cut, self.known[key] = False, answer
+            self.is_cut = False

@@ -78,6 +78,8 @@ def _question(row: dict[str, str], where: str) -> Question:
     if len(choices) < 2:
         raise UserError(f"{where}: choices {row['choices']!r}, accepted: two or more, such as yes|no or 0|1|2|3")
     is_scale = all(re.fullmatch(r"-?\d+(\.\d+)?", one) for one in choices)
+    if is_scale and len({float(one) for one in choices}) < 2:
+        raise UserError(f"{where}: choices {row['choices']!r}, accepted: two or more different numbers")
     answer = row.get("answer", "")
     right = next((one for one in choices if one.lower() == answer.lower()), None) if answer else choices[0]
     if right is None:
