@@ -12,6 +12,7 @@ Legend: B batch, L tokens, S text tokens, H heads of d channels, D = H d width, 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class EmbeddingsAndHead(nn.Module):
         """Timesteps (B, n) in [0, 1000] -> time embedding (B, n, D) and the modulation for all blocks (B, n, 6, D)."""
         embedder = self.condition_embedder
         time = embedder.timesteps_proj(timestep_Bn.flatten()).unflatten(0, timestep_Bn.shape)
-        with torch.autocast(time.device.type, enabled=False):  # in float32, as when sampling
+        # In float32, as when sampling. The meta device knows no autocast.
+        with nullcontext() if time.is_meta else torch.autocast(time.device.type, enabled=False):
             time = embedder.time_embedder(time.to(embedder.time_embedder.linear_1.weight.dtype)).to(dtype)
         return time, embedder.time_proj(embedder.act_fn(time)).unflatten(2, (6, -1))
 
