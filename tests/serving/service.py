@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 TIMEOUT_SECONDS = 240.0  # of anything that is waited for, on a busy machine
-SLOW = {"steps": 200}  # a job that runs for seconds
+SLOW = {"steps": 200, "frames": 33}  # a job that runs for seconds
 
 
 class Service:
@@ -39,7 +39,8 @@ class Service:
         assert self.process.poll() is None, self.said()
         self.url = re.findall(r"^Studio   (http://\S+)/$", self.said(), re.M)[0]
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        no_reuse = httpx.Limits(max_keepalive_connections=0)  # one that the server is about to close is reset
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60, limits=no_reuse)
 
     def said(self) -> str:
         return self.log.read_text()

@@ -82,7 +82,7 @@ def test_a_process_holds_no_more_than_its_clips(make_params, tmp_path):
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors, one per storage."""
+    """Bytes of all tensors that have memory, one per storage."""
     gc.collect()
-    storages = (t.untyped_storage() for t in gc.get_objects() if isinstance(t, torch.Tensor))
+    storages = (t.untyped_storage() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter))
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
