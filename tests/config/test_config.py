@@ -45,6 +45,12 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     for change in ((), ("train.lora.rank=8",)):
         found = identity(validate(apply_overrides(tree, change)), ("train",), without=())
         assert found["train"].keys() == tree["train"].keys()
+    for key in ("vlm", "surprise"):
+        del tree["evaluate"][key]
+    for key in ("modality_guidance_scale", "refine"):
+        del tree["evaluate"]["sampling"][key]
+    found = identity(validate(tree), ("evaluate",), without=())["evaluate"]
+    assert found.keys() == tree["evaluate"].keys() and found["sampling"].keys() == tree["evaluate"]["sampling"].keys()
     lora = validate(apply_overrides(tree, ["train.method=lora", "train.lora.rank=8"]))
     assert identity(lora, ("train",), without=())["train"]["lora"]["rank"] == 8
 

@@ -75,7 +75,7 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
 
     What was hashed before there was such a setting keeps its hash.
     """
-    defaults = [(key.split("."), f.default) for key, f in _fields(Params) if not f.is_required()]
+    defaults = [(key.split("."), default) for key, default in _defaults(Params)]
     found = select(params, names, without)
     if params.train.method != "lora":  # then its settings mean nothing
         found.get("train", {}).pop("lora", None)
@@ -83,9 +83,13 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
         section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
         if leaf in section and section[leaf] == default:
             del section[leaf]
-    if found.get("train", {}).get("mesh") == {}:
-        del found["train"]["mesh"]
-    return {name: section for name, section in found.items() if section != {}}
+    return _without_empty(found)
+
+
+def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without sections of which nothing is left."""
+    pruned = {name: _without_empty(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return {name: value for name, value in pruned.items() if value != {}}
 
 
 def shortest_names(names: Collection[str], without: Collection[Role]) -> list[str]:
@@ -117,6 +121,17 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield from _fields(inner, key + ".")  # type: ignore[arg-type]
         else:
             yield key, field
+
+
+def _defaults(model: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> Iterator[tuple[str, Any]]:
+    """Dotted name and default of every setting below `model` that has one, or whose section has one: `given`."""
+    for name, field in model.model_fields.items():
+        key, has_default = prefix + (field.alias or name), given is not None or not field.is_required()
+        default = getattr(given, name) if given is not None else field.default
+        if _is_section(field.annotation):
+            yield from _defaults(field.annotation, key + ".", default if has_default else None)  # type: ignore[arg-type]
+        elif has_default:
+            yield key, default
 
 
 def _is_section(annotation: Any) -> bool:

@@ -132,7 +132,7 @@ def place_of(job: EncodeJob, shard: Shard) -> Path | None:
 
 
 def _records(job: EncodeJob, is_wanted: Callable[[str], bool]) -> dict[str, Shard]:
-    """Records by name. In folders are those of version 0.1, which do not say where tensors are."""
+    """Records by name. Those of version 0.1 lie in folders of theirs and are left out: they place no tensors."""
     listed = [entry.name for entry in _list(job.records)]
     names = [name for name in listed if name.endswith(".json") and "/" not in name and is_wanted(name)]
     texts = prefetch(partial(_read, job.records), names, 4 * cores())

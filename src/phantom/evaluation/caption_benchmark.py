@@ -9,7 +9,7 @@ from typing import Any
 
 from phantom.config import Params, VideoPhy
 from phantom.errors import UserError
-from phantom.evaluation.captions import read_captions
+from phantom.evaluation.captions import Caption, read_captions
 from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Published, Scores, VideoSet, Workload
 from phantom.evaluation.ratings import as_text
 
@@ -25,6 +25,23 @@ def options_with(*files: Option) -> tuple[Option, ...]:
         Option("subset", bool, "Score only the videos that exist.", False, ("--subset",)),
         Option("work", Path, "Cache of the judge's outputs, keyed by the videos' contents.", WORK),
     )
+
+
+def videos_of(name: str, captions: Sequence[Caption], samples: int, params: Params, source: str | Path) -> VideoSet:
+    """`samples` videos of each caption, with seeds from `evaluate.seed` on. Raises UserError."""
+    from phantom.evaluation.sampling_spec import Settings, VideoRequest
+
+    if any(caption.file for caption in captions) and samples > 1:
+        raise UserError(f"evaluate.{name}.samples: found {samples}, accepted: 1 where {source} names the files")
+    seeds = [params.evaluate.seed + i for i in range(samples)]
+    requests = [
+        VideoRequest(
+            Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number)
+        )
+        for caption in captions
+        for seed in seeds
+    ]
+    return VideoSet(Settings.for_prompts(params), requests)
 
 
 @dataclass(frozen=True)
@@ -55,28 +72,13 @@ class CaptionBenchmark(Benchmark):
 
     def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
         """`samples` videos per caption, with seeds from `evaluate.seed` on."""
-        from phantom.evaluation.sampling_spec import Settings, VideoRequest
-
         settings = self._settings(params)
         source = options.get("captions") or settings.captions
         if source is None:
             raise UserError(
                 f"evaluate.{self.name}.captions: null; accepted: a csv with a column caption, or an id of the hub"
             )
-        found = read_captions(source)
-        if any(caption.file for caption in found) and settings.samples > 1:
-            raise UserError(
-                f"evaluate.{self.name}.samples: found {settings.samples}, accepted: 1 where {source} names the files"
-            )
-        seeds = [params.evaluate.seed + i for i in range(settings.samples)]
-        requests = [
-            VideoRequest(
-                Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number)
-            )
-            for caption in found
-            for seed in seeds
-        ]
-        return {self.name: VideoSet(Settings.for_prompts(params), requests)}
+        return {self.name: videos_of(self.name, read_captions(source), settings.samples, params, source)}
 
     def workload(self, params: Params, root: Path) -> list[Workload]:
         """Of a data set of the hub, as many as are published."""

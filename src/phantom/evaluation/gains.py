@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from phantom.tracking.champion import LEAST_PAIRS, entry_of
+from phantom.tracking.champion import LEAST_PAIRS, count_pairs, entry_of
 from phantom.training.paired import gap, tail
 
 RESAMPLES = 10_000
@@ -102,8 +102,7 @@ def is_clear(gained: Mapping[str, Any] | None) -> bool:
     """
     if not gained or gained["low"] * gained["high"] <= 0:
         return False
-    counts = [gained[key] for key in ("scenarios", "prompts", "pairs") if key in gained]
-    return min(counts, default=LEAST_PAIRS) >= LEAST_PAIRS
+    return count_pairs(gained) >= LEAST_PAIRS
 
 
 def _value(row: Mapping[str, Any], key: str) -> float | None:

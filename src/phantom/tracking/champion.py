@@ -45,6 +45,11 @@ def entry_of(evaluation: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
     return entry
 
 
+def count_pairs(gained: Mapping[str, Any]) -> int:
+    """Over how many scenarios, prompts or other pairs a gain is; `LEAST_PAIRS` where it does not say."""
+    return min((int(gained[key]) for key in ("scenarios", "prompts", "pairs") if key in gained), default=LEAST_PAIRS)
+
+
 def why_not_better(
     champion: Mapping[str, Any] | None, evaluation: Mapping[str, Any], metric: str, is_equal: bool, gain: Gain
 ) -> str:
@@ -58,7 +63,6 @@ def why_not_better(
     if found is None:
         return "no interval of the difference is known: the scores have no scenarios in common"
     said = f"{found['gain']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}]"
-    pairs = min((int(found[key]) for key in ("scenarios", "prompts", "pairs") if key in found), default=LEAST_PAIRS)
     if found["low"] <= 0:
         return f"not clearly better than the champion: {said}"
-    return f"too few pairs to tell: {said} of {pairs}" if pairs < LEAST_PAIRS else ""
+    return f"too few pairs to tell: {said} of {pairs}" if (pairs := count_pairs(found)) < LEAST_PAIRS else ""

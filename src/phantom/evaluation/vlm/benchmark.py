@@ -9,6 +9,7 @@ from typing import Any
 
 from phantom.config import Params
 from phantom.errors import UserError
+from phantom.evaluation.caption_benchmark import videos_of
 from phantom.evaluation.captions import find_videos
 from phantom.evaluation.protocol import WORK, Benchmark, Figure, Option, Scores, VideoSet, Workload
 from phantom.evaluation.vlm.questions import Question, read_questions
@@ -38,21 +39,9 @@ class VlmBenchmark(Benchmark):
 
     def videos(self, params: Params, root: Path = Path(), **options: Any) -> dict[str, VideoSet]:
         """`samples` videos per caption, with seeds from `evaluate.seed` on."""
-        from phantom.evaluation.sampling_spec import Settings, VideoRequest
-
-        own = params.evaluate.vlm
         source = self._source(params, options.get("questions"))
         captions = list(read_questions(root / source))
-        if any(caption.file for caption in captions) and own.samples > 1:
-            raise UserError(f"evaluate.vlm.samples: found {own.samples}, accepted: 1 where {source} names the files")
-        requests = [
-            VideoRequest(
-                Path(caption.file).name if caption.file else caption.name(seed), caption.prompt, (seed, caption.number)
-            )
-            for caption in captions
-            for seed in (params.evaluate.seed + i for i in range(own.samples))
-        ]
-        return {self.name: VideoSet(Settings.for_prompts(params), requests)}
+        return {self.name: videos_of(self.name, captions, params.evaluate.vlm.samples, params, source)}
 
     def workload(self, params: Params, root: Path) -> list[Workload]:
         from phantom.evaluation.sampling_spec import Settings

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import av
 
+from phantom.data.physics_iq.video import probe
 from phantom.errors import UserError, listed
 from phantom.evaluation.captions import matcher, read_captions
-from phantom.evaluation.page import data_uri, render
+from phantom.evaluation.page import PIXELATED_WIDTH, data_uri, render
 from phantom.progress import say
 
 PAGE, KEY = "ballot.html", "key.json"
@@ -63,10 +64,11 @@ class BallotPage:
     questions: Mapping[str, str]
     pairs: Sequence[tuple[str, int, int, str]]
     videos: Sequence[str]
+    pixelated: bool
+    # Of the frame that all pages share; there are none here.
     verdict: str = ""
     facts: Sequence[tuple[str, str]] = ()
     modes: Sequence[tuple[str, str]] = ()
-    pixelated: bool = False
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
@@ -118,6 +120,7 @@ def write_ballot(
         questions=QUESTIONS,
         pairs=[(p.id, places[p.a, p.file], places[p.b, p.file], texts[p.file]) for p in chosen],
         videos=[data_uri("video/mp4", data) for data in videos.values()],
+        pixelated=all(probe(folders[model] / file).width < PIXELATED_WIDTH for model, file in used),
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_text(render(page, "votes/ballot.html"), encoding="utf-8")
@@ -128,7 +131,7 @@ def write_ballot(
 
 
 def _draw(folders: Mapping[str, Path], count: int, seed: int) -> list[Pair]:
-    """The pairs in the order of the page; a prompt is not shown twice in a row where that can be helped."""
+    """The pairs in the order of the page: every prompt once before any comes again."""
     names = {model: {path.name for path in folder.glob("*.mp4")} for model, folder in folders.items()}
     for model, folder in folders.items():
         if not names[model]:
