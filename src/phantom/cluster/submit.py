@@ -66,7 +66,10 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
     else:
         merge = merge_spec(spec)
-        is_used = lambda: not _is_finished(connection, merge.name) or _outputs_available(spec, root)  # noqa: E731
+
+        def is_used() -> bool:
+            return not _is_finished(connection, merge.name) or _outputs_available(spec, root)
+
         run_manifest(spec, manifest, watcher, is_used)
         last = JobWatcher(connection, stage, kind, merge.name, root)
         adopted = run_manifest(merge, render(merge), last, lambda: _outputs_available(spec, root))

@@ -89,8 +89,7 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
     config = trainer.model.config
     del trainer  # and its memory
     if params.train.trains_control:
-        of_control = control_params(params, config, tuple(first.video.shape), tuple(first.physics.shape))
-        Trainer(of_control, root, "control", held=True).run()
+        Trainer(control_params(params, config, first), root, "control", held=True).run()
         if is_first and result.verdict:
             result = _compare_with_control(params, root, result, run_id)
     return result
