@@ -25,16 +25,24 @@ class Run:
     """`train(params)` in `folder`, in `train.processes` processes. Their output goes to the file `log`.
 
     dies_at: the first process kills itself at this call of `os.fsync`, which writing checkpoints calls.
+    prepare: called in each process before it trains, with its rank.
     """
 
-    def __init__(self, params: Params, folder: Path, dies_at: int | None = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        folder: Path,
+        dies_at: int | None = None,
+        prepare: Callable[[int], None] | None = None,
+    ) -> None:
         self.log = folder / "log.txt"
         ranks, group = params.train.processes, {}
         if ranks > 1 or params.train.strategy.startswith("zero"):
             group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
             group |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         self.processes = [
-            CONTEXT.Process(target=_train, args=(params, folder, group, rank, dies_at)) for rank in range(ranks)
+            CONTEXT.Process(target=_train, args=(params, folder, group, rank, dies_at, prepare))
+            for rank in range(ranks)
         ]
         for process in self.processes:
             process.start()
@@ -98,7 +106,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def _train(params: Params, folder: Path, group: dict[str, object], rank: int, dies_at: int | None) -> None:
+def _train(
+    params: Params,
+    folder: Path,
+    group: dict[str, object],
+    rank: int,
+    dies_at: int | None,
+    prepare: Callable[[int], None] | None,
+) -> None:
     import torch
 
     from phantom.errors import Interrupted, StageFailed
@@ -120,6 +135,8 @@ def _train(params: Params, folder: Path, group: dict[str, object], rank: int, di
             sync(handle)
 
         os.fsync = dying
+    if prepare:
+        prepare(rank)
     try:
         train(params)
     except (StageFailed, Interrupted) as error:

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from torch._C import _distributed_c10d
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed import distributed_c10d
 from torch.distributed.tensor import DTensor
 
 from phantom.config import Train
@@ -23,8 +26,9 @@ from phantom.errors import UserError
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 2**26  # of one all-reduce
-# Processes wait for the slowest to write or read its part of a checkpoint; NCCL's own limit is 10 minutes.
+# Processes wait for the slowest to write or read its part of a checkpoint; in training `watchdog` has a shorter limit.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
+FLIGHT_RECORDER_COLLECTIVES = 2000  # the last ones that torch remembers
 
 
 def join(settings: Train) -> Accelerator:
@@ -37,6 +41,7 @@ def join(settings: Train) -> Accelerator:
     has_gpu = torch.cuda.is_available()
     if settings.offload != "none" and not has_gpu:
         raise UserError(f"train.offload: found {settings.offload}, and no GPU to make room on; accepted: none")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(FLIGHT_RECORDER_COLLECTIVES))
     # accelerate chooses no backend for DeepSpeed on a CPU: it must be named.
     group = InitProcessGroupKwargs(backend="nccl" if has_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     if not settings.strategy.startswith("zero"):
@@ -118,7 +123,41 @@ def gather_all(value: T) -> list[T]:
 
 def new_cpu_group() -> dist.ProcessGroup | None:
     """A further group of all processes, over gloo, for the collectives of a thread; None for a single process."""
-    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if dist.is_initialized() else None
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    _of_threads.append(group)
+    return group
+
+
+def set_timeout(seconds: float) -> None:
+    """Sets the time-out of the collectives that training starts from now on, in groups of its main threads."""
+    for group in _of_training():
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def collectives() -> int:
+    """How many collectives the main thread of this process has entered, in all groups."""
+    return sum(group._get_sequence_number_for_group() for group in _of_training())
+
+
+def new_store_client() -> dist.Store:
+    """A connection of its own, for a thread, to the key-value store of the process group."""
+    return distributed_c10d._get_default_store().clone()
+
+
+def write_flight_record(path: Path) -> None:
+    """Writes what torch remembers of this process's last collectives, as `torchfrtrace` reads it."""
+    dump = getattr(_distributed_c10d, "_dump_nccl_trace", None) if torch.cuda.is_available() else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((dump or _distributed_c10d._dump_fr_trace)())
+
+
+def _of_training() -> list[dist.ProcessGroup]:
+    return [group for group in distributed_c10d._world.pg_map if group not in _of_threads]
+
+
+_of_threads: list[dist.ProcessGroup] = []  # from `new_cpu_group`
 
 
 @cache

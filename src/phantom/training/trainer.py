@@ -48,6 +48,7 @@ from phantom.training.signals import stop_on_signals
 from phantom.training.throughput import Throughput
 from phantom.training.validation import Validation, gap_figures
 from phantom.training.verdict import verdict
+from phantom.training.watchdog import Watchdog
 from phantom.training.zero import ZeroLearner
 
 CHECKPOINT_LOSSES = ("loss", "loss_video", "loss_physics", "val_loss_video", "val_loss_physics")
@@ -149,6 +150,7 @@ class Trainer:
         self.bad = torch.zeros((), device=self.device, dtype=torch.int64)  # steps in a row that were skipped
         run = f"{name}-{run_identity(params, latents.digest, held)}"
         self.folder = root / "checkpoints" / run  # of the run's sample videos
+        self.watchdog = Watchdog(name, self.folder / "hang")
         where = (params.storage.checkpoints or "checkpoints").rstrip("/")
         self.checkpoints = open_folder(f"{where}/{run}", root, params.storage)
         found = checkpoint.find_newest(self.checkpoints)
@@ -197,16 +199,17 @@ class Trainer:
                     figures = self.train_step(micro_batches)
                     last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
-                        with self.throughput.excluded(), self.autocast():
+                        with self._aside(), self.autocast():
                             figures |= self._validate(validation, last)
                     if self.step % settings.log_every == 0 or last:
                         note = self._log(figures)
                     if samples and self.step % settings.sample_every == 0:
-                        with self.throughput.excluded():
+                        with self._aside():
                             self._write_samples(samples)
                     interrupted = process_group.any_process(stop.is_set or self.writer.has_failed)
+                    self.watchdog.progress(self.step)
                     if self.step % settings.checkpoint_every == 0 or last or interrupted:
-                        with self.throughput.excluded():
+                        with self._aside():
                             self._save()
                     if bar:
                         bar.advance(note=note)
@@ -224,6 +227,7 @@ class Trainer:
             if self.tracker:
                 self.tracker.close(status)
         self.accelerator.wait_for_everyone()
+        self.watchdog.close()
         return self._result()
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Any]:
@@ -280,6 +284,7 @@ class Trainer:
                     each = losses(self.learner.model, batch, of_physics=self.of_physics, video=video)
                 if watches:
                     self.head.add(batch, self.settings.batch_size)
+                self.watchdog.alive()
                 yield each
 
     def _observe_norms(self, norms: dict[str, float]) -> float:
@@ -329,6 +334,13 @@ class Trainer:
             after = max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
             rate *= 0.5 * (1 + math.cos(math.pi * after))
         return rate
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """A context for work that is not training: it is not in the throughput, and processes wait longer for it."""
+        self.watchdog.be_patient()
+        with self.throughput.excluded():
+            yield
 
     # --- data, logs, checkpoints, export ------------------------------------------------------------------------------
 

@@ -1,0 +1,73 @@
+"""A process that hangs is named, with its step, and the run ends within the limit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from torch.distributed.flight_recorder.components.loader import read_dump
+
+from phantom.training import watchdog
+from phantom.training.trainer import Trainer
+from tests.training.processes import Run
+
+pytestmark = pytest.mark.timeout(300)
+
+LIMIT_SECONDS = 4.0
+STEP = 2  # done before the hang
+
+
+def hang(how: str, rank: int) -> None:
+    """Lets rank 1 sleep or be stopped in the step after `STEP`, and every process notice it soon."""
+    watchdog.STEP_LIMIT_SECONDS = LIMIT_SECONDS
+    watchdog.POLL_SECONDS, watchdog.ANSWER_SECONDS = 0.5, 3.0
+    step = Trainer.train_step
+
+    def hanging(self, micro_batches):
+        if rank == 1 and self.step == STEP:
+            (Path.cwd() / "hangs").touch()
+            if how == "stopped":
+                time.sleep(LIMIT_SECONDS / 2)  # it is seen in this step
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(200)
+        return step(self, micro_batches)
+
+    Trainer.train_step = hanging
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("asleep", "hangs"),
+        pytest.param("stopped", "does not answer, and was last seen", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_with_a_hung_process_ends_within_the_limit_and_names_it(make_workspace, tmp_path, how, what):
+    workspace = make_workspace(tmp_path / "latents")
+    shutil.copytree(workspace.folder / "data", tmp_path / "run" / "data")
+    params = workspace.params("train.processes=2", "train.checkpoint_every=100")
+    run = Run(params, tmp_path / "run", prepare=partial(hang, how))
+    try:
+        run.wait_until((tmp_path / "run/hangs").exists)
+        began = time.monotonic()
+        run.processes[0].join(60)
+        took = time.monotonic() - began
+        log = run.log.read_text()
+        assert run.processes[0].exitcode == 1, log
+        if how == "asleep":
+            run.processes[1].join(10)
+            assert run.processes[1].exitcode == 1
+    finally:
+        run.kill()
+    assert LIMIT_SECONDS / 2 < took < 5 * LIMIT_SECONDS + 10
+    (line,) = [line for line in log.splitlines() if "no progress" in line]
+    assert f"rank 1 {what} after step {STEP}, at training/trainer.py:" in line and "(run)" in line
+    assert "rank 0" not in line
+    (records,) = (tmp_path / "run").glob("checkpoints/*/hang")
+    assert sorted(file.name for file in records.iterdir()) == ["rank_0", "rank_1"][: 2 if how == "asleep" else 1]
+    assert read_dump("rank_", str(records / "rank_0"))["entries"][-1]["state"] != "completed"  # the one it waits in
