@@ -31,7 +31,8 @@ from prefect.runtime import flow_run
 from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import no_telemetry
-from phantom.orchestration.run import checkout_lock, describe, run_stage, score_rows, to_overrides, write_params
+from phantom.orchestration.run import checkout_lock, describe, run_stage, score_rows, write_params
+from phantom.orchestration.run_settings import run_overrides
 from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     """Runs every stage that is not up to date. Returns for each stage whether it ran.
 
     params: settings to change, nested as in params.yaml: {"train": {"steps": 50}}; validated and written to that file.
+    Only those that `run_settings.ALLOWED` names.
     approval: wait for `phantom approve` before register. The run is suspended and holds neither process nor lock.
     """
     if flow_run.run_count > MAX_STARTS:
@@ -130,7 +132,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     ran: dict[str, bool] = {}
     pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # unchanged when the run resumes after approval
     with checkout_lock(ROOT) as lock:
-        for change in write_params(ROOT / "params.yaml", to_overrides(params or {})):
+        for change in write_params(ROOT / "params.yaml", run_overrides(params, ROOT)):
             print(change)
         for stage in STAGES:
             if stage == "register" and approval and not _approved():

@@ -22,7 +22,7 @@ from phantom.evaluation.study.figures import FIGURES
 from phantom.evaluation.study.results import page_path
 from phantom.evaluation.study.spec import Study
 from phantom.orchestration.privacy import no_telemetry
-from phantom.orchestration.run import to_overrides
+from phantom.orchestration.run_settings import platform_overrides, run_overrides
 from phantom.orchestration.stages import STAGES
 from phantom.orchestration.study import collect, open_study, primary_text, write_report
 from phantom.orchestration.study_processes import Runner
@@ -84,10 +84,11 @@ def study(name: str, workers: Annotated[int, Field(ge=1)] = 1, params: dict[str,
     """Runs what is not finished of a study and writes its results and page. Returns the verdict.
 
     name: folder below studies/. workers: runs side by side. params: settings to change in all arms, nested as in
-    params.yaml: {"train": {"steps": 50}}; an arm's own settings prevail. A run that fails for good fails the flow, once
-    the others have ended.
+    params.yaml: {"train": {"steps": 50}}, among those that `run_settings.ALLOWED` names; an arm's own settings prevail.
+    Where runs take place and are recorded (`run_settings.PLATFORM`) is otherwise the checkout's. A run that fails for
+    good fails the flow, once the others have ended.
     """
-    overrides = tuple(to_overrides(params or {}))
+    overrides = (*platform_overrides(ROOT), *run_overrides(params, ROOT))
     spec, runs = open_study(name, overrides, ROOT, print)
     runner = make_runner(name, workers, runs, ROOT)
     with ThreadPoolTaskRunner(max_workers=workers) as threads:

@@ -259,6 +259,48 @@ def test_the_flow_rejects_an_unknown_setting(prefect_server: None, flow, finishe
     assert calls(finished) == []
 
 
+@pytest.mark.parametrize(
+    ("params", "refused"),
+    [
+        ({"cluster": {"secrets": ["phantom-postgres"]}}, "cluster.secrets"),
+        (
+            {"cluster": {"image": "other:1", "nodes": 2}, "evaluate": {"videophy": {"judge": {"command": "id"}}}},
+            "cluster.image, evaluate.videophy.judge.command",
+        ),
+        ({"cluster.env": ["LD_PRELOAD=/workspace/a.so"]}, "cluster.env"),
+        ({"tracking": {"uri": "http://elsewhere.example"}, "storage": {"models": "s3://theirs"}}, "tracking.uri, "),
+        (
+            {"evaluate": {"vlm": {"endpoint": "http://elsewhere.example", "key": "AWS_SECRET_ACCESS_KEY"}}},
+            "evaluate.vlm",
+        ),
+        ({"train": {"init_from=/etc #": 1}}, "train.init_from=/etc #"),
+        ({"models": None}, "models"),
+    ],
+)
+def test_what_a_run_may_not_set_is_refused_before_anything_is_written(
+    prefect_server: None, flow, finished: Path, params: dict, refused: str
+):
+    before = (finished / "params.yaml").read_bytes()
+    with pytest.raises(UserError) as said:
+        flow.full_pipeline(params={"train": {"steps": 5}} | params)
+    assert str(said.value).startswith(f"params: {refused}")
+    assert " may not be set by a run, only in params.yaml; accepted: models.dtype, " in str(said.value)
+    assert len(str(said.value).splitlines()) == 1
+    assert (finished / "params.yaml").read_bytes() == before and calls(finished) == []
+
+
+@pytest.mark.parametrize("place", ["/etc", "../outside", "data/../../outside", "link", "s3://theirs/clips", 5, "~\0"])
+def test_a_run_reads_no_path_outside_of_the_workspace(prefect_server: None, flow, finished: Path, place):
+    (finished / "link").unlink(missing_ok=True)
+    (finished / "link").symlink_to("/etc")
+    for params in ({"data": {"source": "folder", "path": place}}, {"train": {"init_from": place}}):
+        with pytest.raises(
+            UserError, match=r"^params: \w+\.\w+: found .*, accepted from a run: a folder inside the work"
+        ):
+            flow.full_pipeline(params=params)
+    assert calls(finished) == []
+
+
 def test_the_deployment_file_matches_the_flow(flow):
     tree = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     (deployment,) = (one for one in tree["deployments"] if one["name"] == "full-pipeline")

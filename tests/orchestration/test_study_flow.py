@@ -133,6 +133,32 @@ def test_a_study_that_does_not_exist_or_a_setting_that_is_wrong_fails_in_one_lin
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_run_sets_nothing_of_the_platform_whose_settings_are_the_checkouts(
+    flow, tmp_path, tiny_base, make_params, monkeypatch
+):
+    write_toy(tmp_path, tiny_base, steps=1)
+    ours = make_params("compute.train=kubernetes", "cluster.image=ours:1", "tracking.uri=http://mlflow:5000")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(ours.model_dump(mode="json", by_alias=True)))
+    monkeypatch.setattr("phantom.orchestration.study._open_parent", lambda *_: None)  # no such server here
+
+    def make_runner(name, workers, runs, root):
+        asked = runs[0].params
+        raise UserError(f"{asked.cluster.image} {asked.compute.train} {asked.tracking.uri} {asked.train.batch_size}")
+
+    monkeypatch.setattr(flow, "make_runner", make_runner)
+    with pytest.raises(UserError, match=r"^ours:1 kubernetes http://mlflow:5000 2$"):
+        flow.study("toy", params={"train": {"batch_size": 2}})
+    with pytest.raises(UserError, match=r"^ours:1 local http://mlflow:5000 "):
+        flow.study("toy", params={"compute": {"train": "local"}})
+    with pytest.raises(
+        UserError, match=r"^params: cluster\.image may not be set by a run, only in params\.yaml; accept"
+    ):
+        flow.study("toy", params={"cluster": {"image": "theirs:1"}})
+    shutil.copytree(tmp_path / "studies/toy", tmp_path / "outside")
+    with pytest.raises(UserError, match=r"^study '\.\./outside': no studies/\.\./outside/study\.yaml; nearest: toy$"):
+        flow.study("../outside")
+
+
 def test_a_flow_that_is_stopped_lets_the_runs_save_and_goes_on(flow, tmp_path, tiny_base):
     write_toy(tmp_path, tiny_base, steps=24)
     phantom = tmp_path / study_runs(load_study("toy", tmp_path), (), tmp_path)[-1].folder

@@ -293,15 +293,6 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def to_overrides(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Flattens nested settings into `key=value` overrides."""
-    found: list[str] = []
-    for key, value in tree.items():
-        is_section = isinstance(value, dict)
-        found += to_overrides(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}={json.dumps(value)}"]
-    return found
-
-
 def score_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """One row of metrics for each Physics-IQ mode and model in reports/evaluation.json."""
     rows = []

@@ -26,12 +26,13 @@ from phantom.evaluation.study.spec import (
 from phantom.evaluation.study.statistics import smallest_p
 from phantom.evaluation.study.videos import BASE, gather_videos
 from phantom.orchestration.privacy import stay_offline
+from phantom.orchestration.run_settings import PLATFORM
 from phantom.orchestration.study_latents import encode_missing
 from phantom.orchestration.study_processes import MakeRunner, pipeline_name, processes, run_all
 from phantom.orchestration.study_runs import SETTINGS, StudyRun, kept_videos, study_runs
 from phantom.progress import say
 
-WHERE = ("compute.", "cluster.")  # settings that a result does not depend on
+WHERE = tuple(f"{section}." for section in PLATFORM)  # settings that a result does not depend on
 
 
 def run_study(
