@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the secrets that k8s/ refers to; none is kept in a file. Run again, it changes those of S3 and keeps the
-# database's, which are drawn here once.
+# Makes the secrets that k8s/ refers to; none is kept in a file. Run again, it changes those of S3 and keeps the passwords
+# of the database, Prefect and MLflow, which are drawn here once.
 #
 #   PHANTOM_ARTIFACTS=s3://bucket/phantom AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... k8s/secrets.sh
 #
@@ -14,11 +14,23 @@ secret() {
   kubectl --namespace "$namespace" create secret generic "$1" --from-env-file=/dev/stdin --dry-run=client --output=yaml
 }
 
-if ! kubectl --namespace "$namespace" get secret phantom-postgres > /dev/null 2>&1; then
-  for name in POSTGRES_PASSWORD PREFECT_PASSWORD MLFLOW_PASSWORD; do
-    printf '%s=%s\n' "$name" "$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')"
-  done | secret phantom-postgres | kubectl create --filename -
-fi
+random() {
+  head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n'
+}
+
+# The secret $1 of the lines that the rest of the arguments print, unless there is one.
+once() {
+  name=$1
+  shift
+  kubectl --namespace "$namespace" get secret "$name" > /dev/null 2>&1 ||
+    "$@" | secret "$name" | kubectl create --filename -
+}
+
+once phantom-postgres printf '%s\n' \
+  "POSTGRES_PASSWORD=$(random)" "PREFECT_PASSWORD=$(random)" "MLFLOW_PASSWORD=$(random)"
+once phantom-prefect printf '%s\n' "PREFECT_API_AUTH_STRING=phantom:$(random)"
+once phantom-mlflow printf '%s\n' "MLFLOW_TRACKING_USERNAME=phantom" "MLFLOW_TRACKING_PASSWORD=$(random)"
+once phantom-mlflow-server printf '%s\n' "MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)"
 
 {
   printf 'MLFLOW_ARTIFACTS_DESTINATION=%s\n' "$PHANTOM_ARTIFACTS"

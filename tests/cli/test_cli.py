@@ -20,6 +20,7 @@ from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.tracking import registry
 from phantom.tracking.registry import RegisterResult
+from tests.orchestration.checks import api_server
 from tests.orchestration.pipeline import ROOT, make_checkout
 
 COMMAND = [sys.executable, "-m", "phantom.cli"]
@@ -239,6 +240,16 @@ def test_without_a_server_approve_says_where_it_asked(phantom, monkeypatch: pyte
     code, out, err = phantom("approve")
     assert (code, out) == (2, "")
     assert err.startswith("approve: no answer from Prefect at http://127.0.0.1:9/api") and err.count("\n") == 1
+
+
+def test_a_server_that_does_not_know_us_is_told_apart(phantom):
+    from prefect.settings import PREFECT_API_URL, temporary_settings  # not above: it reads its settings when imported
+
+    answers: dict[str, Any] = {"GET /api/admin/version": "3.8.8", "POST /api/flow_runs/filter": 401}
+    with api_server(answers) as address, temporary_settings({PREFECT_API_URL: f"{address}/api"}):
+        code, out, err = phantom("approve")
+    said = f"approve: Prefect at {address}/api/ answers 401; set PREFECT_API_AUTH_STRING to the server's string\n"
+    assert (code, out, err) == (2, "", said)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from phantom.config import apply_overrides, preset_path, validate
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev", "eks", "gke", "kueue", "rdma")
-SECRETS = {"phantom-postgres", "phantom-s3"}  # made by k8s/secrets.sh
+# Made by k8s/secrets.sh.
+SECRETS = {"phantom-postgres", "phantom-prefect", "phantom-mlflow", "phantom-mlflow-server", "phantom-s3"}
 OURS = ("phantom-orchestrator", "phantom-train")
 
 Manifest = dict[str, Any]

@@ -14,6 +14,7 @@ import yaml
 from phantom.cluster.diagnostics import check_cluster
 from phantom.config import Params
 from phantom.orchestration.checks import Check
+from tests.cluster.manifests import SECRETS
 from tests.orchestration.checks import api_server, named, set_versions
 
 
@@ -211,8 +212,7 @@ class FakeCluster:
             "GET /apis/storage.k8s.io/v1/storageclasses": {"items": [{"metadata": {"name": "nfs"}}]},
             "GET /api/v1/nodes": {"items": [node("True"), node("True"), node("Unknown")]},
             "GET /api/v1/namespaces/lab/resourcequotas": {"items": [QUOTA]},
-            "GET /api/v1/namespaces/lab/secrets/phantom-s3": {"metadata": {"name": "phantom-s3"}},
-            "GET /api/v1/namespaces/lab/secrets/phantom-postgres": {"metadata": {"name": "phantom-postgres"}},
+            **{f"GET /api/v1/namespaces/lab/secrets/{name}": {"metadata": {"name": name}} for name in SECRETS},
             "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews": self._review,
         }
 

@@ -93,5 +93,10 @@ def test_the_script_creates_the_secrets(server: ApiServer):
     passwords = first["phantom-postgres"]
     assert set(passwords) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD"}
     assert len(set(passwords.values())) == 3 and all(re.fullmatch("[0-9a-f]{48}", p) for p in passwords.values())
+    assert re.fullmatch("phantom:[0-9a-f]{48}", first["phantom-prefect"]["PREFECT_API_AUTH_STRING"])
+    assert first["phantom-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "phantom"
+    drawn = [value for name in SECRETS - {"phantom-s3"} for value in first[name].values() if value != "phantom"]
+    assert len(set(drawn)) == 6 and all(re.fullmatch("(phantom:)?[0-9a-f]{48}", value) for value in drawn)
     again = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="new")
-    assert again["phantom-postgres"] == passwords and again["phantom-s3"]["AWS_SECRET_ACCESS_KEY"] == "new"
+    assert all(again[name] == first[name] for name in SECRETS - {"phantom-s3"})
+    assert again["phantom-s3"]["AWS_SECRET_ACCESS_KEY"] == "new"

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ pytestmark = [
     pytest.mark.timeout(3000),
     pytest.mark.skipif(bool(refusal()), reason=f"no pods here: {refusal()}"),
     pytest.mark.skipif(not shutil.which("initdb"), reason="no Postgres"),
+    pytest.mark.skipif(find_spec("flask_wtf") is None, reason="mlflow without the extra auth"),
 ]
 
 # What the image of Postgres runs before the server: it makes the database, and runs the scripts that are mounted.
@@ -152,7 +154,14 @@ def secrets(artifacts: str, port: int) -> dict[str, dict[str, str]]:
     passwords = {f"{name}_PASSWORD": f"{name.lower()}-secret" for name in ("POSTGRES", "PREFECT", "MLFLOW")}
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     s3 = {"MLFLOW_ARTIFACTS_DESTINATION": artifacts, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **keys}
-    return {"phantom-postgres": passwords, "phantom-s3": s3}
+    mlflow = {"MLFLOW_TRACKING_USERNAME": "phantom", "MLFLOW_TRACKING_PASSWORD": "of-the-account"}
+    return {
+        "phantom-postgres": passwords,
+        "phantom-prefect": {"PREFECT_API_AUTH_STRING": "phantom:of-prefect"},
+        "phantom-mlflow": mlflow,
+        "phantom-mlflow-server": {"MLFLOW_FLASK_SERVER_SECRET_KEY": "key"},
+        "phantom-s3": s3,
+    }
 
 
 @contextmanager

@@ -6,6 +6,7 @@ ports are changed. Skipped where there is no Postgres.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import re
@@ -39,6 +40,14 @@ pytestmark = [
 ]
 
 PASSWORDS = {f"{name}_PASSWORD": f"{name.lower()}-secret" for name in ("POSTGRES", "PREFECT", "MLFLOW")}
+ACCOUNT = {"MLFLOW_TRACKING_USERNAME": "phantom", "MLFLOW_TRACKING_PASSWORD": "of-the-account"}
+# What secrets that are named key by key hold.
+SECRETS = {
+    **PASSWORDS,
+    **ACCOUNT,
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "key",
+    "PREFECT_API_AUTH_STRING": "phantom:of-prefect",
+}
 
 
 @dataclass
@@ -94,15 +103,24 @@ def postgres() -> Iterator[Postgres]:
 @contextmanager
 def running(file: str, postgres: Postgres, folder: Path, secrets: dict[str, str]) -> Iterator[str]:
     """Runs the container of the Deployment in a manifest; gives its URL once its probes answer."""
-    ((_, pod),) = [found for manifest in manifests(file) for found in pod_templates(manifest)]
+    everything = manifests(file)
+    ((_, pod),) = [found for manifest in everything for found in pod_templates(manifest)]
     (container,) = pod["spec"]["containers"]
     port = free_port()
     places = {"postgres:5432": f"127.0.0.1:{postgres.port}", "/tmp": str(folder), "0.0.0.0": "127.0.0.1"}
+    data = {m["metadata"]["name"]: m["data"] for m in everything if m["kind"] == "ConfigMap"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    for volume in pod["spec"]["volumes"]:
+        if "configMap" in volume:
+            (folder / volume["name"]).mkdir()
+            for name, text in data[volume["configMap"]["name"]].items():
+                (folder / volume["name"] / name).write_text(here(text, places), encoding="utf-8")
+            places[mounts[volume["name"]]] = str(folder / volume["name"])
     ports = {str(each["containerPort"]): str(port) for each in container["ports"]}
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     env |= secrets if container.get("envFrom") else {}
     for entry in container["env"]:
-        value = entry["value"] if "value" in entry else PASSWORDS[entry["valueFrom"]["secretKeyRef"]["key"]]
+        value = entry["value"] if "value" in entry else SECRETS[entry["valueFrom"]["secretKeyRef"]["key"]]
         value = re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], value)  # as Kubernetes does, in order
         env[entry["name"]] = here(value, places)
     command = [here(word, places | ports) for word in container["command"]]
@@ -138,6 +156,9 @@ def answers(url: str) -> bool:
 
 
 def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, tmp_path, monkeypatch):
+    pytest.importorskip("flask_wtf", reason="mlflow without the extra auth")
+    for name, value in ACCOUNT.items():
+        monkeypatch.setenv(name, value)
     store = Server()
     keys = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
@@ -168,28 +189,45 @@ def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, 
             client.set_registered_model_alias("phantom", "champion", version.version)
             assert client.get_model_version_by_alias("phantom", "champion").run_id == run.info.run_id
             asked = {host: status(url, host) for host in ("mlflow.phantom:5000", "elsewhere.example")}
+            others = [status(url, login=login) for login in ("", "phantom:wrong", "admin:password1234")]
+            pages = status(url, path="/", login=""), status(url, path="/health", login="")
         objects = [entry["Key"] for entry in s3.list_objects_v2(Bucket="artifacts")["Contents"]]
         assert [key for key in objects if key.endswith("/report.html")] and all(
             k.startswith("phantom/") for k in objects
         )
         assert postgres.ask("mlflow", "select value from metrics") == [(0.5,)]
+        assert postgres.ask("mlflow", "select username, is_admin from users") == [("phantom", True)]
         assert asked == {"mlflow.phantom:5000": 200, "elsewhere.example": 403}
+        assert others == [401, 401, 401] and pages == (401, 200)
     finally:
         store.stop()
 
 
-def status(url: str, host: str) -> int:
-    """The status of a request with this Host header."""
+def status(
+    url: str,
+    host: str = "mlflow:5000",
+    path: str = "/api/2.0/mlflow/experiments/search?max_results=1",
+    login: str = ":".join(ACCOUNT.values()),
+) -> int:
+    """The status of a request with this Host header and, unless it is empty, this user:password."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-    connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+    connection.request("GET", path, headers={"Host": host, **authorization(login)})
     return connection.getresponse().status
+
+
+def authorization(login: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
 
 
 def test_prefect_keeps_its_records_in_postgres(postgres, tmp_path):
     with running("30-prefect-server.yaml", postgres, tmp_path, {}) as url:
+        ours = SECRETS["PREFECT_API_AUTH_STRING"]
+        assert [status(url, path="/api/admin/version", login=login) for login in ("", "phantom:wrong")] == [401, 401]
+        assert status(url, path="/api/admin/version", login=ours) == 200
         body = b'{"name": "phantom"}'
-        request = urllib.request.Request(f"{url}/api/flows/", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        headers = {"Content-Type": "application/json", **authorization(ours)}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/api/flows/", body, headers), timeout=60) as answer:
             assert answer.status == 201
-        assert answers(url)  # its pages
+        assert answers(url)  # its pages, which ask for the string
+        assert answers(f"{url}/api/health")
     assert postgres.ask("prefect", "select name from flow") == [("phantom",)]

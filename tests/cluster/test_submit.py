@@ -123,7 +123,7 @@ def test_what_a_trainjob_cannot_set_is_refused_where_its_runtime_differs(cluster
         ("grace_seconds=1200", "1200", "600"),
         ("restarts=3", "3", "50"),
         ("keep_hours=48", "48", "24"),
-        ("secrets=[phantom-s3,hub]", r"\[phantom-s3, hub\]", r"\[phantom-s3\]"),
+        ("secrets=[phantom-s3,hub]", r"\[phantom-s3, hub\]", r"\[phantom-s3, phantom-mlflow\]"),
         ("priority_class=null", "null", "phantom-training"),
     ):
         name = setting.partition("=")[0]

@@ -142,6 +142,9 @@ def test_a_store_that_is_a_server(make_params, checkout: Path):
         answers["GET /api/2.0/mlflow/experiments/get-by-name"] = 403
         refused = store_check(address)
         assert not refused.ok and "--allowed-hosts" in refused.fix
+        answers["GET /api/2.0/mlflow/experiments/get-by-name"] = 401
+        stranger = store_check(address)
+        assert not stranger.ok and "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in stranger.fix
     gone = store_check(address)
     assert not gone.ok and "refused" in gone.finding
 
@@ -152,12 +155,15 @@ def test_a_store_that_is_a_server(make_params, checkout: Path):
 def test_a_prefect_server_that_is_named_must_answer(make_params, checkout: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert named(doctor(make_params(), root=checkout))["prefect server"].finding.startswith("none is named")
-    answers: dict[str, Any] = {"GET /api/health": {}}
+    answers: dict[str, Any] = {"GET /api/admin/version": "3.8.8"}
     with api_server(answers) as address:
         (checkout / "prefect.toml").write_text(f'[api]\nurl = "{address}/api"\n', encoding="utf-8")
         assert named(doctor(make_params(), root=checkout))["prefect server"].finding == f"{address}/api answers"
         monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
         assert named(doctor(make_params(), root=checkout))["prefect server"].ok
+        answers["GET /api/admin/version"] = 401
+        stranger = named(doctor(make_params(), root=checkout))["prefect server"]
+        assert not stranger.ok and "set PREFECT_API_AUTH_STRING" in stranger.fix
     monkeypatch.delenv("PREFECT_API_URL")
     ours = named(doctor(make_params(), root=checkout))["prefect server"]
     assert ours.ok and ours.finding.startswith(f"none at {address}/api: `phantom up` starts one")

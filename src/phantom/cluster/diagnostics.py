@@ -33,7 +33,8 @@ OPERATORS = {  # the kustomization that installs each operator, and its Deployme
 }
 KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml")  # namespace, ConfigMap, its key
 FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
-SERVICE_SECRETS = ("phantom-postgres", "phantom-s3")  # created by k8s/secrets.sh
+# Created by k8s/secrets.sh.
+SERVICE_SECRETS = ("phantom-postgres", "phantom-prefect", "phantom-mlflow", "phantom-mlflow-server", "phantom-s3")
 
 
 def check_cluster(params: Params, root: Path = Path()) -> list[Check]:

@@ -14,7 +14,7 @@ def approve(run: str | None = None, reject: bool = False) -> str:
     reject: resume without registering the model.
     Raises UserError if no such run waits, if several wait and none is named, or if no Prefect server answers.
     """
-    from httpx import TransportError
+    from httpx import HTTPStatusError, TransportError
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.objects import StateType
@@ -35,6 +35,12 @@ def approve(run: str | None = None, reject: bool = False) -> str:
             raise UserError(
                 f"approve: no answer from Prefect at {client.api_url} ({error}); `phantom up` starts it, "
                 "PREFECT_API_URL says where another one is"
+            ) from None
+        except HTTPStatusError as error:
+            if error.response.status_code != 401:
+                raise
+            raise UserError(
+                f"approve: Prefect at {client.api_url} answers 401; set PREFECT_API_AUTH_STRING to the server's string"
             ) from None
     names = ", ".join(sorted(r.name for r in waiting)) or "none"
     chosen = [r for r in waiting if run is None or run == r.name or _is_id(run, r.id)]

@@ -5,6 +5,7 @@ Every check reports a finding and, if it fails, a fix: one line each, whatever e
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import shutil
@@ -35,6 +36,7 @@ PACKAGES = (
 )
 FROZEN_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TIMEOUT_SECONDS = 5.0
+IN_SECRET = "; on a cluster `kubectl -n phantom get secret {} -o yaml` has it, in base64"
 
 
 def doctor(params: Params, root: Path = Path()) -> list[Check]:
@@ -183,9 +185,13 @@ def _mlflow(name: str, uri: str, root: Path) -> Check:
     try:
         query = urllib.parse.urlencode({"experiment_name": "Default"})
         url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?{query}"
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
+        account = [os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD")]
+        with urllib.request.urlopen(_request(url, ":".join(filter(None, account))), timeout=TIMEOUT_SECONDS):
             return Check(name, True, f"{uri} answers")
     except urllib.error.HTTPError as error:
+        if error.code == 401:
+            fix = f"set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{IN_SECRET.format('phantom-mlflow')}"
+            return Check(name, False, f"{uri}: 401, it answers only accounts", fix)
         if error.code == 403:
             host = urllib.parse.urlsplit(uri).netloc
             return Check(
@@ -219,13 +225,23 @@ def _prefect_server(name: str, root: Path) -> Check:
     if not url:
         return Check(name, True, "none is named (PREFECT_API_URL): `phantom up` starts one, `phantom run` needs none")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT_SECONDS):
+        request = _request(f"{url.rstrip('/')}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING", ""))
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
             return Check(name, True, f"{url} answers")
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if getattr(error, "code", None) == 401:
+            fix = f"set PREFECT_API_AUTH_STRING to the server's{IN_SECRET.format('phantom-prefect')}"
+            return Check(name, False, f"{url}: 401, it answers only who knows its string", fix)
         if not given:
             return Check(name, True, f"none at {url}: `phantom up` starts one, `phantom run` needs none")
         return Check(name, False, f"{url}: {reason}", "`phantom up` starts one here; else set PREFECT_API_URL to yours")
+
+
+def _request(url: str, login: str) -> urllib.request.Request:
+    """A GET request, with `login` (user:password) as HTTP's basic authentication if there is one."""
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+    return urllib.request.Request(url, headers=headers)
 
 
 def _ports(name: str) -> Check:
