@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 OUTCOME_ENV = "PHANTOM_OUTCOME"  # path of the outcome file
+MAX_ERROR = 4000  # characters of an error line that is read; the kubelet keeps 4096 bytes of a termination message
 
 
 class UserError(Exception):
@@ -42,6 +44,19 @@ class InvalidData(StageFailed):
     exit_code = 65  # EX_DATAERR of sysexits.h
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: its exit code, and its error in one line."""
+
+    code: int
+    error: str
+
+    def exception(self, prefix: str = "") -> Exception:
+        """What the stage raised."""
+        kinds: dict[int, type[Exception]] = {2: UserError, 75: Interrupted}
+        return kinds.get(self.code, StageFailed)(f"{prefix}{self.error}")
+
+
 def raise_terminated(number: int, frame: object) -> None:
     """The handler for SIGTERM."""
     raise Terminated
@@ -62,3 +77,20 @@ def write_outcome(code: int, error: str = "") -> bool:
     if path and not (Path(path).exists() and Path(path).stat().st_size):  # in a pod it exists, empty
         Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
     return bool(path)
+
+
+def read_outcome(text: str | None) -> Outcome | None:
+    """What `write_outcome` wrote, None if it is something else.
+
+    Whatever runs in a pod can write it: the error becomes one line without control characters, which a terminal would
+    obey. It explains a failure, and never makes one a success.
+    """
+    try:
+        found = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    code, error = (found.get("code"), found.get("error")) if isinstance(found, dict) else (None, None)
+    if type(code) is not int or not isinstance(error, str):
+        return None
+    line = "".join(letter if letter.isprintable() else " " for letter in error[:MAX_ERROR])
+    return Outcome(code, " ".join(line.split()))

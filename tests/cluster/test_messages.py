@@ -112,6 +112,14 @@ def container(count: int, state: dict[str, Any], last: dict[str, Any] | None = N
             pod(containerStatuses=container(0, ended(1, message='{"code": 2, "error": "da'))),
             [(0, 1, "ended with exit code 1")],
         ),
+        *(  # forged
+            (pod(containerStatuses=container(0, ended(1, message=forged))), [(0, 1, "ended with exit code 1")])
+            for forged in ('{"code": [2], "error": "x"}', '{"code": 2}', '{"code": true, "error": "x"}', "[" * 4000)
+        ),
+        (
+            pod(containerStatuses=container(0, ended(1, message='{"code": 0, "error": "fine\\n\\u001b[2Jdone"}'))),
+            [(0, 1, "fine [2Jdone")],
+        ),
         (
             pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
             [(-1, 1, "was evicted (Evicted): The node was low on resource: memory.")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import pickle
 import shutil
 
 import numpy as np
@@ -202,6 +204,30 @@ def test_the_base_has_variants(export, tiny_base, tmp_path):
         PhantomPipeline.from_pretrained(export, base=base)
     variant = PhantomPipeline.from_pretrained(export, base=base, variant="bf16")
     assert np.array_equal(generate(variant), generate(PhantomPipeline.from_pretrained(export)))
+
+
+class Code:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("part", ["export", "transformer", "vae", "text_encoder", "physics_encoder"])
+def test_a_pickle_in_place_of_weights_is_not_run(export, tiny_base, tmp_path, part):
+    base, ours, ran = tmp_path / "base", tmp_path / "export", tmp_path / "ran"
+    shutil.copytree(tiny_base, base)
+    shutil.copytree(export, ours)
+    for file in (ours if part == "export" else base / part).glob("*.safetensors"):
+        file.unlink()
+        name = "pytorch_model.bin" if part in ("text_encoder", "physics_encoder") else f"{file.stem}.bin"
+        file.with_name(name).write_bytes(pickle.dumps(Code(ran)))
+    with pytest.raises((UserError, ValueError, OSError, pickle.UnpicklingError)):
+        PhantomPipeline.from_pretrained(ours, base=base, physics_encoder=base / "physics_encoder")
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "physics_encoder"])

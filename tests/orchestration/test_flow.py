@@ -94,6 +94,24 @@ def test_a_stage_that_dvc_cannot_run_reports_dvcs_error(tmp_path: Path):
         pipeline.run_stage("encode", load_params(checkout / "params.yaml"), checkout)
 
 
+def test_a_forged_outcome_makes_no_failure_a_success_and_writes_no_second_line(tmp_path: Path):
+    checkout = make_checkout(tmp_path / "checkout")
+    stage = "import os, pathlib, sys; pathlib.Path(os.environ['PHANTOM_OUTCOME']).write_text(open('forged').read()); "
+    (checkout / "stage.py").write_text(f"{stage}sys.exit(1)\n", encoding="utf-8")
+    said = {}
+    for forged in ('{"code": 0, "error": ""}', '{"code": 1, "error": "a\\nb\\u001b[1A"}', '{"code": {}}', "\0[[["):
+        (checkout / "forged").write_text(forged, encoding="utf-8")
+        with pytest.raises(StageFailed) as failure:
+            pipeline.run_stage("prepare", load_params(checkout / "params.yaml"), checkout)
+        said[forged] = str(failure.value)
+    assert [text.partition(";")[0] for text in said.values()] == [
+        "prepare: finished, but DVC could not take its outputs",
+        "a b [1A",
+        *2 * ["prepare: its process was killed (out of memory?)"],
+    ]
+    assert not (checkout / "dvc.lock").exists()
+
+
 def test_a_users_settings_of_dvc_are_kept(tmp_path: Path):
     checkout = make_checkout(tmp_path / "checkout")
     shutil.rmtree(checkout / ".git")

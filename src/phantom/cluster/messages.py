@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from phantom.cluster.render import QUEUE_LABEL
+from phantom.errors import read_outcome
 
 Phase = Literal["created", "suspended", "running", "restarting", "succeeded", "failed"]
 IMAGE_ERRORS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -110,12 +110,8 @@ def terminations(pod: dict[str, Any]) -> Iterator[Termination]:
 def _termination(meta: dict[str, Any], attempt: int, terminated: dict[str, Any], status: dict[str, Any]) -> Termination:
     code, message = terminated["exitCode"], (terminated.get("message") or "").strip()
     stage_code, stage_error, log_tail = None, "", message
-    if message.startswith('{"code"'):
-        try:
-            outcome = json.loads(message)
-            stage_code, stage_error, log_tail = outcome["code"], outcome["error"], ""
-        except ValueError:  # truncated by the kubelet
-            pass
+    if outcome := read_outcome(message):  # None if the kubelet has truncated it
+        stage_code, stage_error, log_tail = outcome.code, outcome.error, ""
     out_of_memory = terminated.get("reason") == "OOMKilled"
     by_cluster = "ran out of memory; raise cluster.memory_gib" if out_of_memory else _eviction(status)
     reason = by_cluster or stage_error or f"ended with exit code {code}"

@@ -25,7 +25,7 @@ from typing import Any
 from phantom.config import Params, load_params
 from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
-from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, Terminated, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, Outcome, StageFailed, Terminated, UserError, read_outcome
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES, unlisted_settings
@@ -183,10 +183,10 @@ def run_stage(
             code = process.wait() if attached else tail(process, log, on_line or say)
         except BaseException as stop:
             _stop(process, LEAVE_TIMEOUT_SECONDS if leaves_job(stop) else STOP_TIMEOUT_SECONDS)
-            if said := (json.loads(_read(outcome_file) or "null") or {}).get("error"):
-                (on_line or say)(said)
+            if (said := read_outcome(_read(outcome_file))) and said.error:
+                (on_line or say)(said.error)
             raise
-    outcome = json.loads(_read(outcome_file) or "null")
+    outcome = read_outcome(_read(outcome_file))
     if code:
         raise _failure(stage, outcome, root)
     if source is not None:
@@ -338,11 +338,10 @@ def _stop(process: subprocess.Popen[bytes], timeouts: dict[signal.Signals, float
             continue
 
 
-def _failure(stage: str, outcome: dict | None, root: Path) -> Exception:
+def _failure(stage: str, outcome: Outcome | None, root: Path) -> Exception:
     """The exception for a failed `dvc repro`: from the stage's outcome or, if it never ran, from DVC's error."""
-    if outcome and outcome["code"]:
-        kind = {2: UserError, 75: Interrupted}.get(outcome["code"], StageFailed)
-        return kind(outcome["error"])
+    if outcome and outcome.code:
+        return outcome.exception()
     hint = f"`{shell_command('dvc')} repro -s {stage}` shows more"
     if outcome:
         return StageFailed(f"{stage}: finished, but DVC could not take its outputs; {hint}")
@@ -367,4 +366,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

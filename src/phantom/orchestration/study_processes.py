@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 from phantom.cores import cores
-from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, read_outcome
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.run import STOP_TIMEOUT_SECONDS, LineCallback, tail
 from phantom.orchestration.study_runs import PROCESSES, RUN_FILE, StudyRun
@@ -192,11 +192,12 @@ class Child:
         """Raises what the child did, if it failed."""
         if not self.process.returncode:
             return
-        left = json.loads(self.outcome.read_text(encoding="utf-8")) if self.outcome.is_file() else None
+        text = self.outcome.read_text(encoding="utf-8", errors="replace") if self.outcome.is_file() else None
+        left = read_outcome(text)
         log = self.run.folder / PROCESSES / self.place.name / LOG
-        if left and left["code"]:
-            kind = {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)
-            raise kind(f"{self.run.title}: {left['error']}" + (f" ({log})" if kind is StageFailed else ""))
+        if left and left.code:
+            failure = left.exception(f"{self.run.title}: ")
+            raise StageFailed(f"{failure} ({log})") if isinstance(failure, StageFailed) else failure
         raise StageFailed(f"{self.run.title}: its process was killed (out of memory?), see {log}; run again to go on")
 
 

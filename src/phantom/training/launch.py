@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from phantom.config import Params
 from phantom.cores import cores
-from phantom.errors import OUTCOME_ENV, Interrupted, StageFailed, UserError
+from phantom.errors import OUTCOME_ENV, StageFailed, read_outcome
 from phantom.training.process_group import COLLECTIVE_TIMEOUT
 
 # From the stop signal to SIGKILL: processes finish the step, save, and wait until the checkpoint is committed.
@@ -58,8 +57,8 @@ def launch(params: Params, command: list[str]) -> None:
         finally:
             os.environ.clear()
             os.environ.update(before)
-        left = json.loads(outcome.read_text(encoding="utf-8")) if outcome.is_file() else None
-    if left and left["code"]:
-        raise {2: UserError, 75: Interrupted}.get(left["code"], StageFailed)(left["error"])
+        left = read_outcome(outcome.read_text(encoding="utf-8") if outcome.is_file() else None)
+    if left and left.code:
+        raise left.exception()
     if failed:
         raise StageFailed("train: a process was killed (out of memory?); run again to go on from the last checkpoint")
