@@ -25,6 +25,7 @@ LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("encoders",),
     ("model",),
     ("config", "progress", "cores"),
+    ("logs",),
     ("errors",),
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -1,8 +1,7 @@
-"""Progress on stderr: a rich bar on a terminal, otherwise a plain line every few seconds."""
+"""Progress on stderr: a rich bar on a terminal, otherwise a line every few seconds (`logs`)."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from phantom import logs
 
 PLAIN_LINE_INTERVAL_SECONDS = 5.0
 
@@ -40,7 +41,7 @@ class Bar:
             self._rich.update(self._task, completed=self.done, note=self._note)
         elif time.monotonic() - self._last >= PLAIN_LINE_INTERVAL_SECONDS or self.done == self.total:
             self._last = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+            say(self._line())
 
     def _line(self) -> str:
         rate = (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
@@ -54,7 +55,7 @@ class Bar:
 def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
     """Shows progress over `total` units of `stage`, of which an earlier run finished `done`."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if logs.is_json() or not console.is_terminal:
         yield Bar(stage, total, unit, done, None)
         return
     columns = (
@@ -71,9 +72,9 @@ def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         yield Bar(stage, total, unit, done, rich)
 
 
-def say(text: str) -> None:
-    """Prints one plain line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, level: str = "info") -> None:
+    """Prints one line to stderr. level: info, warning or error."""
+    logs.write(text, level)
 
 
 @contextmanager

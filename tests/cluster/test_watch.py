@@ -33,6 +33,16 @@ def test_a_killed_pod_is_restarted_and_the_reason_is_reported(cluster: Cluster, 
     assert kept.read_text(encoding="utf-8") == "step 7\n"
 
 
+def test_log_lines_that_are_objects_are_shown_and_kept_as_text(cluster: Cluster, capfd: Any):
+    line = '{"time": "2026-01-01T00:00:00.000+00:00", "level": "info", "message": "step 7", "rank": 0}'
+    cluster.image(torchrun=f"test -e again || {{ touch again; echo '{line}'; exit 1; }}\n{DONE}")
+    result = run_job("train", cluster.params(), cluster.root)
+    said = capfd.readouterr().err
+    assert "\nstep 7\n" in said and "2026-01-01" not in said
+    (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
+    assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
 def test_a_pod_that_changes_is_polled_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch, "POLL_SECONDS", 600)
     cluster.image(torchrun=f"test -e again || {{ touch again; echo step 7; exit 1; }}\n{DONE}")

@@ -15,6 +15,7 @@ import typer
 # In the order of --help.
 from phantom.cli import settings, stages, data, pipeline, generation, serving  # noqa: F401  # isort: skip
 from phantom.cli import benchmarks, judge, votes, study, checkpoints  # noqa: F401  # isort: skip
+from phantom import logs
 from phantom.cli.shared import app
 from phantom.cores import let_idle_threads_sleep
 from phantom.errors import Interrupted, StageFailed, UserError, raise_terminated, write_outcome
@@ -33,7 +34,7 @@ def main() -> None:
     code, error = _run()
     # A parent such as `phantom run` prints the error itself.
     if not write_outcome(code, error) and error:
-        say(error)
+        say(error, "error")
     sys.stdout.flush()
     sys.exit(code)
 
@@ -42,6 +43,7 @@ def _run() -> tuple[int, str]:
     """The exit code and, if there is one, the error line."""
     usage_error = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
     try:
+        logs.configure()
         code = int(app(prog_name="phantom", standalone_mode=False) or 0)
         return (1, "interrupted") if code == TYPER_INTERRUPTED else (code, "")
     except (UserError, Interrupted, StageFailed) as error:
@@ -56,5 +58,5 @@ def _run() -> tuple[int, str]:
             raise
         return 1, f"{package} is not installed here: `make install`, or the extra train or orchestrate"
     except Exception as error:
-        traceback.print_exc()
+        say(traceback.format_exc().rstrip(), "error")
         return 1, f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -12,13 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
+from phantom import logs
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import Interrupted, StageFailed
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.evaluation.protocol import Benchmark
 from phantom.orchestration.privacy import stay_offline
 from phantom.progress import say
-from phantom.tracking.lineage import join_dvc_repro
+from phantom.tracking.lineage import PIPELINE_ENV, join_dvc_repro
 
 app = typer.Typer(
     help="Physics-infused video generation: train, evaluate and use it.",
@@ -46,6 +48,7 @@ Launcher = Annotated[
 def _global(context: typer.Context, params: ParamsFile = None, set_: Set = None) -> None:
     """Options of every command, also accepted before its name."""
     context.obj = (params, set_ or [])
+    logs.context.update(stage=context.invoked_subcommand, run=os.environ.get(PIPELINE_ENV))
 
 
 def settings(
@@ -94,6 +97,7 @@ def stage(
 ) -> Iterator[Params]:
     """Context of a stage: gives its settings, validated before anything slow is imported; `resumable`."""
     join_dvc_repro()
+    logs.context["run"] = os.environ.get(PIPELINE_ENV)
     compute = [f"compute.{name}={launcher}"] if launcher else []
     tree = settings(context, params, [*(set_ or []), *compute], benchmark, given)
     with resumable(name):

@@ -24,6 +24,7 @@ from phantom.cluster.messages import (
 )
 from phantom.cluster.render import Manifest
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.logs import text_of
 from phantom.progress import say
 
 POLL_SECONDS = 3.0  # between polls; a pod that changes is polled at once
@@ -155,7 +156,7 @@ class JobWatcher:
     def _report_failure(self, failed: Termination, pod: Manifest) -> None:
         """Reports why a container failed and saves the end of its log. Raises UserError for wrong input, at once."""
         self.restarts += 1
-        say(f"{self.stage}: pod {failed.pod} {failed.reason}")
+        say(f"{self.stage}: pod {failed.pod} {failed.reason}", "warning")
         container = (pod["status"].get("containerStatuses") or [{}])[0]
         previous = failed.attempt < container.get("restartCount", 0)
         log = self.connection.log(failed.pod, container.get("name", ""), tail_lines=KEPT_LINES, previous=previous)
@@ -191,7 +192,7 @@ class JobWatcher:
 
     def _save_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), tail: str = "") -> Sequence[str]:
         """Writes and returns a container's last lines: `lines`, else those read so far, else those of `tail`."""
-        lines = lines or list(self._tails.get(uid, ())) or tail.splitlines()
+        lines = lines or list(self._tails.get(uid, ())) or [text_of(line) for line in tail.splitlines()]
         if lines:
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / f"{name}-{uid[:8]}-{attempt}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -247,10 +248,10 @@ class JobWatcher:
 
 
 def _timestamped(log: str) -> list[tuple[str, str]]:
-    """(timestamp, line) for each line of a log. Timestamps have nine-digit fractions, so that they sort as text."""
+    """(timestamp, text) for each line of a log. Timestamps have nine-digit fractions, so that they sort as text."""
     found = []
     for raw in log.splitlines():
         stamp, _, line = raw.partition(" ")
         second, _, fraction = stamp.removesuffix("Z").partition(".")
-        found.append((f"{second}.{fraction:0<9}", line))
+        found.append((f"{second}.{fraction:0<9}", text_of(line)))
     return found

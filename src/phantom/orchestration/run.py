@@ -27,6 +27,7 @@ from phantom.data.files import lock_file
 from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME_ENV, Interrupted, Outcome, StageFailed, Terminated, UserError, read_outcome
 from phantom.evaluation.benchmarks import check_benchmarks
+from phantom.logs import relay, text_of
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES, unlisted_settings
 from phantom.progress import say
@@ -180,7 +181,7 @@ def run_stage(
             pass_fds=[] if lock is None else [lock],
         )
         try:
-            code = process.wait() if attached else tail(process, log, on_line or say)
+            code = process.wait() if attached else tail(process, log, on_line)
         except BaseException as stop:
             _stop(process, LEAVE_TIMEOUT_SECONDS if leaves_job(stop) else STOP_TIMEOUT_SECONDS)
             if (said := read_outcome(_read(outcome_file))) and said.error:
@@ -195,8 +196,18 @@ def run_stage(
     return StageRun(stage, outcome is not None, time.monotonic() - started)
 
 
-def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback) -> int:
-    """Passes each line of the log to `on_line` until the process exits. Returns its exit code."""
+def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback | None = None) -> int:
+    """Passes the text of each line of the log to `on_line` until the process exits, or shows the line here.
+
+    Returns its exit code.
+    """
+
+    def show(line: str) -> None:
+        if on_line:
+            on_line(text_of(line))
+        else:
+            relay(line)
+
     with log.open(encoding="utf-8", errors="replace") as lines:
         pending = ""
         while True:
@@ -204,10 +215,10 @@ def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback) -> 
             pending += lines.read()
             *complete, pending = re.split(r"[\r\n]", pending)
             for line in filter(str.strip, complete):
-                on_line(line)
+                show(line)
             if ended:
                 if pending.strip():
-                    on_line(pending)
+                    show(pending)
                 return process.returncode
             time.sleep(0.1)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from phantom import logs
 from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.storage import open_folder
 from phantom.data.video import BadClip
@@ -47,6 +48,8 @@ class Stopped(Exception):
 
 def run(options: Options, device: str | None) -> None:
     """Runs a worker until SIGTERM or until its parent has ended. device: the GPU it sees; None: as its parent."""
+    logs.configure()
+    logs.context["stage"] = "serve"
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     worker = Worker(options)

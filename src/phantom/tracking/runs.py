@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from phantom import logs
 from phantom.config import Params
 from phantom.progress import say
 from phantom.tracking import lineage
@@ -48,6 +49,7 @@ class Tracker:
         except Exception as error:  # of any type: MLflow, SQLAlchemy and requests raise their own
             self._warn(error)
             self.run_id = None
+        logs.context["run"] = logs.context["run"] or self.run_id
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"mlflow {name}")
         self._thread.start()
 
@@ -88,7 +90,7 @@ class Tracker:
         self._queue.put(("end", status))
         self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
-            say(f"mlflow: {self.uri} does not answer; its curves end early, history.json has all of them")
+            say(f"mlflow: {self.uri} does not answer; its curves end early, history.json has all of them", "warning")
 
     def flush(self) -> None:
         """Queues the metrics logged so far for sending."""
@@ -168,7 +170,7 @@ class Tracker:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            say(f"mlflow: {self.uri}: {reason}; continuing without it, history.json has the curves")
+            say(f"mlflow: {self.uri}: {reason}; continuing without it, history.json has the curves", "warning")
         self._warned = True
 
 
