@@ -13,6 +13,7 @@ from phantom.cluster.spec import make_spec, merge_spec
 from phantom.cluster.validation import validate_manifest
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
+from phantom.training.metrics import METRICS_PORT_ENV
 from tests.cluster.schemas import schema_errors
 
 STAGES = ("encode", "train", "evaluate")
@@ -97,6 +98,19 @@ def test_what_changes_a_jobs_name_and_its_digest():
     bigger = manifest("train", "cluster.cpu=13")
     assert bigger["metadata"]["name"] == first["metadata"]["name"]
     assert bigger["metadata"]["annotations"][DIGEST_ANNOTATION] != first["metadata"]["annotations"][DIGEST_ANNOTATION]
+
+
+def test_the_log_of_a_job_is_json_unless_the_settings_say_otherwise():
+    for stage in ("encode", "train", "evaluate"):
+        assert make_spec(stage, params()).env["PHANTOM_LOG"] == "json"
+        assert make_spec(stage, params("cluster.env=[PHANTOM_LOG=text]")).env["PHANTOM_LOG"] == "text"
+
+
+def test_prometheus_finds_the_metrics_of_training_alone():
+    (container,) = pod(manifest("train"))["containers"]
+    (port,) = [each["containerPort"] for each in container["ports"] if each["name"] == "metrics"]
+    assert {"name": METRICS_PORT_ENV, "value": str(port)} in container["env"]
+    assert METRICS_PORT_ENV not in make_spec("encode", params()).env
 
 
 def test_the_parent_run_in_mlflow_changes_neither_name_nor_digest(monkeypatch: pytest.MonkeyPatch):

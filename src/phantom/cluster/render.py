@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from phantom.cluster.spec import ENV_OF_ONE_RUN, TERMINATION_LOG, WORKSPACE, JobSpec
+from phantom.cluster.spec import ENV_OF_ONE_RUN, METRICS_PORT, TERMINATION_LOG, WORKSPACE, JobSpec
 from phantom.errors import InvalidData, UserError
 
 JOB_LABEL, STAGE_LABEL = "phantom/job", "phantom/stage"  # of jobs and their pods
@@ -55,7 +55,8 @@ def _pytorchjob(spec: JobSpec) -> Manifest:
     The elastic policy is there for torchrun's c10d rendezvous; the size is fixed, minReplicas = maxReplicas.
     """
     pod = _pod(spec, "pytorch")
-    pod["spec"]["containers"][0]["ports"] = [{"name": "pytorchjob-port", "containerPort": RENDEZVOUS_PORT}]
+    ports = {"pytorchjob-port": RENDEZVOUS_PORT, "metrics": METRICS_PORT}
+    pod["spec"]["containers"][0]["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",

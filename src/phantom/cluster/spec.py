@@ -15,8 +15,10 @@ from pathlib import Path
 from phantom.cluster.outputs import KEEP_ENV, KEPT
 from phantom.config import Cluster, Params
 from phantom.errors import OUTCOME_ENV, UserError
+from phantom.logs import LOG_ENV
 from phantom.orchestration.stages import identity_files, result_settings
 from phantom.tracking.lineage import PIPELINE_ENV
+from phantom.training.metrics import METRICS_PORT_ENV
 
 WORKSPACE = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"  # its content becomes part of the pod's status
@@ -24,6 +26,7 @@ SETTINGS = "PHANTOM_PARAMS"
 ENV_OF_ONE_RUN = (SETTINGS, PIPELINE_ENV)  # variables that do not change what a job computes
 # What is missing at the first attempt to merge is so at the next; the index of a million clips fits.
 MERGE_AT_MOST = {"cpu": 4, "memory_gib": 16, "shared_memory_gib": 1, "restarts": 3}
+METRICS_PORT = 9464  # of training pods
 SHUTDOWN_MARGIN_SECONDS = 30  # of the grace period, for torchrun after its workers have ended
 
 
@@ -112,6 +115,7 @@ def _environment(stage: str, params: Params) -> dict[str, str]:
     if PIPELINE_ENV in os.environ:
         env[PIPELINE_ENV] = os.environ[PIPELINE_ENV]
     if stage == "train":
+        env[METRICS_PORT_ENV] = str(METRICS_PORT)
         env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(params.cluster.grace_seconds - SHUTDOWN_MARGIN_SECONDS)
     return env | _given(params.cluster)
 
@@ -124,6 +128,7 @@ def _pod_environment(cluster: Cluster) -> dict[str, str]:
         "USER": "phantom",
         "HF_HOME": f"{WORKSPACE}/.cache/huggingface",  # downloaded once, for all pods
         "OMP_NUM_THREADS": str(cluster.cpu),
+        LOG_ENV: "json",
     }
 
 

@@ -1,4 +1,4 @@
-"""Throughput since the last log line: samples and FLOPs per second, MFU, share of time spent waiting for data, memory.
+"""Throughput since the last log line: samples, tokens and FLOPs per second, MFU, share of time waiting, memory.
 
 Only host clocks are read, and rates are computed only at log lines, which sync with the device anyway to show losses.
 """
@@ -13,25 +13,27 @@ from typing import Any
 
 import torch
 
-from phantom.model.flops import Costs, Shape, costs
+from phantom.model.flops import Costs, Shape, costs, token_count
 from phantom.planning.gpus import GIB, peak_flops
 from phantom.training.conditioning import Batch
 
-FIGURES = ("samples_per_second", "tflops_per_second", "mfu", "data_wait", "memory_gib")
+FIGURES = ("samples_per_second", "tokens_per_second", "tflops_per_second", "mfu", "data_wait", "memory_gib")
 
 
 class Throughput:
-    """Counts samples and FLOPs over all processes. `model`: `PhantomTransformer3DModel.config`."""
+    """Counts samples, tokens and FLOPs over all processes. `model`: `PhantomTransformer3DModel.config`."""
 
     def __init__(self, model: Any, device: torch.device, processes: int) -> None:
         self.parts, self.lora, self.device = (model.video, model.physics, model.coupling), model.lora, device
         self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
         self._costs: dict[Shape, Costs] = {}
+        self._tokens_of: dict[Shape, tuple[int, int]] = {}  # of the video and the physics branch
         self.start()
 
     def start(self) -> None:
         """Resets all counters."""
-        self._began, self._waited, self._samples, self._operations = time.monotonic(), 0.0, 0, 0
+        self._began, self._waited = time.monotonic(), 0.0
+        self._samples = self._tokens = self._operations = 0
 
     def count(self, batch: Batch, samples: int, twin_alone: bool = False) -> None:
         """Counts a step over `samples` samples shaped like those of `batch`, of the whole model or its twin alone."""
@@ -39,8 +41,12 @@ class Throughput:
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
             self._costs[shape] = costs(*self.parts, shape, self.lora)
+            of_video, of_physics, _ = self.parts
+            tokens = token_count(of_video, video), token_count(of_physics, physics) if of_physics else 0
+            self._tokens_of[shape] = tokens
         cost = self._costs[shape].physics if twin_alone else self._costs[shape].total
         self._samples += samples
+        self._tokens += samples * sum(self._tokens_of[shape][1:] if twin_alone else self._tokens_of[shape])
         self._operations += samples * cost.training
 
     @contextmanager
@@ -67,6 +73,7 @@ class Throughput:
             memory = torch.cuda.max_memory_allocated(self.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found = {"samples_per_second": self._samples / seconds, "tflops_per_second": operations / 1e12}
+        found = {"samples_per_second": self._samples / seconds, "tokens_per_second": self._tokens / seconds}
+        found |= {"tflops_per_second": operations / 1e12}
         found |= {"mfu": operations / self.peak} if self.peak else {}
         return found | {"data_wait": self._waited / seconds, "memory_gib": memory / GIB}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from phantom import logs
 from phantom.config import Params
 from phantom.data.storage import open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
@@ -38,6 +40,7 @@ from phantom.training.initial_weights import load_initial_weights
 from phantom.training.launch import in_torchrun, launch
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
+from phantom.training.metrics import Metrics
 from phantom.training.objective import Losses, PhysicsLoss, losses
 from phantom.training.paired import gap
 from phantom.training.recursive_weight import RecursiveWeight
@@ -123,6 +126,7 @@ class Trainer:
     def __init__(self, params: Params, root: Path, name: str, held: bool) -> None:
         self.params, self.settings, self.root, self.name = params, params.train, root, name
         self.accelerator = process_group.join(self.settings)
+        self.metrics = Metrics(name, self.settings.steps)
         self.device = self.accelerator.device
         if self.settings.memory_check:
             check_fit(params, process_group.memory_of(self.device), root)
@@ -197,6 +201,8 @@ class Trainer:
                     with self.throughput.waiting_for_data():
                         micro_batches = [next(batches) for _ in range(settings.accumulation)]
                     figures = self.train_step(micro_batches)
+                    logs.context["step"] = self.step
+                    self.metrics.progress(self.step)
                     last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
                         with self._aside(), self.autocast():
@@ -224,6 +230,7 @@ class Trainer:
             raise
         finally:
             self.writer.close()
+            self.metrics.close()
             if self.tracker:
                 self.tracker.close(status)
         self.accelerator.wait_for_everyone()
@@ -297,7 +304,8 @@ class Trainer:
             say(
                 f"train {self.name}: step {self.step}: alpha_z has been reset at every measurement for more than "
                 f"{self.settings.recursive_weight.stalled_after} steps, so the physics loss has no weight; raise "
-                f"train.recursive_weight.threshold (the norm is now {norms['grad_norm_physics']:.3g})"
+                f"train.recursive_weight.threshold (the norm is now {norms['grad_norm_physics']:.3g})",
+                "warning",
             )
             self.tracker.set_tag("alpha_z", f"stalled at step {self.step}")
         return self.weight.alpha
@@ -314,8 +322,9 @@ class Trainer:
     def _stop_if_bad(self) -> None:
         """Reads the number of consecutive skipped steps, a host sync. Raises StageFailed if there are too many."""
         bad = int(self.bad)
+        self.metrics.show(bad_steps=bad)
         if bad:
-            say(f"train: step {self.step}: the gradient is not finite, the step is skipped")
+            say(f"train: step {self.step}: the gradient is not finite, the step is skipped", "warning")
         if bad >= self.settings.max_bad_steps:
             raise StageFailed(
                 f"train: {bad} steps in a row without a finite gradient; the last good state is kept in "
@@ -380,6 +389,7 @@ class Trainer:
         self._stop_if_bad()
         speed = self.throughput.figures()
         self.throughput.start()
+        self.metrics.show(**logged, **speed, alpha_stalled=self.weight.is_stalled)
         if self.tracker:
             self.history.append({"step": self.step, **rounded(logged)})
             self.tracker.log_metrics(self.step, logged | speed)
@@ -396,12 +406,14 @@ class Trainer:
             figures |= validation(model, self.device, last)
         if last:
             self.heldout = {"figures": rounded(figures), "clips": validation.by_clip} if figures else {}
+        self.metrics.progress()
         return figures
 
     def _write_samples(self, samples: SampleVideos) -> None:
         """Writes sample videos next to the checkpoints and to MLflow."""
         with self.autocast(), self.learner.averaged():
             made = samples(self.learner.model)
+        self.metrics.progress()
         if self.tracker:
             folder = f"samples/step-{self.step:07d}"
             for path in samples.write(made, self.folder / folder):
@@ -409,6 +421,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Starts to save a checkpoint; training goes on once its tensors are copied."""
+        began = time.monotonic()
         self._wait_for_checkpoint()
         process_group.sum_over_processes([self.window.sums])
         if not self.is_first:
@@ -429,6 +442,8 @@ class Trainer:
         self.writer.save(self.step, self.learner.tensors(), state, self._heldout_loss())
         newest = self.history[-1] if self.history else {}
         self.saving = self.step, {k: newest[k] for k in CHECKPOINT_LOSSES if newest.get(k)}
+        self.metrics.show(save_stall_seconds=time.monotonic() - began)
+        self.metrics.progress()
 
     def _wait_for_checkpoint(self) -> None:
         """Waits until the checkpoint that is being written is committed, and logs it."""
