@@ -4,6 +4,7 @@
 #
 #   PHANTOM_ARTIFACTS=s3://bucket/phantom AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... k8s/secrets.sh
 #
+# Backups of the databases go to PHANTOM_BACKUPS, by default s3://bucket/phantom-backups here.
 # AWS_ENDPOINT_URL for an S3 other than Amazon's. Without keys (a role of the service account) leave the two out.
 set -eu
 namespace=${NAMESPACE:-phantom}
@@ -34,6 +35,8 @@ once phantom-mlflow-server printf '%s\n' "MLFLOW_FLASK_SERVER_SECRET_KEY=$(rando
 
 {
   printf 'MLFLOW_ARTIFACTS_DESTINATION=%s\n' "$PHANTOM_ARTIFACTS"
+  # Not below the artifacts, which everyone reads who reaches MLflow.
+  printf 'PHANTOM_BACKUPS=%s\n' "${PHANTOM_BACKUPS:-${PHANTOM_ARTIFACTS%/}-backups}"
   for name in AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL AWS_DEFAULT_REGION HF_TOKEN; do
     eval "value=\${$name:-}"
     [ -z "$value" ] || printf '%s=%s\n' "$name" "$value"

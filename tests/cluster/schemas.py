@@ -20,6 +20,9 @@ CRDS = {
     ("kueue.x-k8s.io", "ResourceFlavor"): "kueue.x-k8s.io_resourceflavors.yaml",
     ("kueue.x-k8s.io", "ClusterQueue"): "kueue.x-k8s.io_clusterqueues.yaml",
     ("kueue.x-k8s.io", "LocalQueue"): "kueue.x-k8s.io_localqueues.yaml",
+    ("monitoring.coreos.com", "PodMonitor"): "monitoring.coreos.com_podmonitors.yaml",
+    ("monitoring.coreos.com", "ServiceMonitor"): "monitoring.coreos.com_servicemonitors.yaml",
+    ("monitoring.coreos.com", "PrometheusRule"): "monitoring.coreos.com_prometheusrules.yaml",
 }
 
 
@@ -41,7 +44,10 @@ def schema_errors(manifest: dict[str, Any]) -> list[str]:
         except kubernetes_validate.ValidationError as error:
             return [f"{'.'.join(str(p) for p in error.path)}: {error.message[:200]}"]
         return []
-    found = _validator(crd_folder() / file, version).iter_errors(manifest)
+    path = crd_folder() / file
+    if not path.is_file():
+        pytest.skip(f"no {path}; set PHANTOM_CRDS")
+    found = _validator(path, version).iter_errors(manifest)
     return [f"{'.'.join(str(p) for p in error.path)}: {error.message[:200]}" for error in found]
 
 

@@ -87,6 +87,7 @@ def test_the_script_creates_the_secrets(server: ApiServer):
     assert set(first) == SECRETS
     assert first["phantom-s3"] == {
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://bucket/p",
+        "PHANTOM_BACKUPS": "s3://bucket/p-backups",
         "AWS_ACCESS_KEY_ID": "a b='$c'",
         "AWS_SECRET_ACCESS_KEY": "old",
     }

@@ -76,6 +76,13 @@ def manifests(file: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
     """A server with the roles that `roles.sh` creates."""
+    with new_postgres() as server:
+        yield server
+
+
+@contextmanager
+def new_postgres() -> Iterator[Postgres]:
+    """A server on an empty folder, with the roles that `roles.sh` creates."""
     folder, port = Path(tempfile.mkdtemp(prefix="phantom-postgres-")), free_port()
     binaries, user = Path(str(FOUND)).parent, None
     if os.geteuid() == 0:  # Postgres does not run as root
@@ -93,6 +100,8 @@ def postgres() -> Iterator[Postgres]:
         wait(lambda: subprocess.run(ready, env=env, capture_output=True).returncode == 0)
         env |= {"POSTGRES_USER": "postgres", **PASSWORDS}
         subprocess.run(["bash", "-e", "-c", roles], env=env, check=True, capture_output=True)
+        own = f"ALTER ROLE postgres PASSWORD '{PASSWORDS['POSTGRES_PASSWORD']}'"  # which the image's entrypoint sets
+        subprocess.run(["psql", "--username", "postgres", "-c", own], env=env, check=True, capture_output=True)
         yield Postgres(port)
     finally:
         process.terminate()

@@ -18,7 +18,18 @@ from phantom.orchestration.stages import EVALUATION, STAGES, Stage
 SOURCE = Path("src")
 DVC_YAML = Path("dvc.yaml")
 # No result depends on these: settings are DVC parameters of their own; the others only plan, record or start work.
-NO_DEPENDENCY = ("config", "errors", "progress", "cores", "cli", "cluster", "orchestration", "planning", "tracking")
+NO_DEPENDENCY = (
+    "config",
+    "errors",
+    "logs",
+    "progress",
+    "cores",
+    "cli",
+    "cluster",
+    "orchestration",
+    "planning",
+    "tracking",
+)
 
 
 def stage_entry(stage: Stage, root: Path) -> dict[str, Any]:
