@@ -17,7 +17,7 @@ from phantom.orchestration.imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "phantom"
-BASE = ("config", "errors", "logs", "progress", "cores")  # one box: modules that any package may use
+BASE = ("config", "errors", "logs", "progress", "cores", "cost")  # one box: modules that any package may use
 
 # Rows of packages, from the top; each with its left and right edge in twelfths of the width.
 ROWS: tuple[dict[str, tuple[float, float]], ...] = (

@@ -24,7 +24,7 @@ LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("data",),
     ("encoders",),
     ("model",),
-    ("config", "progress", "cores"),
+    ("config", "progress", "cores", "cost"),
     ("logs",),
     ("errors",),
 )

@@ -7,6 +7,7 @@ environment variable `PHANTOM_OUTCOME`, to which the stage writes its exit code 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ class InvalidData(StageFailed):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: its exit code, and its error in one line."""
+    """How a stage ended: its exit code, its error in one line, and the GPU-hours that its process counted."""
 
     code: int
     error: str
+    gpu_hours: float = 0.0
 
     def exception(self, prefix: str = "") -> Exception:
         """What the stage raised."""
@@ -68,14 +70,15 @@ def listed(names: Sequence[object], most: int = 6) -> str:
     return ", ".join(str(name) for name in names[:most]) + more
 
 
-def write_outcome(code: int, error: str = "") -> bool:
-    """Writes exit code and error line to the outcome file. Returns False if the parent process named none.
+def write_outcome(code: int, error: str = "", gpu_hours: float = 0.0) -> bool:
+    """Writes exit code, error line and cost to the outcome file. Returns False if the parent process named none.
 
     If a stage has several processes, the first to exit writes it: the others exit because that one did.
     """
     path = os.environ.get(OUTCOME_ENV)
     if path and not (Path(path).exists() and Path(path).stat().st_size):  # in a pod it exists, empty
-        Path(path).write_text(json.dumps({"code": code, "error": error}), encoding="utf-8")
+        cost = {"gpu_hours": round(gpu_hours, 4)} if gpu_hours else {}
+        Path(path).write_text(json.dumps({"code": code, "error": error, **cost}), encoding="utf-8")
     return bool(path)
 
 
@@ -92,5 +95,7 @@ def read_outcome(text: str | None) -> Outcome | None:
     code, error = (found.get("code"), found.get("error")) if isinstance(found, dict) else (None, None)
     if type(code) is not int or not isinstance(error, str):
         return None
+    hours = found.get("gpu_hours", 0.0)
+    counted = hours if isinstance(hours, float) and 0 <= hours < math.inf else 0.0
     line = "".join(letter if letter.isprintable() else " " for letter in error[:MAX_ERROR])
-    return Outcome(code, " ".join(line.split()))
+    return Outcome(code, " ".join(line.split()), counted)

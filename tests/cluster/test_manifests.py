@@ -189,6 +189,13 @@ def _right(request: str) -> tuple[str, str, str]:
     return group or "", plural + (log or ""), verb
 
 
+def test_no_budget_keeps_a_pod_that_can_save_and_go_on_elsewhere():
+    """A drain would wait for the days that a run takes. An integer minAvailable holds for pods of any controller."""
+    for budget in (m["spec"] for m in applied() if m["kind"] == "PodDisruptionBudget"):
+        assert budget["minAvailable"] == 0 and "maxUnavailable" not in budget
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_mlflow_accepts_its_service_name_and_a_forwarded_port():
     mlflow = one(applied(), "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
     hosts = next(e["value"] for e in mlflow["env"] if e["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS").split(",")

@@ -146,6 +146,14 @@ def test_how_a_container_ended(found: dict[str, Any], said: list[tuple[int, int,
     assert [(t.attempt, t.exit_code, t.reason) for t in terminations(found)] == said
 
 
+def test_for_how_long_a_container_ran():
+    times = {"startedAt": "2026-01-31T23:00:00Z", "finishedAt": "2026-02-01T00:30:00Z"}
+    timed, unknown = ended(1), {"terminated": {**ended(0)["terminated"], "startedAt": None}}
+    timed["terminated"] |= times
+    found = terminations(pod(containerStatuses=container(1, unknown, timed)))
+    assert [each.seconds for each in found] == [5400.0, 0.0]
+
+
 def test_the_stages_error_is_told_from_the_last_lines_of_its_log():
     (own,) = terminations(pod(containerStatuses=container(0, ended(1, message='{"code": 75, "error": "saved"}'))))
     assert (own.stage_exit_code, own.stage_error, own.log_tail) == (75, "saved", "")

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from phantom.cluster import watch
+from phantom import cost
+from phantom.cluster import messages, watch
 from phantom.cluster.submit import run_job
 from phantom.errors import StageFailed, UserError
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import DONE, WAITS, leaves, meanwhile, on_signal, polled, the_job, until
 
+PROCESSES = ("train.processes=2",)
 TWO_PODS = ("cluster.nodes=2", "train.processes=2")
 
 
@@ -41,6 +43,14 @@ def test_log_lines_that_are_objects_are_shown_and_kept_as_text(cluster: Cluster,
     assert "\nstep 7\n" in said and "2026-01-01" not in said
     (kept,) = (cluster.root / "checkpoints/jobs" / result.job).iterdir()
     assert kept.read_text(encoding="utf-8") == "step 7\n"
+
+
+def test_the_gpu_hours_of_every_attempt_are_counted(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(messages, "_seconds", lambda terminated: 1800.0)
+    cluster.image(torchrun=f"test -e again || {{ touch again; exit 1; }}\n{DONE}")
+    before = cost.gpu_hours()
+    result = run_job("train", cluster.params("cluster.gpu=nvidia.com/gpu", *PROCESSES), cluster.root)
+    assert result.gpu_hours == cost.gpu_hours() - before == 2.0  # twice half an hour of two GPUs
 
 
 def test_a_pod_that_changes_is_polled_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from phantom.cli import benchmarks, judge, votes, study, checkpoints  # noqa: F4
 from phantom import logs
 from phantom.cli.shared import app
 from phantom.cores import let_idle_threads_sleep
+from phantom.cost import gpu_hours
 from phantom.errors import Interrupted, StageFailed, UserError, raise_terminated, write_outcome
 from phantom.orchestration.privacy import no_telemetry
 from phantom.progress import say
@@ -33,7 +34,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, raise_terminated)
     code, error = _run()
     # A parent such as `phantom run` prints the error itself.
-    if not write_outcome(code, error) and error:
+    if not write_outcome(code, error, gpu_hours()) and error:
         say(error, "error")
     sys.stdout.flush()
     sys.exit(code)

@@ -15,6 +15,7 @@ import typer
 
 from phantom import logs
 from phantom.config import Params, load_params, preset_names, preset_path
+from phantom.cost import gpu_hours
 from phantom.errors import Interrupted, StageFailed
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.evaluation.protocol import Benchmark
@@ -100,8 +101,23 @@ def stage(
     logs.context["run"] = os.environ.get(PIPELINE_ENV)
     compute = [f"compute.{name}={launcher}"] if launcher else []
     tree = settings(context, params, [*(set_ or []), *compute], benchmark, given)
-    with resumable(name):
-        yield tree
+    try:
+        with resumable(name):
+            yield tree
+    finally:
+        _log_cost(name, tree)
+
+
+def _log_cost(name: str, tree: Params) -> None:
+    """Logs the GPU-hours of a stage to the pipeline run that it belongs to, also if it failed."""
+    from phantom.cluster.outputs import KEEP_ENV
+
+    # The watcher of a job counts for its pods, and the process that started others for these.
+    is_part = KEEP_ENV in os.environ or "RANK" in os.environ
+    if gpu_hours() and PIPELINE_ENV in os.environ and not is_part:
+        from phantom.tracking.records import log_cost
+
+        log_cost(name, tree, gpu_hours())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from phantom.cluster.render import QUEUE_LABEL
@@ -37,6 +38,7 @@ class Termination:
     stage_exit_code: int | None
     stage_error: str  # one line
     log_tail: str  # the termination message, where the stage wrote none itself
+    seconds: float = 0.0  # for which it ran
 
 
 def job_state(job: dict[str, Any]) -> JobState:
@@ -116,8 +118,24 @@ def _termination(meta: dict[str, Any], attempt: int, terminated: dict[str, Any],
     by_cluster = "ran out of memory; raise cluster.memory_gib" if out_of_memory else _eviction(status)
     reason = by_cluster or stage_error or f"ended with exit code {code}"
     return Termination(
-        meta["name"], meta["uid"], attempt, code, reason, by_cluster is not None, stage_code, stage_error, log_tail
+        meta["name"],
+        meta["uid"],
+        attempt,
+        code,
+        reason,
+        by_cluster is not None,
+        stage_code,
+        stage_error,
+        log_tail,
+        _seconds(terminated),
     )
+
+
+def _seconds(terminated: dict[str, Any]) -> float:
+    """For how long a container ran. The cluster's times are whole seconds, and null where it does not know them."""
+    times = [terminated.get(key) for key in ("startedAt", "finishedAt")]
+    began, ended = (datetime.fromisoformat(time) if time else None for time in times)
+    return (ended - began).total_seconds() if began and ended else 0.0
 
 
 def _eviction(status: dict[str, Any]) -> str | None:
@@ -128,6 +146,13 @@ def _eviction(status: dict[str, Any]) -> str | None:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"was evicted ({condition.get('reason')}): {one_line(condition.get('message'))}"
     return None
+
+
+def gpu_count(pod: dict[str, Any]) -> int:
+    """The GPUs of a pod: what its first container has of a resource like nvidia.com/gpu."""
+    (container, *_) = pod["spec"].get("containers") or [{}]
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return sum(int(count) for name, count in limits.items() if name.partition("/")[2].startswith("gpu"))
 
 
 def one_line(text: Any) -> str:

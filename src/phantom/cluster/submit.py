@@ -26,7 +26,10 @@ FILES_VISIBLE_SECONDS = 60.0  # until a network file system shows what a pod on 
 
 @dataclass(frozen=True)
 class JobResult:
-    """A job that has succeeded. here: whether this checkout is on the job's volume, and so has its outputs."""
+    """A job that has succeeded. here: whether this checkout is on the job's volume, and so has its outputs.
+
+    gpu_hours: those of its pods that were watched to their end, from start to end, of the attempts that failed too.
+    """
 
     stage: str
     job: str
@@ -36,6 +39,7 @@ class JobResult:
     restarts: int
     seconds: float
     here: bool
+    gpu_hours: float = 0.0
 
 
 def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
@@ -81,8 +85,8 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         if os.environ.get(OUTCOME_ENV):  # part of a pipeline, whose next stages read them
             raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
         say(f"{stage}: {where}")
-    seconds = round(time.monotonic() - started, 1)
-    return JobResult(stage, name, namespace, adopted, len(watcher.pods), watcher.restarts, seconds, here)
+    seconds, gpu_hours = round(time.monotonic() - started, 1), round(watcher.gpu_hours, 4)
+    return JobResult(stage, name, namespace, adopted, len(watcher.pods), watcher.restarts, seconds, here, gpu_hours)
 
 
 def run_manifest(

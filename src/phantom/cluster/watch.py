@@ -16,6 +16,7 @@ from phantom.cluster.api import Connection
 from phantom.cluster.messages import (
     JobState,
     Termination,
+    gpu_count,
     is_reconciled,
     job_state,
     one_line,
@@ -23,6 +24,7 @@ from phantom.cluster.messages import (
     terminations,
 )
 from phantom.cluster.render import Manifest
+from phantom.cost import HOUR, add_gpu_hours
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.logs import text_of
 from phantom.progress import say
@@ -38,7 +40,7 @@ LOGS = Path("checkpoints/jobs")
 
 
 class JobWatcher:
-    """Watches one job of a stage. `pods` (uids) and `restarts` are what it has seen so far."""
+    """Watches one job of a stage. `pods` (uids), `restarts` and `gpu_hours` are what it has seen so far."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class JobWatcher:
         self.logs = root / LOGS / name
         self.pods: set[str] = set()
         self.restarts = 0
+        self.gpu_hours = 0.0  # of containers that have ended
         self._uid = ""  # of the job
         self._created = ""  # the job's creationTimestamp
         self._stop, self._wake = threading.Event(), threading.Event()
@@ -143,6 +146,9 @@ class JobWatcher:
             if (uid, termination.attempt) not in self._terminations:
                 self._terminations[uid, termination.attempt] = termination
                 self._seen[uid, termination.attempt] = time.monotonic()
+                hours = gpu_count(pod) * termination.seconds / HOUR
+                self.gpu_hours += hours
+                add_gpu_hours(hours)
                 if termination.exit_code and not self._was_suspended(pod):
                     self._report_failure(termination, pod)
 

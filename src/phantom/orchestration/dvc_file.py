@@ -24,6 +24,7 @@ NO_DEPENDENCY = (
     "logs",
     "progress",
     "cores",
+    "cost",
     "cli",
     "cluster",
     "orchestration",

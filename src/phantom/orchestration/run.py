@@ -44,11 +44,15 @@ LineCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StageRun:
-    """The result of one stage. `ran` is False if DVC found it up to date or restored its outputs from the cache."""
+    """The result of one stage. `ran` is False if DVC found it up to date or restored its outputs from the cache.
+
+    gpu_hours: for which it held GPUs; not of an attempt that failed or was killed.
+    """
 
     stage: str
     ran: bool
     seconds: float
+    gpu_hours: float = 0.0
 
 
 def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
@@ -74,7 +78,8 @@ def run(root: Path = Path(), params: Params | None = None) -> list[StageRun]:
 
 def describe(run: StageRun) -> str:
     """One line for the log."""
-    return f"{run.stage}: {f'done in {run.seconds:.0f} s' if run.ran else 'up to date'}"
+    cost = f", {run.gpu_hours:.2f} GPU-hours" if run.gpu_hours else ""
+    return f"{run.stage}: {f'done in {run.seconds:.0f} s{cost}' if run.ran else 'up to date'}"
 
 
 @contextmanager
@@ -193,7 +198,7 @@ def run_stage(
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
     kept.write_text(unlisted, encoding="utf-8")
-    return StageRun(stage, outcome is not None, time.monotonic() - started)
+    return StageRun(stage, outcome is not None, time.monotonic() - started, outcome.gpu_hours if outcome else 0.0)
 
 
 def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback | None = None) -> int:
@@ -269,7 +274,11 @@ def summary(params: Params, done: list[StageRun], root: Path = Path()) -> dict[s
     evaluation = json.loads((root / EVALUATION.path).read_text(encoding="utf-8"))
     trained = json.loads((root / PHANTOM.path / "result.json").read_text(encoding="utf-8"))
     return {
-        "stages": {run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1)} for run in done},
+        "stages": {
+            run.stage: {"ran": run.ran, "seconds": round(run.seconds, 1), "gpu_hours": round(run.gpu_hours, 4)}
+            for run in done
+        },
+        "gpu_hours": round(sum(run.gpu_hours for run in done), 4),
         "scores": score_rows(evaluation),
         "verdict": [text for text in (trained.get("verdict"), evaluation.get("verdict")) if text],
         "registered": json.loads((root / REGISTERED.path).read_text(encoding="utf-8")),
@@ -301,6 +310,9 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(f"Model   {registered['name']} version {registered['version']} ({alias})")
     lines.append(f"Report  {result['report']}")
     lines.append(f"MLflow  {result['mlflow']}")
+    if result["gpu_hours"]:
+        parts = [f"{stage} {run['gpu_hours']:.2f}" for stage, run in result["stages"].items() if run["gpu_hours"]]
+        lines.append(f"Cost    {result['gpu_hours']:.2f} GPU-hours ({', '.join(parts)})")
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.tracking.lineage import PIPELINE_ENV
+from phantom.progress import say
+from phantom.tracking.lineage import PIPELINE_ENV, open_pipeline_run
 from phantom.tracking.registry import EVALUATION, PAGE, flatten_metrics
 from phantom.tracking.runs import Tracker
 
@@ -35,6 +36,23 @@ def log_stage(stage: str, params: Params, result: Any, root: Path = Path()) -> N
     else:
         tracker.log_metrics(0, flatten_metrics(asdict(result)))
     tracker.close()
+
+
+def log_cost(stage: str, params: Params, gpu_hours: float, root: Path = Path()) -> None:
+    """Adds to the pipeline run's `gpu_hours_<stage>` and `gpu_hours`. A server that cannot be reached is no failure."""
+    try:
+        import mlflow
+
+        run = open_pipeline_run(os.environ[PIPELINE_ENV], params.tracking, root)
+        client = mlflow.MlflowClient(tracking_uri=params.tracking.uri)
+        before = client.get_run(run).data.metrics
+        for name in (f"gpu_hours_{stage}", "gpu_hours"):
+            client.log_metric(run, name, before.get(name, 0.0) + gpu_hours)
+    except Exception as error:  # of any type: MLflow, SQLAlchemy and requests raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        say(
+            f"mlflow: {params.tracking.uri}: {reason}; {gpu_hours:.2f} GPU-hours of {stage} are not recorded", "warning"
+        )
 
 
 def _sample_videos(generated: Path, mode: str) -> list[Path]:

@@ -1,0 +1,24 @@
+"""GPU-hours of this process, for which it has held its GPU, busy or not, and of what it has started elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+HOUR = 3600.0  # s
+
+_started = time.monotonic()
+_elsewhere = 0.0
+
+
+def add_gpu_hours(hours: float) -> None:
+    """Counts GPU-hours of other processes, or of a job on a cluster, that worked for this one."""
+    global _elsewhere
+    _elsewhere += hours
+
+
+def gpu_hours() -> float:
+    """GPU-hours so far. A process holds one GPU from its start if it has used one."""
+    torch = sys.modules.get("torch")
+    holds_gpu = torch is not None and torch.cuda.is_initialized()
+    return _elsewhere + holds_gpu * (time.monotonic() - _started) / HOUR
