@@ -138,19 +138,19 @@ def set_timeout(seconds: float) -> None:
 
 def collectives() -> int:
     """How many collectives the main thread of this process has entered, in all groups."""
-    return sum(group._get_sequence_number_for_group() for group in _of_training())
+    return sum(group._get_sequence_number_for_group() for group in _of_training())  # type: ignore[attr-defined]
 
 
 def new_store_client() -> dist.Store:
     """A connection of its own, for a thread, to the key-value store of the process group."""
-    return distributed_c10d._get_default_store().clone()
+    return distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
 def write_flight_record(path: Path) -> None:
     """Writes what torch remembers of this process's last collectives, as `torchfrtrace` reads it."""
     dump = getattr(_distributed_c10d, "_dump_nccl_trace", None) if torch.cuda.is_available() else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((dump or _distributed_c10d._dump_fr_trace)())
+    path.write_bytes((dump or _distributed_c10d._dump_fr_trace)())  # type: ignore[attr-defined]
 
 
 def _of_training() -> list[dist.ProcessGroup]:
