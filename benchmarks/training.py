@@ -98,8 +98,8 @@ class Step:
 
     def __call__(self, measured: bool) -> None:
         if self.checkpointing != "none":
-            selective = self.checkpointing == "selective" and not measured
-            self.learner.model.enable_gradient_checkpointing(checkpointing_func(selective))
+            kept = self.learner.model.blocks if self.checkpointing == "selective" and not measured else ()
+            self.learner.model.enable_gradient_checkpointing(checkpointing_func(kept))
         if measured:
             self.learner.measured_backward(self._forward, lambda norms: 0.5)
         else:

@@ -37,7 +37,17 @@ def test_every_preset_loads_and_states_its_name():
 
 def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     tree = copy.deepcopy(MINI)
-    for key in ("method", "lora", "init_from", "export_dtype", "mesh", "offload", "memory_check"):
+    for key in (
+        "method",
+        "lora",
+        "init_from",
+        "export_dtype",
+        "mesh",
+        "offload",
+        "memory_check",
+        "profile",
+        "selective_every",
+    ):
         del tree["train"][key]
     former = validate(tree)
     assert former.train.method == "phantom"

@@ -47,7 +47,7 @@ def test_memory_matches_the_peak_of_a_real_step_that_measures_the_norm(make_para
     params = small(make_params, precision, checkpointing)
     model = build_model(params, tiny.PHYSICS_CHANNELS).train()
     if checkpointing == "full":
-        model.enable_gradient_checkpointing(checkpointing_func(selective=False))
+        model.enable_gradient_checkpointing(checkpointing_func())
     learner = Learner(model, params.train, torch.device("cpu"), None)
     generator = sample_generator(0, 0)
     shapes = ((16, 8, 16, 16), (tiny.PHYSICS_CHANNELS, 15, 8, 8))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from phantom.errors import UserError
 from phantom.training.trainer import Trainer, train
 from tests.training.runs import weights
 
@@ -35,17 +37,33 @@ def test_selective_checkpointing_recomputes_all_but_attention(run_params):
             return func(*args, **(kwargs or {}))
 
     found = {}
-    for kind in ("none", "selective", "full"):
-        settings = run_params("train.recursive_weight.every=100", f"train.activation_checkpointing={kind}")
+    for name in ("none", "selective", "full", "half"):
+        kind = ("selective", "train.selective_every=2") if name == "half" else (name,)
+        checkpointing = (f"train.activation_checkpointing={kind[0]}", *kind[1:])
+        settings = run_params("train.recursive_weight.every=100", *checkpointing)
         trainer = Trainer(settings, Path(), "phantom", held=False)
         trainer.tracker.close()
         batches = trainer._batches()
         trainer.train_step([next(batches)])  # measures the norms, with full checkpointing
         with Calls() as calls:
             trainer.train_step([next(batches)])
-        found[kind] = calls
+        found[name] = calls
     assert found["none"].attention == found["selective"].attention == found["full"].attention / 2
+    assert found["none"].attention * 1.5 == found["half"].attention
     assert found["none"].products < found["selective"].products == found["full"].products
+
+
+def test_selective_checkpointing_that_keeps_nothing_is_one_line(run_params):
+    selective = "train.activation_checkpointing=selective"
+    found = r"train.selective_every: found 3, which keeps nothing of the model's 2 blocks; accepted: 1 to 2"
+    with pytest.raises(UserError, match=found):
+        train(run_params(selective, "train.selective_every=3"))
+    settings = run_params(selective, "train.recursive_weight.every=100", "train.recursive_weight.mode=fixed")
+    trainer = Trainer(settings, Path(), "phantom", held=False)
+    trainer.tracker.close()
+    math = attention_backend("_native_math")  # no operation of its own: products and a softmax
+    with math, pytest.raises(UserError, match="found selective, but no operation of attention that it knows"):
+        trainer.train_step([next(trainer._batches())])
 
 
 @pytest.mark.slow

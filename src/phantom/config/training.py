@@ -93,6 +93,7 @@ class Train(Section):
     mesh: Mesh = Mesh()
     offload: Annotated[Literal["none", "optimizer"], Role.NOT_IN_WEIGHTS] = "none"  # what is in host memory instead
     activation_checkpointing: Annotated[Literal["none", "full", "selective"], Role.NOT_IN_WEIGHTS]
+    selective_every: Annotated[Positive, Role.NOT_IN_WEIGHTS] = 1  # n: selective keeps attention in every n-th block
     compile: Annotated[bool, Role.NOT_IN_WEIGHTS]
     export_dtype: Annotated[Literal["float32", "bfloat16"] | None, Role.NOT_IN_WEIGHTS] = None  # null: models.dtype
     control: Annotated[bool, Role.NOT_IN_WEIGHTS]
@@ -101,6 +102,8 @@ class Train(Section):
     keep_checkpoints: Annotated[Positive, Role.NOT_IN_RESULT]
     validate_every: Annotated[NonNegative, Role.NOT_IN_WEIGHTS]  # 0: never
     sample_every: Annotated[NonNegative, Role.NOT_IN_RESULT]  # steps between sample videos in MLflow; 0: never
+    # First and last step that torch's profiler traces; null: none.
+    profile: Annotated[tuple[Positive, Positive] | None, Role.NOT_IN_RESULT] = None
     memory_check: Annotated[bool, Role.NOT_IN_RESULT] = True  # refuse to start what `phantom plan` says does not fit
     max_bad_steps: Annotated[Positive, Role.NOT_IN_WEIGHTS]  # consecutive non-finite gradients before stopping
 
@@ -132,6 +135,8 @@ class Train(Section):
             raise ValueError(f"offload goes with strategy ddp; found strategy {self.strategy}; accepted: offload none")
         if self.mesh.shape(self.processes)[1] == 1 < self.processes:
             raise ValueError("mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more")
+        if self.profile and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile: found {[*self.profile]}; accepted: [from, to], steps in their order")
         if self.method == "lora" and self.strategy == "zero3":
             # DeepSpeed releases a block's weights too early where its input has no gradient, as the first one's.
             raise ValueError("strategy zero3 does not go with method lora; accepted: ddp, fsdp2, zero1, zero2")

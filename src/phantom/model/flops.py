@@ -68,11 +68,15 @@ class Costs:
         """Number of trainable parameters."""
         return self.physics.parameters + self.coupling.parameters + self.lora.parameters
 
-    def recomputed(self, checkpointing: str) -> int:
-        """Forward FLOPs recomputed in the backward pass: zero (none), all (full), all but attention (selective)."""
+    def recomputed(self, checkpointing: str, every: int = 1) -> int:
+        """Forward FLOPs recomputed in the backward pass: zero (none), all (full), all but attention (selective).
+
+        every: selective keeps attention in every n-th block, counted as an n-th of all attention.
+        """
         if checkpointing == "none":
             return 0
-        return self.checkpointed.forward - (self.checkpointed.attention if checkpointing == "selective" else 0)
+        kept = self.checkpointed.attention // every if checkpointing == "selective" else 0
+        return self.checkpointed.forward - kept
 
 
 def token_count(config: dict[str, Any], latents: tuple[int, int, int]) -> int:

@@ -118,6 +118,7 @@ def _activations(params: Params, parts: Parts) -> Activations:
     from phantom.model.branch import width
     from phantom.model.coupling import has_direction
     from phantom.model.flops import token_count
+    from phantom.model.physics import paired_blocks
 
     if parts.lora:
         return _adapted_activations(params, parts, parts.lora)
@@ -133,13 +134,17 @@ def _activations(params: Params, parts: Parts) -> Activations:
     block_c = bytes_of["coupling"] * inner_c
 
     layers_v, layers_z, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
+    paired = {*paired_blocks(layers_z, layers_v)}
     if params.train.activation_checkpointing == "none":
         passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v * reads + stream_z)
         return Activations(layers_v * block_v + layers_z * block_z + coupled * block_c, passing, 0)
     layers_v = layers_v if reads else layers_z  # those in which something has a gradient
     elements = layers_v * (stream_v + stream_z)  # the blocks' inputs
     if params.train.activation_checkpointing == "selective":  # and the outputs of attention: self, text, coupling
-        elements += 2 * (layers_v * stream_v + layers_z * stream_z) + coupled * inner_c
+        every = params.train.selective_every
+        kept = {*range(every - 1, video["num_layers"], every)}
+        kept_z, kept_c = len(kept & paired), len(kept.intersection(coupling["blocks"]))
+        elements += 2 * (len(kept if reads else kept & paired) * stream_v + kept_z * stream_z) + kept_c * inner_c
     a, b = bytes_of["retained"]
     retained = a * (stream_v + stream_z) + b * (hidden_v + hidden_z)
     return Activations(bytes_of["stream"] * elements, block_v + block_z + block_c, retained)
@@ -168,8 +173,9 @@ def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> 
     layers = video["num_layers"]
     if params.train.activation_checkpointing == "none":
         return Activations(layers * block, BACKWARD_STREAMS * value * stream, 0)
-    kept = 3 if params.train.activation_checkpointing == "selective" else 1  # the input, and both attentions' outputs
-    return Activations(value * layers * kept * stream, block, 0)
+    # The blocks' inputs and, in those that selective checkpointing keeps, the outputs of both attentions.
+    kept = layers // params.train.selective_every if params.train.activation_checkpointing == "selective" else 0
+    return Activations(value * (layers + 2 * kept) * stream, block, 0)
 
 
 def micro_batch(params: Params, gpus: int) -> int:

@@ -46,7 +46,7 @@ def plan(
     twin_steps = 0 if parts.lora or train.strategy.startswith("zero") else min(train.twin_steps, train.steps)
     whole_run = (train.steps - twin_steps) * step + twin_steps * train.batch_size * cost.physics.training
     rate = gpus * kind.peak_flops * mfu
-    repeated = train.batch_size * cost.recomputed(train.activation_checkpointing)
+    repeated = train.batch_size * cost.recomputed(train.activation_checkpointing, train.selective_every)
     # Every n-th step measures the gradient norm: the physics loss gets its own backward pass through the same graph.
     second_pass = cost.total.backward + cost.recomputed(train.activation_checkpointing)
     is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")

@@ -27,7 +27,7 @@ from phantom.planning.fit import check_fit
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
-from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.activation_checkpointing import checkpointing_func, kept_blocks
 from phantom.training.build import build_model
 from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
@@ -43,6 +43,7 @@ from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.metrics import Metrics
 from phantom.training.objective import Losses, PhysicsLoss, losses
 from phantom.training.paired import gap
+from phantom.training.profiler import StepProfiler
 from phantom.training.recursive_weight import RecursiveWeight
 from phantom.training.run_identity import run_identity
 from phantom.training.sample_videos import SampleVideos
@@ -135,6 +136,7 @@ class Trainer:
             say(f"train {name}: data.filter leaves {len(latents)} of {latents.unfiltered} training clips")
         channels = latents[0].physics.shape[0]
         self.model = build_model(params, channels, latents.standardized_by).to(self.device).train()
+        self.kept = kept_blocks(self.model, self.settings)  # by selective activation checkpointing
         if self.settings.compile:
             compile_blocks(self.model)
         half = self.settings.precision == "bfloat16" and self.settings.strategy != "fsdp2"  # which casts the weights
@@ -169,6 +171,12 @@ class Trainer:
         self.tracker = (
             Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}, root) if self.is_first else None
         )
+        self.profiler = StepProfiler(
+            self.settings.profile if self.is_first else None,
+            self.folder / "profile",
+            self.device,
+            lambda path: self.tracker.log_artifact(path, "profile") if self.tracker else None,
+        )
         self.writer = CheckpointWriter(self.checkpoints, self.settings.keep_checkpoints, self.device)
 
     @property
@@ -200,7 +208,8 @@ class Trainer:
                 while self.step < settings.steps:
                     with self.throughput.waiting_for_data():
                         micro_batches = [next(batches) for _ in range(settings.accumulation)]
-                    figures = self.train_step(micro_batches)
+                    with self.profiler.step(self.step + 1):
+                        figures = self.train_step(micro_batches)
                     logs.context["step"] = self.step
                     self.metrics.progress(self.step)
                     last, note = self.step == settings.steps, None
@@ -229,6 +238,7 @@ class Trainer:
             status = "KILLED"
             raise
         finally:
+            self.profiler.close()
             self.writer.close()
             self.metrics.close()
             if self.tracker:
@@ -316,8 +326,8 @@ class Trainer:
 
     def _checkpoint_activations(self, backwards: int) -> None:
         """Selective checkpointing supports a single backward pass; steps with two use full checkpointing."""
-        if (kind := self.settings.activation_checkpointing) != "none":
-            self.model.enable_gradient_checkpointing(checkpointing_func(kind == "selective" and backwards == 1))
+        if self.settings.activation_checkpointing != "none":
+            self.model.enable_gradient_checkpointing(checkpointing_func(self.kept if backwards == 1 else ()))
 
     def _stop_if_bad(self) -> None:
         """Reads the number of consecutive skipped steps, a host sync. Raises StageFailed if there are too many."""
