@@ -30,7 +30,7 @@ from shards import resident
 
 from phantom.config import Params, load_params, preset_path
 from phantom.data.encode import encode, encode_part, merge_parts
-from phantom.data.encode_job import Part
+from phantom.data.part import Part
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS
 from phantom.data.video import write_mp4

@@ -25,8 +25,8 @@ PLAIN_LINE_INTERVAL_SECONDS = 5.0
 class Bar:
     """A progress bar: `advance` counts units; its `note` is a short text, such as the current loss."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int, rich: Progress | None) -> None:
-        self.stage, self.total, self.unit, self.done = stage, total, unit, done
+    def __init__(self, stage: str, total: int, unit: str, done: int, rich: Progress | None, shown: bool = True) -> None:
+        self.stage, self.total, self.unit, self.done, self._shown = stage, total, unit, done, shown
         self._start_done, self._start, self._last, self._note = done, time.monotonic(), 0.0, ""
         self._rich = rich
         self._task: TaskID | None = (
@@ -39,7 +39,7 @@ class Bar:
         self._note = self._note if note is None else note
         if self._rich is not None and self._task is not None:
             self._rich.update(self._task, completed=self.done, note=self._note)
-        elif time.monotonic() - self._last >= PLAIN_LINE_INTERVAL_SECONDS or self.done == self.total:
+        elif self._shown and (time.monotonic() - self._last >= PLAIN_LINE_INTERVAL_SECONDS or self.done == self.total):
             self._last = time.monotonic()
             say(self._line())
 
@@ -52,11 +52,14 @@ class Bar:
 
 
 @contextmanager
-def track(stage: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-    """Shows progress over `total` units of `stage`, of which an earlier run finished `done`."""
+def track(stage: str, total: int, unit: str, done: int = 0, shown: bool = True) -> Iterator[Bar]:
+    """Shows progress over `total` units of `stage`, of which an earlier run finished `done`.
+
+    shown: False counts without showing it, as do all but one of several processes.
+    """
     console = Console(stderr=True)
-    if logs.is_json() or not console.is_terminal:
-        yield Bar(stage, total, unit, done, None)
+    if not shown or logs.is_json() or not console.is_terminal:
+        yield Bar(stage, total, unit, done, None, shown)
         return
     columns = (
         TextColumn("[bold]{task.description}"),

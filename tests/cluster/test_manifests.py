@@ -16,7 +16,7 @@ from phantom.cluster.api import JOB_RESOURCES
 from phantom.cluster.outputs import KEEP_ENV
 from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 from phantom.cluster.render import render
-from phantom.cluster.spec import ENV_OF_ONE_RUN, JobSpec, make_spec, merge_spec
+from phantom.cluster.spec import ENV_OF_ONE_RUN, JobSpec, last_spec, make_spec
 from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import load_params, preset_path
@@ -294,7 +294,7 @@ def test_a_job_template_equals_the_submitted_job_but_is_suspended(file: str):
     stage = Path(file).stem
     operator = "trainjob" if file.startswith("trainer") else "pytorchjob"
     spec = make_spec(stage, load_params(preset_path("wan2.2-ti2v-5b"), [f"cluster.operator={operator}"]))
-    specs = [spec] if spec.indexes is None else [spec, merge_spec(spec)]
+    specs = [spec] if spec.indexes is None else [spec, last_spec(spec)]
     for template, submitted in zip(templates, specs, strict=True):
         _assert_equals_but_is_suspended(template, submitted, stage, spec.name)
 

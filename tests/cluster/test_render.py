@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from phantom.cluster.render import DIGEST_ANNOTATION, render
-from phantom.cluster.spec import make_spec, merge_spec
+from phantom.cluster.spec import last_spec, make_spec
 from phantom.cluster.validation import validate_manifest
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.errors import UserError
@@ -71,10 +71,18 @@ def test_processes_are_divided_among_pods_with_a_gpu_each():
 
 
 def test_the_merge_has_no_gpu_and_may_run_where_they_are():
-    merge = pod(render(merge_spec(make_spec("encode", params(*EVERYTHING)))))
+    merge = pod(render(last_spec(make_spec("encode", params(*EVERYTHING)))))
     assert "gpu" not in json.dumps(merge["containers"][0]["resources"])
     assert merge["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100"}
     assert [found["key"] for found in merge["tolerations"]] == ["nvidia.com/gpu"]
+
+
+def test_videos_and_scores_of_an_evaluation_have_a_gpu_each():
+    parts = make_spec("evaluate", params("cluster.evaluate_pods=4"))
+    for spec in (parts, last_spec(parts)):
+        assert pod(render(spec))["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert render(parts)["spec"]["completions"] == render(parts)["spec"]["parallelism"] == 4
+    assert make_spec("evaluate", params("cluster.evaluate_pods=1")).indexes is None
 
 
 def test_no_gpu_is_requested_without_cluster_gpu():

@@ -70,6 +70,21 @@ esac"""
     assert run_job("evaluate", cluster.params(), cluster.root).here
 
 
+def test_the_videos_of_an_evaluation_are_an_indexed_job_and_its_scores_another(cluster: Cluster):
+    cluster.image(
+        python="""
+case "$4" in
+--index) echo "$5/$7" >> parts;;
+*) cp parts scored; mkdir -p reports; echo '{}' > reports/evaluation.json;;
+esac"""
+    )
+    params = cluster.params("cluster.evaluate_pods=3")
+    assert run_job("evaluate", params, cluster.root).here
+    assert sorted((cluster.root / "scored").read_text(encoding="utf-8").split()) == ["0/3", "1/3", "2/3"]
+    assert [job["metadata"]["name"].endswith("-score") for job in cluster.api.find("jobs")] == [False, True]
+    assert run_job("evaluate", params, cluster.root).adopted
+
+
 def test_an_index_with_wrong_input_fails_alone_and_the_next_call_does_it_again(cluster: Cluster, capfd: Any):
     cluster.image(
         python=f"""

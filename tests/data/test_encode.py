@@ -10,11 +10,11 @@ import torch
 from phantom.data import encode as stage
 from phantom.data import latent_index, shards
 from phantom.data.encode import encode, encode_part, merge_parts
-from phantom.data.encode_job import Part
 from phantom.data.files import sha256
 from phantom.data.latent_keys import prefix_lengths
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, Clip, write_manifest
+from phantom.data.part import Part
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.shards import LATENTS, ShardWriter
 from phantom.data.storage import local

@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from phantom.data import encode as stage
 from phantom.data import latent_index, shards
 from phantom.data.encode import encode, encode_part, merge_parts
-from phantom.data.encode_job import Part, describe_job
+from phantom.data.encode_job import describe_job
 from phantom.data.files import sha256
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS
+from phantom.data.part import Part
 from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, ShardWriter, index_entry
 from phantom.errors import InvalidData, StageFailed, Terminated, UserError, raise_terminated

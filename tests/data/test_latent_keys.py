@@ -11,10 +11,10 @@ import torch
 
 from phantom.data import latent_index
 from phantom.data.encode import encode, encode_part, merge_parts
-from phantom.data.encode_job import Part
 from phantom.data.latent_keys import ENCODING
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS, MANIFEST, write_manifest
+from phantom.data.part import Part
 from phantom.data.physics_statistics import measure_statistics
 from phantom.data.shards import FORMAT, INDEX, LATENTS
 from phantom.encoders import TextEncoder, load_encoders

@@ -13,8 +13,8 @@ import torch
 
 from phantom.data import shards
 from phantom.data.encode import encode, encode_part, merge_parts
-from phantom.data.encode_job import Part
 from phantom.data.latent_set import LatentSet
+from phantom.data.part import Part
 from phantom.data.shards import INDEX, LATENTS
 from phantom.data.storage import PinnedFolder, Refused, S3Folder, open_folder
 from phantom.data.storage.s3 import ERROR_MESSAGES

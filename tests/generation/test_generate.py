@@ -304,3 +304,15 @@ def spy(monkeypatch) -> dict:
 
     monkeypatch.setattr(PhantomPipeline, "__call__", record)
     return given
+
+
+def test_of_several_processes_the_first_makes_the_video_and_says_so(export, tmp_path, monkeypatch, capsys):
+    arguments = ["generate", "--model", str(export), "--prompt", "a", "--steps", "1", "--frames", "5", "--out"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, made in ((1, False), (0, True)):
+        monkeypatch.setenv("RANK", str(rank))
+        cli.app([*arguments, str(tmp_path / f"{rank}.mp4")], standalone_mode=False)
+        said = capsys.readouterr()
+        assert (
+            (tmp_path / f"{rank}.mp4").exists() == bool(said.out) == ("in one of the 2 processes" in said.err) == made
+        )

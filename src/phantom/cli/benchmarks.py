@@ -12,12 +12,16 @@ import typer
 
 from phantom.cli.shared import (
     AsJson,
+    Index,
     Model,
+    Of,
     ParamsFile,
     Physics,
     Set,
     Videos,
     app,
+    find_part,
+    is_first_process,
     resumable,
     sample,
     score,
@@ -48,20 +52,26 @@ def _sample_command(benchmark: Benchmark, options: Any) -> Callable[..., None]:
         model: Path,
         out: Path,
         physics: bool,
+        index: int | None,
+        of: int | None,
         params: Path | None,
         set_: list[str] | None,
         as_json: bool,
         **given: Any,
     ) -> None:
+        part = find_part(index, of)
         with stage("sample", context, params, set_, benchmark=benchmark, given=given) as tree:
+            from phantom.data.part import Part
             from phantom.evaluation.sample_benchmark import sample_benchmark
 
-            result = sample_benchmark(benchmark, tree, model, out, physics, given)
+            result = sample_benchmark(benchmark, tree, model, out, physics, given, part and Part(*part))
         made = f"{result.videos} videos of {result.frames} frames at {result.fps} per second"
-        show(result, as_json, f"{result.out}: {made}")
+        if is_first_process():
+            show(result, as_json, f"{result.out}: {made}")
 
     first = [_parameter("model", Model), _parameter("out", Videos)]
-    last = [_parameter("physics", Physics, True), *SETTINGS, AS_JSON]
+    parts = [_parameter("index", Index, None), _parameter("of", Of, None)]
+    last = [_parameter("physics", Physics, True), *parts, *SETTINGS, AS_JSON]
     said = f"Generate the videos of {benchmark.title}, with the settings of `evaluate` and the sizes of `data`."
     return _with_options(command, said, [*first, *map(_option, options), *last])
 

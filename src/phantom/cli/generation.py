@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,12 @@ from phantom.cli.shared import (
     AsJson,
     Physics,
     app,
+    is_first_process,
     show,
 )
 from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
+from phantom.progress import say
 
 
 @app.command()
@@ -65,6 +68,10 @@ def generate(
 
     Options that are not given have the model's defaults.
     """
+    if not is_first_process():
+        return
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        say(f"generate: works in one of the {processes} processes; `phantom sample` divides videos among them")
     from phantom.generation.generate import generate as make
     from phantom.generation.generate import generate_all
     from phantom.generation.search import Search

@@ -16,7 +16,7 @@ import typer
 from phantom import logs
 from phantom.config import Params, load_params, preset_names, preset_path
 from phantom.cost import gpu_hours
-from phantom.errors import Interrupted, StageFailed
+from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.evaluation.protocol import Benchmark
 from phantom.orchestration.privacy import stay_offline
@@ -39,6 +39,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[Path, typer.Option(help="An export (models/phantom) or a folder of a diffusers pipeline.")]
 Videos = Annotated[Path, typer.Option(help="Output folder; existing videos are kept.")]
+Index = Annotated[int | None, typer.Option(help="Generate one part of the videos: its number, from 0.", min=0)]
+Of = Annotated[int | None, typer.Option(help="Number of parts, with --index.", min=1)]
 Physics = Annotated[bool, typer.Option("--physics/--no-physics", help="--no-physics: only the base model.")]
 Launcher = Annotated[
     str | None, typer.Option(metavar="local|kubernetes", help="Where to run the stage; by default from compute.*.")
@@ -77,6 +79,20 @@ def show(result: Any, as_json: bool, text: str | None = None) -> None:
         typer.echo(json.dumps(plain, indent=2, default=str))
     else:
         typer.echo(text if text is not None else "\n".join(f"{k}: {v}" for k, v in plain.items() if v != ""))
+
+
+def find_part(index: int | None, of: int | None) -> tuple[int, int] | None:
+    """--index and --of, which go together; None without them. Raises UserError."""
+    if index is None and of is None:
+        return None
+    if index is None or of is None:
+        raise UserError("--index and --of: found one of them; accepted: both, or neither")
+    return index, of
+
+
+def is_first_process() -> bool:
+    """Whether this is the process, of those that torchrun started, which prints the result."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_on_cluster(name: str, tree: Params) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
 
 from phantom.cli.shared import (
     AsJson,
+    Index,
     Launcher,
+    Of,
     ParamsFile,
     Set,
     app,
+    find_part,
+    is_first_process,
     run_on_cluster,
     show,
     stage,
@@ -51,21 +54,20 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode the clips into latents in data/latents. Parts of them may be encoded at the same time, anywhere."""
-    if (index is None) != (of is None):
-        raise UserError("--index and --of: found one of them; accepted: both, or neither")
-    if sum([index is not None, merge, shard is not None]) > 1:
+    part = find_part(index, of)
+    if sum([part is not None, merge, shard is not None]) > 1:
         raise UserError("--index, --merge, --shard: found more than one of them; accepted: one, or none")
     with stage("encode", context, params, set_, launcher) as tree:
-        if tree.compute.encode == "kubernetes" and index is None and not merge and shard is None:
+        if tree.compute.encode == "kubernetes" and part is None and not merge and shard is None:
             result: Any = run_on_cluster("encode", tree)
         else:
             from phantom.cluster.outputs import keep
             from phantom.data.encode import encode, encode_part, merge_parts
-            from phantom.data.encode_job import Part
+            from phantom.data.part import Part
             from phantom.tracking.records import log_stage
 
-            if index is not None and of is not None:
-                result = encode_part(tree, Part(index, of))
+            if part is not None:
+                result = encode_part(tree, Part(*part))
             else:
                 result = merge_parts(tree) if merge else encode(tree, shard=shard)
                 keep("encode")
@@ -92,7 +94,7 @@ def train(
             from phantom.training.trainer import train
 
             result = train(tree)
-            if os.environ.get("RANK", "0") == "0":
+            if is_first_process():
                 if tree.train.method == "phantom" and not tree.train.control:
                     write_placeholder(CONTROL.path, "Trained with train.control: false, so there is no control.")
                 keep("train")
@@ -102,24 +104,34 @@ def train(
 @app.command()
 def evaluate(
     context: typer.Context,
+    index: Index = None,
+    of: Of = None,
     launcher: Launcher = None,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the base model, the control, LoRA and Phantom, in reports/evaluation.json and reports/index.html."""
+    """Score the base model, the control, LoRA and Phantom, in reports/evaluation.json and reports/index.html.
+
+    Parts of the videos may be generated before, at the same time, anywhere.
+    """
+    part = find_part(index, of)
     with stage("evaluate", context, params, set_, launcher) as tree:
-        if tree.compute.evaluate == "kubernetes":
+        if tree.compute.evaluate == "kubernetes" and part is None:
             result: Any = run_on_cluster("evaluate", tree)
         else:
             from phantom.cluster.outputs import keep
-            from phantom.evaluation.stage import evaluate
+            from phantom.data.part import Part
+            from phantom.evaluation.stage import evaluate, evaluate_part
             from phantom.tracking.records import log_stage
 
-            result = evaluate(tree)
-            keep("evaluate")
-            log_stage("evaluate", tree, result)
-    show(result, as_json)
+            if part is not None:
+                result = evaluate_part(tree, Part(*part))
+            elif (result := evaluate(tree)) is not None:
+                keep("evaluate")
+                log_stage("evaluate", tree, result)
+    if is_first_process():
+        show(result, as_json)
 
 
 @app.command()

@@ -125,8 +125,8 @@ def _trainjob(spec: JobSpec) -> Manifest:
 
 
 def _job(spec: JobSpec) -> Manifest:
-    """An Indexed Job for the parts of encode, else a pod. Wrong settings (exit code 2) are not retried, and an index
-    whose input is wrong (`InvalidData`) is not either: the others go on."""
+    """An Indexed Job for the parts of encode or evaluate, else a pod. Wrong settings (exit code 2) are not retried, and
+    an index whose input is wrong (`InvalidData`) is not either: the others go on."""
     pod = _pod(spec, "stage")
     pod["spec"]["restartPolicy"] = "Never"
     rules: list[Manifest] = [

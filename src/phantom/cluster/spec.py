@@ -52,7 +52,8 @@ class JobSpec:
 def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
     """The job of a stage ("encode", "train" or "evaluate"). Raises UserError if the settings do not fit."""
     cluster = params.cluster
-    pods, processes = {"encode": cluster.encode_pods, "train": cluster.nodes}.get(stage, 1), 1
+    pods = {"encode": cluster.encode_pods, "train": cluster.nodes, "evaluate": cluster.evaluate_pods}[stage]
+    processes = 1
     if stage == "train":
         processes, left = divmod(params.train.processes, pods)
         if left or not processes:
@@ -62,6 +63,8 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
                 f"cluster.nodes: found {pods}, accepted: divisors of train.processes {whole}; nearest valid: {near}"
             )
     indexes = (cluster.encode_indexes or pods) if stage == "encode" else None
+    if stage == "evaluate" and pods > 1:
+        indexes = pods
     name = f"phantom-{stage}-{_identity(stage, params, root)}"
     key = f"{name}-{hashlib.sha256(cluster.image.encode()).hexdigest()[:6]}"
     return JobSpec(
@@ -77,13 +80,15 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
     )
 
 
-def merge_spec(encode: JobSpec) -> JobSpec:
-    """The job that makes data/latents of the parts: a pod without a GPU, after those of `encode`."""
-    most = {key: min(getattr(encode.settings, key), value) for key, value in MERGE_AT_MOST.items()}
-    settings = encode.settings.model_copy(update={"resources": (), **most})
+def last_spec(parts: JobSpec) -> JobSpec:
+    """The job after the parts: of encode one without a GPU that makes data/latents, of evaluate one that scores."""
+    one = replace(parts, pods=1, indexes=None)
+    if parts.stage == "evaluate":
+        return replace(one, name=f"{parts.name}-score", command=_script("evaluate"))
+    most = {key: min(getattr(parts.settings, key), value) for key, value in MERGE_AT_MOST.items()}
+    settings = parts.settings.model_copy(update={"resources": (), **most})
     command = _script("encode", "--merge")
-    one = replace(encode, pods=1, indexes=None, has_gpus=False)
-    return replace(one, name=f"{encode.name}-merge", command=command, settings=settings)
+    return replace(one, name=f"{parts.name}-merge", command=command, settings=settings, has_gpus=False)
 
 
 def study_spec(key: str, place: Path, pipeline: str, cluster: Cluster) -> JobSpec:

@@ -12,7 +12,7 @@ from phantom.cluster import outputs
 from phantom.cluster.api import Connection
 from phantom.cluster.messages import job_state
 from phantom.cluster.render import DIGEST_ANNOTATION, TRAINING_RUNTIME, Manifest, render
-from phantom.cluster.spec import JobSpec, make_spec, merge_spec
+from phantom.cluster.spec import JobSpec, last_spec, make_spec
 from phantom.cluster.validation import runtime_conflicts, validate_manifest
 from phantom.cluster.watch import POLL_SECONDS, JobWatcher
 from phantom.config import Cluster, Params
@@ -45,7 +45,8 @@ class JobResult:
 def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     """Runs a stage as a job until it finishes. A job for the same work that already exists is adopted.
 
-    Encode is two: the parts, and data/latents made of them. Finished parts are done again only after that was.
+    Encode is two: the parts, and data/latents made of them; so is evaluate in several pods: the videos, and their
+    scores. Finished parts are done again only after the second was.
 
     On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint; on Terminated it leaves the job. Raises
     UserError, Interrupted or StageFailed, as the stage did.
@@ -69,14 +70,14 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     if spec.indexes is None:
         adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
     else:
-        merge = merge_spec(spec)
+        last = last_spec(spec)
 
         def is_used() -> bool:
-            return not _is_finished(connection, merge.name) or _outputs_available(spec, root)
+            return not _is_finished(connection, last.name) or _outputs_available(spec, root)
 
         run_manifest(spec, manifest, watcher, is_used)
-        last = JobWatcher(connection, stage, kind, merge.name, root)
-        adopted = run_manifest(merge, render(merge), last, lambda: _outputs_available(spec, root))
+        of_last = JobWatcher(connection, stage, kind, last.name, root)
+        adopted = run_manifest(last, render(last), of_last, lambda: _outputs_available(spec, root))
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:
         outputs.mark_adopted(stage, spec.key, root)

@@ -35,6 +35,7 @@ class Cluster(Section):
     nodes: Positive  # pods of a training job; train.processes are divided among them
     encode_pods: Positive  # pods that encode in parallel
     encode_indexes: Positive | None = None  # parts that the clips are encoded in; null: one per pod
+    evaluate_pods: Positive = 1  # pods that generate the videos of an evaluation in parallel
     gpu: str | None  # resource name, one per process, such as nvidia.com/gpu; null: CPU only
     resources: tuple[KeyValue, ...]  # additional ones per pod, such as rdma/ib=1
     lock_memory: bool  # adds IPC_LOCK, for RDMA; the namespace must allow privileged pods

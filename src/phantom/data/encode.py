@@ -18,11 +18,12 @@ import torch
 
 from phantom.config import Params
 from phantom.data.clip_frames import InvalidClip, read_clip_frames
-from phantom.data.encode_job import EncodeJob, Part, describe_job
+from phantom.data.encode_job import EncodeJob, describe_job
 from phantom.data.files import exclusive
 from phantom.data.finished_shards import finished_keys, has_empty_text, intact_shards
 from phantom.data.latent_index import publish, summarize_errors
 from phantom.data.latent_keys import KeyedClip, digest
+from phantom.data.part import Part
 from phantom.data.prefetch import prefetch
 from phantom.data.quantization import NOT_STORED, POOL_SIZE
 from phantom.data.shards import INDEX, EncodedClip, Shard, ShardWriter, shard_name, store_tensors

@@ -26,27 +26,6 @@ WORK = Path("checkpoints/encode")  # not under data/, which is an output of DVC'
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of `of` parts of the clips; by default all of them."""
-
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.of:
-            raise UserError(f"--index: found {self.index}, accepted: 0 to {self.of - 1} (--of {self.of})")
-
-    @property
-    def name(self) -> str:
-        """With which the names of its records begin."""
-        return f"{self.of:05d}-{self.index:05d}"
-
-    def contains(self, key: str) -> bool:
-        """Whether what has this key belongs to the part: a function of the key alone."""
-        return int(key[:16], 16) % self.of == self.index
-
-
-@dataclass(frozen=True)
 class FormerLatents:
     """What data/latents holds, if it is of this format: its index, and the clips."""
 

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from phantom.cores import cores
-from phantom.data.encode_job import EncodeJob, Part
+from phantom.data.encode_job import EncodeJob
 from phantom.data.files import link, sha256
+from phantom.data.part import Part
 from phantom.data.prefetch import prefetch
 from phantom.data.shards import EMPTY_TEXT, Shard, shard_name
 from phantom.data.storage import Entry, Folder, LocalFolder, NotFound

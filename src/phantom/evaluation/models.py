@@ -8,20 +8,21 @@ from functools import cache, partial
 from pathlib import Path
 
 from phantom.config import Params
+from phantom.data.part import Part
 from phantom.evaluation.protocol import VideoSet
 from phantom.evaluation.provenance import component_identities, record, short_digest
-from phantom.evaluation.sample import exported_model, load, sample
+from phantom.evaluation.sample import ALL, exported_model, load, sample
 from phantom.evaluation.sampling_spec import Model
 
 ORDER = ("base", "control", "lora", "phantom")  # in which they are shown
 
 
 def sample_models(
-    models: Iterable[Model], work: Path, sets: Mapping[str, Mapping[str, VideoSet]]
+    models: Iterable[Model], work: Path, sets: Mapping[str, Mapping[str, VideoSet]], part: Part = ALL
 ) -> dict[str, dict[str, dict[str, Path]]]:
     """Generates the videos of every model in `work`; returns their folders by benchmark, mode and model.
 
-    sets: videos by benchmark and mode. Each model is loaded once, for all of them.
+    sets: videos by benchmark and mode. Each model is loaded once, for all of them. part: as in `sample`.
     """
     folders = {benchmark: {mode: dict[str, Path]() for mode in modes} for benchmark, modes in sets.items()}
     for model in models:
@@ -29,7 +30,7 @@ def sample_models(
             for mode, (settings, videos) in modes.items():
                 provenance = record(model, videos, settings)
                 out = work / f"{model.name}-{short_digest(provenance)}" / mode
-                sample(model, videos, settings, out, provenance)
+                sample(model, videos, settings, out, provenance, part=part)
                 folders[benchmark][mode][model.name] = out
     return folders
 

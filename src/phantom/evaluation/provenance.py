@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import phantom
 from phantom.data.physics_iq.layout import RECORD
@@ -90,5 +91,9 @@ def claim(out: Path, record: dict[str, Any]) -> None:
         raise UserError(f"{out}: holds videos of another model or other settings ({RECORD}); name another folder")
     if not place.is_file() and any(out.rglob("*.mp4")):
         raise UserError(f"{out}: holds videos of unknown origin (no {RECORD}); name another folder")
+    if place.is_file():
+        return
     out.mkdir(parents=True, exist_ok=True)
-    place.write_text(text, encoding="utf-8")
+    part = place.with_name(f"{RECORD}.{uuid4().hex}.part")  # other processes may claim it at the same time
+    part.write_text(text, encoding="utf-8")
+    part.replace(place)

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from phantom.config import Params
+from phantom.data.part import Part
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
@@ -29,10 +30,13 @@ from phantom.evaluation.physics_iq.conditions import read_condition
 from phantom.evaluation.provenance import claim, component_identities, digest
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
+from phantom.generation.processes import is_first
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.hub import read_export_config
 from phantom.model.noise import sample_generator
 from phantom.progress import quiet_loading, track
+
+ALL = Part()
 
 
 def find_model(folder: Path, params: Params, physics: bool = True, text: bool = False) -> Model:
@@ -60,23 +64,28 @@ def sample(
     out: Path,
     provenance: dict[str, Any],
     on_states: Callable[[Sequence[VideoRequest], torch.Tensor], None] | None = None,
+    part: Part = ALL,
 ) -> None:
     """Generates the videos that are missing in `out`.
 
     `provenance` is the `record` of the other arguments, and is written beside the videos. on_states: is given the z
-    (B, C_z, T, h, w) that Phantom generates with each batch, before its videos are there.
+    (B, C_z, T, h, w) that Phantom generates with each batch, before its videos are there. part: of the batches; parts
+    may be made at the same time, in any process that sees `out`, and make the same videos as one process.
 
     Raises UserError if `out` holds videos of another model or other settings.
     """
     claim(out, provenance)
-    batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
+    size = settings.batch_size
+    batches = part.take([requests[i : i + size] for i in range(0, len(requests), size)])
+    own = [request for batch in batches for request in batch]
     # Batches are never split: in a batch of another composition a video could differ in its last bits.
     missing = [batch for batch in batches if not all((out / request.file).is_file() for request in batch)]
     if missing:
         pipe = model.load()
-        done = len(requests) - sum(map(len, missing))
+        done = len(own) - sum(map(len, missing))
         steps = settings.sampling.steps * settings.windows
-        with track(f"sample {model.name}, {settings.mode}", len(requests) * steps, "steps", done * steps) as bar:
+        name = f"sample {model.name}, {settings.mode}" + (f", part {part.index} of {part.of}" if part.of > 1 else "")
+        with track(name, len(own) * steps, "steps", done * steps, shown=is_first()) as bar:
             for batch in missing:
                 conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
                 noises = [sample_generator(*request.noise) for request in batch]
@@ -89,18 +98,18 @@ def sample(
                 for request, frames in zip(batch, videos, strict=True):
                     path = out / request.file
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    part = path.with_suffix(".part")
-                    write_mp4(part, frames[settings.written], fps=settings.fps)
-                    part.replace(path)
+                    new = path.with_suffix(".part")
+                    write_mp4(new, frames[settings.written], fps=settings.fps)
+                    new.replace(path)
                 done += len(batch)
-                bar.advance(done * steps - bar.done, f"{done}/{len(requests)} videos")
-    for request in requests:
+                bar.advance(done * steps - bar.done, f"{done}/{len(own)} videos")
+    for request in own:
         for copy in request.copies:
             if not (out / copy).is_file():
                 (out / copy).parent.mkdir(parents=True, exist_ok=True)
-                part = (out / copy).with_suffix(".part")
-                shutil.copyfile(out / request.file, part)
-                part.replace(out / copy)
+                new = (out / copy).with_suffix(".part")
+                shutil.copyfile(out / request.file, new)
+                new.replace(out / copy)
 
 
 def generate(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
+from phantom.data.part import Part
 from phantom.errors import UserError
 from phantom.evaluation.benchmarks import BENCHMARKS
-from phantom.evaluation.models import ORDER, find_models, sample_models
-from phantom.evaluation.protocol import Benchmark, Evaluated, Run
+from phantom.evaluation.models import ORDER, find_models, intervened_models, sample_models
+from phantom.evaluation.physics_iq.evaluate import NAME as PHYSICS_IQ
+from phantom.evaluation.protocol import Benchmark, Evaluated, Run, VideoSet
 from phantom.evaluation.report import evaluation_page
 from phantom.evaluation.score_tables import against_base, entries
+from phantom.generation.processes import is_first, joined
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
@@ -30,17 +33,29 @@ class EvaluateResult:
     scores: dict[str, dict[str, float | None]]
 
 
-def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
+@dataclass(frozen=True)
+class PartResult:
+    """A part of the videos that `evaluate` needs: which one, and the folder of all of them."""
+
+    part: int
+    of: int
+    folder: str
+
+
+def evaluate(params: Params, root: Path = Path()) -> EvaluateResult | None:
     """Generates and scores the videos of every model for `evaluate.benchmarks`; writes the scores and the page.
 
-    Resumes after an interruption: finished videos, comparisons and ratings are reused. Raises UserError.
+    Where torchrun started several processes, each generates a share of the videos on its GPU, and the first one alone
+    goes on; in the others it returns None. Resumes after an interruption: finished videos, comparisons and ratings are
+    reused. Raises UserError.
     """
-    if not (root / "models/phantom/config.json").is_file():
-        raise UserError("models/phantom: no export there; `phantom train` writes it")
     wanted = [benchmark for name, benchmark in BENCHMARKS.items() if name in params.evaluate.benchmarks]
-    sets = {one.name: one.videos(params, root) if one.sample_options is not None else {} for one in wanted}
+    sets = _find_videos(wanted, params, root)
     models, work = partial(find_models, params, root), root / WORK
-    folders = sample_models(models(), work, sets)
+    with joined() as part:
+        folders = _sample(sets, params, root, part)
+    if not is_first():
+        return None
     evaluated = []
     for one in wanted:
         of = {mode: {name: found[name] for name in ORDER if name in found} for mode, found in folders[one.name].items()}
@@ -59,6 +74,35 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult:
     _write(root / PAGE, evaluation_page(evaluation, params, root, tables, shown))
     _write(root / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
     return EvaluateResult(str(EVALUATION), str(PAGE), scores)
+
+
+def evaluate_part(params: Params, part: Part, root: Path = Path()) -> PartResult:
+    """Generates a part of the videos of `evaluate`, which makes those that are missing and scores all of them.
+
+    Parts may be made at the same time, in any order, and more than once. Raises UserError.
+    """
+    wanted = [benchmark for name, benchmark in BENCHMARKS.items() if name in params.evaluate.benchmarks]
+    sets = _find_videos(wanted, params, root)
+    with joined(part) as own:
+        _sample(sets, params, root, own)
+    return PartResult(part.index, part.of, str(WORK))
+
+
+def _find_videos(wanted: Sequence[Benchmark], params: Params, root: Path) -> dict[str, dict[str, VideoSet]]:
+    """The videos to generate, by benchmark and mode. Raises UserError without a model to generate them."""
+    if not (root / "models/phantom/config.json").is_file():
+        raise UserError("models/phantom: no export there; `phantom train` writes it")
+    return {one.name: one.videos(params, root) if one.sample_options is not None else {} for one in wanted}
+
+
+def _sample(
+    sets: Mapping[str, Mapping[str, VideoSet]], params: Params, root: Path, part: Part
+) -> dict[str, dict[str, dict[str, Path]]]:
+    """`sample_models` of a part; where there are several, also with what replaces z, which else Physics-IQ asks for."""
+    folders = sample_models(find_models(params, root), root / WORK, sets, part)
+    if part.of > 1 and PHYSICS_IQ in sets:
+        sample_models(intervened_models(params, root), root / WORK, {PHYSICS_IQ: sets[PHYSICS_IQ]}, part)
+    return folders
 
 
 def _score_folders(benchmark: Benchmark, run: Run) -> Evaluated:
