@@ -94,7 +94,7 @@ class TextAttnProcessor:
     """Text cross-attention as in `WanAttnProcessor`, but from cached keys and values: they do not depend on t."""
 
     _attention_backend = None
-    _parallel_config = None
+    _parallel_config = None  # set, but of no use: context parallelism does not split the text
 
     def __call__(
         self,

@@ -36,4 +36,6 @@ class PhantomCacheMixin(CacheMixin):
         if not isinstance(config, CACHES):
             accepted = ", ".join(cache.__name__ for cache in CACHES)
             raise ValueError(f"enable_cache: found {type(config).__name__}; accepted: {accepted}")
+        if isinstance(config, FirstBlockCacheConfig) and getattr(self, "_parallel_config", None) is not None:
+            raise ValueError("enable_cache: found FirstBlockCache, which parallel processes would follow differently")
         super().enable_cache(config)

@@ -95,7 +95,14 @@ class CouplingAttnProcessor:
             apply_rotary_emb(x, (cos[0, :, 0], sin[0, :, 0]), sequence_dim=1)
             for x, (cos, sin) in zip((query, key), rotary_emb, strict=True)
         )
-        out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
+        out = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.caching import PhantomCacheMixin, TwoStreams
 from phantom.model.config import ModelConfig
+from phantom.model.context_parallel import ContextParallelMixin, TokenSplit, context_parallel_plan
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_part_of, is_video_branch, video_config
 from phantom.model.lora import LoraMixin, add_adapters, without_adapters
@@ -142,7 +143,9 @@ def _add_update(y: torch.Tensor, update: torch.Tensor | None, coupling: bool | t
 TransformerBlockRegistry.register(PhantomBlock, TwoStreams())
 
 
-class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin, PhantomCacheMixin, AttentionMixin):
+class PhantomTransformer3DModel(
+    ContextParallelMixin, ExportMixin, ModelMixin, ConfigMixin, LoraMixin, PhantomCacheMixin, AttentionMixin
+):
     """Wan's video branch, frozen, and a physics branch over V-JEPA 2 features, coupled in one or both directions.
 
     Or, to compare with, the video branch alone with LoRA adapters (`with_adapters`).
@@ -196,6 +199,8 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin,
             PhantomBlock(video, physics if i in paired else None, coupling if i in coupled else None)
             for i in range(video["num_layers"])
         )
+        self.video_split, self.physics_split = TokenSplit(), TokenSplit()
+        self._cp_plan = context_parallel_plan(bool(physics))
         if lora:
             add_adapters(self, video, lora)
         self.gradient_checkpointing = False
@@ -387,6 +392,16 @@ class PhantomTransformer3DModel(ExportMixin, ModelMixin, ConfigMixin, LoraMixin,
         elif video and self.is_cache_enabled:
             x_z = x_v.new_empty(batch, 0, 1)  # type: ignore[union-attr]  # a cache subtracts what blocks return
         rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
+        if video:
+            x_v, time_v, time_v_Bn6D, rotary, to_couple = self.video_split.enter(
+                x_v, time_v, time_v_Bn6D, rotary_embs.video, rotary_embs.coupling_video
+            )
+            rotary_embs = rotary_embs._replace(video=rotary, coupling_video=to_couple)
+        if physics_states is not None:
+            x_z, time_z, time_z_Bn6E, rotary, to_couple = self.physics_split.enter(
+                x_z, time_z, time_z_Bn6E, rotary_embs.physics, rotary_embs.coupling_physics
+            )
+            rotary_embs = rotary_embs._replace(physics=rotary, coupling_physics=to_couple)
         text: Sequence[ProjectedText | BlockTextKV]
         if isinstance(encoder_hidden_states, torch.Tensor):
             text = [self._project_text(encoder_hidden_states, physics_states is not None)] * len(self.blocks)
