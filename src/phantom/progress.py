@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,11 @@ def track(stage: str, total: int, unit: str, done: int = 0, shown: bool = True) 
     )
     with Progress(*columns, console=console) as rich:
         yield Bar(stage, total, unit, done, rich)
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that torchrun started, shows progress and prints the result."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str, level: str = "info") -> None:

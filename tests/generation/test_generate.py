@@ -20,7 +20,9 @@ from phantom.data.last_frames import read_last_frames
 from phantom.data.video import BadClip, probe, read_clip, read_frames, write_mp4
 from phantom.errors import UserError
 from phantom.generation.generate import generate, generate_all
+from phantom.model.transformer import PhantomBlock
 from tests import tiny
+from tests.processes import run_in_processes
 
 METADATA = {
     "frames": 13,
@@ -306,13 +308,35 @@ def spy(monkeypatch) -> dict:
     return given
 
 
-def test_of_several_processes_the_first_makes_the_video_and_says_so(export, tmp_path, monkeypatch, capsys):
+def test_of_several_processes_on_cpus_the_first_makes_the_video_and_says_so(export, tmp_path, monkeypatch, capsys):
     arguments = ["generate", "--model", str(export), "--prompt", "a", "--steps", "1", "--frames", "5", "--out"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, made in ((1, False), (0, True)):
         monkeypatch.setenv("RANK", str(rank))
         cli.app([*arguments, str(tmp_path / f"{rank}.mp4")], standalone_mode=False)
         said = capsys.readouterr()
-        assert (
-            (tmp_path / f"{rank}.mp4").exists() == bool(said.out) == ("in one of the 2 processes" in said.err) == made
-        )
+        assert (tmp_path / f"{rank}.mp4").exists() == bool(said.out) == ("on CPUs one of the 2" in said.err) == made
+
+
+def generate_together(export, folder):
+    torch.accelerator.device_count = lambda: 1  # as with GPUs
+    tokens = []
+    forward = PhantomBlock.forward
+
+    def counted(self, *given):
+        tokens.append([x.shape[1] for x in given[:2]])
+        return forward(self, *given)
+
+    PhantomBlock.forward = counted
+    out = folder / "together.mp4"
+    cli.app(["generate", "--model", str(export), "--prompt", "a ball", "--out", str(out)], standalone_mode=False)
+    assert tokens == [[32, 56]] * len(tokens) and tokens
+
+
+def test_two_processes_make_one_video_together(export, tmp_path):
+    alone = generate(export, prompt="a ball", out=tmp_path / "alone.mp4")
+    first, second = run_in_processes(generate_together, tmp_path, export, tmp_path)
+    assert f"together.mp4: {alone.frames} frames of 64x64" in first and "steps" in first
+    assert "together.mp4" not in second and "steps" not in second
+    one, both = (read_frames(tmp_path / f"{name}.mp4")[0].astype(int) for name in ("alone", "together"))
+    assert one.shape == both.shape and np.abs(one - both).mean() < 0.1 < one.std()

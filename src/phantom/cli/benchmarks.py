@@ -21,7 +21,6 @@ from phantom.cli.shared import (
     Videos,
     app,
     find_part,
-    is_first_process,
     resumable,
     sample,
     score,
@@ -31,6 +30,7 @@ from phantom.cli.shared import (
 )
 from phantom.evaluation.benchmarks import BENCHMARKS
 from phantom.evaluation.protocol import Benchmark, Option
+from phantom.progress import is_first_process
 
 SETTINGS = [
     Parameter("params", Parameter.KEYWORD_ONLY, default=None, annotation=ParamsFile),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +12,11 @@ from phantom.cli.shared import (
     AsJson,
     Physics,
     app,
-    is_first_process,
     show,
 )
 from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
-from phantom.progress import say
+from phantom.progress import is_first_process
 
 
 @app.command()
@@ -68,12 +66,9 @@ def generate(
 
     Options that are not given have the model's defaults.
     """
-    if not is_first_process():
-        return
-    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        say(f"generate: works in one of the {processes} processes; `phantom sample` divides videos among them")
     from phantom.generation.generate import generate as make
     from phantom.generation.generate import generate_all
+    from phantom.generation.processes import takes_part
     from phantom.generation.search import Search
 
     if (prompt is None) == (prompts is None):
@@ -95,12 +90,17 @@ def generate(
         "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
         "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
+    if not takes_part():
+        return
     if prompts is not None:
         made = generate_all(model, prompts, out, **options)
-        show([asdict(one) for one in made], as_json, "\n".join(f"{one.out}: {one.prompt}" for one in made))
+        said = [f"{one.out}: {one.prompt}" for one in made]
     elif prompt is not None:
-        one = make(model, prompt, out, **options)
-        show(one, as_json, f"{one.out}: {one.frames} frames of {one.width}x{one.height} at {one.fps:g} fps")
+        made = [make(model, prompt, out, **options)]
+        said = [f"{one.out}: {one.frames} frames of {one.width}x{one.height} at {one.fps:g} fps" for one in made]
+    if is_first_process():
+        found = [asdict(one) for one in made]
+        show(found if prompts is not None else found[0], as_json, "\n".join(said))
 
 
 def _number(text: str | None) -> float | str | None:

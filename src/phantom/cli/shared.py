@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -88,11 +87,6 @@ def find_part(index: int | None, of: int | None) -> tuple[int, int] | None:
     if index is None or of is None:
         raise UserError("--index and --of: found one of them; accepted: both, or neither")
     return index, of
-
-
-def is_first_process() -> bool:
-    """Whether this is the process, of those that torchrun started, which prints the result."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_on_cluster(name: str, tree: Params) -> Any:

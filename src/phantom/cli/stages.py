@@ -15,12 +15,12 @@ from phantom.cli.shared import (
     Set,
     app,
     find_part,
-    is_first_process,
     run_on_cluster,
     show,
     stage,
 )
 from phantom.errors import UserError
+from phantom.progress import is_first_process
 
 
 @app.command()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -30,11 +32,10 @@ from phantom.evaluation.physics_iq.conditions import read_condition
 from phantom.evaluation.provenance import claim, component_identities, digest
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
-from phantom.generation.processes import is_first
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.hub import read_export_config
 from phantom.model.noise import sample_generator
-from phantom.progress import quiet_loading, track
+from phantom.progress import is_first_process, quiet_loading, track
 
 ALL = Part()
 
@@ -85,7 +86,7 @@ def sample(
         done = len(own) - sum(map(len, missing))
         steps = settings.sampling.steps * settings.windows
         name = f"sample {model.name}, {settings.mode}" + (f", part {part.index} of {part.of}" if part.of > 1 else "")
-        with track(name, len(own) * steps, "steps", done * steps, shown=is_first()) as bar:
+        with track(name, len(own) * steps, "steps", done * steps, shown=is_first_process()) as bar:
             for batch in missing:
                 conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
                 noises = [sample_generator(*request.noise) for request in batch]
@@ -96,20 +97,27 @@ def sample(
                     pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace, read
                 )
                 for request, frames in zip(batch, videos, strict=True):
-                    path = out / request.file
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    new = path.with_suffix(".part")
-                    write_mp4(new, frames[settings.written], fps=settings.fps)
-                    new.replace(path)
+                    with _replaced(out / request.file) as new:
+                        write_mp4(new, frames[settings.written], fps=settings.fps)
                 done += len(batch)
                 bar.advance(done * steps - bar.done, f"{done}/{len(own)} videos")
     for request in own:
         for copy in request.copies:
             if not (out / copy).is_file():
-                (out / copy).parent.mkdir(parents=True, exist_ok=True)
-                new = (out / copy).with_suffix(".part")
-                shutil.copyfile(out / request.file, new)
-                new.replace(out / copy)
+                with _replaced(out / copy) as new:
+                    shutil.copyfile(out / request.file, new)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`. Another process may write the same at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{uuid4().hex}.part")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def generate(

@@ -18,7 +18,8 @@ from phantom.evaluation.physics_iq.evaluate import NAME as PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark, Evaluated, Run, VideoSet
 from phantom.evaluation.report import evaluation_page
 from phantom.evaluation.score_tables import against_base, entries
-from phantom.generation.processes import is_first, joined
+from phantom.generation.processes import joined
+from phantom.progress import is_first_process
 
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 WORK = Path("checkpoints/evaluate")  # videos and comparisons, reused by digest; not tracked by DVC
@@ -54,7 +55,7 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult | None:
     models, work = partial(find_models, params, root), root / WORK
     with joined() as part:
         folders = _sample(sets, params, root, part)
-    if not is_first():
+    if not is_first_process():
         return None
     evaluated = []
     for one in wanted:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phantom.config import VIDEOJAM_GUIDANCE, Refine
 from phantom.errors import UserError
 from phantom.generation.search import Search, Searching
-from phantom.progress import quiet_loading, say, track
+from phantom.progress import is_first_process, quiet_loading, say, track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def _generate(
     searching = None if search is None else Searching(search, pipe, settings["num_frames"], condition)
     results = []
     videos = len(prompts) * (search.best_of if search else 1)
-    with track("generate", videos * settings["num_inference_steps"], "steps") as bar:
+    with track("generate", videos * settings["num_inference_steps"], "steps", shown=is_first_process()) as bar:
 
         def make(prompt: str, seed: int) -> np.ndarray:
             return make_video(pipe, prompt, seed, {**condition, **settings}, bar.advance)[0]
@@ -247,6 +247,8 @@ def save_video(
         **facts,
     )
     tags = {key: value for key, value in asdict(result).items() if key != "out" and value is not None}
+    if not is_first_process():
+        return result
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.new")
     write_mp4(temporary, video, fps, {k: v if isinstance(v, str) else json.dumps(v) for k, v in tags.items()})
@@ -271,8 +273,14 @@ def model_fingerprint(model: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _load(model: Path, fingerprint: str) -> PhantomPipeline:
-    """The pipeline, cached for the next call, so that a served model is loaded once."""
-    return load_pipeline(model)
+    """The pipeline, cached for the next call, so that a served model is loaded once; on GPUs for all processes."""
+    from phantom.generation.processes import divide_tokens, join_for_one_video
+
+    processes = join_for_one_video()
+    pipe = load_pipeline(model)
+    if processes > 1:
+        divide_tokens(pipe.transformer, processes)
+    return pipe
 
 
 def load_pipeline(model: Path) -> PhantomPipeline:
@@ -292,7 +300,8 @@ def load_pipeline(model: Path) -> PhantomPipeline:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: {model}: {first_line(error)}") from None
     if on_gpu:
-        pipe.enable_model_cpu_offload()  # one component at a time on the GPU; moving them costs little beside the steps
+        # One component at a time on the GPU; moving them costs little beside the steps.
+        pipe.enable_model_cpu_offload(torch.cuda.current_device())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,7 +1,8 @@
-"""The processes that torchrun started, where videos are generated: which part of the work each does, on its GPU."""
+"""The processes that torchrun started, where videos are generated: each makes some, or all of them one together."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from diffusers import ContextParallelConfig
 
 from phantom.data.part import Part
 from phantom.errors import StageFailed, UserError
+from phantom.model import PhantomTransformer3DModel
+from phantom.progress import is_first_process, say
 
 SLOWEST = timedelta(days=7)  # processes wait for the one that generates longest
 POLL_SECONDS = 0.1
@@ -39,9 +43,34 @@ def joined(part: Part | None = None) -> Iterator[Part]:
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the first of the processes that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+def takes_part() -> bool:
+    """Whether this process has a part in one video: with GPUs each has, without the first alone, which says so."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1 or torch.accelerator.device_count():
+        return True
+    if is_first_process():
+        say(f"generate: on CPUs one of the {processes} processes works; `phantom sample` divides videos among them")
+    return is_first_process()
+
+
+def join_for_one_video() -> int:
+    """The number of processes that generate each video together, each on its GPU. Raises UserError as `joined`."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1 or not torch.accelerator.device_count():
+        return 1
+    if not dist.is_initialized():
+        take_gpu()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return processes
+
+
+def divide_tokens(transformer: PhantomTransformer3DModel, processes: int) -> None:
+    """Divides the model's tokens over all processes. Raises UserError if their number does not divide its heads."""
+    try:
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=processes, ulysses_anything=True))
+    except ValueError as error:
+        raise UserError(f"torchrun: {error}") from None
 
 
 def take_gpu() -> None:

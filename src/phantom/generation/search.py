@@ -12,6 +12,7 @@ import numpy as np
 
 from phantom.config import PUBLISHED_SURPRISE, Surprise
 from phantom.errors import UserError
+from phantom.progress import is_first_process
 
 if TYPE_CHECKING:
     from phantom.generation.pipeline import PhantomPipeline
@@ -104,7 +105,7 @@ class Searching:
             nonlocal evaluations
             frames = make(seed)
             evaluations += self.pipe.evaluations
-            if self.search.keep_all:
+            if self.search.keep_all and is_first_process():
                 path = out.with_name(f"{out.stem}-candidates") / f"seed-{seed}.mp4"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_mp4(path, frames, fps, {"seed": str(seed)})

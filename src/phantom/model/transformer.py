@@ -393,15 +393,13 @@ class PhantomTransformer3DModel(
             x_z = x_v.new_empty(batch, 0, 1)  # type: ignore[union-attr]  # a cache subtracts what blocks return
         rotary_embs = self.rotary_embs(grid_v, grid_z, hidden_states.device)
         if video:
-            x_v, time_v, time_v_Bn6D, rotary, to_couple = self.video_split.enter(
-                x_v, time_v, time_v_Bn6D, rotary_embs.video, rotary_embs.coupling_video
-            )
-            rotary_embs = rotary_embs._replace(video=rotary, coupling_video=to_couple)
+            given = x_v, time_v, time_v_Bn6D, rotary_embs.video, rotary_embs.coupling_video
+            x_v, time_v, time_v_Bn6D, rotary, of_coupling = self.video_split.enter(*given)  # type: ignore[arg-type]
+            rotary_embs = rotary_embs._replace(video=rotary, coupling_video=of_coupling)
         if physics_states is not None:
-            x_z, time_z, time_z_Bn6E, rotary, to_couple = self.physics_split.enter(
-                x_z, time_z, time_z_Bn6E, rotary_embs.physics, rotary_embs.coupling_physics
-            )
-            rotary_embs = rotary_embs._replace(physics=rotary, coupling_physics=to_couple)
+            given_z = x_z, time_z, time_z_Bn6E, rotary_embs.physics, rotary_embs.coupling_physics
+            x_z, time_z, time_z_Bn6E, rotary, of_coupling = self.physics_split.enter(*given_z)  # type: ignore[arg-type]
+            rotary_embs = rotary_embs._replace(physics=rotary, coupling_physics=of_coupling)
         text: Sequence[ProjectedText | BlockTextKV]
         if isinstance(encoder_hidden_states, torch.Tensor):
             text = [self._project_text(encoder_hidden_states, physics_states is not None)] * len(self.blocks)
