@@ -89,6 +89,7 @@ def folder_params(make_params, videos):
             f"data.path={videos}",
             "data.heldout=0.25",
             "data.max_quarantine=0.9",
+            "data.clips=files",
             "evaluate.physics_iq.benchmark=elsewhere",
             *overrides,
         )

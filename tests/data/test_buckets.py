@@ -35,17 +35,17 @@ def source(tmp_path):
 def settings(make_params, source):
     def make(*overrides):
         main = ("data.source=folder", f"data.path={source}", "data.height=32", "data.width=64", "data.frames=13")
-        return make_params(*main, "evaluate.physics_iq.benchmark=elsewhere", *overrides)
+        return make_params(*main, "data.clips=files", "evaluate.physics_iq.benchmark=elsewhere", *overrides)
 
     return make
 
 
 def test_each_clip_takes_the_size_that_keeps_most_of_it(settings, tmp_path):
     result = prepare(settings(SIZES), tmp_path)
-    clips = {clip.id: clip for clip in read_manifest(tmp_path / "data/clips/manifest.jsonl")}
+    clips = {clip.id: clip for clip in read_manifest(tmp_path / "data/clips/manifest.parquet")}
     shapes = {id_: read_frames(tmp_path / "data/clips" / clip.path)[0].shape[:3] for id_, clip in clips.items()}
     assert shapes == {"a": (9, 32, 64), "b": (13, 64, 32), "c": (9, 48, 48), "d": (13, 64, 32)}
-    # Clips of the main size omit it from the manifest.
+    # The manifest states no size of clips of the main size.
     assert [(c.height, c.width) for c in clips.values()] == [(None, None), (64, 32), (48, 48), (64, 32)]
     assert result.buckets == {"9x32x64": 1, "9x48x48": 1, "13x64x32": 2}
     size, lengths = 48 * 96, (9, 13, 17)
@@ -61,8 +61,8 @@ def test_one_size_crops_more_and_the_report_says_how_much(settings, tmp_path):
         prepare(settings("data.max_quarantine=1"), tmp_path / "one"),
     )
     assert set(one.buckets) == {"9x32x64", "13x32x64"} and one.kept["pixels"] < 0.7 < many.kept["pixels"]
-    manifest = (tmp_path / "one/data/clips/manifest.jsonl").read_text()
-    assert "height" not in manifest
+    clips = read_manifest(tmp_path / "one/data/clips/manifest.parquet")
+    assert {clip.height for clip in clips} == {None}
     with pytest.raises(UserError, match=r"^data\.buckets: found 33, accepted: even numbers; nearest valid: 34$"):
         prepare(settings("data.buckets=[[32, 33]]"), tmp_path / "odd")
 
@@ -96,7 +96,7 @@ def test_two_at_a_time_are_refused_and_the_first_is_left_alone(settings, tmp_pat
             (tmp_path / "ready").touch()
             time.sleep(300)
 
-        stage._write_clips = stay
+        stage._make_clips = stay
         prepare(settings(), tmp_path)
 
     process = multiprocessing.get_context("fork").Process(target=work)

@@ -33,6 +33,7 @@ def settings(make_params, source, path, *overrides):
         f"data.source={source}",
         f"data.path={path}",
         "data.max_quarantine=1",
+        "data.clips=files",
         "evaluate.physics_iq.benchmark=elsewhere",
         *overrides,
     )
@@ -42,7 +43,7 @@ def test_each_file_becomes_what_it_must(make_params, corpus, tmp_path):
     assert len(KEPT) + len(REFUSED) + len(ZIPPED) >= 40
     before = sorted(corpus.rglob("*"))
     prepare(settings(make_params, "folder", corpus), tmp_path)
-    clips = {clip.path: clip for clip in read_manifest(tmp_path / "data/clips/manifest.jsonl")}
+    clips = {clip.path: clip for clip in read_manifest(tmp_path / "data/clips/manifest.parquet")}
     bad = {q.path: q.reason for q in read_quarantine(tmp_path / "data/clips/quarantine.jsonl")}
     assert clips.keys() == KEPT.keys(), {name: bad.get(name) for name in KEPT.keys() - clips.keys()}
     assert bad.keys() == REFUSED.keys()
@@ -76,7 +77,7 @@ def test_each_member_of_a_bad_zip(make_params, tmp_path):
     with (source / "OpenVidHD.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("video", "caption"), *((name, CAPTION) for name in ZIPPED)])
     prepare(settings(make_params, "openvid", source), tmp_path)
-    kept = [clip.path for clip in read_manifest(tmp_path / "data/clips/manifest.jsonl")]
+    kept = [clip.path for clip in read_manifest(tmp_path / "data/clips/manifest.parquet")]
     assert kept == [f"part_001/{name}" for name, reason in ZIPPED.items() if reason is None]
     bad = {q.path: q.reason for q in read_quarantine(tmp_path / "data/clips/quarantine.jsonl")}
     assert bad.keys() == {f"part_001/{name}" for name, reason in ZIPPED.items() if reason}

@@ -20,6 +20,7 @@ from phantom.data.sources.openvid import is_english
 from phantom.data.storage import open_folder
 from phantom.data.video import read_frames, write_mp4
 from phantom.errors import StageFailed, UserError
+from tests.data.prepared import read_apart_from_places
 from tests.data.videos import moving
 
 COLUMNS = [
@@ -87,6 +88,7 @@ def openvid_params(make_params, source):
             f"data.path={path}",
             "data.heldout=0.2",
             "data.max_quarantine=0.9",
+            "data.clips=files",
             "evaluate.physics_iq.benchmark=elsewhere",
             *overrides,
         )
@@ -95,7 +97,7 @@ def openvid_params(make_params, source):
 
 
 def read(root: Path):
-    clips = read_manifest(root / "data/clips/manifest.jsonl")
+    clips = read_manifest(root / "data/clips/manifest.parquet")
     quarantined = {q.path: q.reason for q in read_quarantine(root / "data/clips/quarantine.jsonl")}
     return {c.id: c for c in clips}, quarantined, json.loads((root / "data/clips/report.json").read_text())
 
@@ -153,7 +155,7 @@ def test_in_s3_it_is_the_same(openvid_params, source, bucket, tmp_path):
         (tmp_path / "file").write_bytes(contents_)
         there.upload(tmp_path / "file", name)
     prepare(openvid_params(path=f"s3://{bucket}/openvid"), tmp_path / "there")
-    assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
+    assert read_apart_from_places(tmp_path / "here") == read_apart_from_places(tmp_path / "there")
     assert not (tmp_path / "there/checkpoints/cache").exists()  # zips are read in place
 
 
@@ -179,7 +181,7 @@ def test_faults_lose_nothing_and_a_run_that_fails_goes_on(openvid_params, source
     s3.faults = ["truncate", "reset"]
     prepare(params, tmp_path / "there")
     assert len(made) == 6
-    assert contents(tmp_path / "here/data") == contents(tmp_path / "there/data")
+    assert read_apart_from_places(tmp_path / "here") == read_apart_from_places(tmp_path / "there")
 
 
 def test_a_zip_that_has_lost_its_front_keeps_the_clips_behind_it(openvid_params, source, tmp_path):

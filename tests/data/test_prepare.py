@@ -16,7 +16,7 @@ from phantom.data.storage import LocalFolder, open_folder
 from phantom.data.video import read_frames, write_mp4
 from phantom.errors import UserError
 from tests.data.latents import contents
-from tests.data.prepared import CAPTIONS, read_result, write_captions
+from tests.data.prepared import CAPTIONS, read_apart_from_places, read_result, write_captions
 from tests.data.videos import every, moving, write_video
 
 
@@ -32,19 +32,21 @@ def test_a_folder_with_captions_in_any_of_the_three_ways_gives_the_same(folder_p
     assert {path.suffix for path in (tmp_path / "checkpoints/prepare").rglob("*.*")} == {".json"} and not (
         tmp_path / "data/benchmark"
     ).exists()
-    before = contents(tmp_path / "data")
+    before = read_apart_from_places(tmp_path)
 
     (videos / "captions.csv").unlink()
     lines = [json.dumps({"file": f"./{k}", "caption": v}) for k, v in reversed(CAPTIONS.items())]
     (videos / "captions.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
     prepare(folder_params(), tmp_path)
-    assert contents(tmp_path / "data") == before
+    assert read_apart_from_places(tmp_path) == before
 
     (videos / "captions.jsonl").unlink()
     for name, caption in CAPTIONS.items():
         (videos / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
     prepare(folder_params(), tmp_path)
-    assert contents(tmp_path / "data") == before
+    assert read_apart_from_places(tmp_path) == before
+    clips, _ = read_result(tmp_path)
+    assert clips["more/d"].caption_origin == "more/d.txt"
 
 
 @pytest.mark.parametrize("captions", ["csv", "beside"])
@@ -59,7 +61,7 @@ def test_a_folder_in_s3_gives_the_same(folder_params, videos, bucket, tmp_path, 
         there.upload(videos / name, name)
     prepare(folder_params(), tmp_path / "here")
     prepare(folder_params(f"data.path=s3://{bucket}/some/videos/"), tmp_path / "there")
-    assert contents(tmp_path / "there/data") == contents(tmp_path / "here/data")
+    assert read_apart_from_places(tmp_path / "there") == read_apart_from_places(tmp_path / "here")
     assert len(read_result(tmp_path / "there")[0]) == 4
 
 
@@ -249,6 +251,7 @@ def test_real_videos_of_several_sizes_and_rates(sample_videos, make_params, tmp_
         "data.source=folder",
         f"data.path={sample_videos}",
         "data.frames=9",
+        "data.clips=files",
         "evaluate.physics_iq.benchmark=elsewhere",
     )
     result = prepare(params, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from phantom.data import quantization
 from phantom.data.encode import encode
 from phantom.data.latent_set import LatentSet
-from phantom.data.manifest import CLIPS
+from phantom.data.manifest import CLIPS, MANIFEST
 from phantom.data.shards import INDEX, LATENTS
 from phantom.errors import UserError
 from phantom.planning.plan import plan
@@ -101,10 +101,10 @@ def test_online_ones_need_the_clips_that_were_encoded(encoded):
     changed = root / CLIPS / "00.mp4"
     shutil.copy(root / CLIPS / "02.mp4", changed)
     latents = open_latents(params, root, "train", CPU)
-    with pytest.raises(UserError, match=rf"^{changed}: not the file that manifest\.jsonl names"):
+    with pytest.raises(UserError, match=rf"^{changed}: not the file that manifest\.parquet names"):
         latents[0]
-    (root / CLIPS / "manifest.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"manifest\.jsonl: not the clips that data/latents was made of, [^\n]*$"):
+    (root / CLIPS / MANIFEST).write_bytes(b"")
+    with pytest.raises(UserError, match=r"manifest\.parquet: not the clips that data/latents was made of, [^\n]*$"):
         open_latents(params, root, "train", CPU)
 
 

@@ -51,7 +51,7 @@ def work():
             time.sleep(30)
     params = Path("params.yaml").read_text()
     if name == "prepare":
-        write("data/clips/manifest.jsonl", "clips")
+        write("data/clips/manifest.parquet", "clips")
         write("data/benchmark/README.md", "benchmark")
     elif name == "encode":
         write("data/latents/index.json", "latents")

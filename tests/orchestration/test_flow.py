@@ -78,11 +78,11 @@ def test_a_new_clip_in_the_folder_reruns_prepare(tmp_path: Path):
 
 def test_wrong_input_in_a_stage_is_a_user_error_and_keeps_earlier_outputs(finished: Path):
     (finished / "fail").write_text("evaluate", encoding="utf-8")
-    before = (finished / "data/clips/manifest.jsonl").read_bytes()
+    before = (finished / "data/clips/manifest.parquet").read_bytes()
     with pytest.raises(UserError, match="evaluate: found nothing"):
         run_with(finished, "train.steps=31")
     assert calls(finished) == ["train", "evaluate"]
-    assert (finished / "data/clips/manifest.jsonl").read_bytes() == before
+    assert (finished / "data/clips/manifest.parquet").read_bytes() == before
     assert (finished / "models/phantom/config.json").is_file()
     (finished / "fail").unlink()
     assert run_with(finished) == ["evaluate", "register"]

@@ -140,7 +140,7 @@ def test_settings_that_dvc_yaml_does_not_name_are_known_where_they_are_not_at_th
 def test_identity_files_are_outputs_of_earlier_stages():
     assert [str(path) for path in identity_files("train")] == ["data/latents/index.json"]
     assert [str(path) for path in identity_files("evaluate")] == [
-        "data/clips/manifest.jsonl",
+        "data/clips/manifest.parquet",
         "models/phantom/config.json",
         "models/phantom/history.json",
         "models/control/history.json",

@@ -237,7 +237,7 @@ def test_latents_of_another_recipe_are_refused_in_one_line_where_there_are_no_cl
     with pytest.raises(UserError) as refused:
         run_study("refused", root=root)
     said = (
-        "data/clips/manifest.jsonl: no such file; data/latents does not fit arm 'phantom', whose own are encoded from"
+        "data/clips/manifest.parquet: no such file; data/latents does not fit arm 'phantom', whose own are encoded from"
     )
     assert str(refused.value).startswith(f"{root}/{said}")
     assert "\n" not in str(refused.value)

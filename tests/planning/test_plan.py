@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from phantom.config import load_params, preset_path
+from phantom.data.manifest import MANIFEST, Clip, write_manifest
 from phantom.errors import UserError
 from phantom.planning.gpus import GPUS, peak_flops
 from phantom.planning.memory import GIB
@@ -120,11 +121,14 @@ def test_size_of_the_data_set(make_params, tmp_path: Path):
     unknown = plan(folder, "H100", 1, root=tmp_path)
     assert unknown["storage"]["clips"] is None and "unknown" in as_text(unknown)
     (tmp_path / "data/clips").mkdir(parents=True)
-    (tmp_path / "data/clips/manifest.jsonl").write_text("{}\n" * 5, encoding="utf-8")
+    (tmp_path / "data/clips/manifest.jsonl").write_text("{}\n" * 5, encoding="utf-8")  # of an earlier version
     known = plan(folder, "H100", 1, root=tmp_path)
     assert (
         known["storage"]["clips"] == 5 and known["time"]["epochs"] == folder.train.steps * folder.train.batch_size / 5
     )
+    clips = [Clip(str(i), None, "A ball.", 29, 4.0, "0" * 64, "train") for i in range(6)]
+    write_manifest(tmp_path / "data/clips" / MANIFEST, clips)
+    assert plan(folder, "H100", 1, root=tmp_path)["storage"]["clips"] == 6
 
 
 def test_epochs():

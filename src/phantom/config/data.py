@@ -46,6 +46,7 @@ class Data(Section):
     heldout: Fraction  # fraction of a folder's or OpenVid's clips held out for validation
     heldout_clips: Positive = 512  # at most so many of them
     max_quarantine: Fraction
+    clips: Literal["references", "files"] = "references"  # to the source's videos, or mp4 in data/clips
     filter: str | None = None  # which clips are trained on: a condition on the manifest's columns; null: all
     worlds: Worlds
     openvid: OpenVid

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from phantom.config import Params
-from phantom.data.clip_frames import InvalidClip, read_clip_frames
+from phantom.data.clip_frames import ClipReader
 from phantom.data.encode_job import EncodeJob, describe_job
 from phantom.data.files import exclusive
 from phantom.data.finished_shards import finished_keys, has_empty_text, intact_shards
@@ -26,6 +26,7 @@ from phantom.data.latent_keys import KeyedClip, digest
 from phantom.data.part import Part
 from phantom.data.prefetch import prefetch
 from phantom.data.quantization import NOT_STORED, POOL_SIZE
+from phantom.data.references import InvalidClip
 from phantom.data.shards import INDEX, EncodedClip, Shard, ShardWriter, shard_name, store_tensors
 from phantom.data.storage import Refused
 from phantom.encoders import Encoders, load_encoders
@@ -173,7 +174,7 @@ def _encode_missing(job: EncodeJob, part: Part, missing: _Missing) -> list[Shard
         job.shards, job.records, part.name, settings.shard_mb, job.dtype, job.physics_storage, frozenset(job.sampled)
     )
     with bar as progress, writer:
-        read = partial(_read_batch, job.folder)
+        read = partial(_read_batch, ClipReader(job.folder, job.params))
         for batch, frames in zip(batches, prefetch(read, batches, settings.workers), strict=True):
             writer.add(_encode_batch(batch, frames, encoders, job.physics_storage))
             progress.advance(len(batch))
@@ -198,9 +199,9 @@ def _check_sizes(job: EncodeJob, encoders: Encoders) -> None:
             )
 
 
-def _read_batch(folder: Path, batch: list[KeyedClip]) -> torch.Tensor:
-    """Reads clips as uint8 (B, F, H, W, 3). Raises InvalidClip if a file does not match the manifest."""
-    return torch.from_numpy(np.stack([read_clip_frames(folder, one.clip) for one in batch]))
+def _read_batch(reader: ClipReader, batch: list[KeyedClip]) -> torch.Tensor:
+    """Reads clips as uint8 (B, F, H, W, 3). Raises InvalidClip if one is not what the manifest says."""
+    return torch.from_numpy(np.stack([reader.read(one.clip) for one in batch]))
 
 
 def _encode_batch(batch: list[KeyedClip], frames: torch.Tensor, encoders: Encoders, storage: str) -> list[EncodedClip]:

@@ -13,7 +13,7 @@ from phantom.data.clip_table import CLIP_TABLE, ClipTable
 from phantom.data.files import sha256
 from phantom.data.latent_keys import ENCODING, RESIZE, KeyedClip, digest, keyed_clips, text_key
 from phantom.data.latent_set import read_index
-from phantom.data.manifest import CLIPS, MANIFEST, Clip, read_manifest
+from phantom.data.manifest import CLIPS, Clip, find_manifest, read_manifest
 from phantom.data.physics_statistics import statistics_sample
 from phantom.data.quantization import physics_storage
 from phantom.data.recipe import make_recipe
@@ -68,7 +68,7 @@ class EncodeJob:
 
 def describe_job(params: Params, root: Path) -> EncodeJob:
     """The job of encoding data/clips with `params`. Raises UserError if the clips were prepared with other settings."""
-    manifest = root / CLIPS / MANIFEST
+    manifest = find_manifest(root / CLIPS)
     clips = read_manifest(manifest)
     if not clips:
         raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")

@@ -1,8 +1,9 @@
 """What the latents of a clip are a function of: the keys under which they are stored, and found again.
 
-A clip's key covers the bytes of its file, how its frames are preprocessed, the lengths of its condition prefixes and
-the weights of the encoders of video and physics; that of its text covers the caption and the text encoder. Neither
-covers the clip's id, its split or other clips: adding, renaming or dropping clips changes no other key.
+A clip's key covers the bytes of its file, or of the video that it refers to and which frames of it at which size; how
+frames are preprocessed, the lengths of its condition prefixes, and the weights of the encoders of video and physics.
+That of its text covers the caption and the text encoder. Neither covers the clip's id, its split or other clips:
+adding, renaming or dropping clips changes no other key.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from phantom.data.quantization import physics_storage
 RESIZE = "clips: bicubic, covered and cropped; physics: bilinear, to a square"
 # Raised when a change of the code changes the latents of the same clip and weights: those of before are not used again.
 ENCODING = 1
+# Raised when a change of the code changes the frames of the same video: references alone are decoded again.
+DECODING = 1
 KEY_DIGITS = 32  # of SHA-256, in hexadecimal
 
 
@@ -44,9 +47,17 @@ def keyed_clips(clips: Iterable[Clip], params: Params, weights: Mapping[str, str
     found = []
     for clip in clips:
         lengths = prefix_lengths(clip, settings.seed, settings.max_prefix_frames, settings.prefixes_per_clip)
-        key = digest(["clip", *recipe, clip.sha256, lengths])[:KEY_DIGITS]
+        contents = clip.sha256 if clip.path is not None else _decoded(clip, params)
+        key = digest(["clip", *recipe, contents, lengths])[:KEY_DIGITS]
         found.append(KeyedClip(clip, key, text_key(clip.caption, params, weights), lengths))
     return found
+
+
+def _decoded(clip: Clip, params: Params) -> list[Any]:
+    """What the frames of a clip are a function of that is decoded from the video it refers to."""
+    height, width = params.data.sizes[0]
+    span = [clip.fps, clip.first_frame, clip.frames]
+    return ["decoded", DECODING, clip.sha256, *span, clip.height or height, clip.width or width]
 
 
 def text_key(caption: str, params: Params, weights: Mapping[str, str | None]) -> str:

@@ -1,4 +1,8 @@
-"""The index of data/clips: `manifest.jsonl` lists the clips, `quarantine.jsonl` the files that were rejected."""
+"""The index of data/clips: `manifest.parquet` lists the clips, `quarantine.jsonl` the files that were rejected.
+
+A clip is a reference to a part of a video of the source, which is decoded where its frames are needed, or an mp4 in
+data/clips.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,60 @@ from phantom.config import ClipFilter
 from phantom.errors import UserError
 
 CLIPS = Path("data/clips")
-MANIFEST, QUARANTINE = "manifest.jsonl", "quarantine.jsonl"
+MANIFEST, QUARANTINE = "manifest.parquet", "quarantine.jsonl"
+FORMER_MANIFEST = "manifest.jsonl"  # of versions before 0.2, still read
 Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes `start` to `stop` of a file of the source. `version` changes whenever the file does."""
+
+    file: str
+    version: str | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the video is that a clip is decoded from.
+
+    source: a folder, s3://bucket/prefix or a path, relative to the checkout. segments: the video's bytes, in the order
+    in which they are joined: of one file, or of the pieces of a zip that was split. member: its name in the zip, and
+    compression: how it is compressed there, `stored`, `deflated` or `bzip2`.
+    """
+
+    source: str
+    segments: tuple[Segment, ...]
+    member: str | None = None
+    compression: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the file of the video states. Colours: code points of ITU-T H.273, 2 for none stated."""
+
+    codec: str
+    frames: int
+    fps: float
+    seconds: float
+    height: int  # displayed, upright and in square pixels
+    width: int
+    colour_primaries: int
+    colour_transfer: int
+    colour_matrix: int
+    is_full_range: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores that a source states of a clip."""
+
+    aesthetic: float | None = None
+    motion: float | None = None
+    consistency: float | None = None
+    camera_motion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,21 +91,26 @@ class Curation:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, re-encoded at the frame rate and size of the run."""
+    """One clip at the frame rate and size of the run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
-    path: str  # relative to data/clips
+    path: str | None  # of its mp4, relative to data/clips; None: decoded from `reference`
     caption: str
     frames: int
     fps: float
-    sha256: str  # of the file at `path`
+    sha256: str  # of the file at `path`, else of the video that `reference` names
     split: Split
     height: int | None = None  # None for the main size, data.height x data.width
     width: int | None = None
     moves_from: int | None = None  # first frame in which something moves, where it is known: conditions last beyond it
     curation: Curation | None = None  # None: prepared by a version before 0.2
+    first_frame: int = 0  # of the video at `fps`, with which the clip begins
+    reference: Reference | None = None  # None for clips that were made, not found
+    probe: Probe | None = None
+    scores: Scores | None = None
+    caption_origin: str | None = None  # the file of the source that states the caption
 
 
 def columns(clip: Clip) -> dict[str, float] | None:
@@ -97,28 +158,56 @@ class Quarantined:
 Row = TypeVar("Row", Clip, Quarantined)
 
 
+def find_manifest(folder: Path) -> Path:
+    """The manifest in `folder`: that of an earlier version where there is no other."""
+    path, former = folder / MANIFEST, folder / FORMER_MANIFEST
+    return former if former.is_file() and not path.is_file() else path
+
+
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Writes the clips to `path` as JSON lines; None values are omitted."""
-    _write(path, clips)
+    """Writes the clips to `path` as Parquet, some thousands at a time."""
+    from phantom.data.manifest_table import write_rows
+
+    write_rows(path, map(_to_row, clips))
 
 
 def read_manifest(path: Path) -> list[Clip]:
-    """Reads the clips of `path`, in its order. Raises UserError naming the invalid line."""
-    clips = _read(path, Clip)
-    lines: dict[str, int] = {}
+    """Reads the clips of `path`, in its order: a manifest of this version or of an earlier one.
+
+    Raises UserError naming what is invalid: a column, or a line of a former manifest; or the id that two clips have.
+    """
+    from phantom.data.manifest_table import read_rows
+
+    _check_exists(path)
+    clips = _read(path, Clip) if path.suffix == ".jsonl" else [_from_row(row) for row in read_rows(path)]
+    numbers: dict[str, int] = {}
     for number, clip in enumerate(clips, 1):
-        if lines.setdefault(clip.id, number) != number:
-            raise UserError(f"{path} line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
+        if numbers.setdefault(clip.id, number) != number:
+            unit = "line" if path.suffix == ".jsonl" else "row"
+            raise UserError(f"{path} {unit} {number}: id {clip.id!r} stands in {unit} {numbers[clip.id]} too")
     return clips
+
+
+def count_clips(path: Path) -> int:
+    """The number of clips in the manifest at `path`, without reading them."""
+    from phantom.data.manifest_table import count_rows
+
+    if path.suffix == ".jsonl":
+        with path.open("rb") as lines:
+            return sum(1 for _ in lines)
+    return count_rows(path)
 
 
 def write_quarantine(path: Path, quarantined: Iterable[Quarantined]) -> None:
     """Writes the rejected files to `path` as JSON lines."""
-    _write(path, quarantined)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in quarantined:
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:
     """Reads the rejected files of `path`. Raises UserError naming the invalid line."""
+    _check_exists(path)
     return _read(path, Quarantined)
 
 
@@ -130,16 +219,30 @@ def by_kind(quarantined: Iterable[Quarantined]) -> list[list[Quarantined]]:
     return sorted(kinds.values(), key=len, reverse=True)
 
 
-def _write(path: Path, rows: Iterable[Any]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            stated = {key: value for key, value in asdict(row).items() if value is not None}
-            file.write(json.dumps(stated, ensure_ascii=False) + "\n")
+def _to_row(clip: Clip) -> dict[str, Any]:
+    """As in `manifest_table.SCHEMA`; not `asdict`, which copies each value."""
+    row = dict(vars(clip))
+    for name in ("curation", "probe", "scores"):
+        row[name] = row[name] and vars(row[name])
+    if clip.reference is not None:
+        row["reference"] = {**vars(clip.reference), "segments": [vars(one) for one in clip.reference.segments]}
+    return row
+
+
+def _from_row(row: dict[str, Any]) -> Clip:
+    for name, kind in (("curation", Curation), ("probe", Probe), ("scores", Scores)):
+        row[name] = row[name] and kind(**row[name])
+    if where := row["reference"]:
+        row["reference"] = Reference(**{**where, "segments": tuple(Segment(**one) for one in where["segments"])})
+    return Clip(**row)
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `phantom prepare` writes it")
 
 
 def _read(path: Path, kind: type[Row]) -> list[Row]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `phantom prepare` writes it")
     adapter: TypeAdapter[Row] = TypeAdapter(kind)
     rows = []
     # As bytes, which split at \n only: a caption may contain other line separators.

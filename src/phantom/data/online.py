@@ -9,10 +9,10 @@ from threading import Lock
 import torch
 
 from phantom.config import Params
-from phantom.data.clip_frames import read_clip_frames
+from phantom.data.clip_frames import ClipReader
 from phantom.data.files import sha256
 from phantom.data.latent_set import Latents, LatentSet, LazyMapping
-from phantom.data.manifest import CLIPS, MANIFEST, read_manifest
+from phantom.data.manifest import CLIPS, find_manifest, read_manifest
 from phantom.data.shards import LATENTS
 from phantom.data.storage import ReadFolder
 from phantom.encoders import load_physics_encoder
@@ -20,7 +20,7 @@ from phantom.errors import UserError
 
 
 class OnlineLatents(LatentSet):
-    """A `LatentSet` whose shards hold no physics latents: the encoder on `device` computes them from data/clips.
+    """A `LatentSet` whose shards hold no physics latents: the encoder on `device` computes them from the clips.
 
     They are rounded to the storage dtype, so they equal stored ones. Raises UserError if the clips are not the ones
     the shards were encoded from.
@@ -28,8 +28,8 @@ class OnlineLatents(LatentSet):
 
     def __init__(self, root: Path, split: str, params: Params, device: torch.device, store: ReadFolder | None) -> None:
         super().__init__(root / LATENTS, split, store)
-        self.clips = root / CLIPS
-        manifest = self.clips / MANIFEST
+        self.clips = ClipReader(root / CLIPS, params)
+        manifest = find_manifest(root / CLIPS)
         if not manifest.is_file() or sha256(manifest) != self.manifest:
             raise UserError(
                 f"{manifest}: not the clips that {LATENTS} was made of, which train.physics_latents online needs; "
@@ -42,7 +42,7 @@ class OnlineLatents(LatentSet):
 
     def __getitem__(self, index: int) -> Latents:
         stored = super().__getitem__(index)
-        frames = torch.from_numpy(read_clip_frames(self.clips, self._prepared[stored.id]))[None]
+        frames = torch.from_numpy(self.clips.read(self._prepared[stored.id]))[None]
         prefixes = LazyMapping(stored.prefixes, lambda k: self._encode_physics(frames[:, :k]))
         return replace(stored, physics=self._encode_physics(frames), prefixes=prefixes)
 

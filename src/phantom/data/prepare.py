@@ -1,4 +1,4 @@
-"""`phantom prepare`: converts the source's videos to clips of one frame rate and size in data/clips."""
+"""`phantom prepare`: makes data/clips, the clips of one frame rate and size that the source's videos give."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
     out, benchmark = root / CLIPS, root / BENCHMARK
     new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
     try:
-        found = _write_clips(new, params, root)
+        found = _make_clips(new, params, root)
         _check_quarantine(found, params.data, root / WORK / QUARANTINE)
         write_manifest(new / MANIFEST, _curated(found))
         write_quarantine(new / QUARANTINE, found.quarantined)
@@ -85,7 +85,7 @@ def _tidy(work: Path, recipe: str) -> None:
             path.unlink()
 
 
-def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
+def _make_clips(new: Path, params: Params, root: Path) -> SourceContents:
     data = params.data
     for key, value in data.sides:
         if value % 2:
@@ -98,8 +98,8 @@ def _write_clips(new: Path, params: Params, root: Path) -> SourceContents:
         here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
-    write_clips = {"folder": folder.write_clips, "openvid": openvid.write_clips}[data.source]
-    return write_clips(source, data, Places(new, root / CLIPS, root / WORK / _recipe_digest(data)))
+    make_clips = {"folder": folder.make_clips, "openvid": openvid.make_clips}[data.source]
+    return make_clips(source, data, Places(new, root / CLIPS, root / WORK / _recipe_digest(data)))
 
 
 def _curated(found: SourceContents) -> list[Clip]:
@@ -132,7 +132,7 @@ def _report(result: PrepareResult) -> str:
 
 def _recipe_digest(data: Data) -> str:
     """Digest of the settings that determine clips: progress made with other settings is not resumed."""
-    recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets"})
+    recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets", "clips"})
     recipe["version"] = VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 

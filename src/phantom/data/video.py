@@ -18,6 +18,8 @@ from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from phantom.data.manifest import Probe
+
 # Containers of a single movie. Playlists (hls, concat, image2) would open other files, or the network.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng"
 MAX_PIXELS = 8192 * 8192  # 8K in either orientation; more is a decompression bomb
@@ -37,17 +39,6 @@ class BadClip(Exception):
 
 
 @dataclass(frozen=True)
-class ClipInfo:
-    """Properties of a file: frame count, mean frames per second, displayed size in pixels, length in seconds."""
-
-    frames: int
-    fps: float
-    width: int
-    height: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class FittedClip:
     """A decoded clip: uint8 RGB `frames` (F, H, W, 3), and the share of the file's `pixels` that it keeps."""
 
@@ -56,7 +47,7 @@ class FittedClip:
     kept: float
 
 
-def probe(path: str | Path | bytes) -> ClipInfo:
+def probe(path: str | Path | bytes) -> Probe:
     """Measures a file, given by path or contents. Decodes one frame and counts packets for the rest. Raises BadClip."""
     with open_video(path) as (container, stream):
         first = next(timed_frames(container, stream), None)
@@ -76,7 +67,19 @@ def probe(path: str | Path | bytes) -> ClipInfo:
         width, height = round(first[2].width * _pixel_aspect(stream)), first[2].height
         if _orientation(first[2])[0]:
             width, height = height, width
-    return ClipInfo(len(shown), len(shown) / seconds if seconds else 0.0, width, height, seconds)
+        context = stream.codec_context
+        return Probe(
+            codec=context.name,
+            frames=len(shown),
+            fps=len(shown) / seconds if seconds else 0.0,
+            seconds=seconds,
+            height=height,
+            width=width,
+            colour_primaries=int(context.color_primaries),
+            colour_transfer=int(context.color_trc),
+            colour_matrix=int(context.colorspace),
+            is_full_range=int(context.color_range) == ColorRange.JPEG,
+        )
 
 
 def read_clip(
@@ -102,17 +105,12 @@ def fit_clip(
     size: tuple[int, int] | None = None
     to_rgb = RgbConverter()
     with open_video(path) as (container, stream):
-        for _, end, frame in timed_frames(container, stream):
+        for repeats, frame in _frames_at(container, stream, fps, max_frames):
             if size is None:
                 shown = displayed_size(frame, stream)
                 size = max(sizes, key=lambda one: kept_share(shown, one))
-            # The output times before the next frame of the file.
-            repeats = max(0, min(frames_before(end, fps), max_frames) - len(frames))
-            if repeats:
-                frames += [fit_frame(frame, stream, *size, to_rgb)] * repeats
-                distinct += 1
-            if len(frames) == max_frames:
-                break
+            frames += [fit_frame(frame, stream, *size, to_rgb)] * repeats
+            distinct += 1
         seconds = _stated_seconds(container, stream) if len(frames) == max_frames else 0.0
     if size is None or len(frames) < min_frames:
         raise BadClip(f"{len(frames)} frame(s) at {fps:g} per second, at least {min_frames} are needed")
@@ -125,6 +123,35 @@ def fit_clip(
     return FittedClip(
         np.stack(frames[:count]), shown[0] * shown[1] * available, kept_share(shown, size) * count / available
     )
+
+
+def read_span(path: str | Path | bytes, fps: float, size: tuple[int, int], first: int, count: int) -> np.ndarray:
+    """`count` frames of `fit_clip`'s from number `first` on, at `size`: uint8 RGB (count, H, W, 3). Raises BadClip."""
+    frames: list[np.ndarray] = []
+    passed, to_rgb = 0, RgbConverter()
+    with open_video(path) as (container, stream):
+        for repeats, frame in _frames_at(container, stream, fps, first + count):
+            wanted = min(repeats, passed + repeats - first)
+            if wanted > 0:
+                frames += [fit_frame(frame, stream, *size, to_rgb)] * wanted
+            passed += repeats
+    if len(frames) != count:
+        raise BadClip(f"{passed} frame(s) at {fps:g} per second, {first + count} are needed")
+    return np.stack(frames)
+
+
+def _frames_at(
+    container: InputContainer, stream: VideoStream, fps: float, count: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The file's frames, each with how many of the first `count` frames at `fps` show it: one or more."""
+    passed = 0
+    for _, end, frame in timed_frames(container, stream):
+        repeats = max(0, min(frames_before(end, fps), count) - passed)  # of the times before the file's next frame
+        if repeats:
+            yield repeats, frame
+            passed += repeats
+        if passed == count:
+            return
 
 
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:

@@ -46,7 +46,7 @@ class Stage:
 
 
 FROZEN_MODELS = Artifact(Path("models/mini"))
-CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.jsonl"),), persists=True)
+CLIPS = Artifact(Path("data/clips"), (Path("data/clips/manifest.parquet"),), persists=True)
 BENCHMARK = Artifact(Path("data/benchmark"))
 LATENTS = Artifact(Path("data/latents"), (Path("data/latents/index.json"),), persists=True)
 PHANTOM = Artifact(Path("models/phantom"), (Path("models/phantom/config.json"), Path("models/phantom/history.json")))
@@ -60,11 +60,11 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             name="prepare",
-            summary="clips as mp4 with a manifest; for the simulated worlds also a benchmark in Physics-IQ's layout",
+            summary="a manifest of clips; for the simulated worlds their mp4, and a benchmark in Physics-IQ's layout",
             code=("phantom.data.prepare",),
             reads=(),
             writes=(CLIPS, BENCHMARK),
-            written_last=Path("data/clips/manifest.jsonl"),
+            written_last=Path("data/clips/manifest.parquet"),
             settings=(
                 *(
                     "data.source",
@@ -80,6 +80,7 @@ STAGES: dict[str, Stage] = {
                     "data.heldout",
                     "data.heldout_clips",
                     "data.max_quarantine",
+                    "data.clips",
                     "data.worlds",
                     "data.openvid",
                 ),

@@ -19,7 +19,7 @@ from pathlib import Path
 from phantom.config import Params
 from phantom.data.files import sha256
 from phantom.data.latent_set import LatentSet
-from phantom.data.manifest import CLIPS, MANIFEST
+from phantom.data.manifest import CLIPS, find_manifest
 from phantom.data.recipe import check_recipe, make_recipe
 from phantom.data.shards import INDEX, LATENTS
 from phantom.data.storage import open_folder
@@ -50,7 +50,7 @@ class StudyLatents:
 
     def own_place(self, params: Params) -> Path | None:
         """Where latents of these settings are encoded; None without clips."""
-        if not (manifest := self.root / CLIPS / MANIFEST).is_file():
+        if not (manifest := find_manifest(self.root / CLIPS)).is_file():
             return None
         parts = [make_recipe(params), weight_fingerprints(params.models, fetch=False), sha256(manifest)]
         return FOLDER / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -74,7 +74,7 @@ def encode_missing(arms: Sequence[tuple[str, Params]], root: Path, show: Callabl
     from phantom.data.encode import encode
     from phantom.data.prepare import prepare
 
-    manifest = root / CLIPS / MANIFEST
+    manifest = find_manifest(root / CLIPS)
     missing = _missing(arms, root)
     if not missing:
         return

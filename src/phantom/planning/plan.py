@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.config import Params
-from phantom.data.manifest import CLIPS, MANIFEST
+from phantom.data.manifest import CLIPS, count_clips, find_manifest
 from phantom.errors import UserError
 from phantom.planning.fit import changes_to_fit
 from phantom.planning.gpus import GIB, find_gpu
@@ -185,9 +185,8 @@ def _prefixes_per_clip(params: Params) -> int:
 
 def _count_clips(params: Params, root: Path) -> int | None:
     """Size of the data set; None before `prepare` has run, unless the clips are simulated."""
-    manifest = root / CLIPS / MANIFEST
+    manifest = find_manifest(root / CLIPS)
     if manifest.is_file():
-        with manifest.open("rb") as lines:
-            return sum(1 for _ in lines)
+        return count_clips(manifest)
     worlds = params.data.worlds
     return worlds.train_clips + worlds.heldout_clips if params.data.source == "worlds" else None

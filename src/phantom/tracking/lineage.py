@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from phantom.config import Params, Tracking
-from phantom.data.manifest import CLIPS, MANIFEST
+from phantom.data.manifest import CLIPS, find_manifest
 
 PIPELINE_ENV = "PHANTOM_PIPELINE"  # name of the pipeline run, the parent of its stages' runs
 COMMIT_ENV = "PHANTOM_COMMIT"  # set in images, which contain no repository
@@ -45,8 +45,8 @@ def get_experiment_id(client: Any, tracking: Tracking, root: Path) -> str:
 
 
 def data_and_code_tags(params: Params, root: Path = Path()) -> dict[str, str]:
-    """Tags for the clips (the sha256 of their manifest, which lists that of every file) and the commit."""
-    manifest = root / CLIPS / MANIFEST
+    """Tags for the clips (the sha256 of their manifest, which lists that of every file or video) and the commit."""
+    manifest = find_manifest(root / CLIPS)
     clips = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else "unknown"
     changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", root=root)
     return {

@@ -1,4 +1,4 @@
-"""Converts captioned videos from any source to clips of one frame rate and size."""
+"""Makes clips of one frame rate and size of captioned videos from any source: references to them, or mp4."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from phantom.config import Data
 from phantom.cores import cores
-from phantom.data.clip_file import ClipFile, write_clip_file
+from phantom.data.clip_file import ClipFile, make_clip
 from phantom.data.curation import Measured
 from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.files import fsync, link, sha256
-from phantom.data.manifest import Clip, Quarantined, Split
+from phantom.data.manifest import Clip, Probe, Quarantined, Reference, Scores, Split
 from phantom.data.prefetch import prefetch
-from phantom.data.video import BadClip, ClipInfo, probe
+from phantom.data.video import BadClip, probe
 from phantom.errors import StageFailed
 from phantom.progress import track
 
@@ -49,8 +49,33 @@ class SourceVideo:
     id: str
     path: str  # in the source, and of its clip in data/clips
     caption: str
-    version: str  # changes whenever the contents do
+    caption_origin: str  # the file that states it
+    version: str  # changes whenever the contents do, or their place in a zip
     cut_from: str | None = None  # the video that it and others were cut from, where that is known: one split for all
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the bytes of a video are: `start` to `stop` of a file, or of a zip, in which it is a `member`."""
+
+    start: int
+    stop: int
+    member: str | None = None
+    compression: str | None = None  # as in `Reference`
+
+
+class Videos(Protocol):
+    """Access to the videos of a source."""
+
+    def open(self, video: SourceVideo) -> AbstractContextManager[tuple[Path | bytes, Span]]:
+        """A context with the video's path or its contents. Raises BadClip or FilteredOut."""
+
+    def refer(self, video: SourceVideo, span: Span) -> Reference:
+        """How to find the video again; `span`: as `open` gave it, maybe in a call before."""
+
+    def check(self) -> Callable[[Probe], None] | None:
+        """What looks at the probe of a video before it is decoded, if anything does. It raises FilteredOut."""
 
 
 @dataclass
@@ -75,6 +100,7 @@ class PreparedClip:
     """A finished clip; `source` is the sha256 of the video it was made from."""
 
     source: str
+    span: Span
     file: ClipFile
 
 
@@ -88,26 +114,21 @@ class Places:
 
 
 PREPARED_CLIP = TypeAdapter(PreparedClip)
-# Opens a source video: a context that yields its path or its contents. Raises BadClip or FilteredOut.
-OpenVideo = Callable[[SourceVideo], AbstractContextManager[Path | bytes]]
-# Looks at what a probe says of a video before it is decoded. Raises FilteredOut.
-CheckVideo = Callable[[ClipInfo], None]
 
 
-def write_clips(
-    found: SourceContents, open_video: OpenVideo, places: Places, data: Data, check: CheckVideo | None = None
-) -> SourceContents:
-    """Writes every usable video of `found` as a clip; adds the clips and the rejected files to `found`.
+def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data) -> SourceContents:
+    """Makes a clip of every usable video of `found`; adds the clips and the rejected files to `found`.
 
-    Clips are made in `places.work`, where a resumed call finds them without reading their sources, and then hard-linked
-    into `places.out`. Raises StageFailed if the disk or the network fails, rather than the file itself.
+    What is found out about a video is kept in `places.work`, where a resumed call finds it without reading the source.
+    With `data.clips: files` clips are written there and then hard-linked into `places.out`. Raises StageFailed if the
+    disk or the network fails, rather than the file itself.
     """
     work = places.work
     work.mkdir(parents=True, exist_ok=True)
     made: dict[str, PreparedClip] = {}
-    first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that produced it
+    first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that it was made of
     with DecodeWorkers() as workers, track("prepare", len(found.videos), "clips") as bar:
-        make = partial(_make_clip, open_video=open_video, check=check, data=data, places=places, workers=workers)
+        make = partial(_make_clip, videos=videos, data=data, places=places, workers=workers)
         for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
             if isinstance(result, PreparedClip) and first.setdefault(result.file.sha256, video) != video:
                 result = f"duplicate: the same video as {first[result.file.sha256].path}"
@@ -122,13 +143,11 @@ def write_clips(
     heldout = choose_heldout(Counter(origins.values()), data.heldout, data.heldout_clips)
     for video in found.videos:
         if video.id in made:
-            source, clip = made[video.id].source, made[video.id].file
-            link(_clip_path(work, source), places.out / video.path)
+            clip = made[video.id].file
+            if data.clips == "files":
+                link(_clip_path(work, made[video.id].source), places.out / video.path)
             split: Split = "heldout" if origins[video.id] in heldout else "train"
-            size = (None, None) if clip.size == data.sizes[0] else clip.size
-            found.clips.append(
-                Clip(video.id, video.path, video.caption, clip.frames, float(data.fps), clip.sha256, split, *size)
-            )
+            found.clips.append(_describe(video, made[video.id], split, videos, data))
             found.measured[video.id] = clip.measured
             found.pixels += clip.pixels
             found.kept_pixels += clip.pixels * clip.kept
@@ -138,6 +157,27 @@ def write_clips(
         if record not in records:
             record.unlink()  # of a video that is gone or has changed
     return found
+
+
+def _describe(video: SourceVideo, made: PreparedClip, split: Split, videos: Videos, data: Data) -> Clip:
+    clip = made.file
+    size = (None, None) if clip.size == data.sizes[0] else clip.size
+    is_file = data.clips == "files"
+    return Clip(
+        id=video.id,
+        path=video.path if is_file else None,
+        caption=video.caption,
+        frames=clip.frames,
+        fps=float(data.fps),
+        sha256=clip.sha256 if is_file else made.source,
+        split=split,
+        height=size[0],
+        width=size[1],
+        reference=videos.refer(video, made.span),
+        probe=clip.probe,
+        scores=video.scores,
+        caption_origin=video.caption_origin,
+    )
 
 
 def _origin(video: SourceVideo, made: PreparedClip) -> str:
@@ -181,26 +221,23 @@ def printable(text: str) -> str:
 
 
 def _make_clip(
-    video: SourceVideo,
-    open_video: OpenVideo,
-    check: CheckVideo | None,
-    data: Data,
-    places: Places,
-    workers: DecodeWorkers,
+    video: SourceVideo, videos: Videos, data: Data, places: Places, workers: DecodeWorkers
 ) -> PreparedClip | FilteredOut | str:
     """The clip of `video`, reused if already made; or why there is none."""
-    if any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
+    is_file = data.clips == "files"
+    if is_file and any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
     work, record = places.work, _record_path(places.work, video)
-    if finished := _find_finished(video, record, places):
+    if finished := _find_finished(video, record, places, is_file):
         return finished
     part = work / f"{threading.get_ident()}.part"  # another thread may make the same clip
     try:
-        with open_video(video) as file:
+        with videos.open(video) as (file, span):
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
-            if check:
+            if check := videos.check():
                 check(workers.call(probe, file))
-            clip = workers.call(write_clip_file, file, part, data.fps, data.sizes, data.frames, data.min_frames)
+            lengths = (data.frames, data.min_frames)
+            clip = workers.call(make_clip, file, part if is_file else None, data.fps, data.sizes, *lengths)
     except FilteredOut as removed:
         return removed
     except BadClip as reason:
@@ -210,19 +247,22 @@ def _make_clip(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         return read_failure(error, video.path)
-    part.replace(_clip_path(work, source))
-    made = PreparedClip(source, clip)
+    if is_file:
+        part.replace(_clip_path(work, source))
+    made = PreparedClip(source, span, clip)
     part.write_bytes(PREPARED_CLIP.dump_json(made))
     fsync(part)
     part.replace(record)
     return made
 
 
-def _find_finished(video: SourceVideo, record: Path, places: Places) -> PreparedClip | None:
-    """What an interrupted call has made of `video`, or the call before, whose clips are in `places.former`."""
+def _find_finished(video: SourceVideo, record: Path, places: Places, is_file: bool) -> PreparedClip | None:
+    """What an interrupted call has made of `video`, or the call before, whose files are in `places.former`."""
     if not record.is_file():
         return None
     made = PREPARED_CLIP.validate_json(record.read_bytes())
+    if not is_file:
+        return made
     path, former = _clip_path(places.work, made.source), places.former / video.path
     if not path.is_file():
         if not former.is_file() or sha256(former) != made.file.sha256:

@@ -8,15 +8,17 @@ are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phantom.config import Data
+from phantom.data.manifest import Probe, Reference, Segment
 from phantom.data.prefetch import prefetch
 from phantom.data.sources import clips
-from phantom.data.sources.clips import Places, SourceContents, SourceVideo, caption_text, printable, read_failure
+from phantom.data.sources.clips import Places, SourceContents, SourceVideo, Span, caption_text, printable, read_failure
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
@@ -26,12 +28,34 @@ CSV, JSONL = "captions.csv", "captions.jsonl"
 CAPTION_READERS = 16  # caption files read in parallel
 
 
-def write_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
-    """Writes every usable mp4 of `folder` as a clip; see clips.write_clips.
+def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
+    """Makes a clip of every usable mp4 of `folder`; see clips.make_clips.
 
     Raises UserError if the folder, its videos or its captions are missing.
     """
-    return clips.write_clips(list_videos(folder), lambda video: folder.local_path(video.path), places, data)
+    return clips.make_clips(list_videos(folder), FolderVideos(folder, str(data.path)), places, data)
+
+
+class FolderVideos:
+    """The mp4 of `folder`, which the settings call `source`."""
+
+    def __init__(self, folder: Folder, source: str) -> None:
+        self.folder, self.source = folder, source
+
+    @contextmanager
+    def open(self, video: SourceVideo) -> Iterator[tuple[Path, Span]]:
+        """See `clips.Videos`."""
+        with self.folder.local_path(video.path) as path:
+            yield path, Span(0, path.stat().st_size)
+
+    def refer(self, video: SourceVideo, span: Span) -> Reference:
+        """See `clips.Videos`."""
+        file = Segment(video.path, self.folder.version(video.path), span.start, span.stop)
+        return Reference(self.source, (file,))
+
+    def check(self) -> Callable[[Probe], None] | None:
+        """Nothing: all of them are wanted."""
+        return None
 
 
 def list_videos(folder: Folder) -> SourceContents:
@@ -39,6 +63,7 @@ def list_videos(folder: Folder) -> SourceContents:
     names = [entry.name for entry in folder.list()]
     videos = [name for name in names if name.lower().endswith(".mp4")]
     captions = list(_captions(folder, names, videos))
+    origin = next((file for file in (CSV, JSONL) if file in names), None)
     if not videos and not captions:
         raise UserError(f"data.path: {folder}: no mp4 in it")
     existing = set(names)
@@ -56,7 +81,8 @@ def list_videos(folder: Folder) -> SourceContents:
                 raise BadClip(problem)
             if files := [str(parent) for parent in PurePosixPath(name).parents if str(parent) in existing]:
                 raise BadClip(f"{files[0]} is a file too")  # possible on S3, which has no folders
-            video = SourceVideo(id_, name, caption_text(caption), f"{folder} {folder.version(name)}")
+            version = f"{folder} {folder.version(name)}"
+            video = SourceVideo(id_, name, caption_text(caption), origin or _sidecar_of(name), version)
             if id_ in by_id:
                 raise BadClip(f"duplicate: {by_id[id_].path} has the same name")
             by_id[id_] = video
@@ -74,7 +100,7 @@ def _captions(folder: Folder, names: list[str], videos: list[str]) -> Iterator[t
     elif JSONL in existing:
         yield from _jsonl_captions(folder)
     else:
-        sidecars = [str(PurePosixPath(name).with_suffix(".txt")) for name in videos]
+        sidecars = [_sidecar_of(name) for name in videos]
         if videos and existing.isdisjoint(sidecars):
             raise UserError(
                 f"data.path: {folder}: no captions, expected {CSV} (file,caption), {JSONL}, or NAME.txt beside NAME.mp4"
@@ -99,6 +125,10 @@ def _jsonl_captions(folder: Folder) -> Iterator[tuple[str, Any]]:
                 if not isinstance(row, dict) or not isinstance(row.get("file"), str):
                     raise UserError(f"{where} line {number}: expected an object with file and caption")
                 yield row["file"], row.get("caption")
+
+
+def _sidecar_of(video: str) -> str:
+    return str(PurePosixPath(video).with_suffix(".txt"))
 
 
 def _sidecar_caption(folder: Folder, name: str) -> Any:

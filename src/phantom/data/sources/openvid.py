@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 import threading
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import PurePosixPath
@@ -21,17 +22,21 @@ from string import ascii_lowercase
 from typing import Any, BinaryIO, cast
 
 from phantom.config import Data, OpenVid
+from phantom.data.manifest import Probe, Reference, Scores, Segment
+from phantom.data.references import DECOMPRESS
 from phantom.data.sources import clips
-from phantom.data.sources.clips import FilteredOut, Places, SourceContents, SourceVideo, caption_text
+from phantom.data.sources.clips import FilteredOut, Places, SourceContents, SourceVideo, Span, caption_text
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
-from phantom.data.video import BadClip, ClipInfo
+from phantom.data.video import BadClip
 from phantom.errors import UserError
 
 CSV = "OpenVidHD.csv"
 PART_NAME = re.compile(r"OpenVidHD_part_(\d+)(?:\.zip|(?:\.zip)?_part_?([a-z]{2}))")
 SCORES = {"aesthetic": "aesthetic score", "motion": "motion score", "consistency": "temporal consistency score"}
 RANGES = {**SCORES, "seconds": "seconds"}
+COMPRESSIONS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated", zipfile.ZIP_BZIP2: "bzip2"}
+LOCAL_HEADER_BYTES = 30  # before a member's name: APPNOTE.TXT of the zip format, 4.3.7
 NUMBERS = re.compile(r"(?<=.)(?:_\d+(?:to\d+)?)+$")  # of a shot and its frames, behind the name of the video
 MAX_BYTES = 2**30  # of a video, which is held in memory while it is decoded
 ZIP_ERRORS = (
@@ -48,26 +53,45 @@ ZIP_ERRORS = (
 ENGLISH_WORDS = frozenset(["a", "the", "and", "of", "is", "are", "to", "with", "from", "at", "on", "that", "it"])
 
 
-def write_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
-    """Writes every usable video of `folder` that passes the filters as a clip; see clips.write_clips.
+def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
+    """Makes a clip of every usable video of `folder` that passes the filters; see clips.make_clips.
 
     Raises UserError if the csv or the zips are missing or incomplete.
     """
     zips = ZipParts(folder)
     found, members = list_videos(folder, zips, data.openvid)
-    sizes = {"height": data.openvid.height, "width": data.openvid.width}
+    return clips.make_clips(found, ZipVideos(zips, members, data), places, data)
+
+
+class ZipVideos:
+    """The videos in `zips`; members: their location there by id, (part, member index)."""
+
+    def __init__(self, zips: ZipParts, members: dict[str, tuple[int, int]], data: Data) -> None:
+        self.zips, self.members, self.data = zips, members, data
 
     @contextmanager
-    def open_video(video: SourceVideo) -> Iterator[bytes]:
-        yield zips.read(*members[video.id])
+    def open(self, video: SourceVideo) -> Iterator[tuple[bytes, Span]]:
+        """See `clips.Videos`."""
+        contents, span = self.zips.read(*self.members[video.id])
+        if self.data.clips == "references" and span.compression not in DECOMPRESS:
+            raise BadClip(f"compressed by {span.compression} in its zip, accepted: {', '.join(DECOMPRESS)}")
+        yield contents, span
 
-    def check_size(info: ClipInfo) -> None:
-        for name, bounds in sizes.items():
-            if not _in_range(getattr(info, name), bounds):
-                raise FilteredOut(name)
+    def refer(self, video: SourceVideo, span: Span) -> Reference:
+        """See `clips.Videos`."""
+        segments = self.zips.segments(self.members[video.id][0], span)
+        return Reference(str(self.data.path), segments, span.member, span.compression)
 
-    is_filtered = any(bound is not None for bounds in sizes.values() for bound in bounds)
-    return clips.write_clips(found, open_video, places, data, check_size if is_filtered else None)
+    def check(self) -> Callable[[Probe], None] | None:
+        """See `clips.Videos`: the filters on sizes, where there are any."""
+        sizes = {"height": self.data.openvid.height, "width": self.data.openvid.width}
+
+        def check_size(found: Probe) -> None:
+            for name, bounds in sizes.items():
+                if not _in_range(getattr(found, name), bounds):
+                    raise FilteredOut(name)
+
+        return check_size if any(bounds != (None, None) for bounds in sizes.values()) else None
 
 
 def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[SourceContents, dict[str, tuple[int, int]]]:
@@ -92,7 +116,8 @@ def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[Sour
         else:
             locations[name] = (part, number)
             # Size filters open the file, so a clip made under other size filters is not reused.
-            versions[name] = f"{info.CRC:08x} {info.file_size} {settings.height} {settings.width}"
+            sizes = f"{settings.height} {settings.width}"
+            versions[name] = f"{info.CRC:08x} {info.file_size} {info.header_offset} {sizes}"
     listed: set[str] = set()
     members: dict[str, tuple[int, int]] = {}
     for row in _rows(folder, settings):
@@ -112,7 +137,8 @@ def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[Sour
                 raise BadClip(TOO_MANY_CELLS)
             path = f"part_{locations[name][0]:03d}/{name}"
             cut_from = NUMBERS.sub("", id_)
-            video = SourceVideo(id_, path, caption_text(row["caption"]), versions[name], cut_from)
+            caption = caption_text(row["caption"])
+            video = SourceVideo(id_, path, caption, CSV, versions[name], cut_from, _scores(row))
             _filter(row, settings)
         except BadClip as reason:
             found.quarantine(id_, name, reason)
@@ -127,6 +153,18 @@ def list_videos(folder: Folder, zips: ZipParts, settings: OpenVid) -> tuple[Sour
     return found, members
 
 
+def _scores(row: dict[str, Any]) -> Scores:
+    """What the csv states of a clip; None for what is no number."""
+    found: dict[str, float | None] = {}
+    for key, column in SCORES.items():
+        try:
+            value = float(row.get(column) or "nan")
+        except ValueError:
+            value = math.nan
+        found[key] = value if math.isfinite(value) else None
+    return Scores(**found, camera_motion=row.get("camera motion") or None)
+
+
 class ZipParts:
     """The zip parts in a folder. Each thread keeps the part open that it read from last."""
 
@@ -134,6 +172,7 @@ class ZipParts:
         self.folder = folder
         single: dict[int, str] = {}
         split: dict[int, dict[str, str]] = defaultdict(dict)
+        self._sizes = {entry.name: entry.size for entry in folder.list()}
         for entry in folder.list():
             if match := PART_NAME.fullmatch(PurePosixPath(entry.name).name):
                 number, letters = int(match[1]), match[2]
@@ -161,8 +200,8 @@ class ZipParts:
                 if info.filename.lower().endswith(".mp4") and not pure.name.startswith("."):
                     yield part, number, info
 
-    def read(self, part: int, number: int) -> bytes:
-        """The contents of a zip member. Raises BadClip."""
+    def read(self, part: int, number: int) -> tuple[bytes, Span]:
+        """The contents of a zip member, and where they are in the part. Raises BadClip."""
         opened = self._open(part)
         info = opened.infolist()[number]
         if info.flag_bits & 1:
@@ -170,11 +209,24 @@ class ZipParts:
         if info.file_size > MAX_BYTES:
             raise BadClip(f"{info.file_size} bytes are too many, accepted: {MAX_BYTES}")
         try:
-            return opened.read(info)
+            start = _data_start(opened, info)
+            compression = COMPRESSIONS.get(info.compress_type, f"method {info.compress_type}")
+            return opened.read(info), Span(start, start + info.compress_size, info.filename, compression)
         except ZIP_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk or network, not of the zip
                 raise
             raise BadClip(f"damaged in its zip: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+    def segments(self, part: int, span: Span) -> tuple[Segment, ...]:
+        """The files that have the bytes of a member: one, or more where a piece ends within it."""
+        found, offset = [], 0
+        for name in self.parts[part]:
+            size = self._sizes[name]
+            start, stop = max(span.start - offset, 0), min(span.stop - offset, size)
+            if start < stop:
+                found.append(Segment(name, self.folder.version(name), start, stop))
+            offset += size
+        return tuple(found)
 
     def _open(self, part: int) -> zipfile.ZipFile:
         if getattr(self._opened, "part", None) == part:
@@ -189,6 +241,17 @@ class ZipParts:
         except ZIP_ERRORS as error:
             raise UserError(f"{self.folder}/{names[-1]}: not a whole zip ({error}); fetch it again") from None
         return self._opened.zip
+
+
+def _data_start(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member start: behind its local header, whose length the directory does not state."""
+    file = cast(BinaryIO, opened.fp)
+    file.seek(info.header_offset)
+    header = file.read(LOCAL_HEADER_BYTES)
+    if len(header) < LOCAL_HEADER_BYTES:
+        raise zipfile.BadZipFile("Truncated file header")
+    name, extra = struct.unpack("<HH", header[26:])
+    return info.header_offset + LOCAL_HEADER_BYTES + name + extra
 
 
 def _rows(folder: Folder, settings: OpenVid) -> Iterator[dict[Any, Any]]:

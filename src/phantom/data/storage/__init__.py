@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from phantom.config import Storage
-from phantom.data.storage.files import ConcatenatedFile, Entry, NotFound, Refused, escapes_folder
+from phantom.data.storage.files import Changed, ConcatenatedFile, Entry, NotFound, Refused, escapes_folder
 from phantom.data.storage.local import LocalFolder
 from phantom.data.storage.pinned import PinnedFolder
 from phantom.data.storage.s3 import S3, S3Folder
@@ -14,6 +14,7 @@ from phantom.errors import UserError
 
 __all__ = [
     "S3",
+    "Changed",
     "ConcatenatedFile",
     "Entry",
     "Folder",

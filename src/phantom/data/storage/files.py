@@ -25,6 +25,10 @@ class Refused(UserError):
     """The store refuses access, or a file has changed meanwhile: the same request may succeed later."""
 
 
+class Changed(Refused):
+    """The file has changed since its version was looked up."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file in a folder. `version` changes whenever its contents do."""

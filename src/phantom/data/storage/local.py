@@ -79,6 +79,10 @@ class LocalFolder:
         """Bytes (start, stop) of the file `name`, as uint8; fewer if the file ends earlier."""
         return read_file_ranges(self.path / name, ranges)
 
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a file that need not have been listed. Raises FileNotFoundError."""
+        return read_file_ranges(self.path / entry.name, [(start, stop)])[0].tobytes()
+
     def invalidate(self, name: str) -> None:
         """Does nothing: local files are not cached."""
 

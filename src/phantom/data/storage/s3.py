@@ -21,6 +21,7 @@ import numpy as np
 from phantom.data.storage.files import (
     CHUNK_BYTES,
     Arrays,
+    Changed,
     Entry,
     NotFound,
     Ranges,
@@ -154,6 +155,10 @@ class S3Folder:
             inside = [(start, stop) for start, stop in ranges if first <= start and stop <= last]
             found |= {(start, stop): raw[start - first : stop - first] for start, stop in inside}
         return [found[one] for one in ranges]
+
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a file that need not have been listed. Raises Changed for another version."""
+        return b"".join(self.stream_range(entry, start, stop))
 
     def invalidate(self, name: str) -> None:
         """Does nothing: files are not cached."""
@@ -331,6 +336,7 @@ def _translate(where: str, error: Exception) -> UserError | StageFailed:
         status = metadata.get("HTTPStatusCode", 0)
         if code in ERROR_MESSAGES:
             kind = Refused if code in MAY_PASS else NotFound if code in MISSING else UserError
+            kind = Changed if code == "PreconditionFailed" else kind
             return kind(f"{where}: {ERROR_MESSAGES[code]}")
         if status >= 500 or status == 429 or code in ("SlowDown", "InternalError", "RequestTimeout"):
             attempts = metadata.get("RetryAttempts", 0) + 1

@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 
 from phantom.config import COLUMNS, FLAGS, ClipFilter, Params
-from phantom.data.clip_frames import read_clip_frames
+from phantom.data.clip_frames import ClipReader
 from phantom.data.manifest import (
     CLIPS,
-    MANIFEST,
     QUARANTINE,
     Clip,
     Quarantined,
     by_kind,
     columns,
+    find_manifest,
     read_manifest,
     read_quarantine,
 )
@@ -97,7 +97,7 @@ def write_report(params: Params, root: Path = Path(), out: Path = PAGE) -> DataR
 
     Raises UserError if there are no clips, or their manifest states no columns.
     """
-    manifest = root / CLIPS / MANIFEST
+    manifest = find_manifest(root / CLIPS)
     clips = read_manifest(manifest)
     quarantined = read_quarantine(root / CLIPS / QUARANTINE)
     if not clips or any(clip.curation is None for clip in clips):
@@ -110,6 +110,7 @@ def write_report(params: Params, root: Path = Path(), out: Path = PAGE) -> DataR
     others = [ClipFilter.parse(text) for text in EXAMPLES if text not in {term.text for term in terms}]
     drops = {one.text: [id_ for id_, row in training.items() if not one.keeps(row)] for one in (*terms, *others)}
     by_id = {clip.id: clip for clip in clips}
+    reader = ClipReader(root / CLIPS, params)
     page = DataPage(
         lede=f"{len(training):,} training and {len(clips) - len(training):,} held-out clips of {_source(params)}.",
         verdict=_verdict(params.data.filter, len(kept), len(training)),
@@ -123,7 +124,7 @@ def write_report(params: Params, root: Path = Path(), out: Path = PAGE) -> DataR
             _sizes_table(clips, params),
         ],
         dropped=[
-            Dropped(text, len(ids), [_sample(by_id, id_, text, root) for id_ in _drawn(ids)])
+            Dropped(text, len(ids), [_sample(by_id, id_, text, reader) for id_ in _drawn(ids)])
             for text, ids in drops.items()
             if ids
         ],
@@ -237,7 +238,7 @@ def _drawn(ids: Sequence[str]) -> list[str]:
     return sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:SAMPLES]
 
 
-def _sample(clips: dict[str, Clip], id_: str, condition: str, root: Path) -> Sample:
+def _sample(clips: dict[str, Clip], id_: str, condition: str, reader: ClipReader) -> Sample:
     clip = clips[id_]
     row = columns(clip) or {}
     names = ClipFilter.parse(condition).columns
@@ -246,13 +247,13 @@ def _sample(clips: dict[str, Clip], id_: str, condition: str, root: Path) -> Sam
     like = None
     if first and "duplicate" in names:
         other = clips[first]
-        like = Sample(other.id, other.caption, other.split, _pictures(root / CLIPS, other))
-    return Sample(clip.id, clip.caption, values, _pictures(root / CLIPS, clip), like)
+        like = Sample(other.id, other.caption, other.split, _pictures(reader, other))
+    return Sample(clip.id, clip.caption, values, _pictures(reader, clip), like)
 
 
-def _pictures(folder: Path, clip: Clip) -> list[str]:
+def _pictures(reader: ClipReader, clip: Clip) -> list[str]:
     """The first, a middle and the last frame as data URIs, at most `PICTURE_WIDTH` pixels wide."""
-    frames = read_clip_frames(folder, clip)
+    frames = reader.read(clip)
     shown = frames[np.unique(np.linspace(0, len(frames) - 1, SAMPLE_FRAMES).round().astype(int))]
     height, width = shown.shape[1:3]
     if width > PICTURE_WIDTH:

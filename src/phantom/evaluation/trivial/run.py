@@ -15,12 +15,13 @@ import numpy as np
 
 import phantom
 from phantom.config import Params
-from phantom.data.manifest import CLIPS, MANIFEST, read_manifest, training_clips
+from phantom.data.clip_frames import ClipReader
+from phantom.data.manifest import CLIPS, find_manifest, read_manifest, training_clips
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import TEST_FRAMES, benchmark_spec
-from phantom.data.video import read_frames, write_mp4
+from phantom.data.video import write_mp4
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition, read_truth
 from phantom.evaluation.provenance import claim, digest, short_digest
 from phantom.evaluation.sampling_spec import Mode, Settings
@@ -92,9 +93,10 @@ def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], s
     if settings.prefix_frames > 1:
         found.append(Prediction("constant_velocity", known, lambda given: map(constant_velocity, given, specs)))
     if params.data.source == "worlds":
-        clips = training_clips(read_manifest(root / CLIPS / MANIFEST), params.data.filter)
+        clips = training_clips(read_manifest(find_manifest(root / CLIPS)), params.data.filter)
         longest = max(clip.frames for clip in clips)
-        stored = (read_frames(root / CLIPS / clip.path)[0] for clip in clips)
+        reader = ClipReader(root / CLIPS, params)
+        stored = map(reader.read, clips)
         digests = [clip.sha256 for clip in clips]
         found.append(Prediction("nearest_clip", digests, lambda given: nearest_continuations(given, stored, longest)))
     seeds = repeat(settings.seed)
