@@ -16,6 +16,7 @@ ROW = {
     "black_bars": 0.0,
     "duplicate": True,
     "caption_length": 40,
+    "language": "en",
     "frames": 29,
 }
 
@@ -33,6 +34,9 @@ ROW = {
         ("0.5 < motion <= 0.6", False),
         ("motion > -1 and frames != caption_length and black_bars >= 0", True),
         ("static or duplicate and cuts < 1", False),
+        ("language == 'en' and motion > 0.3", True),
+        ('language != "en"', False),
+        ("not language == 'de'", True),
     ],
 )
 def test_conditions(text, kept):
@@ -55,6 +59,11 @@ def test_conditions(text, kept):
         ("[cuts for cuts in ()] == 0", r"[^\n]* is not a number"),
         ("(motion := 3) > 2", r"[^\n]* is not a number"),
         ("cuts == 0; 1", "not an expression"),
+        ("language == en", "'language' is not a number"),
+        ("language > 'en'", "'language' is not a number"),
+        ("language", "'language' is not a condition"),
+        ("cuts == 'en'", "\"'en'\" is not a number"),
+        ("'en' == language", "\"'en'\" is not a number"),
         ("", "not an expression"),
         ("(" * 900, "not an expression"),
         ("not " * 240 + "cuts", r"[^\n]*"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from phantom.data.clip_file import make_clip
+from phantom.data.clip_file import make_clips
 
 
 def own_id() -> int:
@@ -43,4 +43,4 @@ def crash_on_b(source: Path, *arguments):
     """As libav would, where a file is made for it."""
     if Path(source).name == "b.mp4":
         die(signal.SIGSEGV)
-    return make_clip(source, *arguments)
+    return make_clips(source, *arguments)

@@ -126,6 +126,7 @@ def test_prepare_states_the_columns_and_a_held_out_clip_is_the_first_of_those_th
     assert later.split == "train" or other.split == "heldout"
     row = columns(found["cut"])
     assert (row["cuts"], row["duplicate"], row["caption_length"], row["frames"]) == (1, False, len("A disc, cut."), 9)
+    assert {columns(clip)["language"] for clip in found.values()} == {"en"}
     before = {clip.id: clip.curation for clip in found.values()}
     prepare(params, tmp_path)
     assert {clip.id: clip.curation for clip in read_result(tmp_path)[0].values()} == before
@@ -182,10 +183,18 @@ def test_a_filter_that_leaves_nothing_or_has_no_columns_is_one_line(encode_param
         open_latents(encode_params("data.filter=motion > 9"), tmp_path, "train", CPU)
     path = tmp_path / LATENTS / INDEX
     table, index = tmp_path / LATENTS / CLIP_TABLE, json.loads(path.read_text())
-    write_clip_table(table, [row | {"columns": None} for row in ClipTable(table).rows()])
+    rows = [*ClipTable(table).rows()]
+    for row in rows:
+        del row["columns"]["language"]  # as in an index of before there was this column
+    write_clip_table(table, rows)
+    path.write_text(json.dumps(index | {"clips": index_entry(table)}))
+    with pytest.raises(UserError, match=rf"^{path}: does not state language, which data\.filter needs"):
+        open_latents(encode_params("data.filter=language == 'en'"), tmp_path, "train", CPU)
+    assert len(open_latents(encode_params("data.filter=motion > 0"), tmp_path, "train", CPU)) == 5
+    write_clip_table(table, [row | {"columns": None} for row in rows])
     path.write_text(json.dumps(index | {"clips": index_entry(table)}))
     with pytest.raises(
-        UserError, match=rf"^{path}: states no columns, which data\.filter needs; run `phantom prepare`"
+        UserError, match=rf"^{path}: does not state motion, which data\.filter needs; run `phantom prep"
     ):
         open_latents(encode_params("data.filter=motion > 0"), tmp_path, "train", CPU)
     assert len(open_latents(encode_params(), tmp_path, "train", CPU)) == 6

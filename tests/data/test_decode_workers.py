@@ -73,7 +73,7 @@ def test_a_clip_that_crashes_its_decoder_is_quarantined_and_the_others_are_made(
     folder_params, videos, tmp_path, monkeypatch
 ):
     write_captions(videos, CAPTIONS)
-    monkeypatch.setattr(clips, "make_clip", crash_on_b)
+    monkeypatch.setattr(clips.clip_file, "make_clips", crash_on_b)
     result = prepare(folder_params("data.max_quarantine=0.5"), tmp_path)
     assert (result.train + result.heldout, result.quarantined) == (3, 1)
     assert read_result(tmp_path)[1] == {"b.mp4": "kills the process that decodes it: SIGSEGV"}

@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantom.data import manifest_table
@@ -49,6 +49,7 @@ FULL = Clip(
 text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(text, text, st.sampled_from(["train", "heldout"])), unique_by=lambda row: row[0]))
 def test_whatever_a_caption_says_it_is_read_as_it_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("manifest") / MANIFEST

@@ -31,7 +31,8 @@ from tests.data.videos import every, moving, write_video
 
 
 @pytest.fixture
-def settings(make_params, videos):
+def settings(make_params, videos, monkeypatch):
+    monkeypatch.setattr("phantom.data.sources.clips.cores", lambda: 1)  # a process to start
     write_captions(videos, CAPTIONS)
 
     def make(*overrides):
@@ -112,8 +113,9 @@ def test_an_interrupted_call_goes_on_and_a_source_that_changed_is_looked_at_agai
 
 
 @pytest.fixture
-def openvid(tmp_path, make_params):
+def openvid(tmp_path, make_params, monkeypatch):
     """Zips of six clips: deflated, by bzip2, and stored in one that was split into three files; and settings."""
+    monkeypatch.setattr("phantom.data.sources.clips.cores", lambda: 1)
     source = tmp_path / "openvid"
     (source / "in").mkdir(parents=True)
     videos = {f"{name}.mp4": video(tmp_path, i) for i, name in enumerate("abcdef")}

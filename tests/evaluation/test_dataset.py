@@ -46,7 +46,8 @@ def clips(tmp_path):
             2 * (i == 15), i / 10, static=i == 0, black_bars=0.0, duplicate_of="clip-13" if i == 14 else None
         )
         split = "heldout" if i == 5 else "train"
-        clips.append(Clip(f"clip-{i}", path.name, ODD, 5, 4.0, sha256(path), split, curation=seen))
+        language = "de" if i % 4 == 0 else "en"
+        clips.append(Clip(f"clip-{i}", path.name, ODD, 5, 4.0, sha256(path), split, curation=seen, language=language))
     write_manifest(folder / MANIFEST, clips)
     refused = [Quarantined(f"bad-{i}", f"bad-{i}.mp4", f"{i} frame(s) at 4 per second") for i in range(3)]
     write_quarantine(folder / QUARANTINE, [*refused, Quarantined("x", "x.mp4", "not a video: <i>")])
@@ -77,6 +78,15 @@ def test_the_report_counts_clips_refusals_and_what_conditions_drop(clips, tmp_pa
     assert (
         everything.kept == 15 and "a run trains on all training clips" in (tmp_path / "reports/data.html").read_text()
     )
+
+
+def test_a_filter_on_the_language_shows_what_it_drops(clips, tmp_path):
+    found = write_report(params("data.filter=language == 'en'"), tmp_path)
+    assert (found.kept, found.drops["language == 'en'"]) == (11, 4)
+    page = (tmp_path / "reports/data.html").read_text()
+    table = page[page.index("Languages of the captions") :]
+    assert re.findall(r"<td[^>]*>\s*(?:<[^>]*>)*\s*(\d+)", table)[:4] == ["11", "11", "4", "0"]
+    assert "language de" in page
 
 
 def test_the_same_data_gives_the_same_page(clips, tmp_path):

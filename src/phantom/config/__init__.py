@@ -1,11 +1,12 @@
 """The typed settings of params.yaml. The file states every setting; the code has no defaults, but for
-settings that files of an earlier version do not state; such a default keeps what was done before.
+settings that files of an earlier version do not state; such a default keeps what was done before, except that of
+`data.clips`.
 
 Each section of the file is a pydantic model in one of these modules; `tree.Params` is the root.
 """
 
 from phantom.config.base import Role, Section
-from phantom.config.clip_filter import COLUMNS, FLAGS, ClipFilter
+from phantom.config.clip_filter import COLUMNS, FLAGS, TEXTS, ClipFilter
 from phantom.config.cluster import Cluster, Compute
 from phantom.config.data import Data, Encode, OpenVid, Worlds
 from phantom.config.evaluation import (
@@ -45,6 +46,7 @@ __all__ = [
     "PRESETS",
     "PUBLISHED_REFINE",
     "PUBLISHED_SURPRISE",
+    "TEXTS",
     "VIDEOJAM_GUIDANCE",
     "ClipFilter",
     "Cluster",

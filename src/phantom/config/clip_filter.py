@@ -10,6 +10,7 @@ import ast
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Of every clip; `phantom prepare` computes them (data/curation.py).
 COLUMNS = {
@@ -19,12 +20,14 @@ COLUMNS = {
     "black_bars": "share of the picture that black bars take, 0 to 1",
     "duplicate": "nearly the same pictures as an earlier clip, or as a held-out one",
     "caption_length": "characters of the caption",
+    "language": "language of the caption, ISO 639-1 such as 'en'; 'und' where it cannot be told",
     "frames": "frames of the clip",
 }
 FLAGS = ("static", "duplicate")  # true or false: conditions by themselves
+TEXTS = ("language",)  # compared with a text in quotes, by == and !=
 MAX_LENGTH = 1000  # characters of an expression
 
-Row = Mapping[str, float]
+Row = Mapping[str, Any]
 COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -69,8 +72,8 @@ class ClipFilter:
         except ValueError as error:
             problem = str(error)
         raise ValueError(
-            f"{problem}; accepted: comparisons such as 'motion > 0.3 and cuts == 0' of numbers and the columns "
-            f"{', '.join(COLUMNS)}, joined by and, or, not"
+            f"{problem}; accepted: comparisons such as 'motion > 0.3 and cuts == 0' of numbers and columns, or of "
+            f"{' and '.join(TEXTS)} and a text in quotes; columns: {', '.join(COLUMNS)}, joined by and, or, not"
         )
 
 
@@ -82,6 +85,11 @@ def _condition(node: ast.expr) -> Callable[[Row], bool]:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             inner = _condition(operand)
             return lambda row: not inner(row)
+        case ast.Compare(
+            left=ast.Name(id=name), ops=[ast.Eq() | ast.NotEq() as op], comparators=[ast.Constant(value=str(text))]
+        ) if name in TEXTS:
+            is_equal = isinstance(op, ast.Eq)
+            return lambda row: (row[name] == text) == is_equal
         case ast.Compare(left=left, ops=ops, comparators=right) if all(type(op) in COMPARISONS for op in ops):
             numbers, compare = [_number(side) for side in (left, *right)], [COMPARISONS[type(op)] for op in ops]
             return lambda row: all(
@@ -100,7 +108,7 @@ def _number(node: ast.expr) -> Callable[[Row], float]:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if isinstance(value, int | float):
             negative = -float(value)
             return lambda _: negative
-        case ast.Name(id=name) if name in COLUMNS:
+        case ast.Name(id=name) if name in COLUMNS and name not in TEXTS:
             return lambda row: row[name]
     raise ValueError(f"{ast.unparse(node)!r} is not a number" + _unknown(node))
 

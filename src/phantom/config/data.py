@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from phantom.config.base import Fraction, NonNegative, Positive, Range, Role, Section, check_clip_length
 from phantom.config.clip_filter import ClipFilter
+
+Language = Annotated[str, Field(pattern=r"^[a-z]{2}$", description="the ISO 639-1 code of a language, such as en")]
 
 
 class Worlds(Section):
@@ -29,7 +31,7 @@ class OpenVid(Section):
     seconds: Range  # duration in the csv
     height: Range  # of the file, in pixels
     width: Range
-    language: Literal["en"] | None  # of the caption; null: any
+    language: Language | None  # of the caption; null: any
 
 
 class Data(Section):
@@ -47,6 +49,7 @@ class Data(Section):
     heldout_clips: Positive = 512  # at most so many of them
     max_quarantine: Fraction
     clips: Literal["references", "files"] = "references"  # to the source's videos, or mp4 in data/clips
+    shots: Literal["keep", "split", "drop"] = "keep"  # of a clip with hard cuts: as one, a clip for each, or none
     filter: str | None = None  # which clips are trained on: a condition on the manifest's columns; null: all
     worlds: Worlds
     openvid: OpenVid

@@ -1,12 +1,8 @@
 """Columns of the manifest that say whether a clip is fit to learn physics from: cuts, motion, black bars, duplicates.
 
 They are measured on the frames of a clip while `phantom prepare` has them, at a size of `SIDE` pixels; `data.filter`
-selects training clips by them (`config.clip_filter` says what each means).
-
-A hard cut is a pair of frames whose colours differ much more than those of the pairs around it: the histograms, as in
-Zhang, Kankanhalli and Smoliar, "Automatic partitioning of full-motion video" (1993), and the pixels relative to the
-neighbourhood, as in PySceneDetect's adaptive detector. Near-duplicates have difference hashes (Krawetz, "Kind of like
-that", 2013) of four of their frames that differ in few bits.
+selects training clips by them (`config.clip_filter` says what each means). Near-duplicates have difference hashes
+(Krawetz, "Kind of like that", 2013) of four of their frames that differ in few bits.
 """
 
 from __future__ import annotations
@@ -20,10 +16,9 @@ import cv2
 import numpy as np
 
 from phantom.data.manifest import Curation
+from phantom.data.shots import find_cuts
 
 SIDE = 64  # pixels of the longer side of the pictures that are measured
-CUT_LEVELS, CUT_SHARE, CUT_PEAK = 15.0, 0.35, 3.0  # least pixel and histogram difference, and ratio to the neighbours
-CUT_NEIGHBOURS = 3  # pairs on each side
 STATIC_LEVELS = 10  # codec noise stays below this
 BLACK_LEVELS = 20  # of 255: black, with codec noise
 HASHED_FRAMES, FIELDS = 4, 16  # a bit for each of 16 x 16 fields of each of these frames
@@ -45,23 +40,29 @@ class Measured:
 
 def measure(frames: np.ndarray) -> Measured:
     """Measures a clip: `frames` uint8 RGB (F, H, W, 3)."""
-    height, width = frames.shape[1:3]
-    if (scale := SIDE / max(height, width)) < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    frames = reduced(frames)
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     differences = np.array([sum(cv2.mean(cv2.absdiff(a, b))) / 3 for a, b in pairwise(frames)])
-    is_cut = _find_cuts(frames, differences)
-    moving = differences[~is_cut]
+    cuts = find_cuts(frames)
+    moving = np.delete(differences, np.array(cuts, int) - 1)
     changed = max((int(cv2.absdiff(grey[0], one).max()) for one in grey[1:]), default=0)
     curation = Curation(
-        cuts=int(is_cut.sum()),
+        cuts=len(cuts),
         motion=round(float(moving.mean()), 4) if len(moving) else 0.0,
         static=changed < STATIC_LEVELS,
         black_bars=round(_black_share(grey.max(0)), 4),
     )
     shown = np.linspace(0, len(frames) - 1, HASHED_FRAMES).round().astype(int)
     return Measured(curation, _hash(grey[shown]), _colours(frames[shown]))
+
+
+def reduced(frames: np.ndarray) -> np.ndarray:
+    """`frames` (F, H, W, 3) at a size of at most `SIDE` pixels."""
+    height, width = frames.shape[1:3]
+    if (scale := SIDE / max(height, width)) >= 1:
+        return frames
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
 
 
 def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
@@ -92,22 +93,6 @@ def _nearest(own: np.ndarray, others: np.ndarray) -> int | None:
     best = int(distances.argmin())
     is_set = min(int(np.bitwise_count(hash_).sum()) for hash_ in (own, others[best]))
     return best if distances[best] <= min(MAX_DISTANCE, MAX_SHARE * is_set) else None
-
-
-def _find_cuts(frames: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """Whether there is a hard cut within each pair of consecutive frames, (F - 1,)."""
-    is_cut = np.zeros(len(differences), bool)
-    for pair in np.flatnonzero(differences >= CUT_LEVELS):
-        around = [*differences[max(0, pair - CUT_NEIGHBOURS) : pair], *differences[pair + 1 :][:CUT_NEIGHBOURS]]
-        is_peak = differences[pair] >= CUT_PEAK * float(np.median(around)) if around else True
-        is_cut[pair] = is_peak and _histogram_distance(*frames[pair : pair + 2]) >= CUT_SHARE
-    return is_cut
-
-
-def _histogram_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of pixels of other colours, of 8 x 8 x 8: 0 for the same histogram, 1 for no colour in common."""
-    bins = [cv2.calcHist([frame], [0, 1, 2], None, [8] * 3, [0, 256] * 3) for frame in (one, other)]
-    return float(np.abs(bins[0] - bins[1]).sum()) / 2 / (one.shape[0] * one.shape[1])
 
 
 def _black_share(brightest: np.ndarray) -> float:

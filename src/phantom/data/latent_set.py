@@ -87,10 +87,10 @@ class LatentSet:
         """Leaves only the clips for which `condition` holds; to be called before reading any. Raises UserError if the
         index states no columns, or none is left."""
         columns = self._table.values("columns", self._numbers)
-        if not all(columns):
+        if missing := [name for name in condition.columns if not all(of and name in of for of in columns)]:
             raise UserError(
-                f"{self.folder / INDEX}: states no columns, which data.filter needs; run `phantom prepare` and "
-                "`phantom encode` again"
+                f"{self.folder / INDEX}: does not state {missing[0]}, which data.filter needs; run `phantom prepare` "
+                "and `phantom encode` again"
             )
         kept = np.array([condition.keeps(of) for of in columns], bool)
         if not kept.any():

@@ -23,6 +23,7 @@ CLIPS = Path("data/clips")
 MANIFEST, QUARANTINE = "manifest.parquet", "quarantine.jsonl"
 FORMER_MANIFEST = "manifest.jsonl"  # of versions before 0.2, still read
 Split = Literal["train", "heldout"]
+UNKNOWN_LANGUAGE = "und"  # ISO 639-3: undetermined
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ class Clip:
     probe: Probe | None = None
     scores: Scores | None = None
     caption_origin: str | None = None  # the file of the source that states the caption
+    language: str = UNKNOWN_LANGUAGE  # of the caption, ISO 639-1
 
 
-def columns(clip: Clip) -> dict[str, float] | None:
+def columns(clip: Clip) -> dict[str, Any] | None:
     """What `data.filter` selects by (`config.COLUMNS`); None for a clip whose frames were not measured."""
     if clip.curation is None:
         return None
@@ -125,6 +127,7 @@ def columns(clip: Clip) -> dict[str, float] | None:
         "black_bars": one.black_bars,
         "duplicate": one.duplicate_of is not None,
         "caption_length": len(clip.caption),
+        "language": clip.language,
         "frames": clip.frames,
     }
 

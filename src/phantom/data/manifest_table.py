@@ -78,6 +78,7 @@ SCHEMA = pa.schema(
         ("probe", PROBE),
         ("scores", SCORES),
         ("caption_origin", pa.string()),
+        *_required(("language", pa.string())),
     ]
 )
 

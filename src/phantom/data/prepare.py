@@ -23,6 +23,7 @@ BENCHMARK = Path("data/benchmark")
 REPORT = "report.json"
 WORK = Path("checkpoints/prepare")  # not under data/, which is an output of DVC's
 LOCK = Path("checkpoints/prepare.lock")
+LANGUAGES = "languages.txt"  # of captions, by hash
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
 
 
 def _tidy(work: Path, recipe: str) -> None:
-    """Leaves only the records of the clips, which now are in data/clips: the next call makes no clip twice."""
+    """Leaves only what is known of captions, and the records of the clips: the next call makes no clip twice."""
     for path in work.glob("*"):
-        if path.name != recipe:
+        if path.name not in (recipe, LANGUAGES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in work.glob(f"{recipe}/*"):
         if path.suffix != ".json":
@@ -99,7 +100,8 @@ def _make_clips(new: Path, params: Params, root: Path) -> SourceContents:
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
     make_clips = {"folder": folder.make_clips, "openvid": openvid.make_clips}[data.source]
-    return make_clips(source, data, Places(new, root / CLIPS, root / WORK / _recipe_digest(data)))
+    work = root / WORK
+    return make_clips(source, data, Places(new, root / CLIPS, work / _recipe_digest(data), work / LANGUAGES))
 
 
 def _curated(found: SourceContents) -> list[Clip]:
@@ -132,7 +134,7 @@ def _report(result: PrepareResult) -> str:
 
 def _recipe_digest(data: Data) -> str:
     """Digest of the settings that determine clips: progress made with other settings is not resumed."""
-    recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets", "clips"})
+    recipe = data.model_dump(include={"frames", "min_frames", "fps", "height", "width", "buckets", "clips", "shots"})
     recipe["version"] = VERSION
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -81,6 +81,7 @@ STAGES: dict[str, Stage] = {
                     "data.heldout_clips",
                     "data.max_quarantine",
                     "data.clips",
+                    "data.shots",
                     "data.worlds",
                     "data.openvid",
                 ),

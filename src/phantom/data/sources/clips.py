@@ -9,21 +9,23 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from phantom.config import Data
 from phantom.cores import cores
-from phantom.data.clip_file import ClipFile, make_clip
+from phantom.data import clip_file
+from phantom.data.clip_file import ClipFile, VideoClips, clip_path
 from phantom.data.curation import Measured
 from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.files import fsync, link, sha256
-from phantom.data.manifest import Clip, Probe, Quarantined, Reference, Scores, Split
+from phantom.data.languages import caption_languages
+from phantom.data.manifest import UNKNOWN_LANGUAGE, Clip, Probe, Quarantined, Reference, Scores, Split
 from phantom.data.prefetch import prefetch
 from phantom.data.video import BadClip, probe
 from phantom.errors import StageFailed
@@ -53,6 +55,7 @@ class SourceVideo:
     version: str  # changes whenever the contents do, or their place in a zip
     cut_from: str | None = None  # the video that it and others were cut from, where that is known: one split for all
     scores: Scores | None = None
+    language: str = UNKNOWN_LANGUAGE  # of the caption
 
 
 @dataclass(frozen=True)
@@ -96,24 +99,26 @@ class SourceContents:
 
 
 @dataclass(frozen=True)
-class PreparedClip:
-    """A finished clip; `source` is the sha256 of the video it was made from."""
+class PreparedVideo:
+    """The finished clips of a video; `source` is its sha256."""
 
     source: str
     span: Span
-    file: ClipFile
+    made: VideoClips
 
 
 @dataclass(frozen=True)
 class Places:
-    """Folders: of new clips, of those that the call before has made, and of clips that are finished, with records."""
+    """Folders: of new clips, of those that the call before has made, and of clips that are finished, with records; and
+    the file that knows the languages of captions."""
 
     out: Path
     former: Path
     work: Path
+    languages: Path
 
 
-PREPARED_CLIP = TypeAdapter(PreparedClip)
+PREPARED_VIDEO = TypeAdapter(PreparedVideo)
 
 
 def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data) -> SourceContents:
@@ -125,32 +130,43 @@ def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data
     """
     work = places.work
     work.mkdir(parents=True, exist_ok=True)
-    made: dict[str, PreparedClip] = {}
-    first: dict[str, SourceVideo] = {}  # clip sha256 -> the first video that it was made of
+    prepared: dict[str, PreparedVideo] = {}
+    first: dict[tuple[str, ...], SourceVideo] = {}  # sha256 of the clips -> the first video that they were made of
     with DecodeWorkers() as workers, track("prepare", len(found.videos), "clips") as bar:
-        make = partial(_make_clip, videos=videos, data=data, places=places, workers=workers)
+        make = partial(_prepare_video, videos=videos, data=data, places=places, workers=workers)
         for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
-            if isinstance(result, PreparedClip) and first.setdefault(result.file.sha256, video) != video:
-                result = f"duplicate: the same video as {first[result.file.sha256].path}"
-            if isinstance(result, PreparedClip):
-                made[video.id] = result
+            if isinstance(result, PreparedVideo) and not result.made.clips:
+                result = FilteredOut("cuts")
+            if isinstance(result, PreparedVideo):
+                key = tuple(clip.sha256 for clip in result.made.clips)
+                if first.setdefault(key, video) != video:
+                    result = f"duplicate: the same video as {first[key].path}"
+            if isinstance(result, PreparedVideo):
+                prepared[video.id] = result
             elif isinstance(result, FilteredOut):
                 found.removed[str(result)] += 1
             else:
                 found.quarantine(video.id, video.path, result)
             bar.advance()
-    origins = {video.id: _origin(video, made[video.id]) for video in found.videos if video.id in made}
-    heldout = choose_heldout(Counter(origins.values()), data.heldout, data.heldout_clips)
-    for video in found.videos:
-        if video.id in made:
-            clip = made[video.id].file
-            if data.clips == "files":
-                link(_clip_path(work, made[video.id].source), places.out / video.path)
-            split: Split = "heldout" if origins[video.id] in heldout else "train"
-            found.clips.append(_describe(video, made[video.id], split, videos, data))
-            found.measured[video.id] = clip.measured
-            found.pixels += clip.pixels
-            found.kept_pixels += clip.pixels * clip.kept
+    videos_of_clips = [(video, prepared[video.id]) for video in found.videos if video.id in prepared]
+    origins = {video.id: _origin(video, one) for video, one in videos_of_clips}
+    counts: Counter[str] = Counter()
+    for video, one in videos_of_clips:
+        counts[origins[video.id]] += len(one.made.clips)
+    heldout = choose_heldout(counts, data.heldout, data.heldout_clips)
+    for video, one in videos_of_clips:
+        split: Split = "heldout" if origins[video.id] in heldout else "train"
+        for number, file in _numbered(one.made):
+            clip = _describe(video, one, number, file, split, videos, data)
+            if clip.id in found.measured or (number and clip.id in prepared):
+                found.quarantine(clip.id, video.path, f"duplicate: another video is named as its shot {number}")
+                continue
+            if clip.path is not None:
+                link(_clip_path(work, one.source, file.first_frame), places.out / clip.path)
+            found.clips.append(clip)
+            found.measured[clip.id] = file.measured
+        found.pixels += one.made.pixels
+        found.kept_pixels += one.made.pixels * one.made.kept
     found.quarantined.sort(key=lambda q: (q.id, q.path, q.reason))
     records = {_record_path(work, video) for video in found.videos}
     for record in work.glob("*.json"):
@@ -159,30 +175,60 @@ def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data
     return found
 
 
-def _describe(video: SourceVideo, made: PreparedClip, split: Split, videos: Videos, data: Data) -> Clip:
-    clip = made.file
-    size = (None, None) if clip.size == data.sizes[0] else clip.size
+def name_languages(found: SourceContents, places: Places) -> None:
+    """Has the videos of `found` state the languages of their captions."""
+    languages = caption_languages([video.caption for video in found.videos], places.languages)
+    found.videos = [replace(video, language=one) for video, one in zip(found.videos, languages, strict=True)]
+
+
+def _numbered(made: VideoClips) -> list[tuple[int, ClipFile]]:
+    """The clips of a video with the numbers of their shots, from 1; 0 where the video is one shot, or taken for one."""
+    return [(0 if made.shots == 1 else number, file) for number, file in enumerate(made.clips, 1)]
+
+
+def _suffix(shot: int) -> str:
+    return f"-shot-{shot}" if shot else ""
+
+
+def _file_path(video: SourceVideo, shot: int) -> str:
+    """Of a clip's mp4, relative to data/clips."""
+    path = PurePosixPath(video.path)
+    return str(path.with_name(path.stem + _suffix(shot) + path.suffix)) if shot else video.path
+
+
+def _describe(
+    video: SourceVideo,
+    prepared: PreparedVideo,
+    shot: int,
+    file: ClipFile,
+    split: Split,
+    videos: Videos,
+    data: Data,
+) -> Clip:
+    size = (None, None) if prepared.made.size == data.sizes[0] else prepared.made.size
     is_file = data.clips == "files"
     return Clip(
-        id=video.id,
-        path=video.path if is_file else None,
+        id=video.id + _suffix(shot),
+        path=_file_path(video, shot) if is_file else None,
         caption=video.caption,
-        frames=clip.frames,
+        frames=file.frames,
         fps=float(data.fps),
-        sha256=clip.sha256 if is_file else made.source,
+        sha256=file.sha256 if is_file else prepared.source,
         split=split,
         height=size[0],
         width=size[1],
-        reference=videos.refer(video, made.span),
-        probe=clip.probe,
+        first_frame=file.first_frame,
+        reference=videos.refer(video, prepared.span),
+        probe=prepared.made.probe,
         scores=video.scores,
         caption_origin=video.caption_origin,
+        language=video.language,
     )
 
 
-def _origin(video: SourceVideo, made: PreparedClip) -> str:
-    """A digest of what the clip was cut from, or of itself."""
-    return made.source if video.cut_from is None else hashlib.sha256(video.cut_from.encode()).hexdigest()
+def _origin(video: SourceVideo, prepared: PreparedVideo) -> str:
+    """A digest of what the video was cut from, or of itself."""
+    return prepared.source if video.cut_from is None else hashlib.sha256(video.cut_from.encode()).hexdigest()
 
 
 def choose_heldout(clips: Mapping[str, int], share: float, most: int = sys.maxsize) -> set[str]:
@@ -220,15 +266,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _make_clip(
+def _prepare_video(
     video: SourceVideo, videos: Videos, data: Data, places: Places, workers: DecodeWorkers
-) -> PreparedClip | FilteredOut | str:
-    """The clip of `video`, reused if already made; or why there is none."""
-    is_file = data.clips == "files"
-    if is_file and any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
+) -> PreparedVideo | FilteredOut | str:
+    """The clips of `video`, reused if already made; or why there are none."""
+    if data.clips == "files" and any(len(part.encode()) > MAX_NAME for part in Path(video.path).parts):
         return f"its name is too long, accepted: {MAX_NAME} bytes"
     work, record = places.work, _record_path(places.work, video)
-    if finished := _find_finished(video, record, places, is_file):
+    if finished := _find_finished(video, record, places, data):
         return finished
     part = work / f"{threading.get_ident()}.part"  # another thread may make the same clip
     try:
@@ -236,39 +281,40 @@ def _make_clip(
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)
             if check := videos.check():
                 check(workers.call(probe, file))
-            lengths = (data.frames, data.min_frames)
-            clip = workers.call(make_clip, file, part if is_file else None, data.fps, data.sizes, *lengths)
+            made = workers.call(clip_file.make_clips, file, part, data)
     except FilteredOut as removed:
         return removed
     except BadClip as reason:
-        part.unlink(missing_ok=True)
+        for left in work.glob(f"{part.name}*"):
+            left.unlink()
         return str(reason)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         return read_failure(error, video.path)
-    if is_file:
-        part.replace(_clip_path(work, source))
-    made = PreparedClip(source, span, clip)
-    part.write_bytes(PREPARED_CLIP.dump_json(made))
+    if data.clips == "files":
+        for clip in made.clips:
+            clip_path(part, clip.first_frame).replace(_clip_path(work, source, clip.first_frame))
+    prepared = PreparedVideo(source, span, made)
+    part.write_bytes(PREPARED_VIDEO.dump_json(prepared))
     fsync(part)
     part.replace(record)
-    return made
+    return prepared
 
 
-def _find_finished(video: SourceVideo, record: Path, places: Places, is_file: bool) -> PreparedClip | None:
+def _find_finished(video: SourceVideo, record: Path, places: Places, data: Data) -> PreparedVideo | None:
     """What an interrupted call has made of `video`, or the call before, whose files are in `places.former`."""
     if not record.is_file():
         return None
-    made = PREPARED_CLIP.validate_json(record.read_bytes())
-    if not is_file:
-        return made
-    path, former = _clip_path(places.work, made.source), places.former / video.path
-    if not path.is_file():
-        if not former.is_file() or sha256(former) != made.file.sha256:
-            return None
-        link(former, path)
-    return made
+    prepared = PREPARED_VIDEO.validate_json(record.read_bytes())
+    for number, file in _numbered(prepared.made) if data.clips == "files" else ():
+        path = _clip_path(places.work, prepared.source, file.first_frame)
+        former = places.former / _file_path(video, number)
+        if not path.is_file():
+            if not former.is_file() or sha256(former) != file.sha256:
+                return None
+            link(former, path)
+    return prepared
 
 
 def read_failure(error: OSError, path: str) -> str:
@@ -283,5 +329,5 @@ def _record_path(work: Path, video: SourceVideo) -> Path:
     return work / f"{key}.json"
 
 
-def _clip_path(work: Path, source: str) -> Path:
-    return work / f"{source}.mp4"
+def _clip_path(work: Path, source: str, first_frame: int) -> Path:
+    return clip_path(work / source, first_frame)

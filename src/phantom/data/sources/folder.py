@@ -33,7 +33,9 @@ def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
 
     Raises UserError if the folder, its videos or its captions are missing.
     """
-    return clips.make_clips(list_videos(folder), FolderVideos(folder, str(data.path)), places, data)
+    found = list_videos(folder)
+    clips.name_languages(found, places)
+    return clips.make_clips(found, FolderVideos(folder, str(data.path)), places, data)
 
 
 class FolderVideos:

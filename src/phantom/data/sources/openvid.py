@@ -49,8 +49,6 @@ ZIP_ERRORS = (
     OSError,
     ValueError,
 )
-# English text of some length contains some of these.
-ENGLISH_WORDS = frozenset(["a", "the", "and", "of", "is", "are", "to", "with", "from", "at", "on", "that", "it"])
 
 
 def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
@@ -60,6 +58,11 @@ def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
     """
     zips = ZipParts(folder)
     found, members = list_videos(folder, zips, data.openvid)
+    clips.name_languages(found, places)
+    if (wanted := data.openvid.language) is not None:
+        kept = [video for video in found.videos if video.language == wanted]
+        found.removed["language"] += len(found.videos) - len(kept)
+        found.videos = kept
     return clips.make_clips(found, ZipVideos(zips, members, data), places, data)
 
 
@@ -281,16 +284,6 @@ def _filter(row: dict[str, Any], settings: OpenVid) -> None:
             raise FilteredOut(key)
     if settings.camera_motion is not None and row["camera motion"] not in settings.camera_motion:
         raise FilteredOut("camera_motion")
-    if settings.language == "en" and not is_english(row["caption"]):
-        raise FilteredOut("language")
-
-
-def is_english(text: str) -> bool:
-    """Whether at least 90% of the letters are ASCII and at least 10% of the words are common English ones."""
-    letters = [c for c in text if c.isalpha()]
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    common = sum(word in ENGLISH_WORDS for word in words)
-    return bool(letters) and sum(c.isascii() for c in letters) >= 0.9 * len(letters) and common >= 0.1 * len(words)
 
 
 def _in_range(value: float, bounds: tuple[float | None, float | None]) -> bool:

@@ -65,6 +65,7 @@ def write_clips(folder: Path, params: Params) -> tuple[list[Clip], dict[str, Mea
                     fps=float(worlds.FPS),
                     sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
                     split="heldout" if heldout else "train",
+                    language="en",
                     moves_from=max(0, worlds.released(spec) - spec.first_frame),
                 )
             )

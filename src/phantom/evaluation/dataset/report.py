@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from phantom.config import COLUMNS, FLAGS, ClipFilter, Params
+from phantom.config import COLUMNS, FLAGS, TEXTS, ClipFilter, Params
 from phantom.data.clip_frames import ClipReader
 from phantom.data.manifest import (
     CLIPS,
@@ -35,8 +36,9 @@ PAGE = Path("reports/data.html")
 EXAMPLES = ("cuts == 0", "motion > 0.3", "not static", "black_bars < 0.02", "not duplicate")
 SAMPLES, SAMPLE_FRAMES = 4, 3  # dropped clips shown per condition, and pictures of each
 PICTURE_WIDTH = 160  # pixels
-MEASURES = [name for name in COLUMNS if name not in FLAGS]
-REASONS, SIZES = 12, 12  # rows of a table
+Columns = dict[str, dict[str, Any]]  # by clip id
+MEASURES = [name for name in COLUMNS if name not in (*FLAGS, *TEXTS)]
+REASONS, SIZES, LANGUAGES = 12, 12, 12  # rows of a table
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def write_report(params: Params, root: Path = Path(), out: Path = PAGE) -> DataR
             _drops_table(terms, others, drops, len(training)),
             *_refusals(quarantined, root / CLIPS / REPORT),
             _sizes_table(clips, params),
+            _languages_table(training, kept),
         ],
         dropped=[
             Dropped(text, len(ids), [_sample(by_id, id_, text, reader) for id_ in _drawn(ids)])
@@ -170,7 +173,7 @@ def _facts(clips: Sequence[Clip], quarantined: Sequence[Quarantined]) -> list[tu
     ]
 
 
-def _histograms(training: dict[str, dict[str, float]], kept: set[str]) -> list[Histogram]:
+def _histograms(training: Columns, kept: set[str]) -> list[Histogram]:
     found = []
     for name in MEASURES:
         sides = [[row[name] for id_, row in training.items() if (id_ in kept) == keep] for keep in (True, False)]
@@ -179,7 +182,7 @@ def _histograms(training: dict[str, dict[str, float]], kept: set[str]) -> list[H
     return found
 
 
-def _constant(training: dict[str, dict[str, float]]) -> str:
+def _constant(training: Columns) -> str:
     """The columns that are the same in all clips, and so have no histogram."""
     values = {name: {row[name] for row in training.values()} for name in MEASURES}
     same = [f"{name} {min(found):g}" for name, found in values.items() if len(found) == 1]
@@ -233,6 +236,17 @@ def _sizes_table(clips: Sequence[Clip], params: Params) -> Table:
     return Table("Lengths and sizes", ["Clips", "Share"], ["", ""], [("", rows)])
 
 
+def _languages_table(training: Columns, kept: set[str]) -> Table:
+    counts = Counter(str(row["language"]) for row in training.values())
+    left = Counter(str(row["language"]) for id_, row in training.items() if id_ in kept)
+    rows = [
+        TableRow(language, "", [Cell(f"{count:,}"), Cell(f"{left[language]:,}")])
+        for language, count in counts.most_common(LANGUAGES)
+    ]
+    note = "Of the training clips, ISO 639-1; und: it cannot be told."
+    return Table("Languages of the captions", ["Clips", "Kept"], ["", ""], [("", rows)], note)
+
+
 def _drawn(ids: Sequence[str]) -> list[str]:
     """`SAMPLES` of them, by a hash: the same ones however they are ordered."""
     return sorted(ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())[:SAMPLES]
@@ -242,7 +256,7 @@ def _sample(clips: dict[str, Clip], id_: str, condition: str, reader: ClipReader
     clip = clips[id_]
     row = columns(clip) or {}
     names = ClipFilter.parse(condition).columns
-    values = ", ".join(f"{name} {row[name]:g}" for name in names)
+    values = ", ".join(f"{name} {row[name] if name in TEXTS else f'{row[name]:g}'}" for name in names)
     first = clip.curation and clip.curation.duplicate_of
     like = None
     if first and "duplicate" in names:
