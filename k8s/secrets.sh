@@ -5,6 +5,7 @@
 #   PHANTOM_ARTIFACTS=s3://bucket/phantom AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... k8s/secrets.sh
 #
 # Backups of the databases go to PHANTOM_BACKUPS, by default s3://bucket/phantom-backups here.
+# For k8s/overlays/ingress also OAUTH2_CLIENT_ID and OAUTH2_CLIENT_SECRET, as registered with the login provider.
 # AWS_ENDPOINT_URL for an S3 other than Amazon's. Without keys (a role of the service account) leave the two out.
 set -eu
 namespace=${NAMESPACE:-phantom}
@@ -42,3 +43,8 @@ once phantom-mlflow-server printf '%s\n' "MLFLOW_FLASK_SERVER_SECRET_KEY=$(rando
     [ -z "$value" ] || printf '%s=%s\n' "$name" "$value"
   done
 } | secret phantom-s3 | kubectl apply --filename -
+
+# A cookie's key has 32 bytes; a new one logs everybody out.
+[ -z "${OAUTH2_CLIENT_ID:-}" ] || printf '%s\n' \
+  "OAUTH2_PROXY_CLIENT_ID=$OAUTH2_CLIENT_ID" "OAUTH2_PROXY_CLIENT_SECRET=$OAUTH2_CLIENT_SECRET" \
+  "OAUTH2_PROXY_COOKIE_SECRET=$(random | cut -c 1-32)" | secret phantom-oauth2 | kubectl apply --filename -

@@ -25,7 +25,7 @@ RESOURCES: dict[str, list[tuple[str, str, bool]]] = {
     "apps/v1": [("deployments", "Deployment", True), ("statefulsets", "StatefulSet", True)],
     "batch/v1": [("jobs", "Job", True), ("cronjobs", "CronJob", True)],
     "policy/v1": [("poddisruptionbudgets", "PodDisruptionBudget", True)],
-    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy", True)],
+    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy", True), ("ingresses", "Ingress", True)],
     "rbac.authorization.k8s.io/v1": [("roles", "Role", True), ("rolebindings", "RoleBinding", True)],
     "scheduling.k8s.io/v1": [("priorityclasses", "PriorityClass", False)],
     "storage.k8s.io/v1": [("storageclasses", "StorageClass", False)],

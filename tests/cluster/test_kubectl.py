@@ -15,6 +15,7 @@ import yaml
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.manifests import (
     K8S,
+    OAUTH2,
     OVERLAYS,
     SECRETS,
     applied,
@@ -99,5 +100,9 @@ def test_the_script_creates_the_secrets(server: ApiServer):
     drawn = [value for name in SECRETS - {"phantom-s3"} for value in first[name].values() if value != "phantom"]
     assert len(set(drawn)) == 6 and all(re.fullmatch("(phantom:)?[0-9a-f]{48}", value) for value in drawn)
     again = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="new")
+    assert set(again) == SECRETS
+    login = made(PHANTOM_ARTIFACTS="s3://b", OAUTH2_CLIENT_ID="phantom", OAUTH2_CLIENT_SECRET="it's")[OAUTH2]
+    assert len(login.pop("OAUTH2_PROXY_COOKIE_SECRET")) == 32
+    assert login == {"OAUTH2_PROXY_CLIENT_ID": "phantom", "OAUTH2_PROXY_CLIENT_SECRET": "it's"}
     assert all(again[name] == first[name] for name in SECRETS - {"phantom-s3"})
     assert again["phantom-s3"]["AWS_SECRET_ACCESS_KEY"] == "new"

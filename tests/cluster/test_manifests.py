@@ -24,6 +24,7 @@ from phantom.errors import UserError
 from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
 from tests.cluster.manifests import (
     K8S,
+    OAUTH2,
     OURS,
     OVERLAYS,
     SECRETS,
@@ -46,7 +47,7 @@ def check_all(manifests: list[Manifest]) -> None:
         assert made["kind"] != "Secret", where
         for _, template in pod_templates(made):
             claimed = [{"name": c["metadata"]["name"]} for c in made["spec"].get("volumeClaimTemplates", [])]
-            pod = {**template["spec"], "volumes": [*template["spec"]["volumes"], *claimed]}
+            pod = {**template["spec"], "volumes": [*template["spec"].get("volumes", []), *claimed]}
             assert [*validate_pod(pod), *pod_security_violations(pod)] == [], where
             for place, container in containers(pod):
                 assert set(container["resources"]["requests"]) == {"cpu", "memory"}, f"{where} {place}"
@@ -68,14 +69,14 @@ def check_references(manifests: list[Manifest]) -> None:
             pod = template["spec"]
             assert pod["serviceAccountName"] in names("ServiceAccount")
             assert pod["priorityClassName"] in names("PriorityClass")
-            for volume in pod["volumes"]:
+            for volume in pod.get("volumes", []):
                 if "persistentVolumeClaim" in volume:
                     assert volume["persistentVolumeClaim"]["claimName"] in names("PersistentVolumeClaim")
                 if "configMap" in volume:
                     assert volume["configMap"]["name"] in names("ConfigMap")
             for _, container in containers(pod):
                 for source in container.get("envFrom") or []:
-                    assert source["secretRef"]["name"] in SECRETS
+                    assert source["secretRef"]["name"] in {*SECRETS, OAUTH2}
                 for entry in container.get("env") or []:
                     if "valueFrom" in entry:
                         assert entry["valueFrom"]["secretKeyRef"]["name"] in SECRETS
@@ -283,6 +284,37 @@ def test_what_each_overlay_is_for():
     assert (K8S / "kueue/queues.yaml").resolve() == (K8S / "overlays/kueue/queues.yaml").resolve()
     rdma = settings_of(overlay("rdma")).cluster
     assert rdma.lock_memory and rdma.resources == ("rdma/ib=1",)
+
+
+@needs_kubectl
+def test_from_outside_everything_goes_through_the_login():
+    outside = overlay("ingress")
+    (ingress,) = [m for m in outside if m["kind"] == "Ingress"]
+    hosts = {rule["host"]: rule["http"]["paths"] for rule in ingress["spec"]["rules"]}
+    assert ingress["spec"]["tls"] == [{"hosts": list(hosts), "secretName": "phantom-tls"}]
+    assert ingress["metadata"]["annotations"].keys() == {"cert-manager.io/cluster-issuer"}
+    service = one(outside, "Service", "oauth2-proxy")["spec"]
+    proxy = one(outside, "Deployment", "oauth2-proxy")["spec"]["template"]["spec"]["containers"]
+    ports = {c["ports"][0]["name"]: (c["ports"][0]["containerPort"], c["args"]) for c in proxy}
+    for host, paths in hosts.items():
+        ((port, args),) = [ports[path["backend"]["service"]["port"]["name"]] for path in paths]
+        assert paths[0]["backend"]["service"]["name"] == "oauth2-proxy"
+        assert port in [entry["port"] for entry in service["ports"]]
+        assert f"--http-address=0.0.0.0:{port}" in args and f"--redirect-url=https://{host}/oauth2/callback" in args
+        assert "--pass-basic-auth=false" in args and "--email-domain=*" not in args
+    upstreams = {arg.partition("=")[2] for _, args in ports.values() for arg in args if arg.startswith("--upstream=")}
+    assert upstreams == {"http://prefect-server:4200", "http://mlflow:5000"}
+    # The servers have their passwords still, and their policies admit the login, not the ingress controller.
+    servers = [one(outside, "Deployment", name)["spec"]["template"]["spec"] for name in ("prefect-server", "mlflow")]
+    env = {entry["name"]: entry for pod in servers for entry in pod["containers"][0]["env"]}
+    assert {"PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD"} <= env.keys()
+    assert env["PREFECT_SERVER_UI_API_URL"]["value"] == "https://prefect.example.com/api"
+    there = {m["metadata"]["name"]: m["spec"] for m in outside if m["kind"] == "NetworkPolicy"}
+    for name in {"from-oauth2-proxy", "prefect-server", "mlflow"}:
+        assert all("podSelector" in source for rule in there[name]["ingress"] for source in rule["from"])
+    (mlflow,) = one(applied(), "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    before = next(entry["value"] for entry in mlflow["env"] if entry["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS")
+    assert env["MLFLOW_SERVER_ALLOWED_HOSTS"]["value"] == f"{before},mlflow.example.com"
 
 
 # --- job templates ----------------------------------------------------------------------------------------------------
