@@ -15,7 +15,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run up install test test-all lint lint-workflows format types docs docs-serve
-.PHONY: dist sbom images image-orchestrator image-train docker-engine overlays kind lock clean
+.PHONY: dist sbom images image-orchestrator image-train publish pin-images docker-engine overlays kind lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,8 @@ sbom: install ## software bill of materials of the environment: dist/sbom.cdx.js
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 COMMIT = $(shell git rev-parse HEAD 2> /dev/null || echo unknown)
 REGISTRY ?=
+# Stored beside the image, for `docker buildx imagetools inspect`: what it holds, and what it was built from and how.
+ATTESTED = --build-arg COMMIT=$(COMMIT) --sbom=true --provenance=mode=max --push
 images: image-orchestrator image-train ## both container images; REGISTRY=host/path/ goes before their names
 
 image-orchestrator: docker-engine
@@ -93,6 +95,17 @@ image-orchestrator: docker-engine
 
 image-train: docker-engine
 	docker build --build-arg COMMIT=$(COMMIT) --file Dockerfile.train --tag $(REGISTRY)phantom-train:$(VERSION) .
+
+publish: docker-engine ## push both images to REGISTRY=host/path/ with SBOM and provenance, and print their digests
+	@test -n "$(REGISTRY)" || { echo "make publish: REGISTRY=host/path/ is missing" >&2; exit 1; }
+	@mkdir -p dist
+	docker buildx build $(ATTESTED) --metadata-file dist/orchestrator.json --tag $(REGISTRY)phantom-orchestrator:$(VERSION) .
+	docker buildx build $(ATTESTED) --metadata-file dist/train.json --file Dockerfile.train --tag $(REGISTRY)phantom-train:$(VERSION) .
+	@for image in orchestrator train; do \
+	  sed -n 's|.*"containerimage.digest": *"\([^"]*\)".*|$(REGISTRY)phantom-'$$image'@\1|p' dist/$$image.json; done
+
+pin-images: ## add the digests that the registries state now to the images of others, in Dockerfiles and k8s/
+	@$(PYTHON) requirements/pin_images.py
 
 docker-engine:
 	@docker info > /dev/null 2>&1 || { echo "make images: no Docker engine answers" >&2; exit 1; }
