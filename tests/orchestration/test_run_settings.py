@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # Text that a run may set: each is checked by its own setting or by `PATHS`, and is neither run, opened nor sent.
 TEXT = {
     *("data.filter", "data.openvid.camera_motion", "evaluate.benchmarks", "evaluate.sampling.negative_prompt"),
-    *("train.lora.targets", *PATHS),
+    *("data.openvid.language", "train.lora.targets", *PATHS),
 }
 
 
