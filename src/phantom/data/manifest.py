@@ -159,6 +159,7 @@ class Quarantined:
 
 
 Row = TypeVar("Row", Clip, Quarantined)
+NESTED = {"curation": Curation, "reference": Reference, "segments": Segment, "probe": Probe, "scores": Scores}
 
 
 def find_manifest(folder: Path) -> Path:
@@ -182,7 +183,7 @@ def read_manifest(path: Path) -> list[Clip]:
     from phantom.data.manifest_table import read_rows
 
     _check_exists(path)
-    clips = _read(path, Clip) if path.suffix == ".jsonl" else [_from_row(row) for row in read_rows(path)]
+    clips = _read(path, Clip) if path.suffix == ".jsonl" else [Clip(**row) for row in read_rows(path, NESTED)]
     numbers: dict[str, int] = {}
     for number, clip in enumerate(clips, 1):
         if numbers.setdefault(clip.id, number) != number:
@@ -230,14 +231,6 @@ def _to_row(clip: Clip) -> dict[str, Any]:
     if clip.reference is not None:
         row["reference"] = {**vars(clip.reference), "segments": [vars(one) for one in clip.reference.segments]}
     return row
-
-
-def _from_row(row: dict[str, Any]) -> Clip:
-    for name, kind in (("curation", Curation), ("probe", Probe), ("scores", Scores)):
-        row[name] = row[name] and kind(**row[name])
-    if where := row["reference"]:
-        row["reference"] = Reference(**{**where, "segments": tuple(Segment(**one) for one in where["segments"])})
-    return Clip(**row)
 
 
 def _check_exists(path: Path) -> None:

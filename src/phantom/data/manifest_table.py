@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from phantom.errors import UserError
 
 ROWS_PER_GROUP = 2**14
+Makers = Mapping[str, Callable[..., Any]]
 
 
 def _required(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
@@ -91,8 +92,11 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             writer.write_batch(pa.RecordBatch.from_pylist(group, schema=SCHEMA))
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of `path`. Raises UserError if it is no such file, or a column is missing or of another type."""
+def read_rows(path: Path, makers: Makers) -> Iterator[dict[str, Any]]:
+    """The rows of `path`, with what `makers`, by name, make of the fields of each struct, in their order.
+
+    Raises UserError if it is no such file, or a column is missing or of another type.
+    """
     with _open(path) as file:
         found = file.schema_arrow
         for field in SCHEMA:
@@ -102,9 +106,25 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}: column {field.name!r} is {kind}, accepted: {field.type}")
         try:
             for batch in file.iter_batches(ROWS_PER_GROUP, columns=SCHEMA.names):
-                yield from batch.to_pylist()
+                columns = [_values(name, batch.column(name), makers) for name in SCHEMA.names]
+                for values in zip(*columns, strict=True):
+                    yield dict(zip(SCHEMA.names, values, strict=True))
         except (pa.ArrowInvalid, OSError) as error:
             raise _damaged(path, error) from None
+
+
+def _values(name: str, column: pa.Array, makers: Makers) -> list[Any]:
+    """The values of a column. By columns, which takes half of the time that `to_pylist` of a batch does."""
+    if pa.types.is_struct(column.type):
+        fields = [field.name for field in column.type]
+        inner = [_values(field, one, makers) for field, one in zip(fields, column.flatten(), strict=True)]
+        make = makers[name]
+        stated = column.is_valid().to_pylist()
+        return [make(*values) if is_stated else None for is_stated, *values in zip(stated, *inner, strict=True)]
+    if pa.types.is_list(column.type):
+        items, offsets = _values(name, column.values, makers), column.offsets.to_pylist()
+        return [tuple(items[start:stop]) for start, stop in pairwise(offsets)]
+    return column.to_pylist()
 
 
 def count_rows(path: Path) -> int:
