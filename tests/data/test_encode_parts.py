@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 
 from phantom.data import encode as stage
-from phantom.data import latent_index, shards
+from phantom.data import encode_processes, latent_index, shards
 from phantom.data.encode import encode, encode_part, merge_parts
 from phantom.data.encode_job import describe_job
-from phantom.data.files import sha256
+from phantom.data.encode_processes import encode_in_processes
+from phantom.data.files import exclusive, sha256
 from phantom.data.latent_set import LatentSet
 from phantom.data.manifest import CLIPS
 from phantom.data.part import Part
@@ -27,6 +28,7 @@ from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, ShardWriter, index_entry
 from phantom.errors import InvalidData, StageFailed, Terminated, UserError, raise_terminated
 from tests.data.latents import SETTINGS, contents, read_index, write_clips
+from tests.data.misbehaving_parts import part_0_fails, part_1_is_killed, stays_until_stopped
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13, 5, 9)
 OF = 3
@@ -255,9 +257,81 @@ def test_a_volume_without_locks_is_named_and_is_enough_for_parts(params, tmp_pat
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=rf"^{tmp_path}/checkpoints/[^\n]*lock: its file system has no locks"):
         encode(params, tmp_path)
-    (tmp_path / "checkpoints/encode.lock").unlink()
     for i in range(2):
         encode_part(params, Part(i, 2), tmp_path)
+    merge_parts(params, tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_several_processes_by_one_command_make_the_same(make_params, tmp_path):
+    params = make_params(*SETTINGS, "encode.batch_size=2", "encode.prefixes_per_clip=1", "encode.processes=2")
+    for name in ("alone", "together"):
+        write_clips(tmp_path / name, LENGTHS)
+    expected = encode(make_params(*SETTINGS, "encode.batch_size=2", "encode.prefixes_per_clip=1"), tmp_path / "alone")
+    found = encode(params, tmp_path / "together")
+    assert (found.clips, found.kept) == (expected.clips, expected.kept) == (len(LENGTHS), 0) and found.shards >= 2
+    assert_whole(tmp_path / "together")
+    one, other = latents(tmp_path / "alone"), latents(tmp_path / "together")
+    for id_ in one:
+        assert torch.allclose(one[id_].video, other[id_].video, atol=1e-4), id_
+    assert encode(params, tmp_path / "together").kept == len(LENGTHS)
+
+
+def test_a_process_that_is_killed_or_fails_is_told_when_the_others_have_ended(params, tmp_path):
+    with pytest.raises(StageFailed, match=r"^a process that encodes was killed \(exit code -9\); run again to go on"):
+        encode_in_processes(part_1_is_killed, params, tmp_path, 2)
+    assert (tmp_path / "done").exists()
+    (tmp_path / "done").unlink()
+    with pytest.raises(InvalidData, match=r"^00\.mp4: no such file$"):
+        encode_in_processes(part_0_fails, params, tmp_path, 2)
+    assert (tmp_path / "done").exists()
+
+
+def test_an_interruption_stops_all_processes_which_save(params, tmp_path, monkeypatch):
+    def interrupt(*_):
+        deadline = time.monotonic() + 400
+        while len([*tmp_path.glob("started-*")]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode_processes, "_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        encode_in_processes(stays_until_stopped, params, tmp_path, 2)
+    assert len([*tmp_path.glob("saved-*")]) == 2
+
+
+def test_a_merge_beside_another_or_a_plain_call_leaves_it_alone(params, tmp_path):
+    write_clips(tmp_path, LENGTHS)
+    encode_part(params, Part(), tmp_path)
+    with (
+        exclusive(tmp_path / stage.LOCK, "makes data/latents"),
+        pytest.raises(
+            StageFailed, match=r"^[^\n]*encode\.lock: another process makes data/latents just now; run again"
+        ),
+    ):
+        merge_parts(params, tmp_path)
+    merge_parts(params, tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_a_part_that_still_runs_while_the_merge_publishes_ends_well(params, tmp_path, monkeypatch):
+    write_clips(tmp_path, LENGTHS)
+    for i in range(2):
+        encode_part(params, Part(i, 2), tmp_path)
+    part = max((Part(i, 2) for i in range(2)), key=lambda part: size_of(params, tmp_path, part))
+    original, calls = stage._encode_batch, []
+
+    def merge_meanwhile(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            merge_parts(params, tmp_path)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "finished_keys", lambda *_: set())  # it began before the other one had finished
+        patch.setattr(stage, "_encode_batch", merge_meanwhile)
+        encode_part(params, part, tmp_path)
+    assert len(calls) > 2 and len(latents(tmp_path)) == len(LENGTHS)
     merge_parts(params, tmp_path)
     assert_whole(tmp_path)
 

@@ -44,6 +44,10 @@ def encode(
     context: typer.Context,
     index: Annotated[int | None, typer.Option(help="Encode one part of the clips: its number, from 0.", min=0)] = None,
     of: Annotated[int | None, typer.Option(help="Number of parts, with --index.", min=1)] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes of this machine that encode at once; default: encode.processes.", min=1),
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Make data/latents of the parts.")] = False,
     shard: Annotated[
         str | None, typer.Option(metavar="FILE", help="Encode this shard of data/latents again, as it is damaged.")
@@ -57,7 +61,10 @@ def encode(
     part = find_part(index, of)
     if sum([part is not None, merge, shard is not None]) > 1:
         raise UserError("--index, --merge, --shard: found more than one of them; accepted: one, or none")
-    with stage("encode", context, params, set_, launcher) as tree:
+    if processes is not None and (part is not None or merge or shard is not None):
+        raise UserError("--processes: found with --index, --merge or --shard; accepted: without them")
+    at_once = [] if processes is None else [f"encode.processes={processes}"]
+    with stage("encode", context, params, [*(set_ or []), *at_once], launcher) as tree:
         if tree.compute.encode == "kubernetes" and part is None and not merge and shard is None:
             result: Any = run_on_cluster("encode", tree)
         else:

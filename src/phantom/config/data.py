@@ -91,6 +91,7 @@ class Encode(Section):
 
     batch_size: Annotated[Positive, Role.NOT_IN_RESULT]
     workers: Annotated[NonNegative, Role.NOT_IN_RESULT]
+    processes: Annotated[Positive, Role.NOT_IN_RESULT] = 1  # of this machine, each with a share of the clips
     shard_mb: Positive
     max_prefix_frames: Positive  # condition prefixes have 1, 5, ... up to this many frames
     prefixes_per_clip: Positive

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ import torch
 from phantom.config import Params
 from phantom.data.clip_frames import ClipReader
 from phantom.data.encode_job import EncodeJob, describe_job
-from phantom.data.files import exclusive
-from phantom.data.finished_shards import finished_keys, has_empty_text, intact_shards
+from phantom.data.encode_processes import encode_in_processes
+from phantom.data.files import Held, NoLocks, exclusive
+from phantom.data.finished_shards import finished_keys, has_empty_text, intact_shards, new_shards
 from phantom.data.latent_index import publish, summarize_errors
 from phantom.data.latent_keys import KeyedClip, digest
 from phantom.data.part import Part
@@ -59,17 +61,22 @@ def encode(params: Params, root: Path = Path(), shard: str | None = None) -> Enc
 
     What data/latents and finished parts have of these clips is kept; the rest is encoded. Finished shards are kept,
     by recipe: after a kill the next call resumes and, if nothing has changed, produces the same bytes. `shard` names a
-    shard of data/latents to encode again unconditionally (shards in a bucket are not read to check them).
+    shard of data/latents to encode again unconditionally (shards in a bucket are not read to check them); else
+    `encode.processes` work on it at once.
     Raises UserError if a clip does not match the manifest.
     """
-    job = describe_job(params, root)
-    _check_shard(job, shard)
     with exclusive(root / LOCK, "makes data/latents"):
+        job = describe_job(params, root)
+        _check_shard(job, shard)
         for left in job.out.parent.glob(f"{job.out.name}.new*"):  # by a killed process
             shutil.rmtree(left)
         finished = intact_shards(job, without=shard)
         missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
-        made = _encode_missing(job, Part(), missing)
+        if (processes := min(params.encode.processes, len(missing.clips))) > 1 and shard is None:
+            encode_in_processes(encode_part, params, root, processes)
+            made = new_shards(job, finished)
+        else:
+            made = _encode_missing(job, Part(), missing)
         return _publish(job, missing, [*finished, *made])
 
 
@@ -85,6 +92,8 @@ def encode_part(params: Params, part: Part, root: Path = Path()) -> EncodeResult
         made = _encode_missing(job, part, missing)
     except Refused as error:
         raise StageFailed(str(error)) from None
+    except FileNotFoundError as error:  # a merge of what others have finished removes the folder
+        raise StageFailed(f"{error.filename}: has gone while a part was encoded; run again to go on") from None
     except InvalidClip as error:
         raise InvalidData(str(error)) from None
     errors = summarize_errors(clip for shard in made for clip in shard.clips)
@@ -93,17 +102,25 @@ def encode_part(params: Params, part: Part, root: Path = Path()) -> EncodeResult
 
 
 def merge_parts(params: Params, root: Path = Path()) -> EncodeResult:
-    """Makes data/latents of what parts have finished. Raises StageFailed if clips are missing."""
-    job = describe_job(params, root)
-    finished = intact_shards(job)
-    missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
-    if missing:
-        count = len(missing.clips) + len(missing.texts)
-        raise StageFailed(
-            f"{job.records}: {count} of {len(job.clips)} clips are not encoded yet; run their parts again, or `phantom "
-            "encode` for all that is left"
-        )
-    return _publish(job, missing, finished)
+    """Makes data/latents of what parts have finished. Raises StageFailed if clips are missing, or another process makes
+    data/latents just now: where the file system has locks."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(root / LOCK, "makes data/latents"))
+        except Held as error:
+            raise StageFailed(str(error)) from None
+        except NoLocks:
+            pass
+        job = describe_job(params, root)
+        finished = intact_shards(job)
+        missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
+        if missing:
+            count = len(missing.clips) + len(missing.texts)
+            raise StageFailed(
+                f"{job.records}: {count} of {len(job.clips)} clips are not encoded yet; run their parts again, or "
+                "`phantom encode` for all that is left"
+            )
+        return _publish(job, missing, finished)
 
 
 def _check_shard(job: EncodeJob, name: str | None) -> None:

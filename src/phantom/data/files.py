@@ -17,6 +17,14 @@ from phantom.errors import UserError
 UNSUPPORTED_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
+class Held(UserError):
+    """Another process holds the lock."""
+
+
+class NoLocks(UserError):
+    """The file system has no locks."""
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
@@ -48,7 +56,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def lock_file(file: IO[Any], kind: int) -> None:
-    """`fcntl.flock`, with its BlockingIOError. Raises UserError where the file system does not support locks.
+    """`fcntl.flock`, with its BlockingIOError. Raises NoLocks where the file system does not support locks.
 
     NFS requires a file open for writing for an exclusive lock, and open for reading for a shared one.
     """
@@ -57,7 +65,7 @@ def lock_file(file: IO[Any], kind: int) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED_LOCK_ERRNOS:
             raise
-        raise UserError(
+        raise NoLocks(
             f"{file.name}: its file system has no locks ({error.strerror}); mount it with them (NFS: with its lock "
             "service; Lustre: -o flock)"
         ) from None
@@ -65,7 +73,8 @@ def lock_file(file: IO[Any], kind: int) -> None:
 
 @contextmanager
 def exclusive(lock: Path, work: str) -> Iterator[None]:
-    """Holds the lock file `lock` within the context. Raises UserError, naming `work`, if another process holds it."""
+    """Holds the lock file `lock` within the context. Raises Held, naming `work`, if another process holds it, or
+    NoLocks."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("w")
@@ -73,7 +82,11 @@ def exclusive(lock: Path, work: str) -> Iterator[None]:
             lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise UserError(f"{lock}: another process {work} just now; run again when it has ended") from None
+            raise Held(f"{lock}: another process {work} just now; run again when it has ended") from None
+        except NoLocks:
+            file.close()
+            lock.unlink(missing_ok=True)
+            raise
         if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             break
         file.close()  # its previous holder removed it in between

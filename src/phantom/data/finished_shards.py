@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from phantom.progress import say
 
 CLIP_FIELDS = ("key", "video", "prefixes", "xxh3", "physics_error", "tensors")
 TEXT_FIELDS = ("text_key", "text")
+SCRATCH_SECONDS = 3600  # after which a hidden file is what a killed process has left
 
 
 def finished_keys(job: EncodeJob, part: Part) -> set[str]:
@@ -68,6 +69,12 @@ def intact_shards(job: EncodeJob, without: str | None = None) -> list[Shard]:
     return kept
 
 
+def new_shards(job: EncodeJob, known: Iterable[Shard]) -> list[Shard]:
+    """The shards with a record that are not among the `known` ones: what has just been made."""
+    files = {shard.file for shard in known}
+    return [shard for shard in _records(job, lambda _: True).values() if shard.file not in files]
+
+
 def needed_shards(job: EncodeJob, finished: Iterable[Shard]) -> list[Shard]:
     """Those that have what none before them has, in the order of the manifest, whoever made them when.
 
@@ -100,12 +107,21 @@ def place_empty_text(job: EncodeJob, target: Path) -> None:
 def delete_records(job: EncodeJob) -> None:
     """Deletes the records of what data/latents has now, and what is kept of this recipe on this machine.
 
-    In `storage.latents` the records of other clips stay, which another checkout may be about to merge.
+    In `storage.latents` the records of other clips stay, which another checkout may be about to merge; here files that
+    a part which still runs is writing, of clips that others have finished.
     """
     published = {key for one in job.clips for key in (one.key, one.text_key)}
     if job.params.storage.latents is not None:
         job.records.delete([name for name, one in _records(job, lambda _: True).items() if one.keys <= published])
-    shutil.rmtree(job.work, ignore_errors=True)
+    work = LocalFolder(job.work)
+    work.delete([entry.name for entry in _list(work, hidden=True) if not _is_being_written(job.work / entry.name)])
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        return path.name.startswith(".") and path.stat().st_mtime > time.time() - SCRATCH_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def published_shards(job: EncodeJob) -> list[Shard]:
@@ -148,10 +164,10 @@ def _read(folder: Folder, name: str) -> bytes | None:
         return None
 
 
-def _list(folder: Folder) -> list[Entry]:
+def _list(folder: Folder, hidden: bool = False) -> list[Entry]:
     folder.refresh()
     try:
-        return folder.list()
+        return folder.list(hidden)
     except NotFound:
         return []
 

@@ -21,7 +21,7 @@ from phantom.data.latent_keys import digest
 from phantom.data.physics_statistics import Statistics
 from phantom.data.quantization import NOT_STORED, dequantize, tensor_suffixes
 from phantom.data.shards import EMPTY_TEXT, FORMAT, INDEX, shard_name
-from phantom.data.storage import LocalFolder, ReadFolder
+from phantom.data.storage import LocalFolder, PinnedFolder, ReadFolder
 from phantom.data.tensors import CorruptFile, StoredTensor, read_tensors
 from phantom.errors import UserError
 from phantom.progress import say
@@ -77,6 +77,8 @@ class LatentSet:
         self._table = _open_table(folder, index["clips"])
         self._select(self._table.numbers_of(split))
         self.unfiltered = len(self)  # clips of the split, also of those that `keep` leaves out
+        if isinstance(store, PinnedFolder):  # the store may have shards of other clips
+            store.pin(shard_name(shard["sha256"]) for shard in index["shards"])
         self._files = _locate(folder, index["shards"], store)
         self.empty_text = _read_empty_text(folder / EMPTY_TEXT, index["empty_text"])
 

@@ -231,14 +231,15 @@ def store_tensors(
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file atomically. Raises OSError with ENOSPC on a full disk."""
+    """Writes a safetensors file atomically. Raises OSError: ENOSPC on a full disk, ENOENT without its folder."""
     part = path.with_suffix(f".{os.urandom(4).hex()}.part")  # unique across processes and machines
     try:
         save_file(tensors, part)
     except SafetensorError as error:
         part.unlink(missing_ok=True)
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        for number in (errno.ENOSPC, errno.ENOENT):
+            if f"os error {number})" in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from None
         raise
     part.chmod(0o644)  # safetensors creates it for its owner only; another user may train
     fsync(part)

@@ -1,9 +1,10 @@
-"""A share of a remote folder's shards that stays on a local disk once it is read."""
+"""A share of a data set's shards in a remote folder, which stays on a local disk once it is read."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,29 +15,32 @@ from phantom.data.storage.s3 import S3Folder
 
 
 class PinnedFolder:
-    """`store`, of whose shards the first by name that fit into `limit` bytes are kept in `place`, range by range.
+    """`store`, of whose files those that `pin` names are kept in `place`, range by range, within `limit` bytes.
 
-    Any number of processes may share `place`: which files these are is a function of the store, and nothing is evicted
+    Any number of processes may share `place`: which files these are is a function of the names, and nothing is evicted
     but files of others. Names that are hashes make it a random share.
     """
 
     is_remote = True
 
     def __init__(self, store: S3Folder, place: Path, limit: int) -> None:
-        self.store, self.place = store, place
+        self.store, self.place, self.limit = store, place, limit
         self._pinned: set[str] = set()
-        for entry in store.list():
-            if not entry.name.endswith(".safetensors"):
-                continue
-            if (limit := limit - entry.size) < 0:
-                break
-            self._pinned.add(entry.name)
-        for path in place.glob("*"):
-            if path.name not in self._pinned:
-                shutil.rmtree(path, ignore_errors=True)
 
     def __str__(self) -> str:
         return str(self.store)
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Keeps the first of these files, by name, that fit; what else is kept is deleted."""
+        sizes = {entry.name: entry.size for entry in self.store.list()}
+        left, self._pinned = self.limit, set()
+        for name in sorted({*names} & sizes.keys()):
+            if (left := left - sizes[name]) < 0:
+                break
+            self._pinned.add(name)
+        for path in self.place.glob("*"):
+            if path.name not in self._pinned:
+                shutil.rmtree(path, ignore_errors=True)
 
     def list(self) -> list[Entry]:
         """As `S3Folder.list`."""
