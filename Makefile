@@ -122,4 +122,4 @@ lock: ## update constraints.txt and requirements/ from pyproject.toml; UV="--upg
 	@$(BIN)/python requirements/lock.py $(UV)
 
 clean: ## remove what runs have made, not the environment
-	rm -rf data checkpoints models/phantom models/control models/lora reports mlflow.db* mlartifacts .prefect .dvc/tmp .dvc/cache build dist site
+	rm -rf data checkpoints models/phantom models/control models/lora models/alignment reports mlflow.db* mlartifacts .prefect .dvc/tmp .dvc/cache build dist site

@@ -40,6 +40,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     for key in (
         "method",
         "lora",
+        "alignment",
         "init_from",
         "export_dtype",
         "mesh",
@@ -52,7 +53,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     former = validate(tree)
     assert former.train.method == "phantom"
     # What identifies a result keeps its hash: checkpoints and runs of studies from before are found again.
-    for change in ((), ("train.lora.rank=8",)):
+    for change in ((), ("train.lora.rank=8",), ("train.alignment.block=2",)):
         found = identity(validate(apply_overrides(tree, change)), ("train",), without=())
         assert found["train"].keys() == tree["train"].keys()
     for key in ("vlm", "surprise"):
@@ -63,6 +64,10 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     assert found.keys() == tree["evaluate"].keys() and found["sampling"].keys() == tree["evaluate"]["sampling"].keys()
     lora = validate(apply_overrides(tree, ["train.method=lora", "train.lora.rank=8"]))
     assert identity(lora, ("train",), without=())["train"]["lora"]["rank"] == 8
+    both = validate(apply_overrides(tree, ["train.lora.rank=8", "train.alignment.block=2"]))
+    for method, names in (("lora", {"lora"}), ("alignment", {"lora", "alignment"})):
+        of_method = both.model_copy(update={"train": both.train.model_copy(update={"method": method})})
+        assert {"lora", "alignment"} & identity(of_method, ("train",), without=())["train"].keys() == names
 
 
 def test_params_yaml_is_the_mini_preset():

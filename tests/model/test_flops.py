@@ -9,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.alignment import AlignmentConfig, AlignmentProjector
 from phantom.model.export import is_video_branch
 from phantom.model.flops import Costs, Shape, costs
+from phantom.training.alignment import on_one_grid, relation_loss
 
 WAN_5B = {
     "patch_size": [1, 2, 2],
@@ -165,3 +167,21 @@ def test_parameters_and_operations_of_adapters_are_those_that_torch_counts(targe
                 out.sample.sum().backward()
         counts[backward] = counter.get_total_flops()
     assert counts == {False: 2 * found.total.forward, True: 2 * found.total.training}
+
+
+def test_parameters_and_operations_of_the_alignment_are_those_that_torch_counts():
+    lora = LORAS["queries"].resolve(MID, 0)
+    aligned = AlignmentConfig().resolve(MID, 24)
+    with torch.device("meta"):
+        model = PhantomTransformer3DModel(MID, None, None, lora=lora)
+        model.alignment = AlignmentProjector(MID, aligned)
+        latents, z = torch.randn(2, MID["in_channels"], *SQUARE.video), torch.randn(2, 24, *SQUARE.physics)
+        text, timestep = torch.randn(2, SQUARE.text, MID["text_dim"]), torch.rand(2)
+    found = costs(MID, None, None, SQUARE, lora, aligned)
+    assert found.trainable == sum(p.numel() for _, p in model.trainable_parameters())
+    assert found.total.parameters == sum(p.numel() for p in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        out = model.train()(latents, None, timestep, text)
+        (out.sample.sum() + relation_loss(*on_one_grid(out.features, z), 0.1, 7).sum()).backward()
+    assert counter.get_total_flops() == 2 * found.total.training
+    assert costs(MID, None, None, SQUARE, lora).total.training == (found.total.training - found.alignment.training)

@@ -14,6 +14,7 @@ from phantom.planning.memory import GIB
 from phantom.planning.plan import plan
 from phantom.planning.table import as_text
 from phantom.training.activation_checkpointing import checkpointing_func
+from phantom.training.alignment import AlignmentLoss
 from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, sample
 from phantom.training.learner import Learner
@@ -36,6 +37,15 @@ def test_activations_match_those_a_forward_pass_saves(make_params, precision: st
 def test_activations_of_adapters_match_those_a_forward_pass_saves(make_params, precision: str, targets: str):
     lora = ("train.method=lora", "train.lora.rank=16", f"train.lora.targets={targets}")
     params = small(make_params, precision, "none", "both", *lora)
+    assert planned_activations(params) == pytest.approx(
+        sum(t.untyped_storage().nbytes() for t in saved_tensors(params)), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_of_the_alignment_match_those_a_forward_pass_saves(make_params, precision: str):
+    aligned = ("train.method=alignment", "train.lora.rank=16")
+    params = small(make_params, precision, "none", "both", *aligned)
     assert planned_activations(params) == pytest.approx(
         sum(t.untyped_storage().nbytes() for t in saved_tensors(params)), rel=0.05
     )
@@ -216,5 +226,7 @@ def saved_tensors(params: Params) -> list[torch.Tensor]:
         torch.autocast("cpu", torch.bfloat16, enabled=params.train.precision == "bfloat16"),
     ):
         out = model(latents, states if model.has_physics else None, 1000 * sigma, text)
+        if alignment := AlignmentLoss.of(params, None):
+            assert alignment(out.features, states).requires_grad
     assert (out.physics if model.has_physics else out.sample).requires_grad
     return list(kept.values())

@@ -73,6 +73,27 @@ def test_a_rank_of_null_is_planned_as_it_is_built(make_params):
     assert found["parameters"]["trainable"] == pytest.approx(phantom["parameters"]["trainable"], rel=0.02)
 
 
+def test_the_alignment_is_planned_as_it_is_built(make_params):
+    aligned = make_params("train.method=alignment", "train.lora.rank=4", "train.alignment.block=2")
+    model = build_model(aligned, tiny.PHYSICS_CHANNELS)
+    found, lora = plan(aligned, "4090", 1), plan(make_params("train.method=lora", "train.lora.rank=4"), "4090", 1)
+    assert found["alignment"] == model.alignment.config and found["parameters"]["lora"] == lora["parameters"]["lora"]
+    assert found["parameters"]["trainable"] == sum(p.numel() for _, p in model.trainable_parameters())
+    assert found["flops"]["model_per_step"] > lora["flops"]["model_per_step"]
+    assert "of block 2, not exported" in as_text(found)
+    with pytest.raises(UserError, match=r"^train\.alignment\.block: found 3; accepted: 1 to 2"):
+        plan(make_params("train.method=alignment", "train.alignment.block=3"), "4090", 1)
+
+
+def test_the_alignment_on_the_papers_base_is_of_block_18_and_fits_one_gpu():
+    one = ("train.processes=1", "train.strategy=ddp", "train.accumulation=64")
+    lora, aligned = (plan(full_size_params(f"train.method={m}", *one), "H100", 1) for m in ("lora", "alignment"))
+    assert aligned["alignment"] == {"block": 18, "hidden": 2048, "channels": 1024} and aligned["fits"]
+    more = {key: aligned["memory_per_gpu"][key] - lora["memory_per_gpu"][key] for key in ("activations", "working_set")}
+    whole = 4 * (60 * 15 * 16) ** 2  # bytes of one matrix of similarities
+    assert max(more.values()) < whole
+
+
 @pytest.mark.parametrize(
     ("encoder", "channels", "tokens"),
     [("vitl-fpc64-256", 1024, 61 * 64), ("vith-fpc64-256", 1280, 61 * 64), ("vitg-fpc64-384-ssv2", 1408, 61 * 144)],

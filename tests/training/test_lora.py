@@ -104,7 +104,7 @@ def test_a_rank_of_null_has_as_many_trainable_parameters_as_phantom(run_params):
     ("override", "said"),
     [
         ("train.lora.rank=0", r"train\.lora\.rank: found 0, accepted: >= 1; nearest valid: 1"),
-        ("train.method=lorra", r"train\.method: found 'lorra', accepted: phantom, lora; nearest: lora"),
+        ("train.method=lorra", r"train\.method: found 'lorra', accepted: phantom, lora, alignment; nearest: lora"),
         (
             "train.lora.targets=[to_qq]",
             r"train\.lora\.targets: found 'to_qq'; accepted: attn1\.to_q, .*; nearest: to_q$",

@@ -36,11 +36,19 @@ class Optimizer(Section):
 
 
 class Lora(Section):
-    """The adapters that `train.method: lora` trains on the frozen base, in place of a physics branch."""
+    """The adapters that `train.method: lora` and `alignment` train on the frozen base, in place of a physics branch."""
 
     rank: Positive | None = None  # null: the rank whose number of parameters is nearest to that of method phantom
     alpha: PositiveFloat | None = None  # scale = alpha / rank; null: 1
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names
+
+
+class Alignment(Section):
+    """The term that `train.method: alignment` adds to the loss of its adapters (`training.alignment`)."""
+
+    block: Positive | None = None  # of the video branch, from 1; null: 18 of 30, or the one at that share
+    weight: PositiveFloat = 0.5
+    margin: Annotated[float, Field(ge=0, lt=2)] = 0.1  # cosines differ by 2 at most
 
 
 class Mesh(Section):
@@ -70,8 +78,9 @@ class Mesh(Section):
 class Train(Section):
     """The training run. `control: true` also trains a control of Phantom with alpha_z held at 0."""
 
-    method: Literal["phantom", "lora"] = "phantom"  # what is trained on the frozen base
+    method: Literal["phantom", "lora", "alignment"] = "phantom"  # what is trained on the frozen base
     lora: Lora = Lora()
+    alignment: Alignment = Alignment()
     steps: Positive
     batch_size: Positive  # global batch, over all processes and accumulation steps
     accumulation: Annotated[Positive, Role.NOT_IN_WEIGHTS]
@@ -112,6 +121,11 @@ class Train(Section):
         """Whether a control is trained too: there is none where there is no physics loss to leave out."""
         return self.control and self.method == "phantom"
 
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters are trained, in place of a physics branch."""
+        return self.method != "phantom"
+
     def mesh_shape(self, processes: int) -> tuple[int, int]:
         """Of so many processes (replicate, shard): copies of what the strategy shards, and processes with one of them.
 
@@ -137,7 +151,9 @@ class Train(Section):
             raise ValueError("mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more")
         if self.profile and self.profile[0] > self.profile[1]:
             raise ValueError(f"profile: found {[*self.profile]}; accepted: [from, to], steps in their order")
-        if self.method == "lora" and self.strategy == "zero3":
+        if self.trains_adapters and self.strategy == "zero3":
             # DeepSpeed releases a block's weights too early where its input has no gradient, as the first one's.
-            raise ValueError("strategy zero3 does not go with method lora; accepted: ddp, fsdp2, zero1, zero2")
+            raise ValueError(
+                f"strategy zero3 does not go with method {self.method}; accepted: ddp, fsdp2, zero1, zero2"
+            )
         return self

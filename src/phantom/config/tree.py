@@ -77,8 +77,12 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
     """
     defaults = [(key.split("."), default) for key, default in _defaults(Params)]
     found = select(params, names, without)
-    if params.train.method != "lora":  # then its settings mean nothing
-        found.get("train", {}).pop("lora", None)
+    for name, has_meaning in (
+        ("lora", params.train.trains_adapters),
+        ("alignment", params.train.method == "alignment"),
+    ):
+        if not has_meaning:
+            found.get("train", {}).pop(name, None)
     for (*parents, leaf), default in defaults:
         section = reduce(lambda tree, name: tree.get(name, {}), parents, found)
         if leaf in section and section[leaf] == default:

@@ -31,6 +31,11 @@ class Statistics:
         """(z - mean) / std for z (C_z, T, h, w); empty tensors stay empty."""
         return standardize(z, self.mean, self.std) if z.numel() else z
 
+    def undo(self, z: torch.Tensor) -> torch.Tensor:
+        """The inverse of `apply`, for z (B, C_z, T, h, w)."""
+        mean, std = (torch.tensor(value, device=z.device).view(-1, 1, 1, 1) for value in (self.mean, self.std))
+        return z * std + mean
+
 
 def statistics_sample(ids: Sequence[str]) -> list[str]:
     """The `STATISTICS_CLIPS` of the training clips `ids` that come first by a hash: independent of order and shards."""

@@ -9,7 +9,7 @@ from phantom.evaluation.gains import is_clear
 from phantom.evaluation.page import Bar, Cell
 from phantom.evaluation.protocol import Benchmark, Figure, Mark
 
-NAMES = {"base": "Base", "control": "Control", "lora": "LoRA", "phantom": "Phantom"}
+NAMES = {"base": "Base", "control": "Control", "lora": "LoRA", "alignment": "Alignment", "phantom": "Phantom"}
 MODES = {"single": "from one frame", "multi": "from several frames"}
 INTERVAL = (
     "95% interval",

@@ -34,7 +34,7 @@ def evaluation_cost(
         }
     hours = [of["gpu_hours"] for of in found.values()]
     total = None if None in hours else sum(hours)
-    models = ["base", *(["control"] if params.train.trains_control else []), "lora" if parts.lora else "phantom"]
+    models = ["base", *(["control"] if params.train.trains_control else []), params.train.method]
     return {"models": models, "benchmarks": found, "gpu_hours": total}
 
 
@@ -46,5 +46,5 @@ def _flops(params: Params, parts: Parts, work: Workload) -> int:
     video = (frames, *parts.video_latents[1:])
     physics = (1 + params.physics.tubelets_per_latent * (frames - 1), *parts.physics_latents[1:])
     cost = parts.costs(Shape(video, physics, params.encode.text_tokens, frames))
-    trained = 1 + params.train.trains_control + work.interventions
-    return (work.items or 0) * work.passes * (cost.video.forward + trained * cost.total.forward)
+    trained, forward = 1 + params.train.trains_control + work.interventions, cost.total.forward - cost.alignment.forward
+    return (work.items or 0) * work.passes * (cost.video.forward + trained * forward)

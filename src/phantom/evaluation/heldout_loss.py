@@ -62,7 +62,7 @@ def heldout_losses(
     def loss(batch: Batch) -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = losses(model, batch.to(device), physics, of_physics)
-        return type(found)(*(value.cpu() for value in found))
+        return type(found)(found.video.cpu(), found.physics.cpu())
 
     for group in _groups(latents, count):
         for (level, sigma), (column, condition) in product(enumerate(heldout.sigmas), enumerate(CONDITIONS)):

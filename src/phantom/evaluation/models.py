@@ -14,7 +14,7 @@ from phantom.evaluation.provenance import component_identities, record, short_di
 from phantom.evaluation.sample import ALL, exported_model, load, sample
 from phantom.evaluation.sampling_spec import Model
 
-ORDER = ("base", "control", "lora", "phantom")  # in which they are shown
+ORDER = ("base", "control", "lora", "alignment", "phantom")  # in which they are shown
 
 
 def sample_models(
@@ -41,6 +41,7 @@ def find_models(params: Params, root: Path) -> Iterator[Model]:
         "models/phantom": {"base": False, "phantom": True},
         "models/control": {"control": True},
         "models/lora": {"lora": True},
+        "models/alignment": {"alignment": True},
     }
     for folder, names in variants.items():
         if not (root / folder / "config.json").is_file():  # not trained

@@ -285,7 +285,7 @@ def _save_adapters(
     stored = {
         stored_name(name): tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in weights
-        if not is_video_branch(name)
+        if is_adapter(name)
     }
     save_file(stored, file, {LORA_ADAPTER_METADATA_KEY: json.dumps(adapter_metadata(lora), sort_keys=True)})
     file.chmod(0o644)  # safetensors writes 0600; another user may generate with the export

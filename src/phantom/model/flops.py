@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from phantom.model.alignment import projector_layers
 from phantom.model.branch import width
 from phantom.model.coupling import has_direction
 from phantom.model.lora import adapted_layers, block_layers
@@ -58,15 +59,16 @@ class Costs:
     coupling: Cost
     lora: Cost
     checkpointed: Cost
+    alignment: Cost = Cost()  # projector and loss, in training alone
 
     @property
     def total(self) -> Cost:
-        return self.video + self.physics + self.coupling + self.lora
+        return self.video + self.physics + self.coupling + self.lora + self.alignment
 
     @property
     def trainable(self) -> int:
         """Number of trainable parameters."""
-        return self.physics.parameters + self.coupling.parameters + self.lora.parameters
+        return (self.physics + self.coupling + self.lora + self.alignment).parameters
 
     def recomputed(self, checkpointing: str, every: int = 1) -> int:
         """Forward FLOPs recomputed in the backward pass: zero (none), all (full), all but attention (selective).
@@ -96,10 +98,15 @@ def costs(
     coupling: dict[str, Any] | None,
     shape: Shape,
     lora: dict[str, Any] | None = None,
+    alignment: dict[str, int] | None = None,
 ) -> Costs:
-    """Costs of `PhantomTransformer3DModel(video, physics, coupling, lora=lora)` for one sample of `shape`."""
+    """Costs of `PhantomTransformer3DModel(video, physics, coupling, lora=lora)` for one sample of `shape`.
+
+    alignment: config of the projector (`AlignmentConfig.resolve`) that is trained beside adapters.
+    """
     if physics is None or coupling is None:
-        return _costs_of_video(video, lora, shape)
+        found = _costs_of_video(video, lora, shape)
+        return replace(found, alignment=_alignment(video, alignment, shape)) if alignment else found
     tokens_v, tokens_z = token_count(video, shape.video), token_count(physics, shape.physics)
     timesteps_z = shape.physics[0] if shape.timesteps > 1 else 1
     paired = set(paired_blocks(physics["num_layers"], video["num_layers"]))
@@ -137,6 +144,20 @@ def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: S
         if adapted:
             checkpointed += block_v + block_l
     return Costs(cost_v, Cost(), Cost(), cost_l, checkpointed)
+
+
+def relation_tokens(video: dict[str, Any], shape: Shape) -> int:
+    """Tokens whose relations are compared (`training.alignment`), for one sample."""
+    rows, columns = (n // p for n, p in zip(shape.video[1:], video["patch_size"][1:], strict=True))
+    return (shape.physics[0] - 1) * min(rows, shape.physics[1]) * min(columns, shape.physics[2])
+
+
+def _alignment(video: dict[str, Any], config: dict[str, int], shape: Shape) -> Cost:
+    """The projector, both matrices of cosines, and the gradient that is computed with them."""
+    tokens = token_count(video, shape.video)
+    layers = [_linear(tokens, *layer, trained=True, input_grad=True) for layer in projector_layers(video, config)]
+    product = 2 * relation_tokens(video, shape) ** 2 * config["channels"]
+    return sum(layers, Cost(0, 2 * product, product))
 
 
 def _adapted_block(

@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
+from phantom.model.alignment import AlignmentProjector
 from phantom.model.branch import BranchBlock, EmbeddingsAndHead, KeyValue, token_grid
 from phantom.model.caching import PhantomCacheMixin, TwoStreams
 from phantom.model.config import ModelConfig
@@ -50,10 +51,14 @@ from phantom.model.positions import (
 
 @dataclass
 class PhantomTransformerOutput(BaseOutput):
-    """Predicted velocities: `sample` (B, C_v, F, H, W), `physics` (B, C_z, T, h, w); None for a branch not run."""
+    """Predicted velocities: `sample` (B, C_v, F, H, W), `physics` (B, C_z, T, h, w); None for a branch not run.
+
+    features: what a projector makes of a block in training, (B, C_z, F, r, c) (`AlignmentProjector`).
+    """
 
     sample: torch.Tensor | None
     physics: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 class ProjectedText(NamedTuple):
@@ -203,6 +208,7 @@ class PhantomTransformer3DModel(
         self._cp_plan = context_parallel_plan(bool(physics))
         if lora:
             add_adapters(self, video, lora)
+        self.alignment: AlignmentProjector | None = None  # set for training: neither configs nor exports have it
         self.gradient_checkpointing = False
         self.freeze_video()
 
@@ -296,7 +302,7 @@ class PhantomTransformer3DModel(
         return is_part_of(name, self._keep_in_fp32_modules)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of the physics branch, the coupling and the adapters."""
+        """(name, parameter) of the physics branch, the coupling, the adapters and the projector beside them."""
         return ((name, parameter) for name, parameter in self.named_parameters() if not is_video_branch(name))
 
     @apply_lora_scale("attention_kwargs")
@@ -406,12 +412,15 @@ class PhantomTransformer3DModel(
         else:
             text = encoder_hidden_states
 
-        for block, block_text in zip(self.blocks, text, strict=True):
+        features = None
+        for number, (block, block_text) in enumerate(zip(self.blocks, text, strict=True), 1):
             inputs = (x_v, x_z, block_text, time_v_Bn6D, time_z_Bn6E, rotary_embs, coupling)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x_v, x_z = self._gradient_checkpointing_func(block, *inputs)
             else:
                 x_v, x_z = block(*inputs)
+            if self.training and self.alignment is not None and number == self.alignment.config["block"]:
+                features = self.alignment(x_v, grid_v)
 
         sample = self.video_ends(x_v, time_v, grid_v) if video else None
         physics = None
@@ -421,4 +430,4 @@ class PhantomTransformer3DModel(
                 physics = velocity_of(physics, physics_states, sigma_z, config_z["sigma_min"])
         if not return_dict:
             return sample, physics
-        return PhantomTransformerOutput(sample=sample, physics=physics)
+        return PhantomTransformerOutput(sample=sample, physics=physics, features=features)

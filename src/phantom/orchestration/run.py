@@ -152,7 +152,7 @@ def run_stage(
     if stage == "train" and params.train.method != "phantom":
         raise UserError(
             f"train.method: found {params.train.method}, accepted in the pipeline: phantom; `phantom train` trains "
-            "models/lora, and `phantom evaluate` scores it beside Phantom"
+            f"models/{params.train.method}, and `phantom evaluate` scores it beside Phantom"
         )
     start, outputs = params.train.init_from, [(root / output.path).resolve() for output in STAGES["train"].writes]
     if stage == "train" and start and (root / start).resolve() in outputs:

@@ -156,6 +156,7 @@ def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> 
     from phantom.model.flops import token_count
     from phantom.model.lora import adapted_layers
 
+    aligned, in_loss = _alignment_activations(params, parts, parts.alignment) if parts.alignment else (0, 0)
     bytes_of, video, text = SAVED_BYTES[params.train.precision], parts.video, params.encode.text_tokens
     tokens, (a, b) = token_count(video, parts.video_latents), bytes_of["frozen"]
     stream, value = tokens * width(video), bytes_of["stream"]
@@ -172,10 +173,27 @@ def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> 
     block += sum(inputs.values())
     layers = video["num_layers"]
     if params.train.activation_checkpointing == "none":
-        return Activations(layers * block, BACKWARD_STREAMS * value * stream, 0)
+        return Activations(layers * block + aligned, max(BACKWARD_STREAMS * value * stream, in_loss), 0)
     # The blocks' inputs and, in those that selective checkpointing keeps, the outputs of both attentions.
     kept = layers // params.train.selective_every if params.train.activation_checkpointing == "selective" else 0
-    return Activations(value * (layers + 2 * kept) * stream, block, 0)
+    return Activations(value * (layers + 2 * kept) * stream + aligned, max(block, in_loss), 0)
+
+
+def _alignment_activations(params: Params, parts: Parts, alignment: dict[str, int]) -> tuple[int, int]:
+    """Of `training.alignment`: what is saved until the backward pass, and what the loss needs while it is computed."""
+    from phantom.model.branch import width
+    from phantom.model.flops import Shape, relation_tokens, token_count
+
+    value = SAVED_BYTES[params.train.precision]["stream"]
+    tokens = token_count(parts.video, parts.video_latents)
+    related = relation_tokens(parts.video, Shape(parts.video_latents, parts.physics_latents, 0))
+    hidden, channels = alignment["hidden"], alignment["channels"]
+    # The inputs of both SiLU and of the last two layers; that of the first one, which autocast copies.
+    projector = value * tokens * (4 * hidden + width(parts.video))
+    vectors = 4 * related * channels  # float32
+    rows = related // (parts.physics_latents[0] - 1)
+    # y before and after normalisation, and its gradient; then t, twice, and the rows of the matrices.
+    return projector + 3 * vectors, 2 * vectors + 5 * 4 * rows * related
 
 
 def micro_batch(params: Params, gpus: int) -> int:

@@ -73,6 +73,7 @@ class Parts:
     """Configs of the model's three parts, and the latent shapes of one sample: (frames, rows, columns).
 
     lora: config of the adapters that are trained in place of `physics` and `coupling`; None: these are.
+    alignment: config of the projector that is trained beside them; None: there is none.
     """
 
     video: Config
@@ -81,13 +82,14 @@ class Parts:
     video_latents: tuple[int, int, int]
     physics_latents: tuple[int, int, int]
     lora: Config | None
+    alignment: dict[str, int] | None = None
 
     def costs(self, shape: Shape) -> Costs:
-        """Costs of the model for one sample."""
+        """Costs of training the model on one sample."""
         from phantom.model.flops import costs
 
         if self.lora:
-            return costs(self.video, None, None, shape, self.lora)
+            return costs(self.video, None, None, shape, self.lora, self.alignment)
         return costs(self.video, self.physics, self.coupling, shape)
 
 
@@ -106,6 +108,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     Raises UserError where the settings do not fit the frozen parts, or where a frozen part is not known.
     """
     from phantom.model import CouplingConfig, LoraConfig, PhysicsConfig
+    from phantom.model.alignment import AlignmentConfig
     from phantom.model.flops import trainable_parameters
 
     data, models = params.data, params.models
@@ -118,10 +121,12 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
     try:
         physics = PhysicsConfig(in_channels=encoder["hidden_size"], **params.physics.of_model()).resolve(video)
         coupling = CouplingConfig(**params.coupling.model_dump()).resolve(video, physics)
-        lora = None
-        if params.train.method == "lora":
+        lora = alignment = None
+        if params.train.trains_adapters:
             like = trainable_parameters(video, physics, coupling)
             lora = LoraConfig(**params.train.lora.model_dump()).resolve(video, like)
+        if params.train.method == "alignment":
+            alignment = AlignmentConfig(block=params.train.alignment.block).resolve(video, encoder["hidden_size"])
     except ValueError as error:
         raise UserError(str(error)) from None
     unit = stride * video["patch_size"][1]
@@ -143,6 +148,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
         (frames, data.height // stride, data.width // stride),
         (1 + n * (frames - 1), side, side),
         lora,
+        alignment,
     )
 
 

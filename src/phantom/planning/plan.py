@@ -39,6 +39,7 @@ def plan(
     cost = parts.costs(shape)
     by_part = {"video_branch": cost.video}
     by_part |= {"lora": cost.lora} if parts.lora else {"physics_branch": cost.physics, "coupling": cost.coupling}
+    by_part |= {"alignment": cost.alignment} if parts.alignment else {}
 
     train = params.train
     step = train.batch_size * cost.total.training
@@ -59,6 +60,7 @@ def plan(
         "preset": params.preset,
         "gpu": {**asdict(kind), "count": gpus},
         **({"lora": parts.lora} if parts.lora else {}),
+        **({"alignment": parts.alignment} if parts.alignment else {}),
         "parameters": {
             **{name: part.parameters for name, part in by_part.items()},
             "frozen": cost.video.parameters,

@@ -25,6 +25,7 @@ def as_text(result: dict[str, Any]) -> str:
     table.add_row("Parameters")
     for part in parts:
         note = f", rank {result['lora']['rank']}" if part == "lora" else ""
+        note += f", of block {result['alignment']['block']}, not exported" if part == "alignment" else ""
         table.add_row(_label(part), f"{counts[part]:,}", "frozen" if part == "video_branch" else f"trained{note}")
     table.add_row("  total", f"{counts['total']:,}", f"{counts['trainable']:,} trained")
     table.add_row("Tokens of a sample")

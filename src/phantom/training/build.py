@@ -12,6 +12,7 @@ from phantom.data.physics_statistics import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model.alignment import AlignmentConfig, AlignmentProjector
 from phantom.model.coupling import has_direction
 from phantom.model.export import video_config
 from phantom.model.flops import trainable_parameters
@@ -46,12 +47,16 @@ def build_model(
         try:
             physics = PhysicsConfig(in_channels=physics_channels, **params.physics.of_model(), **units)
             coupling = CouplingConfig(**params.coupling.model_dump())
-            if params.train.method == "lora":
+            if params.train.trains_adapters:
                 video = video_config(wan)
                 resolved = physics.resolve(video)
                 like = trainable_parameters(video, resolved, coupling.resolve(video, resolved))
                 lora = LoraConfig(**params.train.lora.model_dump()).resolve(video, like)
-                return PhantomTransformer3DModel.with_adapters(wan, lora, **base)
+                model = PhantomTransformer3DModel.with_adapters(wan, lora, **base)
+                if params.train.method == "alignment":
+                    aligned = AlignmentConfig(block=params.train.alignment.block).resolve(video, physics_channels)
+                    model.alignment = AlignmentProjector(video, aligned)
+                return model
             model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **base)
         except ValueError as error:
             raise UserError(str(error)) from None

@@ -56,7 +56,7 @@ def export_metadata(params: Params, recipe: dict[str, Any], steps: int, held: bo
     """`metadata` of an export after `steps`: what sampling needs, and what the weights are the result of."""
     return {
         **default_arguments(params),
-        "trained": {"steps": steps, **({} if params.train.method == "lora" else {"alpha_z": _schedule(params, held)})},
+        "trained": {"steps": steps, **({} if params.train.trains_adapters else {"alpha_z": _schedule(params, held)})},
         "latents": recipe,
     }
 
@@ -103,21 +103,25 @@ frames = PhantomPipeline.from_pretrained("models/{"control" if held else "phanto
 
 def lora_card(params: Params, lora: dict[str, Any], result: dict[str, Any]) -> str:
     """README.md of an export of adapters."""
-    return f"""# LoRA on `{params.models.base}`, fine-tuned on the videos alone
+    train = params.train
+    aligned = train.method == "alignment"
+    how = "with token relation distillation" if aligned else "on the videos alone"
+    teacher = f"; teacher `{params.models.physics_encoder}`, weight {train.alignment.weight:g}" if aligned else ""
+    return f"""# LoRA on `{params.models.base}`, fine-tuned {how}
 
 The adapters only, as diffusers stores them. This project refuses to load them on another base, diffusers does not.
 
 - rank {lora["rank"]}, alpha {lora["alpha"]:g}, on {", ".join(lora["targets"])} of every block
-- {result["steps"]} steps of {params.train.batch_size} clips, seed {params.train.seed}
+- {result["steps"]} steps of {train.batch_size} clips, seed {train.seed}{teacher}
 - last loss: video {result["loss_video"]:.4g}
 
 ```python
 from phantom import PhantomPipeline
 
-frames = PhantomPipeline.from_pretrained("models/lora")(prompt="...").frames
+frames = PhantomPipeline.from_pretrained("models/{train.method}")(prompt="...").frames
 
 from diffusers import WanPipeline
 
 pipe = WanPipeline.from_pretrained("{params.models.base}")
-pipe.load_lora_weights("models/lora")
+pipe.load_lora_weights("models/{train.method}")
 ```"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,30 +13,36 @@ SIGMA_BUCKETS = 4
 
 
 class LossWindow:
-    """Accumulates on the device, without a host sync before a log line or a checkpoint."""
+    """Accumulates on the device, without a host sync before a log line or a checkpoint.
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, SIGMA_BUCKETS, device=device, dtype=torch.float64)  # of L_v, of L_z, and the count
+    terms: names of the losses to count, fields of `Losses`.
+    """
+
+    def __init__(self, device: torch.device, terms: Sequence[str] = ("video", "physics")) -> None:
+        self.terms = terms
+        # Of each term, and the count.
+        self.sums = torch.zeros(len(terms) + 1, SIGMA_BUCKETS, device=device, dtype=torch.float64)
         self.steps = torch.zeros(2, device=device, dtype=torch.float64)  # those with a clipped gradient, and all
 
     def add(self, sigma: torch.Tensor, losses: Losses) -> None:
         """Counts samples with these `sigma` (B,)."""
         bucket = (sigma * SIGMA_BUCKETS).long().clamp(max=SIGMA_BUCKETS - 1)
-        self.sums.index_add_(1, bucket, torch.stack([*losses, torch.ones_like(sigma)]).detach().double())
+        values = [getattr(losses, term) for term in self.terms]
+        self.sums.index_add_(1, bucket, torch.stack([*values, torch.ones_like(sigma)]).detach().double())
 
     def count_step(self, clipped: torch.Tensor) -> None:
         """Counts a step, and whether its gradient was clipped; the same in every process."""
         self.steps += torch.stack([clipped, torch.ones_like(clipped)]).to(self.steps)
 
     def means(self) -> dict[str, float]:
-        """`loss_video` and `loss_physics`, each also as `..._sigma_<upper end of the bucket>`; `clipped`, a share."""
-        video, physics, count = self.sums.tolist()
+        """`loss_<term>`, each also as `..._sigma_<upper end of the bucket>`; `clipped`, a share."""
+        *sums, count = self.sums.tolist()
         clipped, steps = self.steps.tolist()
-        found = {"loss_video": sum(video) / sum(count), "loss_physics": sum(physics) / sum(count)}
+        found = {f"loss_{term}": sum(of) / sum(count) for term, of in zip(self.terms, sums, strict=True)}
         for i, n in enumerate(count):
             if n:
                 end = f"{(i + 1) / SIGMA_BUCKETS:g}"
-                found |= {f"loss_video_sigma_{end}": video[i] / n, f"loss_physics_sigma_{end}": physics[i] / n}
+                found |= {f"loss_{term}_sigma_{end}": of[i] / n for term, of in zip(self.terms, sums, strict=True)}
         return found | {"clipped": clipped / max(1, steps)}
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The two terms of L = L_v + alpha_z L_z: flow matching on each branch's velocity, condition frames excluded."""
+"""The two terms of L = L_v + alpha_z L_z: flow matching on each branch's velocity, condition frames excluded.
+
+Without a physics branch there is L_v alone, or L_v and the term of `training.alignment`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from phantom.config import Params
 from phantom.model import PhantomTransformerOutput
 from phantom.model.noise import TIMESTEPS, noised, velocity
+from phantom.training.alignment import AlignmentLoss
 from phantom.training.conditioning import Batch
 
 
@@ -19,14 +23,19 @@ class Losses(NamedTuple):
 
     video: torch.Tensor  # L_v; zero without the video branch
     physics: torch.Tensor  # L_z; likewise
+    alignment: torch.Tensor | None = None  # weight L_TRD (`AlignmentLoss`); None: no such term
 
     def share(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The contribution of these samples to the means L_v and L_z over a global batch of `size` samples."""
-        return self.video.sum() / size, self.physics.sum() / size
+        """The contribution of these samples to the means L_v and L_z over a global batch of `size` samples.
+
+        L_v comes with the alignment's term.
+        """
+        video = self.video if self.alignment is None else self.video + self.alignment
+        return video.sum() / size, self.physics.sum() / size
 
     def detach(self) -> Losses:
         """The same losses, detached from the graph."""
-        return Losses(self.video.detach(), self.physics.detach())
+        return Losses(*(None if term is None else term.detach() for term in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,12 @@ def losses(
     physics: bool = True,
     of_physics: PhysicsLoss = PhysicsLoss(),
     video: bool = True,
+    alignment: AlignmentLoss | None = None,
 ) -> Losses:
     """One forward pass of `model`. `physics=False`: the loss of the frozen base; `video=False`: of the twin alone."""
-    return losses_of(predict(model, batch, physics, video), batch, of_physics)
+    predicted = predict(model, batch, physics, video)
+    found = losses_of(predicted, batch, of_physics)
+    return found if alignment is None else found._replace(alignment=alignment(predicted.features, batch.physics))
 
 
 def predict(model: Any, batch: Batch, physics: bool = True, video: bool = True) -> PhantomTransformerOutput:

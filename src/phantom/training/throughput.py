@@ -9,10 +9,10 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from phantom.model import PhantomTransformer3DModel
 from phantom.model.flops import Costs, Shape, costs, token_count
 from phantom.planning.gpus import GIB, peak_flops
 from phantom.training.conditioning import Batch
@@ -21,10 +21,12 @@ FIGURES = ("samples_per_second", "tokens_per_second", "tflops_per_second", "mfu"
 
 
 class Throughput:
-    """Counts samples, tokens and FLOPs over all processes. `model`: `PhantomTransformer3DModel.config`."""
+    """Counts samples, tokens and FLOPs of `model` over all processes."""
 
-    def __init__(self, model: Any, device: torch.device, processes: int) -> None:
-        self.parts, self.lora, self.device = (model.video, model.physics, model.coupling), model.lora, device
+    def __init__(self, model: PhantomTransformer3DModel, device: torch.device, processes: int) -> None:
+        config, projector = model.config, model.alignment
+        self.parts, self.device = (config.video, config.physics, config.coupling), device
+        self.adapters = config.lora, projector.config if projector else None
         self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
         self._costs: dict[Shape, Costs] = {}
         self._tokens_of: dict[Shape, tuple[int, int]] = {}  # of the video and the physics branch
@@ -40,7 +42,7 @@ class Throughput:
         video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
-            self._costs[shape] = costs(*self.parts, shape, self.lora)
+            self._costs[shape] = costs(*self.parts, shape, *self.adapters)
             of_video, of_physics, _ = self.parts
             tokens = token_count(of_video, video), token_count(of_physics, physics) if of_physics else 0
             self._tokens_of[shape] = tokens

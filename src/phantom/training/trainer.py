@@ -28,6 +28,7 @@ from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
 from phantom.training.activation_checkpointing import checkpointing_func, kept_blocks
+from phantom.training.alignment import AlignmentLoss
 from phantom.training.build import build_model
 from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
@@ -75,7 +76,7 @@ class TrainResult:
 def train(params: Params, root: Path = Path()) -> TrainResult:
     """Trains `models/phantom` and, with `train.control`, `models/control`: alpha_z held at 0, as many FLOPs.
 
-    With `train.method: lora` it trains `models/lora` alone: adapters, from the same samples.
+    With `train.method` lora or alignment it trains `models/<method>` alone: adapters, from the same samples.
     Returns the result, whose verdict compares Phantom with the control. Resumes from the newest intact checkpoint of
     the same settings and data. Raises UserError; StageFailed after `train.max_bad_steps` steps in a row without a
     finite gradient; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
@@ -142,11 +143,13 @@ class Trainer:
         half = self.settings.precision == "bfloat16" and self.settings.strategy != "fsdp2"  # which casts the weights
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
+        self.alignment = AlignmentLoss.of(params, latents.standardized_by)
         self.head = HeadGradient(self.model.physics_ends, self.of_physics)
         self.twin_steps = self.settings.twin_steps if self.model.has_physics else 0
         self.weight = RecursiveWeight(self.settings.recursive_weight, held or not self.model.has_physics)
-        self.window = LossWindow(self.device)
-        self.throughput = Throughput(self.model.config, self.device, self.accelerator.num_processes)
+        terms = ("video", "physics", *(("alignment",) if self.alignment else ()))
+        self.window = LossWindow(self.device, terms)
+        self.throughput = Throughput(self.model, self.device, self.accelerator.num_processes)
         self.norms: dict[str, float] = {}  # as last measured
         self.step, self.history = 0, list[dict[str, Any]]()
         self.heldout: dict[str, Any] = {}  # figures of the last step, and losses by clip
@@ -298,7 +301,9 @@ class Trainer:
         with self.head.watching() if watches else nullcontext():
             for batch in batches:
                 with self.autocast():
-                    each = losses(self.learner.model, batch, of_physics=self.of_physics, video=video)
+                    each = losses(
+                        self.learner.model, batch, of_physics=self.of_physics, video=video, alignment=self.alignment
+                    )
                 if watches:
                     self.head.add(batch, self.settings.batch_size)
                 self.watchdog.alive()

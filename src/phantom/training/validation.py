@@ -116,7 +116,7 @@ class Validation:
             batch = change(self.samples.make(samples), samples).to(device)
             predicted = predict(model, batch, physics)
             loss = losses_of(predicted, batch, self.of_physics)
-            parts.append((*loss, clean_error(batch, loss.physics, self.of_physics)))
+            parts.append((loss.video, loss.physics, clean_error(batch, loss.physics, self.of_physics)))
             known = torch.tensor([sample in self.states for sample in samples])
             if predicted.physics is not None and known.any():
                 z_hat += self.of_physics.clean(batch, predicted.physics.float())[known].cpu()

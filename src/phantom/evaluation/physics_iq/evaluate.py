@@ -142,7 +142,7 @@ def _figures(models: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]
         | {"per_scenario": found["per_scenario"]}
         for name, found in models.items()
     }
-    for rival in ("control", "lora"):
+    for rival in ("control", "lora", "alignment"):
         if rival in models:
             theirs, phantom = (models[name]["per_scenario"] for name in (rival, "phantom"))
             figures["phantom"][f"gain_over_{rival}"] = gain(theirs, phantom, protocol)

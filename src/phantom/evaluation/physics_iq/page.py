@@ -31,7 +31,7 @@ from phantom.evaluation.sampling_spec import Settings
 from phantom.evaluation.trivial.predictions import TITLES
 from phantom.evaluation.worlds_figures import WORLDS
 
-COUNT = {2: "two", 3: "three", 4: "four"}
+COUNT = {2: "two", 3: "three", 4: "four", 5: "five"}
 KINDS = "Score by kind of scenario"
 BOUNDS = ("last_frame", "nearest_clip", "other_take")  # predictions that are marked on every bar
 COUNTS = (
@@ -246,6 +246,12 @@ def _notes(models: Sequence[str], worlds: bool) -> list[tuple[str, str]]:
     if "lora" in models:
         what = "The base with low-rank adapters in its layers, fine-tuned on the same videos without physics states."
         notes.insert(len(notes) - 2, ("LoRA", what))
+    if "alignment" in models:
+        what = (
+            "Such adapters, trained also to bring the similarities of the base's tokens to those of V-JEPA 2's: "
+            "VideoREPA's token relation distillation."
+        )
+        notes.insert(len(notes) - 2, ("Alignment", what))
     if worlds:
         notes += [
             (
