@@ -18,6 +18,7 @@ from phantom.evaluation.compare import compare
 from phantom.evaluation.vlm import judge
 from phantom.evaluation.vlm.benchmark import VLM
 from phantom.evaluation.vlm.questions import Question, read_questions
+from phantom.generation import chat
 from tests.plain import mini_params
 
 KEY = "sk-not-for-logs"
@@ -127,7 +128,7 @@ def test_the_score_is_the_share_of_answers_as_they_should_be(server, place):
 
 
 def test_nothing_is_asked_twice_and_what_failed_is_asked_again(server, place, capsys, monkeypatch):
-    monkeypatch.setattr(judge, "RETRIES", 0)
+    monkeypatch.setattr(chat, "RETRIES", 0)
     server.refuse = [200, 200, 200, 500]
     with pytest.raises(StageFailed, match=r"answers 500: .*\*\*\*"):
         score(settings(server, "workers=1"))
@@ -211,7 +212,7 @@ def test_wrong_input_is_one_line(server, place, monkeypatch):
         with pytest.raises(UserError, match=message) as caught:
             score(settings(server))
         assert KEY not in str(caught.value)
-    monkeypatch.setattr(judge, "RETRIES", 0)
+    monkeypatch.setattr(chat, "RETRIES", 0)
     server.shutdown()
     server.server_close()
     with pytest.raises(StageFailed, match="cannot be reached"):

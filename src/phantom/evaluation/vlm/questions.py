@@ -16,6 +16,7 @@ from pathlib import Path
 
 from phantom.errors import UserError
 from phantom.evaluation.captions import Caption
+from phantom.generation.chat import spoken
 
 YES_NO = ("yes", "no")
 
@@ -34,9 +35,8 @@ class Question:
 
         What a model thinks aloud before it answers is no answer.
         """
-        answer = answer.rpartition("</think>")[2].partition("<think>")[0]
         words = "|".join(sorted(map(re.escape, self.choices), key=len, reverse=True))
-        found = re.search(rf"(?<![\w.])({words})(?![\w]|\.\d)", answer, re.IGNORECASE)
+        found = re.search(rf"(?<![\w.])({words})(?![\w]|\.\d)", spoken(answer), re.IGNORECASE)
         return next(choice for choice in self.choices if choice.lower() == found[1].lower()) if found else None
 
     def value(self, choice: str | None) -> float:
