@@ -192,7 +192,7 @@ def test_the_command(export_that_refines, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, *options, "--refine", "none", "--json") == 0
     assert json.loads(capsys.readouterr().out)["refine"] is None
     for wrong, found in (
-        (["--refine", "prompts"], "--refine: found 'prompts'; accepted: self, none"),
+        (["--refine", "prompts"], "--refine: found 'prompts'; accepted: self, prompt, none"),
         (["--refine-rounds", 2], "--refine-rounds: found without --refine self"),
     ):
         assert run(monkeypatch, *options, *wrong) == 2

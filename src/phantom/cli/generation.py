@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,15 +52,34 @@ def generate(
     ] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="With --best-of: also write the other videos.")] = False,
     refine: Annotated[
-        str | None, typer.Option(metavar="self|none", help="Predict and perturb while the noise is high (self).")
+        str | None,
+        typer.Option(
+            metavar="self|prompt|none",
+            help="self: predict and perturb while the noise is high. prompt: language models rewrite the prompt after "
+            "each video.",
+        ),
     ] = None,
-    refine_rounds: Annotated[int | None, typer.Option(help="Rounds at each such step.", min=1)] = None,
+    refine_rounds: Annotated[
+        int | None, typer.Option(help="Rounds at each such step; videos after the first one.", min=1)
+    ] = None,
     refine_until: Annotated[
         float | None, typer.Option(help="Refine while 1 - sigma is below it.", min=0.001, max=1)
     ] = None,
     refine_threshold: Annotated[
         float | None, typer.Option(help="Change of the predicted latents below which they stay.", min=0)
     ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="With --refine prompt: an OpenAI-compatible server, http://localhost:8000/v1.")
+    ] = None,
+    text_model: Annotated[str | None, typer.Option(help="Its model that rewrites the prompt.")] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="Its model that sees the video; by default the same one.")
+    ] = None,
+    stop_score: Annotated[float | None, typer.Option(help="A video that scores as much, of 1, is the last.")] = None,
+    endpoint_key: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with its key [OPENAI_API_KEY].")
+    ] = None,
+    endpoint_timeout: Annotated[int | None, typer.Option(help="Seconds to wait for an answer.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate a video from a prompt and, optionally, a first frame or a video to continue.
@@ -90,9 +110,30 @@ def generate(
         "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
         "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
+    asked = {
+        "endpoint": endpoint,
+        "text-model": text_model,
+        "captioner": captioner,
+        "stop-score": stop_score,
+        "endpoint-key": endpoint_key,
+        "endpoint-timeout": endpoint_timeout,
+    }
+    stated = {name: value for name, value in asked.items() if value is not None}
+    by_prompt = _prompt_refinement(refine, stated, refine_rounds)
     if not takes_part():
         return
-    if prompts is not None:
+    if by_prompt is not None:
+        from phantom.generation.generate import read_prompts
+        from phantom.generation.prompt_refinement import PromptRefinement, generate_refined
+
+        refinement = PromptRefinement(**by_prompt)
+        pairs = [(prompt or "", out)] if prompts is None else read_prompts(prompts, out)
+        made = [
+            generate_refined(model, text, path, refinement, **options | {"seed": seed + i * (best_of or 1)})
+            for i, (text, path) in enumerate(pairs)
+        ]
+        said = [f"{one.out}: {one.prompt}" for one in made]
+    elif prompts is not None:
         made = generate_all(model, prompts, out, **options)
         said = [f"{one.out}: {one.prompt}" for one in made]
     elif prompt is not None:
@@ -113,10 +154,37 @@ def _number(text: str | None) -> float | str | None:
 def _refinement(refine: str | None, **settings: float | None) -> Any:
     """What `generate` takes: the published settings with those that are given; False for none; None for the default."""
     given = {name: value for name, value in settings.items() if value is not None}
-    if refine not in (None, "self", "none"):
-        raise UserError(f"--refine: found {refine!r}; accepted: self, none")
+    if refine not in (None, "self", "prompt", "none"):
+        raise UserError(f"--refine: found {refine!r}; accepted: self, prompt, none")
+    if refine == "prompt":
+        given.pop("rounds", None)
     if refine != "self":
         if given:
             raise UserError(f"--refine-{next(iter(given))}: found without --refine self; accepted: with it")
-        return None if refine is None else False
+        return False if refine == "none" else None
     return PUBLISHED_REFINE.model_copy(update=given)
+
+
+def _prompt_refinement(refine: str | None, given: dict[str, Any], rounds: int | None) -> dict[str, Any] | None:
+    """The arguments of `PromptRefinement` that `given` options name; None without --refine prompt."""
+    from phantom.generation.chat import Endpoint
+
+    if refine != "prompt":
+        if given:
+            raise UserError(f"--{next(iter(given))}: found without --refine prompt; accepted: with it")
+        return None
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise UserError(f"--refine prompt: found {processes} processes, which may be answered differently; accepted: 1")
+    for name, what in (("endpoint", "an address such as http://localhost:8000/v1"), ("text-model", "a model's name")):
+        if name not in given:
+            raise UserError(f"--{name}: missing; accepted with --refine prompt: {what}")
+    of_endpoint = {"key": given.get("endpoint-key"), "timeout_seconds": given.get("endpoint-timeout")}
+    stated = {name: value for name, value in of_endpoint.items() if value is not None}
+    text_model = given["text-model"]
+    return {
+        "endpoint": Endpoint(given["endpoint"], "--endpoint", **stated),
+        "text_model": text_model,
+        "captioner": given.get("captioner", text_model),
+        **({"stop_score": given["stop-score"]} if "stop-score" in given else {}),
+        **({} if rounds is None else {"rounds": rounds}),
+    }

@@ -96,6 +96,12 @@ def generate_all(
     With a search of N videos line i has the seeds from `seed` + i N on. `options` are further arguments of `generate`.
     Raises UserError.
     """
+    pairs = read_prompts(prompts, out)
+    return _generate(model, [text for text, _ in pairs], [file for _, file in pairs], seed, **options)
+
+
+def read_prompts(prompts: str | Path, out: str | Path) -> list[tuple[str, Path]]:
+    """The lines of the file `prompts`, and the file of each in the folder `out`. Raises UserError."""
     try:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -105,8 +111,7 @@ def generate_all(
         raise UserError(f"prompts: {prompts}: no prompt in it; accepted: one a line")
     if Path(out).suffix == ".mp4" or Path(out).is_file():
         raise UserError(f"out: found {str(out)!r}; accepted with several prompts: a folder")
-    files = [Path(out) / f"{i:04d}.mp4" for i in range(len(texts))]
-    return _generate(model, texts, files, seed, **options)
+    return [(text, Path(out) / f"{i:04d}.mp4") for i, text in enumerate(texts)]
 
 
 def _generate(
