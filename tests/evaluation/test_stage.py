@@ -40,7 +40,7 @@ SMALL = (
     *("data.worlds.scenarios=2", "data.worlds.train_clips=2", "data.worlds.heldout_clips=1"),
     *("evaluate.sampling.steps=2", "evaluate.batch_size=2"),
 )
-MODELS = ("base", "control", "lora", "phantom")
+MODELS = ("base", "control", "lora", "alignment", "phantom")
 
 
 def save_export(folder, base, seed, coupling_std=0.2):
@@ -252,23 +252,26 @@ def test_without_a_control_there_are_two_models(params, checkout):
 
 def test_adapters_are_scored_beside_phantom(params, checkout, tiny_base):
     lora = LoraConfig(rank=4).resolve(video_config(tiny.tiny_wan()), 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = PhantomTransformer3DModel.with_adapters(tiny.tiny_wan(), lora, base_id=str(tiny_base))
-        for name, parameter in model.trainable_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-    model.save_export(checkout / "models/lora", metadata={"max_prefix_frames": 9, "text_tokens": 16})
+    for seed, method in enumerate(("lora", "alignment")):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = PhantomTransformer3DModel.with_adapters(tiny.tiny_wan(), lora, base_id=str(tiny_base))
+            for name, parameter in model.trainable_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        model.save_export(checkout / "models" / method, metadata={"max_prefix_frames": 9, "text_tokens": 16})
     result = evaluate(params, checkout)
     evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
     for models in evaluation["physics_iq"].values():
-        assert list(models) == ["base", "control", "lora", "phantom"]
-        assert models["phantom"]["gain_over_lora"]["scenarios"] == 2
+        assert list(models) == ["base", "control", "lora", "alignment", "phantom"]
+        assert all(models["phantom"][f"gain_over_{method}"]["scenarios"] == 2 for method in ("lora", "alignment"))
     shown = videos(checkout)
-    assert len(set(shown.values())) == len(shown) == 4 * 2 * 2
+    assert len(set(shown.values())) == len(shown) == 5 * 2 * 2
     assert set(result.scores["multi"]) == set(evaluation["physics_iq"]["multi"])
     page = (checkout / "reports/index.html").read_text()
-    assert "four models from the same condition" in page and ">LoRA<" in page and 'class="bar lora"' in page
+    assert "five models from the same condition" in page
+    for name, kind in (("LoRA", "lora"), ("Alignment", "alignment")):
+        assert f">{name}<" in page and f'class="bar {kind}"' in page
 
 
 def test_another_model_or_setting_is_sampled_anew_and_the_base_is_kept(params, make_params, checkout, tiny_base):

@@ -182,12 +182,15 @@ def test_wrong_settings_are_one_line(run_params, override, said):
     assert "\n" not in str(error.value)
 
 
-def test_a_sharded_run_trains_the_same(run_params, tmp_path):
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_a_sharded_run_trains_the_same(run_params, tmp_path, strategy):
+    if strategy == "zero2":
+        pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
     common = (*ALIGNED, "train.steps=3")
     train(run_params(*common, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
     (tmp_path / "other").mkdir()
     shutil.copytree(tmp_path / "data", tmp_path / "other/data")
-    run = Run(run_params(*common, "train.strategy=fsdp2", "train.processes=2"), tmp_path / "other")
+    run = Run(run_params(*common, f"train.strategy={strategy}", "train.processes=2"), tmp_path / "other")
     assert run.wait(1500) == [0, 0], run.log.read_text()
     for a, b in zip(history(name="alignment"), history(tmp_path / "other", "alignment"), strict=True):
         assert b["loss_alignment"] == pytest.approx(a["loss_alignment"], rel=1e-4)

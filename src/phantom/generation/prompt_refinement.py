@@ -174,14 +174,17 @@ class _Log:
         if score is None:
             say(f"refine prompt: {self.refinement.captioner} names no grades from {low} to {high}; the loop goes on")
         elif score >= self.refinement.stop_score:
-            return self.end(f"the score is {score:.3g}")
+            self.end(f"the score is {score:.3g}")
+            return None
         mismatch = video["mismatch"] = spoken(self._ask("mismatch", prompt=prompt, caption=caption))
         if re.fullmatch(r"\W*(no|none|no mismatch)\W*", mismatch, re.IGNORECASE):
-            return self.end("nothing disagrees with the prompt")
+            self.end("nothing disagrees with the prompt")
+            return None
         about = {"prompt": prompt, "law": law, "current": current, "mismatch": mismatch}
         written = read_prompt(self._ask("rewriting", **about, score="unknown" if score is None else f"{score:.2f}"))
         if not written or written == current:
-            return self.end("the prompt does not change" if written else "no prompt in the answer")
+            self.end("the prompt does not change" if written else "no prompt in the answer")
+            return None
         return written
 
     def end(self, reason: str) -> None:
@@ -189,7 +192,7 @@ class _Log:
         self.found["ended"] = reason
         self._write()
 
-    def _ask(self, step: str, shown: list[str] | None = None, **about: Any) -> str:
+    def _ask(self, step: str, shown: list[str] | None = None, /, **about: Any) -> str:
         model = self.refinement.text_model if shown is None else self.refinement.captioner
         text = TEMPLATES[step].format(**about)
         answer = self.chat.ask(model, text, shown or ())

@@ -53,5 +53,5 @@ class AlignmentProjector(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Tokens (B, L, D) of a grid (frames, rows, columns) -> (B, C_z, frames, rows, columns)."""
-        features: torch.Tensor = self.layers(tokens.to(self.layers[0].weight.dtype))
+        features: torch.Tensor = self.layers(tokens.to(next(self.parameters()).dtype))
         return features.unflatten(1, grid).permute(0, 4, 1, 2, 3)

@@ -57,8 +57,8 @@ def on_one_grid(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Ten
     As published, the first latent frame is left out, with its tubelet, and the others are interpolated to the teacher's
     rate. Rows and columns are averaged to the coarser of both.
     """
-    sides = tuple(map(min, student.shape[3:], teacher.shape[3:]))
-    y, t = (F.adaptive_avg_pool3d(x[:, :, 1:], (None, *sides)) for x in (student, teacher))
+    rows, columns = map(min, student.shape[3:], teacher.shape[3:])
+    y, t = (F.adaptive_avg_pool3d(x[:, :, 1:], (None, rows, columns)) for x in (student, teacher))
     if y.shape[2] != t.shape[2]:
         y = F.interpolate(y, t.shape[2:], mode="trilinear")
     return y.flatten(2).mT, t.flatten(2).mT
@@ -66,7 +66,7 @@ def on_one_grid(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Ten
 
 def relation_loss(y: torch.Tensor, t: torch.Tensor, margin: float, rows: int) -> torch.Tensor:
     """L_TRD (B,) of unit vectors y and t (B, N, C), float32, with `rows` of the N x N matrices in memory at a time."""
-    return _RelationLoss.apply(y, t, margin, rows)  # type: ignore[no-untyped-call, no-any-return]
+    return _RelationLoss.apply(y, t, margin, rows)
 
 
 class _RelationLoss(torch.autograd.Function):

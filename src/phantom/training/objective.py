@@ -91,7 +91,10 @@ def losses(
     """One forward pass of `model`. `physics=False`: the loss of the frozen base; `video=False`: of the twin alone."""
     predicted = predict(model, batch, physics, video)
     found = losses_of(predicted, batch, of_physics)
-    return found if alignment is None else found._replace(alignment=alignment(predicted.features, batch.physics))
+    if alignment is None:
+        return found
+    assert predicted.features is not None  # in training mode, with a projector
+    return found._replace(alignment=alignment(predicted.features, batch.physics))
 
 
 def predict(model: Any, batch: Batch, physics: bool = True, video: bool = True) -> PhantomTransformerOutput:
