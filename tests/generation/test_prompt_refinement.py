@@ -248,6 +248,15 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, said):
     assert said in error and "\n" not in error
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = ["--refine", "prompt", "--endpoint", "http://x/v1", "--text-model", "a"]
+    assert command(monkeypatch, "--model", tmp_path, "--prompt", "x", "--out", tmp_path / "x.mp4", *asked) == 2
+    assert (
+        "--refine prompt: found 2 processes, which may be answered differently; accepted: 1" in capsys.readouterr().err
+    )
+
+
 def test_an_endpoint_that_is_not_there_is_one_line(server, export, monkeypatch):
     refinement = settings(server)
     server.shutdown()
