@@ -7,7 +7,7 @@ M physics tokens of width E, S text tokens, n groups of tokens that share a time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -220,10 +220,12 @@ class PhantomTransformer3DModel(
         coupling: CouplingConfig | None = None,
         base_id: str | None = None,
         base_revision: str | None = None,
+        on_block: Callable[[PhantomTransformer3DModel, PhantomBlock], None] | None = None,
     ) -> PhantomTransformer3DModel:
         """An untrained Phantom around `wan`, sharing its weights; the others are drawn from torch's global generator.
 
         The new weights are float32, on the device of `wan`. The video velocity is bit-identical to that of `wan`.
+        on_block: called with the model and each block once its weights are drawn, to move or shard it before the next.
         """
         video = video_config(wan)
         physics_dict = (physics or PhysicsConfig()).resolve(video)
@@ -238,17 +240,21 @@ class PhantomTransformer3DModel(
                 base_fingerprint=fingerprint(wan),
             )
         model.assign_video_weights(wan)
-        with wan.patch_embedding.weight.device:
+        device = wan.patch_embedding.weight.device
+        with device:
             model.physics_ends = physics_embeddings_and_head(physics_dict)
-            if physics_dict["init"] == "video":
-                copy_weights(model.video_ends.condition_embedder, model.physics_ends.condition_embedder)
-            for block in model.blocks:
+        if physics_dict["init"] == "video":
+            copy_weights(model.video_ends.condition_embedder, model.physics_ends.condition_embedder)
+        for block in model.blocks:
+            with device:
                 if block.physics is not None:
                     block.physics = physics_block(physics_dict)
                     if physics_dict["init"] == "video":
                         copy_weights(block.video, block.physics)
                 if block.coupling is not None:
                     block.coupling = Coupling(coupling_dict, video, physics_dict)
+            if on_block:
+                on_block(model, block)
         return model
 
     @classmethod

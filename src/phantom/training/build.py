@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -17,16 +18,21 @@ from phantom.model.coupling import has_direction
 from phantom.model.export import video_config
 from phantom.model.flops import trainable_parameters
 from phantom.model.physics import velocity_floor
+from phantom.model.transformer import PhantomBlock
 from phantom.progress import quiet_loading, say
 
 
 @quiet_loading()
 def build_model(
-    params: Params, physics_channels: int, statistics: Statistics | None = None
+    params: Params,
+    physics_channels: int,
+    statistics: Statistics | None = None,
+    on_block: Callable[[PhantomTransformer3DModel, PhantomBlock], None] | None = None,
 ) -> PhantomTransformer3DModel:
     """Loads the base and initializes the trainable parts of `train.method`, float32, from `train.seed`.
 
     physics_channels: C_z, channels of the physics latents. statistics: by which z is standardised.
+    on_block: called with the model and each block of method phantom, once the weights of the block are drawn.
     Raises UserError if the base cannot be loaded or the settings do not fit it.
     """
     units = asdict(statistics) if statistics else {}
@@ -57,7 +63,7 @@ def build_model(
                     aligned = AlignmentConfig(block=params.train.alignment.block).resolve(video, physics_channels)
                     model.alignment = AlignmentProjector(video, aligned)
                 return model
-            model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **base)
+            model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **base, on_block=on_block)
         except ValueError as error:
             raise UserError(str(error)) from None
     if not has_direction(model.config.coupling, "to_video"):

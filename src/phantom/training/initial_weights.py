@@ -22,6 +22,7 @@ from phantom.model.hub import read_export_config
 from phantom.model.lora import stored_name
 from phantom.progress import say
 from phantom.training import checkpoint, process_group
+from phantom.training.layout import shard_like
 
 Weights = Iterator[tuple[str, torch.Tensor]]
 
@@ -49,7 +50,8 @@ def load_initial_weights(model: PhantomTransformer3DModel, params: Params, root:
         elif new[name].shape != weight.shape:
             reshaped.append(f"{name} {tuple(weight.shape)} where the model has {tuple(new[name].shape)}")
         else:
-            new.pop(name).copy_(weight)
+            parameter = new.pop(name)
+            parameter.copy_(shard_like(weight, parameter))
     if len(new) == count:
         raise UserError(f"{setting}: none of its weights fits the model: {listed(reshaped or unused, 2)}")
     missing = [name for name in new if not any(text.startswith(f"{name} (") for text in reshaped)]

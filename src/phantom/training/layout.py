@@ -14,11 +14,14 @@ zero1, zero2, zero3: the same under DeepSpeed (`zero`).
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phantom.model import PhantomTransformer3DModel
 
@@ -28,32 +31,55 @@ def distribute_model(model: PhantomTransformer3DModel, shape: tuple[int, int], h
 
     shape: (replicate, shard), processes along the two dimensions of the mesh. half: sharded weights are gathered, and
     computed with, in bfloat16, and their gradients reduced in float32. `model.keeps_float32` names those that are not:
-    every process has them in full, as plain tensors.
+    every process has them in full, as plain tensors. What `distribute_unit` has distributed stays as it is.
     """
+    for unit in (*(model.blocks if shape[1] > 1 else ()), model):
+        if not isinstance(unit, FSDPModule):
+            distribute_unit(model, unit, shape, half)
+
+
+def distribute_unit(
+    model: PhantomTransformer3DModel, unit: nn.Module, shape: tuple[int, int], half: bool = False
+) -> None:
+    """The same for one block of `model`, or for the model but for its blocks, which must be distributed already.
+
+    Called for each block as soon as its weights are drawn, it leaves a process with its shard and one block in full.
+    """
+    plain = {name: p for name, p in unit.named_parameters() if not isinstance(p, DTensor)}
     if dist.is_initialized():
-        for _, parameter in model.trainable_parameters():
-            dist.broadcast(parameter.data, src=0)
+        for parameter in plain.values():
+            if parameter.requires_grad:
+                dist.broadcast(parameter.data, src=0)
     if shape[1] == 1:
         return
-    device = next(model.parameters()).device.type
-    if shape[0] == 1:
-        mesh = init_device_mesh(device, shape[1:])
-    else:
-        mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
-    policy, whole = MixedPrecisionPolicy(), {p for p in model.parameters() if not p.requires_grad}
+    policy, whole = MixedPrecisionPolicy(), {p for p in plain.values() if not p.requires_grad}
     if half:
         # Inputs are cast where they enter the model: a timestep in bfloat16 would be another one.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        whole |= {p for name, p in model.named_parameters() if model.keeps_float32(name)}
-        for name, parameter in model.named_parameters():
+        whole |= {p for name, p in plain.items() if model.keeps_float32(name)}
+        for name, parameter in plain.items():
             if not (parameter.requires_grad or model.keeps_float32(name)):
                 parameter.data = parameter.data.to(torch.bfloat16)
-    for unit in (*model.blocks, model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole & {*unit.parameters()})
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # each loss is already its share of a mean over the global batch
-            module.set_force_sum_reduction_for_comms(True)
+    mesh = _mesh(next(iter(plain.values())).device.type, shape)
+    sharded: FSDPModule = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)  # type: ignore[assignment]
+    sharded.set_gradient_divide_factor(1.0)  # each loss is already its share of a mean over the global batch
+    sharded.set_force_sum_reduction_for_comms(True)
+
+
+@cache
+def _mesh(device: str, shape: tuple[int, int]) -> DeviceMesh:
+    """One for all units: each mesh makes process groups of its own."""
+    if shape[0] == 1:
+        return init_device_mesh(device, shape[1:])
+    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a full `tensor` that is distributed as `parameter` is. Not a collective."""
+    tensor = tensor.to(parameter.device, parameter.dtype)
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:

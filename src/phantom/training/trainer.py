@@ -23,6 +23,8 @@ from phantom import logs
 from phantom.config import Params
 from phantom.data.storage import open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
+from phantom.model import PhantomTransformer3DModel
+from phantom.model.transformer import PhantomBlock
 from phantom.planning.fit import check_fit
 from phantom.progress import say, track
 from phantom.tracking.runs import Tracker
@@ -39,6 +41,7 @@ from phantom.training.export import HELDOUT, RESULT, export_metadata, write_expo
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.initial_weights import load_initial_weights
 from phantom.training.launch import in_torchrun, launch
+from phantom.training.layout import distribute_unit
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.metrics import Metrics
@@ -136,7 +139,8 @@ class Trainer:
         if params.data.filter is not None and self.accelerator.is_main_process:
             say(f"train {name}: data.filter leaves {len(latents)} of {latents.unfiltered} training clips")
         channels = latents[0].physics.shape[0]
-        self.model = build_model(params, channels, latents.standardized_by).to(self.device).train()
+        on_block = self._distribute if self.settings.strategy == "fsdp2" else None
+        self.model = build_model(params, channels, latents.standardized_by, on_block).to(self.device).train()
         self.kept = kept_blocks(self.model, self.settings)  # by selective activation checkpointing
         if self.settings.compile:
             compile_blocks(self.model)
@@ -181,6 +185,11 @@ class Trainer:
             lambda path: self.tracker.log_artifact(path, "profile") if self.tracker else None,
         )
         self.writer = CheckpointWriter(self.checkpoints, self.settings.keep_checkpoints, self.device)
+
+    def _distribute(self, model: PhantomTransformer3DModel, block: PhantomBlock) -> None:
+        """Shards a block before the next one is drawn: no process ever holds all trained weights."""
+        shape, half = self.settings.mesh_shape(self.settings.processes), self.settings.precision == "bfloat16"
+        distribute_unit(model, block.to(self.device), shape, half)
 
     @property
     def is_first(self) -> bool:
