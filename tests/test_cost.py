@@ -13,6 +13,7 @@ import pytest
 from phantom import cost
 from phantom.cli import shared
 from phantom.config import preset_path
+from phantom.cost import processes_with_gpus
 from phantom.errors import OUTCOME_ENV, StageFailed, write_outcome
 from phantom.orchestration.run import StageRun, as_text, describe
 from phantom.tracking.lineage import PIPELINE_ENV
@@ -35,6 +36,15 @@ def test_the_outcome_has_the_cost_if_there_is_one(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv(OUTCOME_ENV, str(tmp_path / f"{hours}"))
         write_outcome(0, "", hours)
         assert json.loads((tmp_path / f"{hours}").read_text()) == {"code": 0, "error": "", **more}
+
+
+def test_processes_are_counted_for_as_long_as_they_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cost, "_elsewhere", 0.0)
+    clock = iter([100.0, 1900.0])
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(StageFailed), processes_with_gpus(8):
+        raise StageFailed("killed")
+    assert cost._elsewhere == 4.0  # half an hour of eight
 
 
 def test_the_summary_names_the_cost():

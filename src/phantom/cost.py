@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 HOUR = 3600.0  # s
 
@@ -22,3 +24,13 @@ def gpu_hours() -> float:
     torch = sys.modules.get("torch")
     holds_gpu = torch is not None and torch.cuda.is_initialized()
     return _elsewhere + holds_gpu * (time.monotonic() - _started) / HOUR
+
+
+@contextmanager
+def processes_with_gpus(count: int) -> Iterator[None]:
+    """A context in which `count` other processes, each with a GPU, work for this one."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        add_gpu_hours(count * (time.monotonic() - began) / HOUR)

@@ -16,7 +16,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from phantom.config import Params
 from phantom.cores import cores
-from phantom.cost import add_gpu_hours
 from phantom.errors import OUTCOME_ENV, StageFailed, read_outcome
 from phantom.training.process_group import COLLECTIVE_TIMEOUT
 
@@ -59,8 +58,6 @@ def launch(params: Params, command: list[str]) -> None:
             os.environ.clear()
             os.environ.update(before)
         left = read_outcome(outcome.read_text(encoding="utf-8") if outcome.is_file() else None)
-    if left:  # of the first process that ended
-        add_gpu_hours(left.gpu_hours * params.train.processes)
     if left and left.code:
         raise left.exception()
     if failed:

@@ -21,6 +21,7 @@ import torch
 
 from phantom import logs
 from phantom.config import Params
+from phantom.cost import processes_with_gpus
 from phantom.data.storage import open_folder
 from phantom.errors import Interrupted, StageFailed, UserError
 from phantom.model import PhantomTransformer3DModel
@@ -91,7 +92,8 @@ def train(params: Params, root: Path = Path()) -> TrainResult:
             "train.control: false"
         )
     if (params.train.processes > 1 or is_zero) and not in_torchrun():
-        launch(params, ["train"])
+        with processes_with_gpus(params.train.processes if torch.cuda.is_available() else 0):
+            launch(params, ["train"])
         return TrainResult(**json.loads((root / "models" / method / RESULT).read_text(encoding="utf-8")))
     trainer = Trainer(params, root, method, held=False)
     result, run_id, is_first, first = trainer.run(), trainer.run_id, trainer.is_first, trainer.latents[0]
@@ -222,8 +224,6 @@ class Trainer:
                         micro_batches = [next(batches) for _ in range(settings.accumulation)]
                     with self.profiler.step(self.step + 1):
                         figures = self.train_step(micro_batches)
-                    logs.context["step"] = self.step
-                    self.metrics.progress(self.step)
                     last, note = self.step == settings.steps, None
                     if validation and (self.step % settings.validate_every == 0 or last):
                         with self._aside(), self.autocast():
@@ -297,6 +297,8 @@ class Trainer:
         if not twin_alone:
             weight.advance()
         self.step += 1
+        logs.context["step"] = self.step
+        self.metrics.progress(self.step)
         if measured or self.reads_are_free:
             self._stop_if_bad()
         return figures
