@@ -31,6 +31,10 @@ once() {
 once phantom-postgres printf '%s\n' \
   "POSTGRES_PASSWORD=$(random)" "PREFECT_PASSWORD=$(random)" "MLFLOW_PASSWORD=$(random)"
 once phantom-prefect printf '%s\n' "PREFECT_API_AUTH_STRING=phantom:$(random)"
+# The same in two parts, for Prometheus (k8s/overlays/monitoring).
+login=$(kubectl --namespace "$namespace" get secret phantom-prefect --output 'jsonpath={.data.PREFECT_API_AUTH_STRING}' |
+  base64 -d)
+printf '%s\n' "username=${login%%:*}" "password=${login#*:}" | secret phantom-prefect-scrape | kubectl apply --filename -
 once phantom-mlflow printf '%s\n' "MLFLOW_TRACKING_USERNAME=phantom" "MLFLOW_TRACKING_PASSWORD=$(random)"
 once phantom-mlflow-server printf '%s\n' "MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)"
 

@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev", "eks", "gke", "ingress", "kueue", "rdma")
 # Made by k8s/secrets.sh.
-SECRETS = {"phantom-postgres", "phantom-prefect", "phantom-mlflow", "phantom-mlflow-server", "phantom-s3"}
+SECRETS = {
+    "phantom-postgres",
+    "phantom-prefect",
+    "phantom-prefect-scrape",
+    "phantom-mlflow",
+    "phantom-mlflow-server",
+    "phantom-s3",
+}
 OAUTH2 = "phantom-oauth2"  # made by it for the overlay ingress
 OURS = ("phantom-orchestrator", "phantom-train")
 

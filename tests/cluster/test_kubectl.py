@@ -97,8 +97,10 @@ def test_the_script_creates_the_secrets(server: ApiServer):
     assert len(set(passwords.values())) == 3 and all(re.fullmatch("[0-9a-f]{48}", p) for p in passwords.values())
     assert re.fullmatch("phantom:[0-9a-f]{48}", first["phantom-prefect"]["PREFECT_API_AUTH_STRING"])
     assert first["phantom-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "phantom"
+    scrape = first["phantom-prefect-scrape"]
+    assert f"{scrape['username']}:{scrape['password']}" == first["phantom-prefect"]["PREFECT_API_AUTH_STRING"]
     drawn = [value for name in SECRETS - {"phantom-s3"} for value in first[name].values() if value != "phantom"]
-    assert len(set(drawn)) == 6 and all(re.fullmatch("(phantom:)?[0-9a-f]{48}", value) for value in drawn)
+    assert len(set(drawn)) == 7 and all(re.fullmatch("(phantom:)?[0-9a-f]{48}", value) for value in drawn)
     again = made(PHANTOM_ARTIFACTS="s3://bucket/p", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="new")
     assert set(again) == SECRETS
     login = made(PHANTOM_ARTIFACTS="s3://b", OAUTH2_CLIENT_ID="phantom", OAUTH2_CLIENT_SECRET="it's")[OAUTH2]

@@ -21,7 +21,7 @@ from phantom.cluster.spec import METRICS_PORT, make_spec, merge_spec
 from phantom.config import load_params, preset_path
 from phantom.serving.metrics import Metrics
 from phantom.training.metrics import HELP, PREFIX
-from tests.cluster.manifests import K8S, ROOT, Manifest, applied, load, needs_kubectl, one
+from tests.cluster.manifests import K8S, ROOT, SECRETS, Manifest, applied, load, needs_kubectl, one
 from tests.cluster.schemas import schema_errors
 
 FOLDER = K8S / "overlays/monitoring"
@@ -124,6 +124,8 @@ def test_what_is_scraped_exists_and_prometheus_may_reach_it():
             selector = monitor["spec"]["selector"]["matchLabels"].items()
             (service,) = [s for s in services if selector <= s["metadata"]["labels"].items()]
             (port,) = service["spec"]["ports"]
+            (login,) = [end.get("basicAuth", {}) for end in monitor["spec"]["endpoints"]]
+            assert {key["name"] for key in login.values()} <= SECRETS
             assert [end["port"] for end in monitor["spec"]["endpoints"]] == [port["name"]]
             reached.add(port["port"])
     policies = [m["spec"] for m in manifests("network.yaml") if "ingress" in m["spec"]]

@@ -233,6 +233,8 @@ def test_prefect_keeps_its_records_in_postgres(postgres, tmp_path):
         ours = SECRETS["PREFECT_API_AUTH_STRING"]
         assert [status(url, path="/api/admin/version", login=login) for login in ("", "phantom:wrong")] == [401, 401]
         assert status(url, path="/api/admin/version", login=ours) == 200
+        # What Prometheus scrapes.
+        assert [status(url, path="/api/metrics", login=login) for login in ("", ours)] == [401, 200]
         body = b'{"name": "phantom"}'
         headers = {"Content-Type": "application/json", **authorization(ours)}
         with urllib.request.urlopen(urllib.request.Request(f"{url}/api/flows/", body, headers), timeout=60) as answer:
