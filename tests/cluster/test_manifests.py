@@ -190,6 +190,20 @@ def _right(request: str) -> tuple[str, str, str]:
     return group or "", plural + (log or ""), verb
 
 
+def test_whatever_runs_or_schedules_flows_logs_json():
+    wanted = {"PHANTOM_LOG": "json", "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"}
+    found = [
+        {entry["name"]: entry.get("value") for entry in container.get("env") or []}
+        for made in applied()
+        for _, template in pod_templates(made)
+        for container in template["spec"]["containers"]
+    ]
+    of_flows = [env for env in found if "PREFECT_API_URL" in env]
+    assert of_flows and all(wanted.items() <= env.items() for env in of_flows)
+    (server,) = [env for env in found if "PREFECT_SERVER_DATABASE_CONNECTION_URL" in env]
+    assert server["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] == "json"
+
+
 def test_no_budget_keeps_a_pod_that_can_save_and_go_on_elsewhere():
     """A drain would wait for the days that a run takes. An integer minAvailable holds for pods of any controller."""
     for budget in (m["spec"] for m in applied() if m["kind"] == "PodDisruptionBudget"):

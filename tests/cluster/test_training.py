@@ -14,6 +14,7 @@ import yaml
 
 from phantom.errors import UserError
 from phantom.orchestration.run import STAGES
+from phantom.training.checkpoint import COMMIT
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import meanwhile, until
 from tests.orchestration.pipeline import calls, load_flow, make_checkout
@@ -56,8 +57,8 @@ def flow(prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 
 
 def first_checkpoint(cluster: Cluster) -> None:
-    """Waits for the first checkpoint, which takes a while: two processes import torch before."""
-    until(lambda: list(cluster.root.glob("checkpoints/phantom-*/step-*")), 900)
+    """Waits for the first whole checkpoint, which takes a while: two processes import torch before."""
+    until(lambda: list(cluster.root.glob(f"checkpoints/phantom-*/step-*/{COMMIT}")), 900)
 
 
 def check_model(cluster: Cluster) -> None:
