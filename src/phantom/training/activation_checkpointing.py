@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from phantom.config import Train
 from phantom.errors import UserError
@@ -50,8 +50,8 @@ def checkpointing_func(keeping: Sequence[nn.Module] = ()) -> Callable[..., Any]:
     selective = {*keeping}
 
     def recompute(block: nn.Module, *inputs: Any) -> Any:
-        keep = {"context_fn": _attention_cache_contexts} if block in selective else {}
-        return checkpoint(block, *inputs, use_reentrant=False, **keep)
+        contexts = _attention_cache_contexts if block in selective else noop_context_fn
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
     return recompute
 

@@ -61,7 +61,7 @@ def distribute_unit(
             if not (parameter.requires_grad or model.keeps_float32(name)):
                 parameter.data = parameter.data.to(torch.bfloat16)
     mesh = _mesh(next(iter(plain.values())).device.type, shape)
-    sharded: FSDPModule = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)  # type: ignore[assignment]
+    sharded: FSDPModule = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)
     sharded.set_gradient_divide_factor(1.0)  # each loss is already its share of a mean over the global batch
     sharded.set_force_sum_reduction_for_comms(True)
 
