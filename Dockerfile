@@ -15,7 +15,7 @@ RUN pip install --no-deps --no-build-isolation .
 FROM python:3.11.14-slim-bookworm
 RUN groupadd --gid 1000 phantom && useradd --uid 1000 --gid 1000 --create-home phantom
 COPY --from=build /opt/venv /opt/venv
-# What the worker lays into the checkout on the volume. params.yaml is not among it: that one is kept.
+# What flows run from, and lay into the checkout on the volume. params.yaml is not among it: each run makes its own.
 WORKDIR /opt/phantom
 COPY pyproject.toml constraints.txt dvc.yaml prefect.yaml prefect.toml .dvcignore ./
 COPY .dvc/config .dvc/config

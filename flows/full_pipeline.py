@@ -35,9 +35,9 @@ from phantom.orchestration.run import checkout_lock, describe, run_stage, score_
 from phantom.orchestration.run_settings import run_overrides
 from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(os.environ.get("PHANTOM_CHECKOUT", Path(__file__).resolve().parents[1]))  # in a pod: on the volume
 APPROVAL_TIMEOUT_SECONDS = 7 * 24 * 3600
-MAX_STARTS = 50  # of a run whose worker is lost again and again
+MAX_STARTS = 50  # of a run whose pod is lost again and again
 _PROGRESS = re.compile(r"^\w[\w ]*: (\d+)/(\d+) ")  # a progress line such as "train: 12/240 steps"
 
 no_telemetry()
@@ -97,7 +97,7 @@ def repro(stage: str, lock: int, pipeline: str) -> bool:
 
 
 def _leaves_job(stop: BaseException) -> bool:
-    """Whether the run is stopped with its worker, and a job goes on. A run that is cancelled gets the same signal."""
+    """Whether the run is stopped with its pod, and a job goes on. A run that is cancelled gets the same signal."""
     if not isinstance(stop, TerminationSignal):
         return False
     try:

@@ -5,6 +5,7 @@ Run as a script, this serves the deployment `study`; `prefect deploy --all` depl
 """
 
 # No `from __future__ import annotations`: a served flow could not resolve the types of its parameters.
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from phantom.orchestration.study import collect, open_study, primary_text, write
 from phantom.orchestration.study_processes import Runner
 from phantom.orchestration.study_runs import StudyRun
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(os.environ.get("PHANTOM_CHECKOUT", Path(__file__).resolve().parents[1]))  # in a pod: on the volume
 RETRY_DELAY_SECONDS = [10, 60, 300]
 
 no_telemetry()

@@ -264,7 +264,10 @@ class _Handler(BaseHTTPRequestHandler):
             assert body is not None
             if plural == "selfsubjectaccessreviews":
                 return 201, body | {"status": {"allowed": True}}
-            name = body["metadata"]["name"]
+            meta = body["metadata"]
+            if "generateName" in meta:
+                meta["name"] = meta.pop("generateName") + uuid.uuid4().hex[:5]
+            name = meta["name"]
             if (group, plural, namespace, name) in self.api.objects:
                 return self._refuse(409, f'{plural} "{name}" already exists')
             if refused := self._validate(query, body):
@@ -326,7 +329,9 @@ def _selected(body: Object, query: dict[str, str]) -> bool:
     labels = body["metadata"].get("labels") or {}
     wanted = [pair.partition("=") for pair in query.get("labelSelector", "").split(",") if pair]
     fields = [pair.partition("=") for pair in query.get("fieldSelector", "").split(",") if pair]
-    return all(labels.get(k) == v for k, _, v in wanted) and all(_field(body, k) == v for k, _, v in fields)
+    return all(labels.get(k) == v if sign else k in labels for k, sign, v in wanted) and all(
+        _field(body, k) == v for k, _, v in fields
+    )
 
 
 def _field(body: Object, path: str) -> Any:

@@ -38,6 +38,7 @@ class Running:
     policy: str
     process: subprocess.Popen[str] | None = None
     sandboxed: Pod | None = None
+    prepared: int = 0  # init containers that have ended, in the sandbox
     since: float = 0.0  # when it ended, to be restarted after a back-off
     stopped: bool = False
 
@@ -57,6 +58,7 @@ class Controllers:
     env: dict[str, str] = field(default_factory=dict)  # additional variables of every pod
     sandbox: Sandbox | None = None  # where pods run; None: in local folders
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)  # of pods in the sandbox
+    images: dict[str, Path] = field(default_factory=dict)  # what the orchestrator's image has at /opt/NAME there
 
     def __enter__(self) -> Controllers:
         self._pods: dict[str, Running] = {}
@@ -93,10 +95,19 @@ class Controllers:
                     running.pod["killed"] = True
                     _signal(running, signal.SIGKILL)
 
-    def pause(self, paused: bool) -> None:
-        """Stops all processes of the pods where they are, or lets them go on."""
+    def terminate(self, name: str) -> None:
+        """Sends SIGTERM to the pod's container, as a node does that shuts down."""
         with self.api.lock:
             for running in self._pods.values():
+                if running.pod["metadata"]["name"] == name:
+                    _signal(running, signal.SIGTERM)
+
+    def pause(self, paused: bool) -> None:
+        """Stops all processes of the jobs' pods where they are, or lets them go on."""
+        with self.api.lock:
+            for running in self._pods.values():
+                if running.pod["metadata"]["labels"]["app.kubernetes.io/component"] != "job":
+                    continue
                 for pid in descendants(running.process.pid) if running.process else ():
                     os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
@@ -233,11 +244,12 @@ class Controllers:
             return
         failed = [p for p in pods if p.pod["status"]["phase"] == "Failed"]
         codes = [s["state"]["terminated"]["exitCode"] for p in failed for s in p.pod["status"]["containerStatuses"]]
-        if 2 in codes:
+        status |= {"failed": len(failed), "succeeded": len({p.pod["index"] for p in pods if _succeeded(p)})}
+        if 2 in codes and "podFailurePolicy" in spec:
             return _condition(job, "Failed", "Container stage failed with exit code 2 matching FailJob rule at index 1")
         if len(failed) > spec.get("backoffLimit", 2**31):
             return _condition(job, "Failed", "Job has reached the specified backoff limit")
-        done = {p.pod["index"] for p in pods if p.pod["status"]["phase"] == "Succeeded"}
+        done = {p.pod["index"] for p in pods if _succeeded(p)}
         given_up = self._failed_indexes(spec, failed)
         if len(done) == spec["completions"]:
             return _condition(job, "Complete")
@@ -257,7 +269,9 @@ class Controllers:
     def _failed_indexes(spec: Object, failed: list[Running]) -> set[int]:
         """The indexes that are not tried again: for their exit code, or after as many failures as are accepted."""
         rules = [
-            rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "FailIndex" in rule["action"]
+            rule["onExitCodes"]["values"]
+            for rule in spec.get("podFailurePolicy", {}).get("rules", [])
+            if "FailIndex" in rule["action"]
         ]
         found, counts = set(), Counter(p.pod["index"] for p in failed)
         for pod in failed:
@@ -336,7 +350,9 @@ class Controllers:
     def _try_to_start(self, running: Running) -> None:
         status, image = running.pod["status"], running.pod["spec"]["containers"][0]["image"]
         scheduled = {"type": "PodScheduled", "status": "False" if self.pending else "True"}
-        status["conditions"] = [scheduled | {"reason": "Unschedulable", "message": self.pending or ""}]
+        status["conditions"] = [
+            scheduled | ({"reason": "Unschedulable", "message": self.pending} if self.pending else {})
+        ]
         if self.pending:
             return
         if self.no_image:
@@ -388,7 +404,11 @@ class Controllers:
         assert self.sandbox
         (container,) = running.pod["spec"]["containers"]
         if running.sandboxed is None:
-            running.sandboxed = self.sandbox.pod(running.pod["spec"], self.secrets)
+            images = self.images if "phantom-orchestrator" in container["image"] else {}
+            running.sandboxed = self.sandbox.pod(running.pod["spec"], self.secrets, **images)
+        first = running.pod["spec"].get("initContainers") or []
+        if running.prepared < len(first):
+            container = first[running.prepared]
         added = {**running.pod["env"], "OMP_NUM_THREADS": "1", **self.env}
         env = [*container["env"], *({"name": name, "value": value} for name, value in added.items())]
         log = self.scratch / running.pod["metadata"]["uid"] / "termination-log"
@@ -397,6 +417,9 @@ class Controllers:
 
     def _ended(self, running: Running, code: int) -> None:
         pod = running.pod
+        if self.sandbox and not code and running.prepared < len(pod["spec"].get("initContainers") or []):
+            running.prepared += 1
+            return self._start(running, 0)
         uid, status = pod["metadata"]["uid"], pod["status"]
         (container,) = status["containerStatuses"]
         killed = pod.pop("killed", False)
@@ -416,6 +439,7 @@ class Controllers:
         else:
             container["state"] = {"terminated": terminated}
             status["phase"] = "Failed" if code else "Succeeded"
+        return None
 
     def _stop(self, running: Running) -> None:
         """Deletes the pod: SIGTERM to its process, which may save a checkpoint."""
@@ -441,6 +465,10 @@ def _signal(running: Running, number: int) -> None:
         for pid in others:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _succeeded(running: Running) -> bool:
+    return running.pod["status"]["phase"] == "Succeeded"
 
 
 def _condition(job: Object, kind: str, message: str = "") -> None:

@@ -21,6 +21,7 @@ RESOURCES: dict[str, list[tuple[str, str, bool]]] = {
         ("persistentvolumeclaims", "PersistentVolumeClaim", True),
         ("resourcequotas", "ResourceQuota", True),
         ("limitranges", "LimitRange", True),
+        ("podtemplates", "PodTemplate", True),
     ],
     "apps/v1": [("deployments", "Deployment", True), ("statefulsets", "StatefulSet", True)],
     "batch/v1": [("jobs", "Job", True), ("cronjobs", "CronJob", True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,8 +54,24 @@ def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return found
 
 
+def rights(role: str) -> set[tuple[str, str, str]]:
+    """(group, resource, verb) of what a Role allows."""
+    rules = one(applied(), "Role", role)["rules"]
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def right_of(request: str) -> tuple[str, str, str]:
+    """(group, resource, verb) that a request asks for."""
+    method, path = request.split()
+    found = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/namespaces/phantom/([a-z]+)(?:/([^/]+))?(/log)?", path)
+    assert found, request
+    group, plural, name, log = found.groups()
+    verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}[method]
+    return group or "", plural + (log or ""), verb
+
+
 def settings_of(manifests: list[Manifest]) -> Any:
-    """The settings that the ConfigMap `phantom-settings` writes on an empty volume."""
+    """The settings from which runs start: the ConfigMap `phantom-settings` and its preset."""
     data = one(manifests, "ConfigMap", "phantom-settings")["data"]
     tree = yaml.safe_load(preset_path(data["preset"]).read_text(encoding="utf-8"))
     lines = [line for line in data["settings"].splitlines() if line and not line.startswith("#")]

@@ -233,7 +233,8 @@ class Pod:
         lines = ["hostname pod", f"mount -t tmpfs -o mode=755 none {_q(root)}", "umask 022"]
         links = [path for path in SYSTEM if Path(path).is_symlink()]
         folders = [path for path in SYSTEM if Path(path).is_dir() and path not in links]
-        read_only = {path: Path(path) for path in (*folders, sys.prefix, sys.base_prefix)}
+        packages = [path for path in sys.path if path.endswith("site-packages")]
+        read_only = {path: Path(path) for path in (*folders, sys.prefix, sys.base_prefix, *packages)}
         read_only |= {f"/etc/{name}": Path("/etc") / name for name in OF_ETC if (Path("/etc") / name).exists()}
         read_only |= {f"/etc/{name}": place / name for name in ("hosts", "passwd", "group")}
         read_only |= {CODE: ROOT / "src", "/opt/no-torch": self.sandbox.folder / "no-torch"}

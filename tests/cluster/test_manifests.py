@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -34,6 +35,8 @@ from tests.cluster.manifests import (
     needs_kubectl,
     one,
     overlay,
+    right_of,
+    rights,
     settings_of,
 )
 from tests.cluster.schemas import schema_errors
@@ -46,14 +49,16 @@ def check_all(manifests: list[Manifest]) -> None:
         assert schema_errors(made) == [], where
         assert made["kind"] != "Secret", where
         for _, template in pod_templates(made):
-            claimed = [{"name": c["metadata"]["name"]} for c in made["spec"].get("volumeClaimTemplates", [])]
+            claims = made.get("spec", {}).get("volumeClaimTemplates", [])
+            claimed = [{"name": c["metadata"]["name"]} for c in claims]
             pod = {**template["spec"], "volumes": [*template["spec"].get("volumes", []), *claimed]}
             assert [*validate_pod(pod), *pod_security_violations(pod)] == [], where
             for place, container in containers(pod):
                 assert set(container["resources"]["requests"]) == {"cpu", "memory"}, f"{where} {place}"
                 assert set(container["resources"]["limits"]) == {"cpu", "memory"}, f"{where} {place}"
                 assert container["securityContext"]["readOnlyRootFilesystem"] is True, f"{where} {place}"
-            for number, container in enumerate(pod["containers"] if made["kind"] != "CronJob" else ()):
+            served = made["kind"] not in ("CronJob", "PodTemplate")
+            for number, container in enumerate(pod["containers"] if served else ()):
                 assert {"startupProbe", "readinessProbe"} <= set(container), f"{where} containers[{number}]"
     check_references(manifests)
 
@@ -164,9 +169,8 @@ def test_the_workers_role_has_only_the_permissions_it_uses(cluster: Cluster):
         cluster.image(torchrun="""echo '{"code": 2, "error": "wrong"}' > "$PHANTOM_OUTCOME"; exit 2""")
         run_job("train", cluster.params("train.seed=7"), cluster.root)
     run_job("encode", cluster.params(), cluster.root)
-    done = {_right(request) for request in cluster.api.requests}
-    rules = one(applied(), "Role", "phantom-worker")["rules"]
-    allowed = {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    done = {right_of(request) for request in cluster.api.requests}
+    allowed = rights("phantom-worker")
     assert done <= allowed
     looked_at = {("kueue.x-k8s.io", "localqueues", "get")}  # doctor
     a_cancelled = {(kind.group, kind.plural, "delete") for kind in JOB_RESOURCES.values()}
@@ -177,17 +181,7 @@ def test_the_workers_role_has_only_the_permissions_it_uses(cluster: Cluster):
         for _, template in pod_templates(m)
         if template["spec"]["automountServiceAccountToken"]
     }
-    assert tokens == {"worker"}
-
-
-def _right(request: str) -> tuple[str, str, str]:
-    """(group, resource, verb) that a request asks for."""
-    method, path = request.split()
-    found = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/namespaces/phantom/([a-z]+)(?:/([^/]+))?(/log)?", path)
-    assert found, request
-    group, plural, name, log = found.groups()
-    verb = {"POST": "create", "DELETE": "delete", "GET": "get" if name else "list"}[method]
-    return group or "", plural + (log or ""), verb
+    assert tokens == {"worker", "phantom-flow-run"}
 
 
 def test_whatever_runs_or_schedules_flows_logs_json():
@@ -236,8 +230,8 @@ def test_the_initial_settings_are_valid():
         assert validate_manifest(render(make_spec(stage, params))) == []
 
 
-def test_the_first_start_creates_the_checkout_and_the_next_one_keeps_it(tmp_path: Path):
-    worker = one(applied(), "Deployment", "worker")["spec"]["template"]["spec"]
+def test_every_run_starts_from_the_images_code_and_the_present_settings(tmp_path: Path):
+    (made,) = one(applied(), "PodTemplate", "phantom-flow-run")["template"]["spec"]["initContainers"]
     settings = one(applied(), "ConfigMap", "phantom-settings")["data"]
     image, mounted, checkout = (tmp_path / name for name in ("image", "etc", "workspace"))
     for folder in (image / "flows", mounted, checkout):
@@ -245,19 +239,29 @@ def test_the_first_start_creates_the_checkout_and_the_next_one_keeps_it(tmp_path
     (image / "flows/full_pipeline.py").write_text("new", encoding="utf-8")
     for name, text in settings.items():
         (mounted / name).write_text(text, encoding="utf-8")
-    (script,) = worker["initContainers"][0]["args"]
+    (script,) = made["args"]
     script = script.replace("/opt/phantom", str(image)).replace("/etc/phantom", str(mounted))
-    command = [*worker["initContainers"][0]["command"], script]
+    command = [*made["command"], script]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
     assert (checkout / "flows/full_pipeline.py").read_text(encoding="utf-8") == "new"
     written = load_params(checkout / "params.yaml")
     assert written == settings_of(applied())
-    (checkout / "params.yaml").write_text("mine", encoding="utf-8")
+    (checkout / "params.yaml").write_text("of an earlier version, and of another run", encoding="utf-8")
     (checkout / "flows/of_an_earlier_version.py").touch()
+    (checkout / "data").mkdir()
+    (mounted / "settings").write_text(settings["settings"] + "train.steps=7\n", encoding="utf-8")
     subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
-    assert (checkout / "params.yaml").read_text(encoding="utf-8") == "mine"
+    now = load_params(checkout / "params.yaml")
+    assert (now.train.steps, now.cluster, now.tracking) == (7, written.cluster, written.tracking)
     assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
+    assert {path.name for path in checkout.iterdir()} == {".dvc", "data", "flows", "params.yaml"}  # no backups
+
+    with (checkout / ".dvc/tmp/phantom/lock").open("w") as lock:  # a run is active there
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=checkout, env=env, timeout=1, capture_output=True)
+        assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
 
 
 def test_images_are_pinned():
@@ -287,7 +291,7 @@ def test_an_overlay_builds_and_is_valid(name: str):
 @needs_kubectl
 def test_what_each_overlay_is_for():
     dev = overlay("dev")
-    assert not one(dev, "Deployment", "worker")["spec"]["template"]["spec"].get("initContainers")
+    assert not one(dev, "PodTemplate", "phantom-flow-run")["template"]["spec"]["initContainers"]
     assert one(dev, "PersistentVolume", "phantom-workspace")["spec"]["hostPath"]["path"] == "/phantom"
     for name, storage in (("eks", "phantom-efs"), ("gke", "standard-rwx")):
         assert one(overlay(name), "PersistentVolumeClaim", "phantom-workspace")["spec"]["storageClassName"] == storage

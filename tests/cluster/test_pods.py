@@ -1,4 +1,4 @@
-"""The services of k8s/, the worker and its jobs in pods as their manifests have them, from an empty volume to a model.
+"""The services of k8s/, the worker, flows and their jobs in pods as their manifests have them, from an empty volume on.
 
 Each container runs its manifest's command as its user, on a read-only root file system with the volumes that it mounts
 and no others. Postgres, Prefect, MLflow, DVC and training are the real ones, S3 is a server process (moto's); only the
@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ import pytest
 from phantom.cluster.pods import pod_templates
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.controllers import Controllers
-from tests.cluster.manifests import applied
+from tests.cluster.manifests import applied, right_of, rights
 from tests.cluster.sandbox import ROOT, Container, Manifest, Pod, Sandbox, refusal, until
 
 pytestmark = [
@@ -36,6 +35,7 @@ pytestmark = [
     pytest.mark.skipif(bool(refusal()), reason=f"no pods here: {refusal()}"),
     pytest.mark.skipif(not shutil.which("initdb"), reason="no Postgres"),
     pytest.mark.skipif(find_spec("flask_wtf") is None, reason="mlflow without the extra auth"),
+    pytest.mark.skipif(find_spec("prefect_kubernetes") is None, reason="no prefect-kubernetes"),
 ]
 
 # What the image of Postgres runs before the server: it makes the database, and runs the scripts that are mounted.
@@ -80,10 +80,7 @@ class Platform:
         return found
 
     def start(self) -> None:
-        """The worker's pod from its init container to its startup probe."""
-        for container in self.worker.spec["initContainers"]:
-            done = self.worker.run(container)
-            assert done.returncode == 0, done.stdout
+        """Starts the worker, and waits for its probes."""
         self.process = start(self.worker, self.container)
 
     def exec(self, *command: str) -> str:
@@ -94,7 +91,20 @@ class Platform:
         return done.stdout
 
     def log(self) -> str:
-        return log_of(self.worker)
+        """The end of what the worker and the pods of flows have said."""
+        with self.api.lock:
+            pods = {pod["metadata"]["uid"] for pod in self.api.find("pods") if is_flow(pod)}
+            said = [line for key, lines in self.api.logs.items() if key.split("/")[0] in pods for _, line in lines]
+        return log_of(self.worker) + "\n".join(said[-200:])
+
+    def flows(self) -> list[str]:
+        """The pods of flows that run."""
+        pods = [pod["metadata"]["name"] for pod in self.api.find("pods") if is_flow(pod)]
+        return [name for name in self.controllers.running() if name in pods]
+
+
+def is_flow(pod: Manifest) -> bool:
+    return "prefect.io/flow-run-id" in pod["metadata"]["labels"]
 
 
 def start(pod: Pod, container: Manifest, entrypoint: tuple[str, ...] = ()) -> Container:
@@ -207,12 +217,15 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         # A file in place of the token and address that the kubelet gives.
         kubeconfig = api.kubeconfig(folder / "kubeconfig")
         spec = spec_of("worker")
-        (worker,) = spec["containers"]
-        worker["env"].append({"name": "KUBECONFIG", "value": "/opt/kubeconfig"})
-        worker["env"].append({"name": "OMP_NUM_THREADS", "value": "1"})
-        image = image_of_the_orchestrator(folder / "image")
-        pod = box.pod(spec, given, phantom=image, kubeconfig=kubeconfig)
-        with Controllers(api, volume, folder / "scratch", sandbox=box, secrets=given) as controllers:
+        (template,) = [m for m in applied() if m["kind"] == "PodTemplate"]
+        for (container,) in (spec["containers"], template["template"]["spec"]["containers"]):
+            container["env"].append({"name": "KUBECONFIG", "value": "/opt/kubeconfig"})
+            container["env"].append({"name": "OMP_NUM_THREADS", "value": "1"})
+        api.add("v1", "podtemplates", template, "phantom")
+        images = {"phantom": image_of_the_orchestrator(folder / "image"), "kubeconfig": kubeconfig}
+        pod = box.pod(spec, given, **images)
+        controllers = Controllers(api, volume, folder / "scratch", sandbox=box, secrets=given, images=images)
+        with controllers:
             yield Platform(box, api, controllers, pod)
         api.__exit__()
 
@@ -240,14 +253,19 @@ def test_from_an_empty_volume_to_a_registered_model(platform: Platform):
     platform.start()
     watched = platform.exec("prefect", "deployment", "run", "phantom/full-pipeline", "--watch")
     assert "Completed" in watched, platform.log()
-    registered = json.loads(platform.exec("cat", "reports/registered.json"))
+    registered = json.loads(platform.exec("cat", "/workspace/reports/registered.json"))
     assert (registered["name"], registered["version"], registered["champion"]) == ("phantom", 1, True)
     assert [job["kind"] for job in platform.api.find("pytorchjobs")] == ["PyTorchJob"]
-    assert len(platform.api.find("jobs")) == 2  # encode and evaluate
+    stages = [job["metadata"]["labels"].get("phantom/stage") for job in platform.api.find("jobs")]
+    assert sorted(filter(None, stages)) == ["encode", "encode", "evaluate"]
+    assert stages.count(None) == 1  # the flow's
+    asked = {right_of(request) for request in platform.api.requests if "/namespaces/phantom/" in request}
+    assert asked <= rights("phantom-worker") | rights("phantom-flow-runs")
+    assert ("", "podtemplates", "get") in asked and ("batch", "jobs", "list") in asked
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_lost_worker_leaves_the_job_and_its_run_is_started_again(platform: Platform, number: signal.Signals):
+def test_a_lost_pod_of_a_flow_leaves_the_job_and_its_run_is_started_again(platform: Platform, number: signal.Signals):
     if platform.process is None or platform.process.poll() is not None:
         platform.start()
     platform.exec("python", "-c", SWITCH_ON)
@@ -261,18 +279,17 @@ def test_a_lost_worker_leaves_the_job_and_its_run_is_started_again(platform: Pla
 
     changed = json.dumps({"train": {"seed": int(number)}})
     platform.exec("prefect", "deployment", "run", "phantom/full-pipeline", "-p", f"params={changed}")
-    until(lambda: jobs() and platform.controllers.running(), platform.log)
+    until(lambda: jobs() and len(platform.controllers.running()) > 1, platform.log)
     platform.controllers.pause(True)
     assert newest_run() == ["Running", 1, [True], 2]
-    platform.process.send_signal(number)
-    platform.process.wait(180)  # its grace period
-    lost = time.monotonic()
+    (flow,) = platform.flows()
+    platform.controllers.terminate(flow) if number == signal.SIGTERM else platform.controllers.kill(flow)
+    until(lambda: flow not in platform.flows(), platform.log, 60)  # its grace period
     (job,) = jobs()
     assert platform.controllers.running()
 
-    platform.start()
     until(lambda: newest_run()[:2] == ["Running", 2], lambda: f"{newest_run()} {platform.log()}", 150)
-    assert time.monotonic() - lost < 150
+    assert flow not in platform.flows() and len(platform.flows()) == 1
     until(lambda: "already exists: adopting it" in platform.log(), platform.log)
     platform.controllers.pause(False)
     until(lambda: newest_run()[0] == "Completed", platform.log, 900)

@@ -1,4 +1,4 @@
-"""The deployment on a work pool, as the cluster's worker runs it: `prefect deploy --all`, a real server, a real worker.
+"""The deployment on a work pool of type process: `prefect deploy --all`, a real server, a real worker.
 
 Jobs go to the fake cluster. The flow's process is killed, cancelled, and started again.
 """
@@ -19,7 +19,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import WAITS
 from tests.cluster.test_training import check_model, first_checkpoint, two_pods
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
-from tests.orchestration.prefect_server import Prefect, alive, descendants, free_port, wait
+from tests.orchestration.prefect_server import Prefect, alive, descendants, prefect_server_in, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -27,23 +27,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 @pytest.fixture
 def pool(cluster: Cluster) -> Iterator[Prefect]:
     """A Prefect server for the checkout; `deploy` adds the deployment and a worker."""
-    made = Prefect(cluster.root, free_port())
-    server = made.start("server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(made.port))
-    try:
-        wait(lambda: made.answers() or server.poll() is not None)
+    with prefect_server_in(cluster.root) as made:
         yield made
-    finally:
-        for process in filter(None, (made.worker, server)):
-            ours = descendants(process.pid)
-            process.terminate()
-            process.wait(60)
-            for pid in ours:
-                if alive(pid):
-                    os.kill(pid, signal.SIGKILL)
 
 
 def deploy(pool: Prefect) -> None:
-    """Deploys the flows and starts a worker, as the command of the worker's pod does."""
+    """Deploys the flows and starts a worker, as prefect.yaml says."""
     shutil.copytree(ROOT / "flows", pool.checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prefect.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, pool.checkout)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Prefect:
     def __init__(self, checkout: Path, port: int) -> None:
         self.checkout, self.port = checkout, port
         self.worker: subprocess.Popen[bytes] | None = None
+        self.started: list[subprocess.Popen[bytes]] = []
 
     @property
     def api(self) -> str:
@@ -38,7 +40,7 @@ class Prefect:
     def start(self, log: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         """Starts a command of the environment in the background, with its output in the file `log`."""
         with (self.checkout / log).open("wb") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
                 cwd=self.checkout,
                 env=self.env | env,
@@ -47,6 +49,8 @@ class Prefect:
                 # Prefect stops on SIGINT, which these tests may have inherited as ignored: from a background job.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
+        self.started.append(process)
+        return process
 
     def command(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of the environment, which must succeed."""
@@ -101,6 +105,25 @@ class Prefect:
         while page := self.ask("/logs/filter", {**wanted, "limit": 200, "offset": len(lines)}):
             lines += [line["message"] for line in page]
         return "\n".join(lines)
+
+
+@contextmanager
+def prefect_server_in(checkout: Path, **env: str) -> Iterator[Prefect]:
+    """A server that keeps its database in the checkout. Whatever was started ends with it, the last first."""
+    made = Prefect(checkout, free_port())
+    arguments = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(made.port))
+    server = made.start("server.log", *arguments, **env)
+    try:
+        wait(lambda: made.answers() or server.poll() is not None)
+        yield made
+    finally:
+        for process in reversed(made.started):
+            ours = descendants(process.pid)
+            process.terminate()
+            process.wait(60)
+            for pid in ours:
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def wait(done: Callable[[], Any], found: Callable[[], str] = lambda: "", seconds: float = TIMEOUT_SECONDS) -> None:

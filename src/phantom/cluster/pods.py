@@ -24,6 +24,8 @@ def pod_templates(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
     kind, spec = manifest["kind"], manifest.get("spec", {})
     if kind == "Pod":
         yield "", manifest
+    elif kind == "PodTemplate":
+        yield "template.", manifest["template"]
     elif kind in WORKLOADS:
         yield "spec.template.", spec["template"]
     elif kind == "CronJob":

@@ -3,7 +3,7 @@
     python -m phantom.orchestration.deploy
 
 A schedule, off, with the first deployment: whoever switches it on or changes it is not overruled by a later start. And
-the automations that start a run again whose worker was lost.
+the automations that start a run again whose pod was lost.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 PIPELINE = "phantom/full-pipeline"
 FLOWS = ("phantom", "phantom-study")
 NIGHTLY = "0 2 * * *"  # UTC
-# Without a heartbeat; flows send one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds, 30 in the worker.
+# Without a heartbeat; flows send one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds, 30 in pods.
 LOST_SECONDS = 90
 HEARTBEAT = "prefect.flow-run.heartbeat"
+LONGEST_RUN = timedelta(days=90)  # between two starts
 
 
 def deploy() -> None:
@@ -53,8 +54,8 @@ def automations() -> list[Any]:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
     ours: dict[str, Any] = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
-    lost_worker = "its worker was lost"
-    restart = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=lost_worker, force=False)
+    lost_pod = "its pod was lost"
+    restart = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=lost_pod, force=False)
     every_run: dict[str, Any] = {"match": {"prefect.resource.id": "prefect.flow-run.*"}, "match_related": ours}
     lost = EventTrigger(
         **every_run,
@@ -68,10 +69,11 @@ def automations() -> list[Any]:
     crashed = EventTrigger(
         **every_run,
         posture=Posture.Reactive,
+        after={"prefect.flow-run.Running"},  # not one whose pod cannot start: it would crash again and again
         expect={"prefect.flow-run.Crashed"},
         for_each={"prefect.resource.id"},
         threshold=1,
-        within=timedelta(0),
+        within=LONGEST_RUN,
     )
     return [
         AutomationCore(name="phantom: runs without a heartbeat", trigger=lost, actions=[restart]),
