@@ -410,7 +410,10 @@ class Controllers:
         if running.prepared < len(first):
             container = first[running.prepared]
         added = {**running.pod["env"], "OMP_NUM_THREADS": "1", **self.env}
-        env = [*container["env"], *({"name": name, "value": value} for name, value in added.items())]
+        env = [
+            *(_resolved(entry, running.pod) for entry in container["env"]),
+            *({"name": name, "value": value} for name, value in added.items()),
+        ]
         log = self.scratch / running.pod["metadata"]["uid"] / "termination-log"
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         return running.sandboxed.start({**container, "env": env}, log=log, **options)
@@ -465,6 +468,13 @@ def _signal(running: Running, number: int) -> None:
         for pid in others:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _resolved(entry: Object, pod: Object) -> Object:
+    """A variable of a container, with the value of the pod's label that it refers to."""
+    path = (entry.get("valueFrom") or {}).get("fieldRef", {}).get("fieldPath", "")
+    found = re.fullmatch(r"metadata\.labels\['(.+)'\]", path)
+    return {"name": entry["name"], "value": pod["metadata"]["labels"][found[1]]} if found else entry
 
 
 def _succeeded(running: Running) -> bool:

@@ -83,7 +83,7 @@ def check_references(manifests: list[Manifest]) -> None:
                 for source in container.get("envFrom") or []:
                     assert source["secretRef"]["name"] in {*SECRETS, OAUTH2}
                 for entry in container.get("env") or []:
-                    if "valueFrom" in entry:
+                    if "secretKeyRef" in entry.get("valueFrom", {}):
                         assert entry["valueFrom"]["secretKeyRef"]["name"] in SECRETS
 
 
@@ -242,7 +242,7 @@ def test_every_run_starts_from_the_images_code_and_the_present_settings(tmp_path
     (script,) = made["args"]
     script = script.replace("/opt/phantom", str(image)).replace("/etc/phantom", str(mounted))
     command = [*made["command"], script]
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "FLOW": "phantom"}
     subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
     assert (checkout / "flows/full_pipeline.py").read_text(encoding="utf-8") == "new"
     written = load_params(checkout / "params.yaml")
@@ -257,11 +257,13 @@ def test_every_run_starts_from_the_images_code_and_the_present_settings(tmp_path
     assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
     assert {path.name for path in checkout.iterdir()} == {".dvc", "data", "flows", "params.yaml"}  # no backups
 
-    with (checkout / ".dvc/tmp/phantom/lock").open("w") as lock:  # a run is active there
+    with (checkout / ".dvc/tmp/phantom/lock").open("w") as lock:  # a run of the pipeline is active there
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (checkout / "params.yaml").write_text("of that run", encoding="utf-8")
         with pytest.raises(subprocess.TimeoutExpired):
             subprocess.run(command, cwd=checkout, env=env, timeout=1, capture_output=True)
-        assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
+        subprocess.run(command, cwd=checkout, env=env | {"FLOW": "phantom-study"}, check=True, capture_output=True)
+        assert (checkout / "params.yaml").read_text(encoding="utf-8") == "of that run"
 
 
 def test_images_are_pinned():

@@ -98,3 +98,4 @@ def test_prefects_worker_makes_that_job_of_it_whatever_a_run_asks_for(
     assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     assert pod["metadata"]["labels"].items() >= ours["metadata"]["labels"].items()  # network policies go by them
     assert pod["metadata"]["labels"]["prefect.io/flow-run-id"] == str(run.id)
+    assert pod["metadata"]["labels"]["prefect.io/flow-name"] == "phantom"  # the init container reads it
