@@ -288,7 +288,8 @@ def test_a_lost_pod_of_a_flow_leaves_the_job_and_its_run_is_started_again(platfo
     (job,) = jobs()
     assert platform.controllers.running()
 
-    until(lambda: newest_run()[:2] == ["Running", 2], lambda: f"{newest_run()} {platform.log()}", 150)
+    until(platform.flows, platform.log, 150)  # the run has got its concurrency slot again
+    until(lambda: newest_run()[:2] == ["Running", 2], lambda: f"{newest_run()} {platform.log()}")
     assert flow not in platform.flows() and len(platform.flows()) == 1
     until(lambda: "already exists: adopting it" in platform.log(), platform.log)
     platform.controllers.pause(False)
