@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Cluster
-from tests.cluster.jobs import WAITS, the_job
+from tests.cluster.jobs import the_job
 from tests.orchestration.pipeline import ROOT, calls, make_checkout
 from tests.orchestration.prefect_server import Prefect, alive, descendants, prefect_server_in, wait
 
@@ -26,6 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 ENV = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 LEASE = {"PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60"}
 SLOT_IS_FREE_SECONDS = 120.0
+# The job of train: goes on until the file `go` exists.
+TRAINS = """
+touch started
+for i in $(seq 6000); do test -e go && break; sleep 0.1; done
+mkdir -p models/phantom models/control
+for file in control/config phantom/config phantom/history phantom/result; do echo '{}' > models/$file.json; done
+"""
 
 
 class Worker:
@@ -60,7 +67,7 @@ class Worker:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_whose_pod_is_lost_at_every_stage_is_started_again_and_ends(cluster: Cluster, number: signal.Signals):
     root = make_checkout(cluster.root)
-    cluster.image(torchrun=WAITS)
+    cluster.image(torchrun=TRAINS)
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     stages["stages"]["train"]["cmd"] = "phantom train"
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages), encoding="utf-8")

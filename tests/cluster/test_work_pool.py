@@ -5,6 +5,7 @@ The worker's part needs prefect-kubernetes, and is skipped where that is not ins
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import uuid
 from types import SimpleNamespace
@@ -71,31 +72,42 @@ def test_the_pool_is_made_once_and_keeps_what_a_user_changed(
     "given", [{}, {"image": "evil:1", "env": {"LD_PRELOAD": "x"}, "command": "sh", "namespace": "kube-system"}]
 )
 def test_prefects_worker_makes_that_job_of_it_whatever_a_run_asks_for(
-    prefect_server: None, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prefect_server: None, cluster: Cluster, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     worker = pytest.importorskip("prefect_kubernetes.worker")
-    import asyncio
-
     from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
+    cluster.controllers.idle = True
+    (declared,) = one(applied(), "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
+    for entry in declared["env"]:
+        if entry["name"].startswith("PREFECT_INTEGRATIONS_"):
+            monkeypatch.setenv(entry["name"], entry["value"])
     run: Any = SimpleNamespace(id=uuid.uuid4(), name="brave-otter", flow_id=uuid.uuid4(), deployment_id=None)
     flow: Any = SimpleNamespace(id=run.flow_id, name="phantom")
-    kind = worker.KubernetesWorkerJobConfiguration
-    with temporary_settings({PREFECT_API_AUTH_STRING: "admin:secret"}):
-        made = asyncio.run(kind.from_template_and_values(base_job_template(PODS), given))
+
+    async def start() -> None:
+        made = await worker.KubernetesWorkerJobConfiguration.from_template_and_values(base_job_template(PODS), given)
         made.prepare_for_flow_run(run, flow=flow)
-    assert made.namespace == "phantom"
-    job = valid(made.job_manifest)
+        await worker.KubernetesWorker(work_pool_name=POOL).run(run, made)
+
+    with temporary_settings({PREFECT_API_AUTH_STRING: "phantom:secret"}):
+        asyncio.run(start())
+    (made,) = cluster.api.find("jobs")
+    job = valid(made)
+    assert (job["metadata"]["namespace"], job["spec"]["backoffLimit"]) == ("phantom", 0)
     pod, ours = job["spec"]["template"], PODS["template"]
-    (container,), (declared,) = pod["spec"]["containers"], ours["spec"]["containers"]
-    assert container["image"] == declared["image"] and container["args"] == ["prefect", "flow-run", "execute"]
+    (container,), (stated,) = pod["spec"]["containers"], ours["spec"]["containers"]
+    assert container["image"] == stated["image"] and container["args"] == ["prefect", "flow-run", "execute"]
     env = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert env.items() >= {entry["name"]: entry["value"] for entry in declared["env"]}.items() - {
+    assert env.items() >= {entry["name"]: entry["value"] for entry in stated["env"]}.items() - {
         ("PREFECT_API_URL", "http://prefect-server:4200/api"),  # the worker's comes before, and here it is another
         ("PREFECT_HOME", "/tmp/prefect"),
     }
     assert env["PREFECT__FLOW_RUN_ID"] == str(run.id) and "LD_PRELOAD" not in env
     assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+    (auth,) = [entry for entry in container["env"] if entry["name"] == "PREFECT_API_AUTH_STRING"]
+    assert auth["valueFrom"]["secretKeyRef"] == {"name": "phantom-prefect", "key": "PREFECT_API_AUTH_STRING"}
+    assert "phantom:secret" not in str(job)
     assert pod["metadata"]["labels"].items() >= ours["metadata"]["labels"].items()  # network policies go by them
     assert pod["metadata"]["labels"]["prefect.io/flow-run-id"] == str(run.id)
     assert pod["metadata"]["labels"]["prefect.io/flow-name"] == "phantom"  # the init container reads it
