@@ -68,16 +68,14 @@ def test_the_pool_is_made_once_and_keeps_what_a_user_changed(
         client.delete_work_pool(POOL)
 
 
-@pytest.mark.parametrize(
-    "given", [{}, {"image": "evil:1", "env": {"LD_PRELOAD": "x"}, "command": "sh", "namespace": "kube-system"}]
-)
 def test_prefects_worker_makes_that_job_of_it_whatever_a_run_asks_for(
-    prefect_server: None, cluster: Cluster, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prefect_server: None, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     worker = pytest.importorskip("prefect_kubernetes.worker")
     from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
     cluster.controllers.idle = True
+    given = {"image": "evil:1", "env": {"LD_PRELOAD": "x"}, "command": "sh", "namespace": "kube-system"}
     (declared,) = one(applied(), "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
     for entry in declared["env"]:
         if entry["name"].startswith("PREFECT_INTEGRATIONS_"):
