@@ -17,7 +17,7 @@ from phantom.orchestration.imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "phantom"
-BASE = ("config", "errors", "logs", "progress", "cores", "cost")  # one box: modules that any package may use
+BASE = ("config", "errors", "force", "logs", "progress", "cores", "cost")  # one box: modules that any package may use
 
 # Rows of packages, from the top; each with its left and right edge in twelfths of the width.
 ROWS: tuple[dict[str, tuple[float, float]], ...] = (
@@ -106,7 +106,10 @@ def boxes() -> dict[str, Box]:
     for i, row in enumerate(ROWS):
         for package, (left, right) in row.items():
             if package == "base":
-                name, text = ", ".join(BASE), "Typed settings, errors and exit codes, progress bars, usable cores"
+                name, text = (
+                    ", ".join(BASE),
+                    "Typed settings, errors and exit codes, force prompts, progress, usable cores",
+                )
             else:
                 home = files[package][0] if package == "flows" else PACKAGE / package / "__init__.py"
                 name, text = package, summary(home)

@@ -24,7 +24,7 @@ LAYERS = (  # top to bottom; packages of one layer do not import each other
     ("data",),
     ("encoders",),
     ("model",),
-    ("config", "progress", "cores", "cost"),
+    ("config", "force", "progress", "cores", "cost"),
     ("logs",),
     ("errors",),
 )
