@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from phantom.data.storage import local
 from phantom.data.video import read_frames
 from phantom.encoders import load_encoders
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt, PointForce
 from phantom.training.data_loader import open_latents
 from tests.data.latents import contents, read_index, write_clips
 
@@ -208,6 +210,19 @@ def test_prefixes_depend_on_the_seed_and_the_clip_alone():
     assert lengths("a", count=9, moves_from=0) == [1, 5, 9, 13]
     assert lengths("a", count=9, moves_from=5) == [9, 13]  # frame 5 is the sixth
     assert lengths("a", moves_from=13) == []
+
+
+def test_forces_of_the_manifest_are_those_of_the_clips_and_are_not_encoded(encode_params, tmp_path):
+    params = encode_params()
+    clips = write_clips(tmp_path, LENGTHS[:4])
+    encode(params, tmp_path)
+    free = read_index(tmp_path / LATENTS)
+    prompt = ForcePrompt((PointForce(0.2, 0.4, 10, 1, 0.5),))
+    write_manifest(tmp_path / CLIPS / MANIFEST, [replace(clips[0], force=prompt.to_json()), *clips[1:]])
+    assert encode(params, tmp_path).kept == 4
+    index, latents = read_index(tmp_path / LATENTS), LatentSet(tmp_path / LATENTS, "train")
+    assert latents.forced == 1 and [latents[i].force for i in range(2)] == [prompt, None]
+    assert index["shards"] == free["shards"] and index["digest"] != free["digest"]
 
 
 def test_bfloat16_is_stored_as_such_and_read_as_float32(encode_params, tmp_path):

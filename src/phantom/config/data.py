@@ -19,6 +19,7 @@ class Worlds(Section):
     heldout_clips: NonNegative
     scenarios: Positive  # of the benchmark, each with two takes
     seed: NonNegative
+    forced: Fraction = 0.0  # fraction of clips in which a push or a wind acts
 
 
 class OpenVid(Section):

@@ -38,6 +38,7 @@ FIELDS = {
     "text_key": pa.string(),
     "text_shard": pa.int32(),
     "text": TENSOR,
+    "force": pa.string(),  # a force prompt as JSON, or null; absent before there were forces
 }
 
 
@@ -91,7 +92,9 @@ class ClipTable:
         return np.from_dlpack(pc.indices_nonzero(is_heldout if split == "heldout" else pc.invert(is_heldout)))
 
     def values(self, name: str, numbers: np.ndarray | None = None) -> list[Any]:
-        """The values of a field in these rows, or in all."""
+        """The values of a field in these rows, or in all; None for all where an earlier version wrote none."""
+        if name not in self._table.column_names:
+            return [None] * (len(self) if numbers is None else len(numbers))
         column = self._table[name]
         if numbers is not None:
             numbers = np.ascontiguousarray(numbers, np.int64)

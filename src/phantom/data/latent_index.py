@@ -120,6 +120,7 @@ class _Rows:
                 **row,
                 "frames": clip.frames,
                 "columns": columns(clip),
+                "force": clip.force,
                 **latents,
                 **self._nearest_text(one.text_key, latents),
             }
@@ -141,7 +142,10 @@ class _Rows:
 def _digest(recipe: dict[str, Any], rows: Iterable[Row]) -> str:
     """Of all latents: what a training run is named by."""
     splits = {False: "train", True: "heldout"}
-    stated = [[row["id"], splits[row["is_heldout"]], row["xxh3"], row["text"]["xxh3"]] for row in rows]
+    stated = [
+        [row["id"], splits[row["is_heldout"]], row["xxh3"], row["text"]["xxh3"], *filter(None, [row.get("force")])]
+        for row in rows
+    ]
     return digest([recipe, stated])
 
 

@@ -24,6 +24,7 @@ from phantom.data.shards import EMPTY_TEXT, FORMAT, INDEX, shard_name
 from phantom.data.storage import LocalFolder, PinnedFolder, ReadFolder
 from phantom.data.tensors import CorruptFile, StoredTensor, read_tensors
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt
 from phantom.progress import say
 
 
@@ -37,6 +38,7 @@ class Latents:
     physics: torch.Tensor  # (C_z, T, h_z, w_z), T = 1 + n (F - 1), n tubelets per latent
     prefixes: Mapping[int, torch.Tensor]  # k frames -> z^o (C_z, 1 + n (K - 1), h_z, w_z), K = 1 + (k - 1) / 4
     text: torch.Tensor  # (tokens, D), without padding
+    force: ForcePrompt | None = None  # what acts in it, where that is known
 
 
 class LazyMapping(Mapping[int, torch.Tensor]):
@@ -104,6 +106,11 @@ class LatentSet:
         # The columns decide which clips these are, and are measured anew when the measure changes.
         self.digest = digest([self.digest, self.ids])
 
+    @property
+    def forced(self) -> int:
+        """The number of clips in which a force acts, as far as that is known."""
+        return sum(force is not None for force in self._table.values("force", self._numbers))
+
     def _select(self, numbers: np.ndarray) -> None:
         self._numbers = numbers  # of the rows in the table
         self.shapes = self._table.shapes(numbers)
@@ -118,7 +125,8 @@ class LatentSet:
         stored = self._read(clip, ["video", *self._names("physics"), "text"])
         video, z, text = stored["video"].float(), self._z(stored, "physics"), stored["text"].float()
         prefixes = LazyMapping(clip["prefixes"], partial(self._prefix, clip))
-        return Latents(clip["id"], clip["caption"], video, z, prefixes, text)
+        force = clip.get("force") and ForcePrompt.from_json(clip["force"])
+        return Latents(clip["id"], clip["caption"], video, z, prefixes, text, force)
 
     def stored_tensors(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of a clip as stored, by name without key: `video`, `text`, `physics`, ..."""

@@ -113,6 +113,7 @@ class Clip:
     scores: Scores | None = None
     caption_origin: str | None = None  # the file of the source that states the caption
     language: str = UNKNOWN_LANGUAGE  # of the caption, ISO 639-1
+    force: str | None = None  # the force prompt of what acts in it, as JSON (`ForcePrompt.to_json`); None: nothing
 
 
 def columns(clip: Clip) -> dict[str, Any] | None:

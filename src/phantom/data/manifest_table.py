@@ -80,8 +80,10 @@ SCHEMA = pa.schema(
         ("scores", SCORES),
         ("caption_origin", pa.string()),
         *_required(("language", pa.string())),
+        ("force", pa.string()),
     ]
 )
+ADDED = ("force",)  # columns that manifests written before there were such do not have
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -101,14 +103,17 @@ def read_rows(path: Path, makers: Makers) -> Iterator[dict[str, Any]]:
         found = file.schema_arrow
         for field in SCHEMA:
             if field.name not in found.names:
+                if field.name in ADDED:
+                    continue
                 raise UserError(f"{path}: no column {field.name!r}; run `phantom prepare` again")
             if (kind := found.field(field.name).type) != field.type:
                 raise UserError(f"{path}: column {field.name!r} is {kind}, accepted: {field.type}")
+        names = [name for name in SCHEMA.names if name in found.names]
         try:
-            for batch in file.iter_batches(ROWS_PER_GROUP, columns=SCHEMA.names):
-                columns = [_values(name, batch.column(name), makers) for name in SCHEMA.names]
+            for batch in file.iter_batches(ROWS_PER_GROUP, columns=names):
+                columns = [_values(name, batch.column(name), makers) for name in names]
                 for values in zip(*columns, strict=True):
-                    yield dict(zip(SCHEMA.names, values, strict=True))
+                    yield dict(zip(names, values, strict=True))
         except (pa.ArrowInvalid, OSError) as error:
             raise _damaged(path, error) from None
 

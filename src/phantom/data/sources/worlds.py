@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import cv2
 import numpy as np
 import pymunk
+
+from phantom.data.sources.world_forces import MAGNITUDE, WorldForce
 
 KINDS = ("fall", "projectile", "collision", "pendulum", "incline", "occluder")
 SIZE = 64.0  # side length of the world
@@ -87,6 +89,7 @@ class WorldSpec:
     unseen: bool  # some parameter lies outside the trained ranges
     first_frame: int = 0  # start of a training clip's window
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # dx, dy in px; relative change of the speed
+    force: WorldForce | None = field(default=None, repr=False)  # hashes of drawn worlds are of all else
 
 
 @dataclass(frozen=True)
@@ -199,21 +202,62 @@ def caption(spec: WorldSpec) -> str:
         "incline": f"A {spec.colour} box slides down a slope to the {way}",
         "occluder": f"A {spec.colour} ball rolls {pace} to the {way} behind a wall",
     }[spec.kind]
+    force = spec.force
+    if force and force.at_rest:
+        text = {
+            "fall": f"A {spec.colour} ball above the floor",
+            "projectile": f"A {spec.colour} ball above the floor",
+            "collision": f"A {spec.colour} ball and a {spec.second_colour} ball on the floor",
+            "pendulum": f"A {spec.colour} ball on a string",
+            "incline": f"A {spec.colour} box on a slope",
+            "occluder": f"A {spec.colour} ball beside a wall",
+        }[spec.kind]
+    if force and force.in_caption:  # in place of the background: 96 bytes are what the mini preset reads
+        thing = f"{spec.second_colour if force.body else spec.colour} {'box' if spec.kind == 'incline' else 'ball'}"
+        return f"{text}, {force.words(thing)}."
     return f"{text}, {spec.background} background."
 
 
 def clip_id(spec: WorldSpec, index: int) -> str:
     """The id of the clip of world `index`."""
-    return f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "")
+    return f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "") + ("-forced" if spec.force else "")
 
 
-def clip_spec(seed: int, index: int, *, unseen: bool = False) -> WorldSpec:
+def clip_spec(seed: int, index: int, *, unseen: bool = False, forced: float = 0.0) -> WorldSpec:
     """The world of training clip `index`: `draw_spec`, but every second round of kinds starts with the
     motion or during it, so that there are enough single frames from which motion continues.
+
+    forced: the fraction of clips on whose bodies a force acts (`add_force`).
     """
     spec = draw_spec(seed, index, unseen=unseen)
     starts_with_motion = index // len(KINDS) % 2 == 1
-    return replace(spec, first_frame=max(spec.first_frame, released(spec))) if starts_with_motion else spec
+    if starts_with_motion:
+        spec = replace(spec, first_frame=max(spec.first_frame, released(spec)))
+    return add_force(spec, seed, index) if np.random.default_rng([seed, index, 4]).random() < forced else spec
+
+
+def add_force(spec: WorldSpec, seed: int, index: int) -> WorldSpec:
+    """`spec` with a push or a wind, in half of all cases on bodies at rest, from the first 1.75 s of the clip on.
+
+    In half of all cases the caption tells of it. What is pushed can be seen then.
+    """
+    rng = np.random.default_rng([seed, index, 3])
+    is_push, at_rest, in_caption = rng.random() < 2 / 3, rng.random() < 0.5, rng.random() < 0.5
+    angle, magnitude = float(rng.uniform(0, 360)), float(rng.uniform(*MAGNITUDE))
+    delay, body = int(rng.integers(0, 8)), int(rng.integers(2)) if spec.kind == "collision" else 0
+    first = spec.first_frame if at_rest else max(spec.first_frame, released(spec))
+    frame = first + delay * is_push
+    if is_push and not at_rest:
+        seen = is_visible(simulate(spec), body)
+        near = [other for other in range(first, first + 8) if seen[other]]
+        if near:
+            frame = min(near, key=lambda other: abs(other - frame))
+        else:  # it has left the picture, or is behind the wall
+            at_rest, first = True, spec.first_frame
+            frame = first + delay
+    force = WorldForce("push" if is_push else "wind", angle, magnitude, frame, body, at_rest, in_caption)
+    release = frame / FPS if at_rest else spec.release
+    return replace(spec, first_frame=first, release=release, force=force)
 
 
 def released(spec: WorldSpec) -> int:
@@ -223,9 +267,9 @@ def released(spec: WorldSpec) -> int:
 
 def find_spec(id_: str, caption_: str, seed: int) -> WorldSpec | None:
     """The world of `seed` whose clip has this id and caption; None if there is none."""
-    if not (found := re.fullmatch(r"(\d+)-\w+(-unseen)?", id_)):
+    if not (found := re.fullmatch(r"(\d+)-\w+(-unseen)?(-forced)?", id_)):
         return None
-    spec = clip_spec(seed, int(found[1]), unseen=bool(found[2]))
+    spec = clip_spec(seed, int(found[1]), unseen=bool(found[2]), forced=float(bool(found[3])))
     return spec if (clip_id(spec, int(found[1])), caption(spec)) == (id_, caption_) else None
 
 
@@ -235,7 +279,8 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | 
     on_frame: may change the world at the start of a frame, for worlds that break its laws.
     """
     space = pymunk.Space()
-    space.gravity = (0.0, spec.gravity)
+    wind_x, wind_y = spec.force.wind if spec.force else (0.0, 0.0)
+    space.gravity = (wind_x, spec.gravity + wind_y)
     space.iterations = 30
     bodies, launch = _BUILD[spec.kind](space, spec)
     positions, angles, velocities = [], [], []
@@ -246,12 +291,15 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | 
         positions.append([tuple(b.position) for b in bodies])
         angles.append([b.angle for b in bodies])
         velocities.append([tuple(b.velocity) if released else (0.0, 0.0) for b in bodies])
+        if spec.force:
+            spec.force.push(frame, bodies)
         for _ in range(SUBSTEPS):
             time += dt
             if time < spec.release:
                 continue
             if not released:
-                launch()
+                if not (spec.force and spec.force.at_rest):
+                    launch()
                 released = True
             space.step(dt)
     return Scene(spec, np.array(positions), np.array(angles), np.array(velocities))

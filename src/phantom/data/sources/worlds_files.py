@@ -18,6 +18,7 @@ from phantom.data.physics_iq import layout, masks
 from phantom.data.sources import worlds
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt, PointForce, Wind
 from phantom.progress import track
 
 CONDITION_FRAMES, TEST_FRAMES = 12, 20  # 3 s of condition, then 5 s to predict
@@ -45,13 +46,15 @@ def write_clips(folder: Path, params: Params) -> tuple[list[Clip], dict[str, Mea
     with track("prepare", total, "clips") as bar:
         for index in range(total):
             heldout = index >= settings.train_clips
-            spec = worlds.clip_spec(settings.seed, index, unseen=heldout and index % 2 == 1)
+            unseen = heldout and index % 2 == 1
+            spec = worlds.clip_spec(settings.seed, index, unseen=unseen, forced=settings.forced)
             count = min(data.frames, (worlds.SCENE_FRAMES - spec.first_frame - 1) // 4 * 4 + 1)
             if count < data.min_frames:
                 raise UserError(
                     f"data.min_frames: found {data.min_frames}, accepted where data.source is worlds: {count}"
                 )
-            frames = worlds.render(worlds.simulate(spec), spec.first_frame, count, data.height)
+            scene = worlds.simulate(spec)
+            frames = worlds.render(scene, spec.first_frame, count, data.height)
             name = worlds.clip_id(spec, index)
             path = folder / f"{name}.mp4"
             write_mp4(path, frames, fps=worlds.FPS)
@@ -66,11 +69,31 @@ def write_clips(folder: Path, params: Params) -> tuple[list[Clip], dict[str, Mea
                     sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
                     split="heldout" if heldout else "train",
                     language="en",
-                    moves_from=max(0, worlds.released(spec) - spec.first_frame),
+                    moves_from=_moves_from(spec),
+                    force=(force := force_prompt(scene)) and force.to_json(),
                 )
             )
             bar.advance()
     return clips, measured
+
+
+def _moves_from(spec: worlds.WorldSpec) -> int | None:
+    """None where a force sets bodies in motion: it says when, so that a condition need not show it."""
+    if spec.force and spec.force.at_rest:
+        return None
+    return max(0, worlds.released(spec) - spec.first_frame)
+
+
+def force_prompt(scene: worlds.Scene) -> ForcePrompt | None:
+    """What acts in the clip of `scene`, with times from its first frame."""
+    spec, force = scene.spec, scene.spec.force
+    if force is None:
+        return None
+    direction = {"angle": round(force.angle, 3), "magnitude": round(force.magnitude, 4)}
+    if force.kind == "wind":
+        return ForcePrompt(wind=Wind(**direction))
+    x, y = np.clip(scene.positions[force.frame, force.body] / worlds.SIZE, 0, 1).round(4).tolist()
+    return ForcePrompt((PointForce(x, y, **direction, time=(force.frame - spec.first_frame) / worlds.FPS),))
 
 
 def write_benchmark(folder: Path, params: Params) -> None:
