@@ -11,13 +11,22 @@ from phantom.data.latent_index import write_index
 from phantom.data.recipe import make_recipe
 from phantom.data.shards import EMPTY_TEXT, EncodedClip, ShardWriter, write_tensors
 from phantom.data.storage import LocalFolder
+from phantom.force.prompt import ForcePrompt
 from tests import tiny
 
 
 def write_latents(
-    root: Path, params: Params, train: int = 12, heldout: int = 4, frames: tuple[int, ...] = (2, 3)
+    root: Path,
+    params: Params,
+    train: int = 12,
+    heldout: int = 4,
+    frames: tuple[int, ...] = (2, 3),
+    forces: tuple[ForcePrompt | None, ...] = (None,),
 ) -> None:
-    """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 each; prefixes of 1 and 5 frames."""
+    """`data/latents` under `root`: clips of `frames` video latents in turn, 4 x 4 each; prefixes of 1 and 5 frames.
+
+    forces: of the clips, in turn.
+    """
     folder = root / "data/latents"
     generator = torch.Generator().manual_seed(0)
     channels = tiny.PHYSICS_CHANNELS
@@ -51,6 +60,7 @@ def write_latents(
         {
             **{"id": f"clip-{i}", "is_heldout": i >= train, "frames": 1, "caption": f"clip {i}"},
             **{**clip, **text, "shard": 0, "text_shard": 0, "columns": {"cuts": i % 2, "motion": i / 10}},
+            "force": (force := forces[i % len(forces)]) and force.to_json(),
         }
         for i, (clip, text) in enumerate(zip(shard.clips, shard.texts, strict=True))
     ]

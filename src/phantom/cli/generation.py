@@ -17,6 +17,7 @@ from phantom.cli.shared import (
 )
 from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
+from phantom.force.files import parse_forces
 from phantom.progress import is_first_process
 
 
@@ -68,6 +69,17 @@ def generate(
     refine_threshold: Annotated[
         float | None, typer.Option(help="Change of the predicted latents below which they stay.", min=0)
     ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,ANGLE,MAGNITUDE[,TIME]|FILE",
+            help="A push, for a model trained with forces: fractions of the picture, degrees (90: up), 0 to 1, "
+            "seconds; repeatable. Or a JSON or csv file of them.",
+        ),
+    ] = None,
+    wind: Annotated[
+        str | None, typer.Option(metavar="ANGLE,MAGNITUDE", help="A wind over the whole picture, likewise.")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="With --refine prompt: an OpenAI-compatible server, http://localhost:8000/v1.")
     ] = None,
@@ -108,6 +120,7 @@ def generate(
         "fps": fps,
         "physics": physics,
         "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
+        "force": parse_forces(force or [], wind) if force or wind is not None else None,
         "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
     asked = {

@@ -46,10 +46,16 @@ class Physics(Section):
     prediction: Literal["clean", "velocity"]  # what the output head predicts
     sigma_min: Annotated[float, Field(gt=0, le=1)]  # clean: v = (z_sigma - z_hat) / max(sigma, sigma_min)
     noise_shift: PositiveFloat  # r of sigma_z = r sigma / (1 + (r - 1) sigma); 1: same t in both branches
+    force: Literal["none", "physics", "video"] = "none"  # the branch that takes a force prompt as input
+
+    @property
+    def force_branch(self) -> Literal["physics", "video"] | None:
+        """`force`; None for none."""
+        return None if self.force == "none" else self.force
 
     def of_model(self) -> dict[str, Any]:
         """The arguments of `phantom.model.PhysicsConfig`."""
-        return self.model_dump(exclude={"standardize"})
+        return self.model_dump(exclude={"standardize", "force"})
 
 
 class Coupling(Section):

@@ -91,6 +91,7 @@ class Train(Section):
     conditioned: Fraction  # fraction of samples with a condition prefix
     caption_dropout: Fraction
     coupling_dropout: Fraction  # fraction of samples with the coupling off (modality guidance)
+    force_dropout: Fraction = 0.1  # fraction of samples whose force is withheld, where physics.force takes one
     physics_loss: Literal["clean", "velocity"]  # unit of L_z: |z_hat - z|^2, or the velocity's
     twin_steps: NonNegative  # first steps in which the physics branch is trained alone, without coupling
     physics_latents: Literal["stored", "online"]  # online: computed from the clips' frames during training

@@ -16,6 +16,8 @@ from diffusers.utils import logging
 from PIL import Image, ImageOps
 
 from phantom.encoders import PhysicsEncoder, VideoEncoder
+from phantom.encoders.force import encode_forces
+from phantom.force.prompt import ForcePrompt
 from phantom.generation.arguments import BadArgument
 from phantom.model.physics import standardize
 from phantom.model.positions import latent_of_tubelet
@@ -115,6 +117,24 @@ def encode_conditions(
             z = standardize(physics_encoder.encode(frames[None]), physics_config["mean"], physics_config["std"])
             physics[rows, :, : z.shape[2]] = z
     return Conditioning(is_condition, video, physics)
+
+
+def encode_force(
+    forces: list[ForcePrompt | None],
+    config: dict[str, Any],
+    latents: torch.Tensor,
+    physics_latents: torch.Tensor | None,
+    fps: float,
+) -> torch.Tensor:
+    """Control tensor (B, 4, ...) of force prompts, each for an equal share of the batch, on the device of `latents`.
+
+    config: of the model's force input. latents, physics_latents: for the grid of the branch that it goes into.
+    """
+    branch = latents if config["branch"] == "video" else physics_latents
+    assert branch is not None
+    frames, rows, columns = branch.shape[2:]
+    control = encode_forces(forces, (frames, rows, columns), latents.shape[2], fps)
+    return control.repeat_interleave(len(latents) // len(forces), 0).to(latents.device)
 
 
 def _sequence(name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phantom.config import VIDEOJAM_GUIDANCE, Refine
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt
 from phantom.generation.search import Search, Searching
 from phantom.progress import is_first_process, quiet_loading, say, track
 
@@ -51,6 +52,7 @@ class Generated:
     refine: dict[str, Any] | None = None
     modality_guidance_scale: float | None = None  # None: off
     evaluations: int | None = None
+    force: dict[str, Any] | None = None  # `ForcePrompt.to_dict`; None: none
 
 
 def generate(
@@ -67,6 +69,7 @@ def generate(
     physics: bool = True,
     search: Search | None = None,
     refine: Refine | Literal[False] | None = None,
+    force: ForcePrompt | Sequence[ForcePrompt] | None = None,
 ) -> Generated:
     """Generates a video of `prompt` and writes it to `out`, an mp4. None takes the model's `PhantomPipeline.defaults`.
 
@@ -78,13 +81,14 @@ def generate(
         physics: False runs the base model alone, from the same noise.
         search: write the best of several videos, from consecutive seeds from `seed`.
         refine: self-refinement; False: none, whatever the model's default is.
+        force: pushes and wind, for a model that was trained with them.
 
     Raises UserError.
     """
     if Path(out).suffix != ".mp4":
         raise UserError(f"out: found {str(out)!r}; accepted: a file name that ends in .mp4")
     return _generate(
-        model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search, refine
+        model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search, refine, force
     )[0]
 
 
@@ -93,8 +97,8 @@ def generate_all(
 ) -> list[Generated]:
     """`generate` for each line of the file `prompts`: line i, from 0, with `seed` + i, into `out`/000i.mp4.
 
-    With a search of N videos line i has the seeds from `seed` + i N on. `options` are further arguments of `generate`.
-    Raises UserError.
+    With a search of N videos line i has the seeds from `seed` + i N on. `options` are further arguments of `generate`,
+    of which `force` may be one for each line. Raises UserError.
     """
     pairs = read_prompts(prompts, out)
     return _generate(model, [text for text, _ in pairs], [file for _, file in pairs], seed, **options)
@@ -128,6 +132,7 @@ def _generate(
     physics: bool = True,
     search: Search | None = None,
     refine: Refine | Literal[False] | None = None,
+    force: ForcePrompt | Sequence[ForcePrompt] | None = None,
 ) -> list[Generated]:
     if image is not None and video is not None:
         raise UserError("image and video: found both; accepted: one of them")
@@ -135,6 +140,10 @@ def _generate(
         raise UserError("prompt: found an empty text; accepted: what the video shall show")
     if fps is not None and not 0 < fps <= 240:
         raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
+    forces = [force] if isinstance(force, ForcePrompt) else [*(force or [None])]
+    if len(forces) not in (1, len(prompts)):
+        raise UserError(f"force: found {len(forces)} for {len(prompts)} prompt(s); accepted: one, or one for each")
+    forces *= 1 if len(forces) == len(prompts) else len(prompts)
     fingerprint = model_fingerprint(Path(model))
     pipe = _load(Path(model).resolve(), fingerprint)
     defaults = pipe.defaults
@@ -158,17 +167,18 @@ def _generate(
     videos = len(prompts) * (search.best_of if search else 1)
     with track("generate", videos * settings["num_inference_steps"], "steps", shown=is_first_process()) as bar:
 
-        def make(prompt: str, seed: int) -> np.ndarray:
-            return make_video(pipe, prompt, seed, {**condition, **settings}, bar.advance)[0]
+        def make(prompt: str, force: ForcePrompt | None, seed: int) -> np.ndarray:
+            return make_video(pipe, prompt, seed, {**condition, **settings, "force": force}, bar.advance)[0]
 
-        for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
+        for i, (prompt, pushed, out) in enumerate(zip(prompts, forces, outs, strict=True)):
             found: dict[str, Any]
             if searching is None:
-                made, chosen = make(prompt, int(seed) + i), int(seed) + i
+                made, chosen = make(prompt, pushed, int(seed) + i), int(seed) + i
                 found = {"evaluations": pipe.evaluations} if settings["refine"] else {}
             else:
                 first = int(seed) + i * searching.search.best_of
-                made, chosen, found = searching.run(partial(make, prompt), first, out, rate)
+                made, chosen, found = searching.run(partial(make, prompt, pushed), first, out, rate)
+            found |= {"force": pushed.to_dict()} if pushed else {}
             results.append(save_video(pipe, made, out, prompt, chosen, rate, settings, {**sources, **found}))
     return results
 

@@ -26,13 +26,17 @@ logger = logging.get_logger(__name__)
 class Passes:
     """Runs the passes of each step of one call. The text's keys and values are computed once, for all steps.
 
-    base_alone: without adapters.
+    base_alone: without adapters. force: control tensor (B, 4, ...), the same in all passes.
     """
 
     def __init__(
-        self, transformer: PhantomTransformer3DModel, base_alone: bool, attention_kwargs: dict[str, Any] | None
+        self,
+        transformer: PhantomTransformer3DModel,
+        base_alone: bool,
+        attention_kwargs: dict[str, Any] | None,
+        force: torch.Tensor | None = None,
     ) -> None:
-        self.transformer, self.attention_kwargs = transformer, attention_kwargs
+        self.transformer, self.attention_kwargs, self.force = transformer, attention_kwargs, force
         self._context = transformer.base_alone if base_alone else nullcontext
         self._sequential = False
         self._ran = ""
@@ -87,7 +91,10 @@ class Passes:
             self.transformer._reset_stateful_cache()  # it does not tell batches apart, as others do by their context
         self._ran = name
         with self.transformer.cache_context(name, **at):
-            return self.transformer(*inputs, return_dict=False, attention_kwargs=self.attention_kwargs)
+            kwargs = {"return_dict": False, "attention_kwargs": self.attention_kwargs}
+            if self.force is not None:
+                kwargs["force"] = torch.cat([self.force] * (len(inputs[0]) // len(self.force)))
+            return self.transformer(*inputs, **kwargs)
 
     def _encode(self, embeds: dict[str, torch.Tensor], videos: int) -> TextKVCache:
         """The text's keys and values for `embeds`: those of the last step, or some of them, if they serve."""

@@ -24,6 +24,8 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel, VJEPA2Model
 from phantom.config import Refine
 from phantom.encoders import PhysicsEncoder, TextEncoder, VideoEncoder
 from phantom.encoders.text import pad
+from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt
 from phantom.generation.arguments import (
     BadArgument,
     check_counts,
@@ -39,6 +41,7 @@ from phantom.generation.conditions import (
     VideoInput,
     condition_frames,
     encode_conditions,
+    encode_force,
     image_conditions,
     video_conditions,
 )
@@ -314,6 +317,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         refine: Refine | Literal[False] | None = None,
+        force: ForcePrompt | Sequence[ForcePrompt | None] | None = None,
     ) -> Any:
         """Generates videos of `num_frames` frames, starting with the condition frames if there are any.
 
@@ -338,6 +342,8 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
             attention_kwargs: `scale`: factor of all LoRA adapters.
             return_dict: `PhantomPipelineOutput`; False returns a tuple, (frames,) or (frames, physics).
             refine: self-refinement of both modalities (`generation.refinement`); False: none, whatever the default is.
+            force: pushes and wind (`phantom.force`), for a model that was trained with forces; one for all prompts, or
+                one for each. Times are at the frame rate in `defaults`.
 
         Raises BadArgument, which is a ValueError and a UserError.
         """
@@ -367,6 +373,7 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         )
         refining = self._refining(refine)
         prompts = count_prompts(prompt, prompt_embeds)
+        forces = self._forces(force, prompts, num_frames, physics)
         batch = prompts * num_videos_per_prompt
         conditions = image_conditions(image, prompts) or video_conditions(video, prompts)
         negative_prompt = defaults["negative_prompt"] if negative_prompt is None else negative_prompt
@@ -390,6 +397,9 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         latents, physics_latents = self.prepare_latents(
             batch, channels, height, width, num_frames, None, device, generator, latents, physics_latents, physics
         )
+        if forces:
+            config = self.transformer.config.force
+            passes.force = encode_force(forces, config, latents, physics_latents, defaults["fps"])
         conditioning = None
         if conditions:
             max_frames = min(defaults["max_prefix_frames"], num_frames - self.vae_scale_factor_temporal)
@@ -468,6 +478,29 @@ class PhantomPipeline(RunningCall, DiffusionPipeline, WanLoraLoaderMixin):
         if found and self.transformer.is_cache_enabled:
             raise BadArgument("refine: found an enabled cache, which counts steps; accepted: one of the two")
         return found
+
+    def _forces(self, force: Any, prompts: int, num_frames: int, physics: bool) -> list[ForcePrompt | None]:
+        """One for each prompt; empty where none has a force. Raises BadArgument."""
+        forces = [force] * prompts if force is None or isinstance(force, ForcePrompt) else list(force)
+        if len(forces) != prompts:
+            raise BadArgument(
+                f"force: found {len(forces)} for {prompts} prompt(s); accepted: one for all, or one for each"
+            )
+        given = [one for one in forces if one is not None]
+        if not given:
+            return []
+        if not self.transformer.takes_force:
+            raise BadArgument(
+                "force: found one, but the model was not trained with forces (physics.force); accepted: none"
+            )
+        if not physics:
+            raise BadArgument("force: found one for the base alone, which takes none; accepted: with physics")
+        try:
+            for one in given:
+                one.check_duration((num_frames - 1) / self.defaults["fps"])
+        except UserError as error:
+            raise BadArgument(str(error)) from None
+        return forces
 
     def _velocities(
         self,

@@ -58,17 +58,18 @@ class Costs:
     physics: Cost
     coupling: Cost
     lora: Cost
+    force: Cost  # the force input
     checkpointed: Cost
     alignment: Cost = Cost()  # projector and loss, in training alone
 
     @property
     def total(self) -> Cost:
-        return self.video + self.physics + self.coupling + self.lora + self.alignment
+        return self.video + self.physics + self.coupling + self.lora + self.force + self.alignment
 
     @property
     def trainable(self) -> int:
         """Number of trainable parameters."""
-        return (self.physics + self.coupling + self.lora + self.alignment).parameters
+        return (self.physics + self.coupling + self.lora + self.force + self.alignment).parameters
 
     def recomputed(self, checkpointing: str, every: int = 1) -> int:
         """Forward FLOPs recomputed in the backward pass: zero (none), all (full), all but attention (selective).
@@ -99,10 +100,12 @@ def costs(
     shape: Shape,
     lora: dict[str, Any] | None = None,
     alignment: dict[str, int] | None = None,
+    force: dict[str, Any] | None = None,
 ) -> Costs:
-    """Costs of `PhantomTransformer3DModel(video, physics, coupling, lora=lora)` for one sample of `shape`.
+    """Costs of `PhantomTransformer3DModel(video, physics, coupling, lora=lora, force=force)` for a sample of `shape`.
 
-    alignment: config of the projector (`AlignmentConfig.resolve`) that is trained beside adapters.
+    alignment: config of the projector (`AlignmentConfig.resolve`) that is trained beside adapters. With a force: those
+    of a sample that has one.
     """
     if physics is None or coupling is None:
         found = _costs_of_video(video, lora, shape)
@@ -113,8 +116,10 @@ def costs(
     coupled = set(coupling["blocks"]) & paired
     reads = has_direction(coupling, "to_video")
     first = min(coupled) if reads else video["num_layers"]  # where trained parameters first feed into the video branch
+    if pushed := force is not None and force["branch"] == "video":
+        first = -1  # before all blocks
 
-    cost_v = _embeddings_and_head(video, tokens_v, shape.text, shape.timesteps, trained=False, input_grad=reads)
+    cost_v = _embeddings_and_head(video, tokens_v, shape.text, shape.timesteps, False, input_grad=reads or pushed)
     cost_z = _embeddings_and_head(physics, tokens_z, shape.text, timesteps_z, trained=True, input_grad=True)
     cost_c = checkpointed = Cost()
     for block in range(video["num_layers"]):
@@ -129,7 +134,8 @@ def costs(
         cost_v, cost_z, cost_c = cost_v + block_v, cost_z + block_z, cost_c + block_c
         if block in paired or block > first:  # otherwise nothing in the block has a gradient
             checkpointed += block_v + block_z + block_c
-    return Costs(cost_v, cost_z, cost_c, Cost(), checkpointed)
+    cost_f = _force_input(force, *((video, tokens_v) if pushed else (physics, tokens_z))) if force else Cost()
+    return Costs(cost_v, cost_z, cost_c, Cost(), cost_f, checkpointed)
 
 
 def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: Shape) -> Costs:
@@ -143,7 +149,7 @@ def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: S
         cost_v, cost_l = cost_v + block_v, cost_l + block_l
         if adapted:
             checkpointed += block_v + block_l
-    return Costs(cost_v, Cost(), Cost(), cost_l, checkpointed)
+    return Costs(cost_v, Cost(), Cost(), cost_l, Cost(), checkpointed)
 
 
 def relation_tokens(video: dict[str, Any], shape: Shape) -> int:
@@ -244,6 +250,12 @@ def _coupling(config: dict[str, Any], widths: tuple[int, int], tokens: tuple[int
         total += _linear(tokens[reader], inner, widths[reader], True, True)
         total += Cost(parameters=2 * inner)  # norms of query and key
     return total
+
+
+def _force_input(force: dict[str, Any], branch: dict[str, Any], tokens: int) -> Cost:
+    """`ForceEmbedding`."""
+    weights = force["channels"] * math.prod(branch["patch_size"]) * width(branch)
+    return Cost(weights, 2 * tokens * weights, 2 * tokens * weights)
 
 
 def _linear(rows: int, fan_in: int, fan_out: int, trained: bool, input_grad: bool) -> Cost:

@@ -28,6 +28,7 @@ from phantom.model.config import ModelConfig
 from phantom.model.context_parallel import ContextParallelMixin, TokenSplit, context_parallel_plan
 from phantom.model.coupling import Coupling, CouplingConfig
 from phantom.model.export import ExportMixin, fingerprint, is_part_of, is_video_branch, video_config
+from phantom.model.force import Branch, ForceEmbedding, force_config
 from phantom.model.lora import LoraMixin, add_adapters, without_adapters
 from phantom.model.noise import TIMESTEPS, shift_noise, velocity_of
 from phantom.model.offloading import call_with_hooks
@@ -164,6 +165,7 @@ class PhantomTransformer3DModel(
         physics: config of the physics branch, with the same fields (`PhysicsConfig.resolve`); None: there is none.
         coupling: `blocks` (indices), `direction`, `num_attention_heads`, ... (`CouplingConfig.resolve`).
         lora: `rank`, `alpha`, `targets` of the video branch's adapters (`LoraConfig.resolve`); None: there are none.
+        force: `branch`, `channels` of the force input (`force_config`); None: there is none.
         base_id, base_revision: source of the video branch. base_fingerprint: hash that identifies its weights.
         physics_encoder_id, physics_encoder_revision: the V-JEPA 2 model whose features the physics branch predicts.
         physics_encoder_random_seed: that of its random weights; None: it has its trained ones.
@@ -171,7 +173,13 @@ class PhantomTransformer3DModel(
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "proj_out"]  # as in Wan
+    _skip_layerwise_casting_patterns = [
+        "patch_embedding",
+        "condition_embedder",
+        "norm",
+        "proj_out",
+        "force_embedding",
+    ]  # Wan's
     _no_split_modules = ["PhantomBlock"]
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     _repeated_blocks = ["PhantomBlock"]
@@ -190,6 +198,7 @@ class PhantomTransformer3DModel(
         physics_encoder_random_seed: int | None = None,
         metadata: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
+        force: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if physics:
@@ -206,6 +215,7 @@ class PhantomTransformer3DModel(
         )
         self.video_split, self.physics_split = TokenSplit(), TokenSplit()
         self._cp_plan = context_parallel_plan(bool(physics))
+        self.force_embedding = ForceEmbedding(force, self._conditioned(force)) if force else None
         if lora:
             add_adapters(self, video, lora)
         self.alignment: AlignmentProjector | None = None  # set for training: neither configs nor exports have it
@@ -221,11 +231,13 @@ class PhantomTransformer3DModel(
         base_id: str | None = None,
         base_revision: str | None = None,
         on_block: Callable[[PhantomTransformer3DModel, PhantomBlock], None] | None = None,
+        force: Branch | None = None,
     ) -> PhantomTransformer3DModel:
         """An untrained Phantom around `wan`, sharing its weights; the others are drawn from torch's global generator.
 
         The new weights are float32, on the device of `wan`. The video velocity is bit-identical to that of `wan`.
         on_block: called with the model and each block once its weights are drawn, to move or shard it before the next.
+        force: the branch that takes a force as input, which draws no weight.
         """
         video = video_config(wan)
         physics_dict = (physics or PhysicsConfig()).resolve(video)
@@ -238,6 +250,7 @@ class PhantomTransformer3DModel(
                 base_id=base_id,
                 base_revision=base_revision,
                 base_fingerprint=fingerprint(wan),
+                force=force and force_config(force, physics_dict),
             )
         model.assign_video_weights(wan)
         device = wan.patch_embedding.weight.device
@@ -255,6 +268,9 @@ class PhantomTransformer3DModel(
                     block.coupling = Coupling(coupling_dict, video, physics_dict)
             if on_block:
                 on_block(model, block)
+        if force:
+            with device:
+                model.force_embedding = ForceEmbedding(model.config.force, model._conditioned(model.config.force))
         return model
 
     @classmethod
@@ -287,6 +303,15 @@ class PhantomTransformer3DModel(
     def has_physics(self) -> bool:
         """Whether there is a physics branch."""
         return self.physics_ends is not None
+
+    @property
+    def takes_force(self) -> bool:
+        """Whether `force` is an input."""
+        return self.force_embedding is not None
+
+    def _conditioned(self, force: dict[str, Any]) -> dict[str, Any]:
+        """The config of the branch that the force is an input of."""
+        return self.config.physics if force["branch"] == "physics" else self.config.video
 
     def base_alone(self) -> AbstractContextManager[None]:
         """A context in which the video branch is the frozen base: adapters are off."""
@@ -356,6 +381,7 @@ class PhantomTransformer3DModel(
         return_dict: bool = True,
         video: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
+        force: torch.Tensor | None = None,
     ) -> PhantomTransformerOutput | tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of both modalities at one timestep.
 
@@ -368,8 +394,9 @@ class PhantomTransformer3DModel(
             coupling: False switches both directions off; a bool tensor (B,) switches them per sample.
             video: False runs the physics branch alone, without the coupling; `sample` is then None.
             attention_kwargs: `scale`: factor of all LoRA adapters.
+            force: control tensor (B, 4, ...) on the grid of the latents of `config.force["branch"]`; None: no force.
 
-        Raises ValueError for shapes that do not fit.
+        Raises ValueError for shapes that do not fit, and for a force that is not an input.
         """
         if timestep is None or encoder_hidden_states is None:
             raise ValueError("timestep and encoder_hidden_states: found None; accepted: both of them")
@@ -381,9 +408,10 @@ class PhantomTransformer3DModel(
                 f"timestep: found shape {tuple(timestep.shape)}; accepted: ({batch},) or ({batch}, {frames})"
             )
 
+        self._check_force(force, hidden_states, physics_states)
         x_v = time_v = time_v_Bn6D = None
         if video:
-            x_v = self.video_ends.embed(hidden_states)
+            x_v = self._add_force("video", self.video_ends.embed(hidden_states), force)
             time_v, time_v_Bn6D = self.video_ends.embed_time(time_Bn, x_v.dtype)
         x_z = time_z_Bn6E = grid_z = None
         if physics_states is not None:
@@ -399,7 +427,7 @@ class PhantomTransformer3DModel(
             sigma_z = shift_noise(time_Bn / TIMESTEPS, config_z["noise_shift"])
             if config_z["noise_shift"] != 1:  # else t as it was given: t / 1000 * 1000 may be another float
                 time_Bn = sigma_z * TIMESTEPS
-            x_z = self.physics_ends.embed(physics_states)
+            x_z = self._add_force("physics", self.physics_ends.embed(physics_states), force)
             time_z, time_z_Bn6E = self.physics_ends.embed_time(time_Bn, x_z.dtype)
         elif video and self.is_cache_enabled:
             x_z = x_v.new_empty(batch, 0, 1)  # type: ignore[union-attr]  # a cache subtracts what blocks return
@@ -437,3 +465,23 @@ class PhantomTransformer3DModel(
         if not return_dict:
             return sample, physics
         return PhantomTransformerOutput(sample=sample, physics=physics, features=features)
+
+    def _check_force(
+        self, force: torch.Tensor | None, hidden_states: torch.Tensor, physics_states: torch.Tensor | None
+    ) -> None:
+        if force is None:
+            return
+        if not self.takes_force:
+            raise ValueError("force: found one, but the model was built without this input; accepted: None")
+        latents = hidden_states if self.config.force["branch"] == "video" else physics_states
+        if latents is None:
+            raise ValueError("force: found one without physics_states, which it is an input of; accepted: None")
+        accepted = (len(latents), self.config.force["channels"], *latents.shape[2:])
+        if tuple(force.shape) != accepted:
+            raise ValueError(f"force: found shape {tuple(force.shape)}; accepted: {accepted}")
+
+    def _add_force(self, branch: Branch, x: torch.Tensor, force: torch.Tensor | None) -> torch.Tensor:
+        """The tokens of `branch`, with the force if it is an input of it."""
+        if force is None or self.force_embedding is None or self.config.force["branch"] != branch:
+            return x
+        return x + self.force_embedding(force)

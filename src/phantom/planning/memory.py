@@ -53,7 +53,6 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
 
     Raises UserError if the global batch does not divide over the GPUs.
     """
-    from phantom.model.coupling import has_direction
     from phantom.model.flops import Shape
 
     train, half = params.train, params.train.precision == "bfloat16"
@@ -93,7 +92,7 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     # (training.gradient_norm); under DeepSpeed each pass has a graph of its own. The peak is at the end of the first,
     # while all that the forward pass saved is still alive, or of the second, when both sets are. There is no second
     # pass where no norm is measured, and where L_v reaches nothing that is trained.
-    is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
+    is_measured = train.recursive_weight.mode != "fixed" and parts.reaches_video
     twice = is_measured and not zero and not parts.lora
     first = {"gradients": local["gradients"], "activations": micro * saved}
     first["working_set"] = micro * (in_block + retained if twice else in_block) + copies
@@ -129,16 +128,16 @@ def _activations(params: Params, parts: Parts) -> Activations:
     reads, is_read = has_direction(coupling, "to_video"), has_direction(coupling, "to_physics")
     inner_c = (tokens_v + tokens_z) * width(coupling) * (reads + is_read) // 2
     (a_v, b_v), (a_z, b_z) = bytes_of["frozen"], bytes_of["trained"]
-    block_v = (a_v * stream_v + b_v * hidden_v) * reads  # without a gradient nothing is saved
+    block_v = (a_v * stream_v + b_v * hidden_v) * parts.reaches_video  # without a gradient nothing is saved
     block_z = a_z * stream_z + b_z * hidden_z
     block_c = bytes_of["coupling"] * inner_c
 
     layers_v, layers_z, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
     paired = {*paired_blocks(layers_z, layers_v)}
     if params.train.activation_checkpointing == "none":
-        passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v * reads + stream_z)
+        passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v * parts.reaches_video + stream_z)
         return Activations(layers_v * block_v + layers_z * block_z + coupled * block_c, passing, 0)
-    layers_v = layers_v if reads else layers_z  # those in which something has a gradient
+    layers_v = layers_v if parts.reaches_video else layers_z  # those in which something has a gradient
     elements = layers_v * (stream_v + stream_z)  # the blocks' inputs
     if params.train.activation_checkpointing == "selective":  # and the outputs of attention: self, text, coupling
         every = params.train.selective_every

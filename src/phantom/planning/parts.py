@@ -74,6 +74,7 @@ class Parts:
 
     lora: config of the adapters that are trained in place of `physics` and `coupling`; None: these are.
     alignment: config of the projector that is trained beside them; None: there is none.
+    force: config of the force input; None: there is none.
     """
 
     video: Config
@@ -83,6 +84,14 @@ class Parts:
     physics_latents: tuple[int, int, int]
     lora: Config | None
     alignment: dict[str, int] | None = None
+    force: Config | None = None
+
+    @property
+    def reaches_video(self) -> bool:
+        """Whether something that is trained feeds into the video branch."""
+        from phantom.model.coupling import has_direction
+
+        return has_direction(self.coupling, "to_video") or bool(self.force and self.force["branch"] == "video")
 
     def costs(self, shape: Shape) -> Costs:
         """Costs of training the model on one sample."""
@@ -90,7 +99,7 @@ class Parts:
 
         if self.lora:
             return costs(self.video, None, None, shape, self.lora, self.alignment)
-        return costs(self.video, self.physics, self.coupling, shape)
+        return costs(self.video, self.physics, self.coupling, shape, force=self.force)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
 
     Raises UserError where the settings do not fit the frozen parts, or where a frozen part is not known.
     """
-    from phantom.model import CouplingConfig, LoraConfig, PhysicsConfig
+    from phantom.model import CouplingConfig, LoraConfig, PhysicsConfig, force_config
     from phantom.model.alignment import AlignmentConfig
     from phantom.model.flops import trainable_parameters
 
@@ -122,6 +131,8 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
         physics = PhysicsConfig(in_channels=encoder["hidden_size"], **params.physics.of_model()).resolve(video)
         coupling = CouplingConfig(**params.coupling.model_dump()).resolve(video, physics)
         lora = alignment = None
+        branch = params.physics.force_branch
+        force = branch and force_config(branch, None if params.train.trains_adapters else physics)
         if params.train.trains_adapters:
             like = trainable_parameters(video, physics, coupling)
             lora = LoraConfig(**params.train.lora.model_dump()).resolve(video, like)
@@ -149,6 +160,7 @@ def read_parts(params: Params, root: Path = Path()) -> Parts:
         (1 + n * (frames - 1), side, side),
         lora,
         alignment,
+        force,
     )
 
 

@@ -28,7 +28,6 @@ def plan(
     the model FLOPs utilization to assume. Memory and storage are in bytes. Raises UserError for an unknown GPU or base
     model, and for sizes that the frozen parts cannot take.
     """
-    from phantom.model.coupling import has_direction
     from phantom.model.flops import Shape, token_count
 
     kind = find_gpu(gpu)
@@ -40,6 +39,7 @@ def plan(
     by_part = {"video_branch": cost.video}
     by_part |= {"lora": cost.lora} if parts.lora else {"physics_branch": cost.physics, "coupling": cost.coupling}
     by_part |= {"alignment": cost.alignment} if parts.alignment else {}
+    by_part |= {"force_input": cost.force} if parts.force else {}
 
     train = params.train
     step = train.batch_size * cost.total.training
@@ -50,7 +50,7 @@ def plan(
     repeated = train.batch_size * cost.recomputed(train.activation_checkpointing, train.selective_every)
     # Every n-th step measures the gradient norm: the physics loss gets its own backward pass through the same graph.
     second_pass = cost.total.backward + cost.recomputed(train.activation_checkpointing)
-    is_measured = train.recursive_weight.mode != "fixed" and has_direction(parts.coupling, "to_video")
+    is_measured = train.recursive_weight.mode != "fixed" and parts.reaches_video
     is_measured = is_measured and not parts.lora
     measured = train.batch_size * second_pass // train.recursive_weight.every if is_measured else 0
     memory = memory_per_gpu(params, parts, gpus)

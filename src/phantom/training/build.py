@@ -12,7 +12,7 @@ from phantom.config import Params
 from phantom.data.physics_statistics import Statistics
 from phantom.encoders import first_line
 from phantom.errors import UserError
-from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig
+from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig, force_config
 from phantom.model.alignment import AlignmentConfig, AlignmentProjector
 from phantom.model.coupling import has_direction
 from phantom.model.export import video_config
@@ -53,7 +53,10 @@ def build_model(
         try:
             physics = PhysicsConfig(in_channels=physics_channels, **params.physics.of_model(), **units)
             coupling = CouplingConfig(**params.coupling.model_dump())
+            branch = params.physics.force_branch
             if params.train.trains_adapters:
+                if branch:
+                    force_config(branch, None)  # raises
                 video = video_config(wan)
                 resolved = physics.resolve(video)
                 like = trainable_parameters(video, resolved, coupling.resolve(video, resolved))
@@ -63,10 +66,11 @@ def build_model(
                     aligned = AlignmentConfig(block=params.train.alignment.block).resolve(video, physics_channels)
                     model.alignment = AlignmentProjector(video, aligned)
                 return model
-            model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **base, on_block=on_block)
+            about = {**base, "on_block": on_block, "force": branch}
+            model = PhantomTransformer3DModel.from_video_transformer(wan, physics, coupling, **about)
         except ValueError as error:
             raise UserError(str(error)) from None
-    if not has_direction(model.config.coupling, "to_video"):
+    if not has_direction(model.config.coupling, "to_video") and branch != "video":
         say(
             f"coupling.direction: {params.coupling.direction}: the video branch reads nothing that is trained: the "
             "video stays the frozen base's, bit for bit, and L_v is reported, not trained"

@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 
 from phantom.config import Params
 from phantom.data.latent_set import Latents, LatentSet
+from phantom.encoders.force import encode_forces
 from phantom.encoders.text import pad
+from phantom.force.prompt import ForcePrompt
 from phantom.model.noise import sample_generator, shift_noise
 from phantom.model.positions import latent_of_tubelet
 
@@ -32,6 +34,7 @@ class Batch:
     text: torch.Tensor  # (B, S, D)
     coupled: torch.Tensor  # (B,) bool: whether the branches attend to each other
     sigma_physics: torch.Tensor  # (B, T): that of the tubelet's video latent, or a function of it (`shift_noise`)
+    force: torch.Tensor  # control tensor (B, 4, ...); (B, 0) where the model has no such input
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`, transferred without blocking."""
@@ -46,13 +49,18 @@ class Batch:
         """Concatenates batches of clips of one shape."""
         return Batch(**{f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Batch)})
 
+    @property
+    def optional_inputs(self) -> dict[str, torch.Tensor]:
+        """Further arguments of the model: `force`, if it has that input."""
+        return {"force": self.force} if self.force.numel() else {}
+
 
 class TrainingSet(Dataset[Batch]):
     """The training clips as samples. Keys are (clip, number of the sample in the run)."""
 
     def __init__(self, latents: LatentSet, params: Params) -> None:
         self.latents, self.train, self.text_tokens = latents, params.train, params.encode.text_tokens
-        self.noise_shift = params.physics.noise_shift
+        self.noise_shift, self.params = params.physics.noise_shift, params
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         clip, number = key
@@ -63,7 +71,7 @@ class TrainingSet(Dataset[Batch]):
         is_conditioned = bool(lengths) and u_condition < train.conditioned
         prefix = latents.prefixes[lengths[int(u_length * len(lengths))]] if is_conditioned else None
         text = self.latents.empty_text if u_caption < train.caption_dropout else latents.text
-        return sample(
+        batch = sample(
             latents.video,
             latents.physics,
             prefix,
@@ -73,6 +81,9 @@ class TrainingSet(Dataset[Batch]):
             coupled=u_coupling >= train.coupling_dropout,
             noise_shift=self.noise_shift,
         )
+        # Drawn last: all else is as without forces.
+        is_withheld = float(torch.rand(1, generator=generator)) < train.force_dropout
+        return with_force(batch, None if is_withheld else latents.force, self.params)
 
 
 def sample(
@@ -105,6 +116,7 @@ def sample(
         text=text,
         coupled=torch.tensor([coupled]),
         sigma_physics=shift_noise(sigmas[:, latent], noise_shift),
+        force=torch.zeros(1, 0),
     )
 
 
@@ -112,7 +124,7 @@ def heldout_sample(
     clip: Latents, params: Params, sigma: float, generator: torch.Generator, prefix_frames: int | None
 ) -> Batch:
     """A batch of one of a held-out clip: with its caption, and with a condition prefix of so many frames or none."""
-    return sample(
+    batch = sample(
         clip.video,
         clip.physics,
         None if prefix_frames is None else clip.prefixes[prefix_frames],
@@ -121,3 +133,13 @@ def heldout_sample(
         generator,
         noise_shift=params.physics.noise_shift,
     )
+    return with_force(batch, clip.force, params)
+
+
+def with_force(batch: Batch, force: ForcePrompt | None, params: Params) -> Batch:
+    """`batch`, of one sample, with the control tensor of `force` if `physics.force` names a branch that takes one."""
+    if params.physics.force == "none":
+        return batch
+    frames, rows, columns = (batch.physics if params.physics.force == "physics" else batch.video).shape[2:]
+    control = encode_forces([force], (frames, rows, columns), batch.video.shape[2], params.data.fps)
+    return replace(batch, force=control)

@@ -21,7 +21,7 @@ def control_params(params: Params, model: Any, clip: Latents) -> Params:
         return params
     (_, *video), (_, *physics) = clip.video.shape, clip.physics.shape
     shape = Shape(tuple(video), tuple(physics), params.encode.text_tokens, video[0])  # type: ignore[arg-type]
-    cost = costs(model.video, model.physics, model.coupling, shape)
+    cost = costs(model.video, model.physics, model.coupling, shape, force=model.force)
     share = 1.0 if train.strategy.startswith("zero") else cost.physics.training / cost.total.training
     steps = max(1, train.steps - twin + round(twin * share))
     return params.model_copy(update={"train": train.model_copy(update={"steps": steps, "twin_steps": 0})})

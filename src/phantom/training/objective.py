@@ -112,6 +112,7 @@ def predict(model: Any, batch: Batch, physics: bool = True, video: bool = True) 
             batch.text,
             coupling=batch.coupled,
             video=video,
+            **(batch.optional_inputs if physics and getattr(model, "takes_force", True) else {}),
         )
 
 

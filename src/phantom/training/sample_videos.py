@@ -83,10 +83,10 @@ def euler_sample(
     physics = noised(batch.physics, batch.noise_physics, free_z) if model.has_physics else None
     for sigma, next_sigma in pairwise(sigmas):
         timestep = (batch.sigma > 0) * sigma * TIMESTEPS
-        out = model(video, physics, timestep, batch.text)
+        out = model(video, physics, timestep, batch.text, **batch.optional_inputs)
         velocity = out.sample.float()
         if guidance_scale > 1:
-            unconditional = model(video, physics, timestep, empty_text).sample.float()
+            unconditional = model(video, physics, timestep, empty_text, **batch.optional_inputs).sample.float()
             velocity = unconditional + guidance_scale * (velocity - unconditional)
         video = video + (next_sigma - sigma) * velocity * free_v
         if physics is not None:

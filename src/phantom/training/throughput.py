@@ -26,7 +26,7 @@ class Throughput:
     def __init__(self, model: PhantomTransformer3DModel, device: torch.device, processes: int) -> None:
         config, projector = model.config, model.alignment
         self.parts, self.device = (config.video, config.physics, config.coupling), device
-        self.adapters = config.lora, projector.config if projector else None
+        self.further = config.lora, projector.config if projector else None, config.force
         self.peak = processes * peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
         self._costs: dict[Shape, Costs] = {}
         self._tokens_of: dict[Shape, tuple[int, int]] = {}  # of the video and the physics branch
@@ -42,7 +42,7 @@ class Throughput:
         video, physics = ((x.shape[2], x.shape[3], x.shape[4]) for x in (batch.video, batch.physics))
         shape = Shape(video, physics, batch.text.shape[1], batch.sigma.shape[1])
         if shape not in self._costs:
-            self._costs[shape] = costs(*self.parts, shape, *self.adapters)
+            self._costs[shape] = costs(*self.parts, shape, *self.further)
             of_video, of_physics, _ = self.parts
             tokens = token_count(of_video, video), token_count(of_physics, physics) if of_physics else 0
             self._tokens_of[shape] = tokens

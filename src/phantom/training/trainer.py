@@ -140,6 +140,11 @@ class Trainer:
         self.latents = latents = open_latents(params, root, "train", self.device)
         if params.data.filter is not None and self.accelerator.is_main_process:
             say(f"train {name}: data.filter leaves {len(latents)} of {latents.unfiltered} training clips")
+        if params.physics.force != "none" and not latents.forced:
+            raise UserError(
+                f"physics.force: found {params.physics.force}, but no force acts in any training clip; accepted: none, "
+                "or clips with forces (data.worlds.forced above 0), prepared and encoded"
+            )
         channels = latents[0].physics.shape[0]
         on_block = self._distribute if self.settings.strategy == "fsdp2" else None
         self.model = build_model(params, channels, latents.standardized_by, on_block).to(self.device).train()
