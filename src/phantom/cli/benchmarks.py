@@ -134,6 +134,25 @@ def score_shapes(
     show(result, as_json, model_shapes.as_text(result))
 
 
+@score.command("forces")
+def score_forces(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="An export (models/phantom).")],
+    worlds: Annotated[int, typer.Option(help="Number of held-out simulated worlds, with five videos each.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Also write the videos into this folder, with arrows.")] = None,
+    physics: Physics = True,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether bodies follow the force of a prompt: how far, in which direction, farther if it is stronger."""
+    with stage("score", context, params, set_) as tree:
+        from phantom.evaluation import model_forces
+
+        result = model_forces.score_forces(tree, model, worlds, physics, out)
+    show(result, as_json, model_forces.as_text(result))
+
+
 @score.command("surprise")
 def score_surprise(
     context: typer.Context,

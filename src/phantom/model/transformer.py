@@ -174,12 +174,9 @@ class PhantomTransformer3DModel(
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = [
-        "patch_embedding",
-        "condition_embedder",
-        "norm",
-        "proj_out",
+        *("patch_embedding", "condition_embedder", "norm", "proj_out"),  # as in Wan
         "force_embedding",
-    ]  # Wan's
+    ]
     _no_split_modules = ["PhantomBlock"]
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     _repeated_blocks = ["PhantomBlock"]
