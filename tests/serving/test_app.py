@@ -23,11 +23,13 @@ from phantom.config import load_params, preset_path
 from phantom.data.storage import open_folder
 from phantom.data.video import write_mp4
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt
 from phantom.serving import app
 from phantom.serving.app import Service, create_app
 from phantom.serving.inputs import check_prefixes
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import local_options
+from phantom.serving.requests import VideoRequest, settings
 from phantom.serving.supervisor import remove
 from phantom.serving.worker import host
 from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
@@ -104,6 +106,13 @@ def mp4(folder: Path) -> bytes:
         ({"seed": -1}, "seed", "seed: found '-1'; accepted: a whole number, at least 0"),
         ({"guidance": "nan"}, "guidance", "guidance: found 'nan'; accepted: a number from 0 to 100"),
         ({"group": "a b"}, "group", "group: accepted: 1 to 64 letters, digits, - and _"),
+        ({"force": "left"}, "force", "force: not JSON"),
+        (
+            {"force": {"wind": {"angle": 0, "magnitude": 2}}},
+            "force",
+            "force: magnitude: found 2; accepted: from 0 to 1",
+        ),
+        ({"force": {"wind": {"angle": 0, "magnitude": 1}}}, "force", "force: found one; accepted by the model"),
         ({"promt": "a"}, "promt", "found 'promt'; accepted: prompt, model"),
         ({"\udc80": "a"}, "?", "found '\\udc80'; accepted: prompt, model"),
         ({"input_reference": "x"}, "input_reference", "accepted: a file, or an object with image_url or video_url"),
@@ -124,6 +133,26 @@ def test_a_wrong_field_is_one_line_that_names_it(client: TestClient, fields: dic
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert said in error["message"] and "\n" not in error["message"]
     assert client.get("/v1/videos").json()["data"] == []
+
+
+def test_a_force_is_kept_for_a_model_that_takes_one_and_stated_again(service: Service, client: TestClient):
+    service.queue.report(f"{host()}:1", host(), True, ABOUT | {"takes_force": True}, None)
+    force = {"points": [{"x": 0.3, "y": 0.6, "angle": 45, "magnitude": 0.8, "time": 1.0}]}
+    as_form = {"prompt": (None, "a ball"), "force": (None, json.dumps(force))}
+    for answer in (
+        client.post("/v1/videos", json={"prompt": "a ball", "force": force}),
+        client.post("/v1/videos", files=as_form),
+    ):
+        assert answer.status_code == 200 and answer.json()["asked"]["force"] == force
+        request = VideoRequest(**service.queue.get(answer.json()["id"]).request)
+        assert settings(request, ABOUT | {"takes_force": True}, False)["force"] == ForcePrompt.from_dict(force)
+    late = {"points": [{"x": 0.3, "y": 0.6, "angle": 45, "magnitude": 0.8, "time": 3}]}
+    for fields, said in (
+        ({"force": late}, "force: time: found 3"),
+        ({"force": force, "model": "base"}, "force: found one"),
+    ):
+        answer = client.post("/v1/videos", json={"prompt": "a ball", **fields})
+        assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(said)
 
 
 def test_bodies_that_are_no_form_and_no_object_are_refused(client: TestClient):

@@ -47,6 +47,7 @@ class ServedModel:
             "fingerprint": self.fingerprint,
             "models": ["phantom", "base"] if is_trained(pipe) else ["base"],
             "physics": pipe.transformer.has_physics,
+            "takes_force": pipe.transformer.takes_force,
             "defaults": {name: pipe.defaults[name] for name in DEFAULTS},
             "strides": [pipe.vae_scale_factor_temporal, space * rows, space * columns],
         }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from phantom.errors import UserError
+from phantom.force.prompt import ForcePrompt
 from phantom.generation.arguments import BadArgument, check_size
 
 MODELS = ("phantom", "base")  # base: the frozen base alone, from the same noise
@@ -16,7 +17,7 @@ MAX_PROMPT = 4000  # characters
 MAX_STEPS = 200
 MAX_WORK = 4  # times the pixels of the model's default size and length
 MAX_SEED = 2**53 - 1  # what JavaScript can count to
-FIELDS = ("prompt", "model", "size", "seconds", "frames", "fps", "seed", "steps", "guidance", "group")
+FIELDS = ("prompt", "model", "size", "seconds", "frames", "fps", "seed", "steps", "guidance", "force", "group")
 
 
 class BadRequest(UserError):
@@ -42,6 +43,7 @@ class VideoRequest:
     steps: int | None = None
     guidance: float | None = None
     group: str | None = None  # the client's word for jobs that belong together
+    force: dict[str, Any] | None = None  # `ForcePrompt.to_dict`
 
 
 def parse(fields: Mapping[str, Any]) -> VideoRequest:
@@ -75,6 +77,7 @@ def parse(fields: Mapping[str, Any]) -> VideoRequest:
         steps=_number(fields, "steps", int, 1, MAX_STEPS),
         guidance=_number(fields, "guidance", float, 0, 100),
         group=group,
+        force=_force(fields.get("force")),
     )
     if request.frames is not None and request.seconds is not None:
         raise BadRequest("seconds", "frames and seconds: found both; accepted: one of them")
@@ -104,7 +107,17 @@ def settings(request: VideoRequest, about: Mapping[str, Any], conditioned: bool)
     if height * width * frames > most:
         found = f"{width}x{height} with {frames} frames, {height * width * frames:,} pixels"
         raise BadRequest("size", f"size: found {found}; accepted: at most {most:,}")
+    force = None
+    if request.force is not None:
+        if request.model == "base" or not about.get("takes_force"):
+            raise BadRequest("force", "force: found one; accepted by the model that makes the video: none")
+        force = ForcePrompt.from_dict(request.force)
+        try:
+            force.check_duration((frames - 1) / defaults["fps"])
+        except UserError as error:
+            raise BadRequest("force", str(error)) from None
     return {
+        "force": force,
         "height": height,
         "width": width,
         "num_frames": frames,
@@ -126,6 +139,16 @@ def _is_text(value: str) -> bool:
         return b"\0" not in value.encode()
     except UnicodeEncodeError:
         return False
+
+
+def _force(value: Any) -> dict[str, Any] | None:
+    """A force prompt, which a form states as JSON."""
+    if value in (None, ""):
+        return None
+    try:
+        return (ForcePrompt.from_json(value) if isinstance(value, str) else ForcePrompt.from_dict(value)).to_dict()
+    except UserError as error:
+        raise BadRequest("force", str(error)) from None
 
 
 def _size(value: Any) -> tuple[int | None, int | None]:

@@ -90,6 +90,7 @@ _FIELDS = {
     "seed": {"type": "integer"},
     "steps": {"type": "integer"},
     "guidance": _NUMBER,
+    "force": {"type": "object", "description": "Pushes and wind, for a model trained with forces (docs/forces.md)"},
     "group": {**_TEXT, "description": "The client's word for videos that belong together"},
 }
 _URI = {"type": "object", "properties": {"image_url": _TEXT, "video_url": _TEXT}}

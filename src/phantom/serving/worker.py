@@ -217,6 +217,8 @@ class Worker:
         }
         if arguments["refine"]:
             facts["evaluations"] = model.pipe.evaluations
+        if arguments["force"]:
+            facts["force"] = arguments["force"].to_dict()
         out = folder / f"{id or 'warm-up'}.mp4"
         made = save_video(model.pipe, frames, out, request.prompt, request.seed, fps, arguments, facts)
         if z is not None:
