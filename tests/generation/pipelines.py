@@ -28,11 +28,14 @@ METADATA = {
 }
 
 
-def model(wan=None, coupled: bool = True) -> PhantomTransformer3DModel:
-    """Phantom around a tiny Wan; `coupled`: as after training, when the physics branch moves the video."""
+def model(wan=None, coupled: bool = True, force: str | None = None) -> PhantomTransformer3DModel:
+    """Phantom around a tiny Wan; `coupled`: as after training, when the physics branch moves the video.
+
+    force: the branch with a force input.
+    """
     torch.manual_seed(1)
     phantom = PhantomTransformer3DModel.from_video_transformer(
-        wan or tiny.tiny_wan(), PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS)
+        wan or tiny.tiny_wan(), PhysicsConfig(in_channels=tiny.PHYSICS_CHANNELS), force=force
     )
     if coupled:
         for block in phantom.blocks:

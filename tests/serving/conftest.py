@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
 from tests.generation.pipelines import METADATA, model
@@ -21,7 +22,8 @@ def export(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_export(folder: Path, base: Path, scale: float = 1.0) -> None:
     """An export of a tiny model. Another `scale` is another model."""
-    phantom = model(tiny.tiny_wan())
+    phantom = model(tiny.tiny_wan(), force="physics")
+    torch.nn.init.normal_(phantom.force_embedding.weight, std=scale)
     for block in phantom.blocks:
         block.coupling.vis.to_out[0].weight.data *= scale
     phantom.save_export(folder, base_id=str(base), physics_encoder_id=str(base / "physics_encoder"), metadata=METADATA)

@@ -158,6 +158,44 @@ def test_a_video_is_made_again_with_another_seed_or_beside_the_other_model(page:
     assert [video["seed"] == 5 for video in made] == [False, False, True, True] and made[0]["seed"] == made[1]["seed"]
 
 
+def test_an_arrow_on_the_picture_is_the_force_of_phantoms_video(page: Page, tmp_path: Path):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    (tmp_path / "first.png").write_bytes(png())
+    page.find("file").send_keys(str(tmp_path / "first.png"))
+    until(lambda: page.browser.execute_script("return picture !== null"))
+    board = page.find("board")
+    page.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", board)
+    reach = board.size["height"] / 3  # the board is 64 x 48
+    drag = ActionChains(page.browser).move_to_element_with_offset(board, -board.size["width"] / 4, 0)
+    drag.click_and_hold().move_by_offset(0, -round(reach / 2)).release().perform()
+    x, y, angle, magnitude = map(float, page.find("force").get_attribute("value").split(", "))
+    assert (x, y, angle) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.5, abs=0.02), 90)
+    assert magnitude == pytest.approx(0.5, abs=0.03)
+    page.find("force").send_keys("; wind 180, 0.25")
+    page.ask("a ball", "both", frames=9)
+    until(lambda: page.cells("completed") == 2)
+    stated = {
+        "points": [{"x": x, "y": y, "angle": 90, "magnitude": magnitude}],
+        "wind": {"angle": 180, "magnitude": 0.25},
+    }
+    made = {video["model"]: video for video in page.service.http.get("/v1/videos").json()["data"]}
+    assert "force" not in made["base"]["asked"] and made["base"]["provenance"]["force"] is None
+    points = [{**stated["points"][0], "time": 0.0}]
+    assert made["phantom"]["asked"]["force"] == made["phantom"]["provenance"]["force"] == {**stated, "points": points}
+    # A wrong force is said; emptied, there is none.
+    page.find("force").clear()
+    page.find("force").send_keys("2, 0.5, 0, 1")
+    page.click("#generate")
+    until(lambda: "force: x: found 2; accepted: from 0 to 1, inside the picture" in page.text("said"))
+    page.click("#again summary")
+    page.click("[data-again=edit]")
+    until(lambda: page.find("force").get_attribute("value") == f"{x:g}, {y:g}, 90, {magnitude:g}; wind 180, 0.25")
+    page.find("force").clear()
+    page.click("#source button")
+    page.browser.get_log("browser")  # of the refused request
+
+
 def test_a_running_video_is_cancelled_and_deleted(page: Page):
     page.ask("a ball", **SLOW)
     until(lambda: page.cells("in_progress") == 1 and page.all("#cells progress")[0].get_attribute("value") != "0")
