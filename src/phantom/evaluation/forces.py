@@ -63,7 +63,7 @@ def draw_arrows(frames: np.ndarray, prompt: ForcePrompt, fps: float) -> np.ndarr
         radians, length = np.radians(force.angle), force.magnitude * min(height, width) / 3
         start = np.array([x * width, y * height])
         end = start + length * np.array([np.cos(radians), -np.sin(radians)])
-        points = [tuple(int(v) for v in point.round()) for point in (start, end)]
+        tail, tip = ([int(v) for v in point.round()] for point in (start, end))
         for frame in drawn[int(np.ceil(time * fps)) :]:
-            cv2.arrowedLine(frame, *points, (255, 255, 255), max(1, height // 64), cv2.LINE_AA, tipLength=0.3)
+            cv2.arrowedLine(frame, tail, tip, (255, 255, 255), max(1, height // 64), cv2.LINE_AA, tipLength=0.3)
     return drawn

@@ -140,7 +140,7 @@ def _generate(
         raise UserError("prompt: found an empty text; accepted: what the video shall show")
     if fps is not None and not 0 < fps <= 240:
         raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
-    forces = [force] if isinstance(force, ForcePrompt) else [*(force or [None])]
+    forces: list[ForcePrompt | None] = [force] if force is None or isinstance(force, ForcePrompt) else [*force]
     if len(forces) not in (1, len(prompts)):
         raise UserError(f"force: found {len(forces)} for {len(prompts)} prompt(s); accepted: one, or one for each")
     forces *= 1 if len(forces) == len(prompts) else len(prompts)

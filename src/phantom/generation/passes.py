@@ -91,7 +91,7 @@ class Passes:
             self.transformer._reset_stateful_cache()  # it does not tell batches apart, as others do by their context
         self._ran = name
         with self.transformer.cache_context(name, **at):
-            kwargs = {"return_dict": False, "attention_kwargs": self.attention_kwargs}
+            kwargs: dict[str, Any] = {"return_dict": False, "attention_kwargs": self.attention_kwargs}
             if self.force is not None:
                 kwargs["force"] = torch.cat([self.force] * (len(inputs[0]) // len(self.force)))
             return self.transformer(*inputs, **kwargs)

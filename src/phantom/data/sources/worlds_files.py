@@ -70,7 +70,7 @@ def write_clips(folder: Path, params: Params) -> tuple[list[Clip], dict[str, Mea
                     split="heldout" if heldout else "train",
                     language="en",
                     moves_from=_moves_from(spec),
-                    force=(force := force_prompt(scene)) and force.to_json(),
+                    force=prompt.to_json() if (prompt := force_prompt(scene)) else None,
                 )
             )
             bar.advance()
