@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from phantom.cluster.render import render
-from phantom.cluster.spec import METRICS_PORT, make_spec, merge_spec
+from phantom.cluster.spec import METRICS_PORT, last_spec, make_spec
 from phantom.config import load_params, preset_path
 from phantom.serving.metrics import Metrics
 from phantom.training.metrics import HELP, PREFIX
@@ -71,7 +71,7 @@ def jobs() -> dict[str, Manifest]:
     """The manifests of the jobs of every stage."""
     params = load_params(preset_path("wan2.2-ti2v-5b"))
     specs = [make_spec(stage, params) for stage in ("encode", "train", "evaluate")]
-    return {spec.name: render(spec) for spec in (*specs, merge_spec(specs[0]))}
+    return {spec.name: render(spec) for spec in (*specs, last_spec(specs[0]), last_spec(specs[2]))}
 
 
 def exported() -> set[str]:

@@ -83,7 +83,6 @@ SCHEMA = pa.schema(
         ("force", pa.string()),
     ]
 )
-ADDED = ("force",)  # columns that manifests written before there were such do not have
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -103,12 +102,10 @@ def read_rows(path: Path, makers: Makers) -> Iterator[dict[str, Any]]:
         found = file.schema_arrow
         for field in SCHEMA:
             if field.name not in found.names:
-                if field.name in ADDED:
-                    continue
                 raise UserError(f"{path}: no column {field.name!r}; run `phantom prepare` again")
             if (kind := found.field(field.name).type) != field.type:
                 raise UserError(f"{path}: column {field.name!r} is {kind}, accepted: {field.type}")
-        names = [name for name in SCHEMA.names if name in found.names]
+        names = SCHEMA.names
         try:
             for batch in file.iter_batches(ROWS_PER_GROUP, columns=names):
                 columns = [_values(name, batch.column(name), makers) for name in names]
