@@ -28,7 +28,7 @@ UNKNOWN_LANGUAGE = "und"  # ISO 639-3: undetermined
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes `start` to `stop` of a file of the source. `version` changes whenever the file does."""
+    """Bytes `start` to `stop` of a file of the source. `version`: of a file in a bucket, changes whenever it does."""
 
     file: str
     version: str | None

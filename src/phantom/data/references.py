@@ -11,7 +11,7 @@ from threading import Lock
 
 from phantom.config import Storage
 from phantom.data.files import sha256
-from phantom.data.manifest import Clip, Reference
+from phantom.data.manifest import Clip, Reference, Segment
 from phantom.data.storage import Changed, Entry, Folder, LocalFolder, NotFound, open_folder
 from phantom.errors import UserError
 
@@ -75,6 +75,14 @@ class SourceReader:
             if source not in self._folders:
                 self._folders[source] = open_folder(source, self._root, self._settings)
             return self._folders[source]
+
+
+def make_segment(folder: Folder, file: str, start: int, stop: int) -> Segment:
+    """Bytes `start` to `stop` of a file of `folder`, with its version in a bucket, the one that is read later.
+
+    Of a local file there is none: a copy of the source would have another, and so another manifest.
+    """
+    return Segment(file, folder.version(file) if folder.is_remote else None, start, stop)
 
 
 def _name(reference: Reference) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phantom.config import Data
-from phantom.data.manifest import Probe, Reference, Segment
+from phantom.data.manifest import Probe, Reference
 from phantom.data.prefetch import prefetch
+from phantom.data.references import make_segment
 from phantom.data.sources import clips
 from phantom.data.sources.clips import Places, SourceContents, SourceVideo, Span, caption_text, printable, read_failure
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
@@ -52,8 +53,7 @@ class FolderVideos:
 
     def refer(self, video: SourceVideo, span: Span) -> Reference:
         """See `clips.Videos`."""
-        file = Segment(video.path, self.folder.version(video.path), span.start, span.stop)
-        return Reference(self.source, (file,))
+        return Reference(self.source, (make_segment(self.folder, video.path, span.start, span.stop),))
 
     def check(self) -> Callable[[Probe], None] | None:
         """Nothing: all of them are wanted."""

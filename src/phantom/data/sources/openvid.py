@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from phantom.config import Data, OpenVid
 from phantom.data.manifest import Probe, Reference, Scores, Segment
-from phantom.data.references import DECOMPRESS
+from phantom.data.references import DECOMPRESS, make_segment
 from phantom.data.sources import clips
 from phantom.data.sources.clips import FilteredOut, Places, SourceContents, SourceVideo, Span, caption_text
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
@@ -227,7 +227,7 @@ class ZipParts:
             size = self._sizes[name]
             start, stop = max(span.start - offset, 0), min(span.stop - offset, size)
             if start < stop:
-                found.append(Segment(name, self.folder.version(name), start, stop))
+                found.append(make_segment(self.folder, name, start, stop))
             offset += size
         return tuple(found)
 
