@@ -79,6 +79,13 @@ def test_a_wrong_force_is_refused_in_one_line(forces, wind, message):
         ("a.json", '{"points": {}, "gusts": 1}', "accepted: an object with points"),
         ("a.json", '{"points": [{"x": 0.5}]}', "found {'x': 0.5}; accepted: an object of x, y, angle, magnitude, time"),
         ("a.json", '{"wind": {"angle": true, "magnitude": 1}}', "angle: found True; accepted: degrees"),
+        ("a.json", '{"wind": {}}', "found {}; accepted: an object of angle, magnitude"),
+        ("a.json", "[" * 100_000, "force: not JSON: "),
+        (
+            "a.json",
+            f'{{"points": [{{"x": 0, "y": 0, "angle": 0, "magnitude": 1, "time": 1{"0" * 400}}}]}}',
+            "force: time:",
+        ),
         ("a.csv", "x,y\n1,1\n", "found columns x, y; accepted: those of one of x, y, angle, magnitude; force, angle"),
         ("a.csv", "", "found columns none"),
         ("a.csv", "x,y,angle,magnitude\n", "no force in it"),

@@ -13,7 +13,8 @@ import pytest
 
 from phantom.data.video import write_mp4
 from phantom.errors import StageFailed, UserError
-from phantom.generation import chat
+from phantom.force.prompt import ForcePrompt, Wind
+from phantom.generation import chat, prompt_refinement
 from phantom.generation.chat import Endpoint
 from phantom.generation.generate import Generated
 from phantom.generation.prompt_refinement import PromptRefinement, read_json, read_prompt, read_score, refine_prompt
@@ -44,12 +45,14 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(SimpleNamespace(step=step, text=text["text"], shown=len(shown), model=asked["model"]))
         assert self.headers["Authorization"] == f"Bearer {KEY}"
         answers = self.server.answers[step]
-        answer = answers if isinstance(answers, str) else answers.pop(0)
+        answer = answers.pop(0) if isinstance(answers, list) else answers
         status = 200 if answer is not None else 500
-        message = {"role": "assistant", "content": answer}
+        message = {"role": "assistant", "content": None if isinstance(answer, bytes) else answer}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "x", "usage": None}
         reply |= {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
-        body = json.dumps(reply if status == 200 else {"error": {"message": f"out of memory, {KEY}"}}).encode()
+        error = {"error": {"message": f"out of memory, {self.server.padding}{KEY}"}}
+        body = json.dumps(reply if status == 200 else error).encode()
+        body = answer if isinstance(answer, bytes) else body
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -67,7 +70,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(chat, "RETRIES", 0)
     monkeypatch.chdir(tmp_path)
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.asked, found.answers, found.made = [], dict(ANSWERS), []
+    found.asked, found.answers, found.made, found.padding = [], dict(ANSWERS), [], ""
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield found
     found.shutdown()
@@ -165,6 +168,33 @@ def test_what_was_made_stays_where_the_endpoint_goes_down(server, capsys):
     assert not server.made  # nothing is computed before anybody answers
 
 
+def test_no_part_of_the_key_is_left_where_an_error_is_cut_short(server):
+    server.answers["analysis"] = [None]
+    server.padding = "x" * 160  # so that the key begins within what is shown, and ends behind it
+    with pytest.raises(StageFailed, match=r"answers 500: .*xxx\*+$") as error:
+        run(server)
+    assert KEY[:3] not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised", "said"),
+    [
+        (b"{damaged", StageFailed, r"answers with damaged JSON; kept: out/ball\.mp4, 1 videos"),
+        (b"[]", StageFailed, r"answers with a page; accepted: .*; kept: out/ball\.mp4, 1 videos"),
+        (b'{"choices": [{"message": null}], "usage": {}}', None, ""),
+    ],
+)
+def test_an_answer_that_is_none_is_one_line_or_an_empty_text(server, answer, raised, said):
+    server.answers["caption"] = answer
+    if raised:
+        with pytest.raises(raised, match=said):
+            run(server, rounds=1)
+    else:
+        run(server, rounds=1)
+        caption = next(one for one in log()["exchanges"] if one["step"] == "caption")
+        assert (caption["answer"], caption["tokens_in"], caption["tokens_out"]) == ("", 0, 0)
+
+
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
@@ -206,6 +236,28 @@ def test_grades_are_read_from_an_answer(answer, score):
 )
 def test_a_prompt_is_read_from_an_answer(answer):
     assert read_prompt(answer) == "A ball falls."
+
+
+def test_each_line_of_prompts_is_refined_with_its_own_force(server, monkeypatch, capsys):
+    def make(model, prompt: str, path: Path, **options) -> Generated:
+        server.made.append((prompt, options["force"]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(path, np.zeros((5, 32, 32, 3), np.uint8), 4)
+        return Generated(**{**dict.fromkeys(Generated.__dataclass_fields__), "out": str(path), "prompt": prompt})
+
+    monkeypatch.setattr(prompt_refinement, "generate", make)
+    server.answers["score"] = '{"prompt": 5, "physics": 5}'
+    Path("prompts.txt").write_text("A ball.\nA lamp.\n")
+    winds = [ForcePrompt(wind=Wind(angle, 1)) for angle in (0, 90)]
+    Path("forces.json").write_text(json.dumps([wind.to_dict() for wind in winds]))
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    asked = ["--refine", "prompt", "--endpoint", address, "--text-model", "words", "--endpoint-key", "REFINE_KEY"]
+    call = ["--model", "x", "--prompts", "prompts.txt", "--out", "many", "--force", "forces.json", *asked]
+    assert command(monkeypatch, *call) == 0
+    assert server.made == [("A ball.", winds[0]), ("A lamp.", winds[1])]
+    Path("prompts.txt").write_text("A ball.\nA lamp.\nA cup.\n")
+    assert command(monkeypatch, *call) == 2
+    assert "force: found 2 for 3 prompt(s); accepted: one, or one for each" in capsys.readouterr().err
 
 
 def test_the_command_refines_a_models_own_video(server, export, monkeypatch, capsys):

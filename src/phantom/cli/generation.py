@@ -136,14 +136,17 @@ def generate(
     if not takes_part():
         return
     if by_prompt is not None:
-        from phantom.generation.generate import read_prompts
+        from phantom.generation.generate import forces_for, read_prompts
         from phantom.generation.prompt_refinement import PromptRefinement, generate_refined
 
         refinement = PromptRefinement(**by_prompt)
         pairs = [(prompt or "", out)] if prompts is None else read_prompts(prompts, out)
+        forces = forces_for(options["force"], len(pairs))
         made = [
-            generate_refined(model, text, path, refinement, **options | {"seed": seed + i * (best_of or 1)})
-            for i, (text, path) in enumerate(pairs)
+            generate_refined(
+                model, text, path, refinement, **options | {"seed": seed + i * (best_of or 1), "force": force}
+            )
+            for i, ((text, path), force) in enumerate(zip(pairs, forces, strict=True))
         ]
         said = [f"{one.out}: {one.prompt}" for one in made]
     elif prompts is not None:

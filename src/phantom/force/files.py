@@ -64,7 +64,7 @@ def read_forces(path: str | Path) -> list[ForcePrompt]:
 def _read_json(text: str) -> list[ForcePrompt]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"force: not JSON: {error}") from None
     return [ForcePrompt.from_dict(one) for one in (value if isinstance(value, list) else [value])]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -73,7 +74,8 @@ class ForcePrompt:
         points, wind = value.get("points") or [], value.get("wind")
         if not isinstance(points, list):
             raise UserError(f"force: points: found {_short(points)}; accepted: a list")
-        return cls(tuple(_from_object(PointForce, point) for point in points), wind and _from_object(Wind, wind))
+        pushes = tuple(_from_object(PointForce, point) for point in points)
+        return cls(pushes, None if wind is None else _from_object(Wind, wind))
 
     def to_json(self) -> str:
         """`to_dict`, in one line."""
@@ -84,7 +86,7 @@ class ForcePrompt:
         """The prompt that `to_json` describes. Raises UserError."""
         try:
             return cls.from_dict(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"force: not JSON: {error}") from None
 
 
@@ -123,7 +125,7 @@ def _check_direction(angle: Any, magnitude: Any) -> None:
 
 
 def _check(name: str, value: Any, low: float, high: float, accepted: str) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_number or not low <= value <= high:
         raise UserError(f"force: {name}: found {_short(value)}; accepted: {accepted}")
 

@@ -67,6 +67,7 @@ class Chat:
         be reached after `RETRIES` more tries.
         """
         import openai
+        from openai.types.chat import ChatCompletion
 
         name, url = self.endpoint.name, self.endpoint.url
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -88,17 +89,20 @@ class Chat:
             raise kind(f"{name}: {url} answers {error.status_code}: {self._said(error)}") from None
         except openai.APIConnectionError as error:
             raise StageFailed(f"{name}: {url} cannot be reached ({self._said(error)}){self.kept}") from None
-        if isinstance(reply, str):  # the client hands on what is no JSON
+        except ValueError:
+            raise StageFailed(f"{name}: {url} answers with damaged JSON{self.kept}") from None
+        if not isinstance(reply, ChatCompletion):  # the client hands on whatever it is
             raise UserError(f"{name}: {url} answers with a page; accepted: an address such as .../v1")
-        used, choices = reply.usage, reply.choices
-        said = (choices[0].message.content if choices else None) or ""
-        return Answer(self._without_key(said), used.prompt_tokens if used else 0, used.completion_tokens if used else 0)
+        message = reply.choices[0].message if reply.choices else None
+        said, used = message.content if message else None, reply.usage
+        tokens = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
+        return Answer(self._without_key(said) if isinstance(said, str) else "", *tokens)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, HIDDEN) if self._key else text
 
     def _said(self, error: Exception) -> str:
-        return self._without_key((str(error).strip() or type(error).__name__).splitlines()[0][:200])
+        return self._without_key(str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def spoken(answer: str) -> str:

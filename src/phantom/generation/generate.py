@@ -140,10 +140,7 @@ def _generate(
         raise UserError("prompt: found an empty text; accepted: what the video shall show")
     if fps is not None and not 0 < fps <= 240:
         raise UserError(f"fps: found {fps:g}; accepted: above 0, at most 240")
-    forces: list[ForcePrompt | None] = [force] if force is None or isinstance(force, ForcePrompt) else [*force]
-    if len(forces) not in (1, len(prompts)):
-        raise UserError(f"force: found {len(forces)} for {len(prompts)} prompt(s); accepted: one, or one for each")
-    forces *= 1 if len(forces) == len(prompts) else len(prompts)
+    forces = forces_for(force, len(prompts))
     fingerprint = model_fingerprint(Path(model))
     pipe = _load(Path(model).resolve(), fingerprint)
     defaults = pipe.defaults
@@ -181,6 +178,14 @@ def _generate(
             found |= {"force": pushed.to_dict()} if pushed else {}
             results.append(save_video(pipe, made, out, prompt, chosen, rate, settings, {**sources, **found}))
     return results
+
+
+def forces_for(force: ForcePrompt | Sequence[ForcePrompt] | None, prompts: int) -> list[ForcePrompt | None]:
+    """The force of each of so many prompts: one for all, or one for each. Raises UserError."""
+    forces: list[ForcePrompt | None] = [force] if force is None or isinstance(force, ForcePrompt) else [*force]
+    if len(forces) not in (1, prompts):
+        raise UserError(f"force: found {len(forces)} for {prompts} prompt(s); accepted: one, or one for each")
+    return forces if len(forces) == prompts else forces * prompts
 
 
 def _guidance(pipe: PhantomPipeline, guidance: float | str | None, physics: bool) -> dict[str, Any]:
