@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phantom.data.part import Part
 from phantom.errors import InvalidData
+from phantom.progress import say
 
 
 def part_1_is_killed(params: object, part: Part, root: Path) -> None:
@@ -29,3 +30,7 @@ def stays_until_stopped(params: object, part: Part, root: Path) -> None:
         time.sleep(500)
     finally:
         (root / f"saved-{part.index}").touch()
+
+
+def speaks(params: object, part: Part, root: Path) -> None:
+    say(f"part {part.index}")

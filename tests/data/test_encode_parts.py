@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from phantom import logs
+from phantom.cost import gpu_hours
 from phantom.data import encode as stage
 from phantom.data import encode_processes, latent_index, shards
 from phantom.data.encode import encode, encode_part, merge_parts
@@ -28,7 +30,7 @@ from phantom.data.prepare import prepare
 from phantom.data.shards import LATENTS, ShardWriter, index_entry
 from phantom.errors import InvalidData, StageFailed, Terminated, UserError, raise_terminated
 from tests.data.latents import SETTINGS, contents, read_index, write_clips
-from tests.data.misbehaving_parts import part_0_fails, part_1_is_killed, stays_until_stopped
+from tests.data.misbehaving_parts import part_0_fails, part_1_is_killed, speaks, stays_until_stopped
 
 LENGTHS = (13, 9, 13, 13, 5, 13, 13, 9, 13, 13, 5, 9)
 OF = 3
@@ -298,6 +300,18 @@ def test_an_interruption_stops_all_processes_which_save(params, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         encode_in_processes(stays_until_stopped, params, tmp_path, 2)
     assert len([*tmp_path.glob("saved-*")]) == 2
+
+
+def test_lines_and_gpu_hours_of_all_processes_are_as_those_of_one(params, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv(logs.LOG_ENV, "json")
+    monkeypatch.setitem(logs.context, "stage", "encode")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before, began = gpu_hours(), time.monotonic()
+    encode_in_processes(speaks, params, tmp_path, 2)
+    seconds = 3600 * (gpu_hours() - before)
+    assert 0 < seconds <= time.monotonic() - began  # both processes have the one GPU
+    found = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert sorted((line["message"], line["stage"]) for line in found) == [("part 0", "encode"), ("part 1", "encode")]
 
 
 def test_a_merge_beside_another_or_a_plain_call_leaves_it_alone(params, tmp_path):

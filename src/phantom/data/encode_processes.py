@@ -11,11 +11,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from phantom import logs
 from phantom.config import Params
 from phantom.cores import cores, let_idle_threads_sleep
+from phantom.cost import processes_with_gpus
 from phantom.data.part import Part
 from phantom.errors import StageFailed, Terminated, raise_terminated
 
@@ -39,22 +42,25 @@ def encode_in_processes(encode_part: EncodePart, params: Params, root: Path, pro
     context = get_context("spawn")  # CUDA does not outlive a fork
     started: list[tuple[BaseProcess, Connection]] = []
     let_idle_threads_sleep()
-    try:
-        for number, place in enumerate(_places(processes)):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_encode, args=(encode_part, params, Part(number, processes), root, place, theirs)
-            )
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-        failures = [_wait(one, connection) for one, connection in started]
-    except BaseException:
-        for one, _ in started:
-            one.terminate()
-        for one, _ in started:
-            one.join()
-        raise
+    places = _places(processes)
+    with processes_with_gpus(len({place.gpu for place in places} - {None})):
+        try:
+            for number, place in enumerate(places):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_encode,
+                    args=(encode_part, params, Part(number, processes), root, place, dict(logs.context), theirs),
+                )
+                process.start()
+                theirs.close()
+                started.append((process, ours))
+            failures = [_wait(one, connection) for one, connection in started]
+        except BaseException:
+            for one, _ in started:
+                one.terminate()
+            for one, _ in started:
+                one.join()
+            raise
     for failure in failures:
         if failure is not None:
             raise failure
@@ -82,9 +88,17 @@ def _places(processes: int) -> list[_Place]:
 
 
 def _encode(
-    encode_part: EncodePart, params: Params, part: Part, root: Path, place: _Place, connection: Connection
+    encode_part: EncodePart,
+    params: Params,
+    part: Part,
+    root: Path,
+    place: _Place,
+    log_context: dict[str, Any],
+    connection: Connection,
 ) -> None:
     """Runs in a process of its own: sends None when the part is finished, or what it raised."""
+    logs.configure()
+    logs.context.update(log_context)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent ends this process
     signal.signal(signal.SIGTERM, raise_terminated)
     os.environ["TERM"] = "dumb"  # lines of progress: several bars in one terminal overwrite each other
