@@ -92,6 +92,10 @@ def run(server, **changes) -> Generated:
     return refine_prompt(make, "A ball is let go.", Path("out/ball.mp4"), settings(server, **changes))
 
 
+def fail(prompt: str, path: Path) -> Generated:
+    raise UserError("no model")
+
+
 def log() -> dict:
     return json.loads(Path("out/ball.prompts.json").read_text())
 
@@ -166,6 +170,14 @@ def test_what_was_made_stays_where_the_endpoint_goes_down(server, capsys):
     with pytest.raises(StageFailed, match=r"answers 500: .*\*\*\*"):
         run(server)
     assert not server.made  # nothing is computed before anybody answers
+    assert "answers 500" in log()["ended"] and len(log()["exchanges"]) == 7  # the earlier call's, as its videos
+    server.answers |= {"analysis": ANSWERS["analysis"], "score": '{"prompt": 5, "physics": 5}'}
+    with pytest.raises(UserError, match="no model"):
+        refine_prompt(fail, "A ball is let go.", Path("out/ball.mp4"), settings(server))
+    assert len([*Path("out/ball-rounds").iterdir()]) == 2 and len(log()["exchanges"]) == 7
+    run(server)
+    assert [path.name for path in Path("out/ball-rounds").iterdir()] == ["round-0.mp4"] and len(log()["videos"]) == 1
+    assert not [*Path("out").glob(".*")]
 
 
 def test_no_part_of_the_key_is_left_where_an_error_is_cut_short(server):

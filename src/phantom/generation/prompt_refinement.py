@@ -149,10 +149,14 @@ class _Log:
 
     def keep(self, make: Callable[[str, Path], Generated], prompt: str) -> Generated:
         """Makes a video, in the folder and as `out`. The first one replaces all that an earlier call has left."""
-        if not self.videos:
+        path, new = self.folder / f"round-{len(self.videos)}.mp4", self.folder.with_name(f".{self.folder.name}.new")
+        if self.videos:
+            made = make(prompt, path)
+        else:
+            shutil.rmtree(new, ignore_errors=True)
+            made = make(prompt, new / path.name)
             shutil.rmtree(self.folder, ignore_errors=True)
-        path = self.folder / f"round-{len(self.videos)}.mp4"
-        made = make(prompt, path)
+            new.rename(self.folder)
         copy = self.out.with_name(f".{self.out.name}.new")
         shutil.copyfile(path, copy)
         copy.replace(self.out)
@@ -204,6 +208,8 @@ class _Log:
         return answer.text
 
     def _write(self) -> None:
+        if not self.videos and self.folder.exists():
+            return  # an earlier call's prompts stay as long as its videos
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(f".{self.path.name}.new")
         new.write_text(json.dumps(self.found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
