@@ -40,10 +40,21 @@ def deploy() -> None:
             deployment = client.read_deployment_by_name(PIPELINE)
             nightly = DeploymentScheduleCreate(schedule=CronSchedule(cron=NIGHTLY, timezone="UTC"), active=False)
             client.create_deployment_schedules(deployment.id, [nightly])
-        present = {automation.name for automation in client.read_automations()}
-        for automation in automations():
-            if automation.name not in present:
-                client.create_automation(automation)
+        keep_automations(client)
+
+
+def keep_automations(client: Any) -> None:
+    """Makes `automations`, and changes those of an earlier version. One that was switched off stays off.
+
+    client: a synchronous one of Prefect. What is as it should be is not touched: a change forgets what has been seen.
+    """
+    present = {found.name: found for found in client.read_automations()}
+    for automation in automations():
+        found = present.get(automation.name)
+        if found is None:
+            client.create_automation(automation)
+        elif (found.trigger, found.actions) != (automation.trigger, automation.actions):
+            client.update_automation(found.id, automation.model_copy(update={"enabled": found.enabled}))
 
 
 def automations() -> list[Any]:
