@@ -32,6 +32,8 @@ try:
 except ZeroDivisionError:
     logging.getLogger("library").exception("failed")
 logging.getLogger("library").info("not of interest")
+logging.raiseExceptions = False  # else their traceback follows
+logging.getLogger("library").warning("%d", "wrong")
 sys.stderr.write("10%\\r20%\\nwhole")
 print(" line", file=sys.stderr)
 """
@@ -93,7 +95,8 @@ def test_lines_of_another_process_are_shown_as_text(tmp_path: Path, capsys: pyte
     assert shown == capsys.readouterr().err.splitlines() == ["plain", "train: 1/2 steps, 1.0 steps/s"]
     say("a line")  # text without PHANTOM_LOG
     assert capsys.readouterr().err == "a line\n"
-    for whole in ('{"time": 3}', '{"time": "cut', '{"code": 1}'):
+    of_another = '{"time": 3, "level": "info", "message": {"text": "a"}}'
+    for whole in ('{"time": 3}', '{"time": "cut', '{"code": 1}', of_another, '{"time": ' + 100_000 * "["):
         assert text_of(whole) == whole
 
 

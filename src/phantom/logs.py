@@ -69,9 +69,10 @@ def text_of(line: str) -> str:
         return line
     try:
         found = json.loads(line)
-    except ValueError:  # cut off
+    except (ValueError, RecursionError):  # cut off, or no line of ours, as anything in a pod may write
         return line
-    return found["message"] if found.keys() >= {"level", "message"} else line
+    is_ours = found.keys() >= {"level", "message"} and isinstance(found["message"], str)
+    return found["message"] if is_ours else line
 
 
 def _write(line: str) -> None:
@@ -105,4 +106,9 @@ class _Handler(logging.Handler):
     """Messages of `logging` and of `warnings`, with their levels."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        write(self.format(record).rstrip(), "error" if record.levelno >= logging.ERROR else record.levelname.lower())
+        try:
+            message = self.format(record).rstrip()
+        except Exception:  # wrong arguments in a library's message, which must not stop its work
+            self.handleError(record)
+            return
+        write(message, "error" if record.levelno >= logging.ERROR else record.levelname.lower())
