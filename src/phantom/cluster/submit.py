@@ -28,7 +28,8 @@ FILES_VISIBLE_SECONDS = 60.0  # until a network file system shows what a pod on 
 class JobResult:
     """A job that has succeeded. here: whether this checkout is on the job's volume, and so has its outputs.
 
-    gpu_hours: those of its pods that were watched to their end, from start to end, of the attempts that failed too.
+    Where the stage is two jobs, this is the first. gpu_hours: those of all pods that were watched to their end, from
+    start to end, of the attempts that failed too.
     """
 
     stage: str
@@ -67,6 +68,7 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     if kind == "TrainJob":
         raise_first(runtime_conflicts(connection.training_runtime(TRAINING_RUNTIME), params.cluster))
     watcher = JobWatcher(connection, stage, kind, name, root)
+    watched = [watcher]
     if spec.indexes is None:
         adopted = run_manifest(spec, manifest, watcher, lambda: _outputs_available(spec, root))
     else:
@@ -76,8 +78,8 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
             return not _is_finished(connection, last.name) or _outputs_available(spec, root)
 
         run_manifest(spec, manifest, watcher, is_used)
-        of_last = JobWatcher(connection, stage, kind, last.name, root)
-        adopted = run_manifest(last, render(last), of_last, lambda: _outputs_available(spec, root))
+        watched.append(JobWatcher(connection, stage, kind, last.name, root))
+        adopted = run_manifest(last, render(last), watched[-1], lambda: _outputs_available(spec, root))
     here = _wait_for_outputs(spec, root, before, adopted)
     if here:
         outputs.mark_adopted(stage, spec.key, root)
@@ -86,7 +88,8 @@ def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
         if os.environ.get(OUTCOME_ENV):  # part of a pipeline, whose next stages read them
             raise StageFailed(f"{stage}: {kind} {name} has succeeded, but {where}; see docs/cluster.md")
         say(f"{stage}: {where}")
-    seconds, gpu_hours = round(time.monotonic() - started, 1), round(watcher.gpu_hours, 4)
+    seconds = round(time.monotonic() - started, 1)
+    gpu_hours = round(sum(each.gpu_hours for each in watched), 4)
     return JobResult(stage, name, namespace, adopted, len(watcher.pods), watcher.restarts, seconds, here, gpu_hours)
 
 
