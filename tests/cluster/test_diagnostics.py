@@ -173,6 +173,31 @@ def test_the_names_that_mlflow_answers_to(cluster: FakeCluster):
     assert unseen.ok and unseen.finding == "not looked at: this account may not read deployments"
 
 
+def test_what_starts_the_pods_of_flow_runs(cluster: FakeCluster):
+    assert cluster.look()["flow runs"].finding == "PodTemplate phantom-flow-run; worker: 1 ready"
+    worker = "GET /apis/apps/v1/namespaces/lab/deployments/worker"
+    cluster.answers[worker] = {"status": {}}
+    assert not cluster.look()["flow runs"].ok and "kubectl -n lab describe" in cluster.look()["flow runs"].fix
+    cluster.answers[worker] = 403
+    assert cluster.look()["flow runs"].ok
+    del cluster.answers["GET /api/v1/namespaces/lab/podtemplates/phantom-flow-run"]
+    missing = cluster.look()["flow runs"]
+    assert not missing.ok and missing.finding == "no PodTemplate phantom-flow-run: no run of a flow starts"
+
+
+def test_monitoring_where_it_is_applied(cluster: FakeCluster):
+    assert cluster.look()["monitoring"].ok
+    cluster.answers["GET /apis/monitoring.coreos.com"] = {"kind": "APIGroup"}
+    assert cluster.look()["monitoring"].finding.startswith("not applied")
+    cluster.answers["GET /apis/monitoring.coreos.com/v1/namespaces/lab/prometheusrules/phantom"] = {}
+    found = cluster.look()["monitoring"]
+    assert not found.ok and found.finding == "missing: namespace monitoring"
+    cluster.answers["GET /api/v1/namespaces/monitoring"] = 403
+    assert cluster.look()["monitoring"].finding == "k8s/overlays/monitoring is applied"
+    del cluster.answers["GET /api/v1/namespaces/lab/secrets/phantom-prefect-scrape"]
+    assert cluster.look()["monitoring"].finding == "missing: secret phantom-prefect-scrape"
+
+
 MLFLOW = {"containers": [{"env": [{"name": "MLFLOW_SERVER_ALLOWED_HOSTS", "value": "mlflow:*,*.svc:*"}]}]}
 QUOTA = {
     "metadata": {"name": "small"},
@@ -205,6 +230,8 @@ class FakeCluster:
             "GET /apis/kueue.x-k8s.io/v1beta2/namespaces/lab/localqueues/gpus": {"metadata": {"name": "gpus"}},
             "GET /apis/apps/v1/namespaces/kubeflow/deployments/training-operator": {"status": {"readyReplicas": 1}},
             "GET /apis/apps/v1/namespaces/lab/deployments/mlflow": {"spec": {"template": {"spec": MLFLOW}}},
+            "GET /api/v1/namespaces/lab/podtemplates/phantom-flow-run": {"kind": "PodTemplate"},
+            "GET /apis/apps/v1/namespaces/lab/deployments/worker": {"status": {"readyReplicas": 1}},
             "GET /api/v1/namespaces/lab/persistentvolumeclaims/phantom-workspace": {
                 "spec": {"accessModes": ["ReadWriteMany"]},
                 "status": {"phase": "Bound"},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom.cluster.render import TRAINING_RUNTIME
+from phantom.cluster.work_pool import POD_TEMPLATE
 from phantom.config import Cluster, Params
 from phantom.orchestration.checks import INSTALL, Check, attempt, check_packages, first_line, numbers, version
 
@@ -35,6 +36,9 @@ KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml
 FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
 # Created by k8s/secrets.sh.
 SERVICE_SECRETS = ("phantom-postgres", "phantom-prefect", "phantom-mlflow", "phantom-mlflow-server", "phantom-s3")
+# k8s/overlays/monitoring: the group of its kinds, Prometheus' namespace, which its network policies name, and the secret
+# with which that logs in at Prefect's server.
+MONITORING, PROMETHEUS_NAMESPACE, SCRAPE_SECRET = "monitoring.coreos.com", "monitoring", "phantom-prefect-scrape"
 
 
 def check_cluster(params: Params, root: Path = Path()) -> list[Check]:
@@ -69,6 +73,8 @@ def _check_api(params: Params) -> list[Check]:
         "quota": lambda name: _quota(name, api, params),
         "secrets": lambda name: _secrets(name, api, settings),
         "mlflow's hosts": lambda name: _allowed_hosts(name, api, params),
+        "flow runs": lambda name: _flow_runs(name, api, settings),
+        "monitoring": lambda name: _monitoring(name, api, settings),
     }
     return [reachable, *(attempt(name, check, CLUSTER_INFO) for name, check in checks.items())]
 
@@ -304,3 +310,37 @@ def _allowed_hosts(name: str, api: Any, params: Params) -> Check:
         f"{host} is {'' if fits else 'not '}among MLFLOW_SERVER_ALLOWED_HOSTS",
         f"add {host} to MLFLOW_SERVER_ALLOWED_HOSTS in k8s/base/20-mlflow.yaml and apply it",
     )
+
+
+def _flow_runs(name: str, api: Any, settings: Cluster) -> Check:
+    """The PodTemplate of flow runs exists, and a ready worker, which starts them."""
+    here = f"namespaces/{settings.namespace}"
+    template = _get_if_allowed(api, f"/api/v1/{here}/podtemplates/{POD_TEMPLATE}")
+    worker = _get_if_allowed(api, f"/apis/apps/v1/{here}/deployments/worker")
+    if template is None:
+        return Check(name, False, f"no PodTemplate {POD_TEMPLATE}: no run of a flow starts", APPLY)
+    if worker is None:
+        return Check(name, False, "no Deployment worker: no run of a flow starts", APPLY)
+    if False in (template, worker):
+        return _skipped(name, "pod templates and deployments")
+    ready = (worker.get("status") or {}).get("readyReplicas") or 0
+    fix = f"`kubectl -n {settings.namespace} describe deployment worker`, and its pod's log, say why"
+    return Check(name, ready > 0, f"PodTemplate {POD_TEMPLATE}; worker: {ready} ready", fix)
+
+
+def _monitoring(name: str, api: Any, settings: Cluster) -> Check:
+    """Where the overlay is applied: what it refers to exists. It need not be."""
+    if _get(api, f"/apis/{MONITORING}") is None:
+        return Check(name, True, "no Prometheus operator is installed: nothing is scraped, and no alert is raised")
+    rules = f"/apis/{MONITORING}/v1/namespaces/{settings.namespace}/prometheusrules/phantom"
+    needed = {
+        f"namespace {PROMETHEUS_NAMESPACE}": f"/api/v1/namespaces/{PROMETHEUS_NAMESPACE}",
+        f"secret {SCRAPE_SECRET}": f"/api/v1/namespaces/{settings.namespace}/secrets/{SCRAPE_SECRET}",
+    }
+    found = {what: _get_if_allowed(api, path) for what, path in {"rules": rules, **needed}.items()}
+    if found.pop("rules") is None:
+        return Check(name, True, "not applied; `kubectl apply -k k8s/overlays/monitoring` adds alerts and a dashboard")
+    missing = [what for what, there in found.items() if there is None]
+    finding = f"missing: {', '.join(missing)}" if missing else "k8s/overlays/monitoring is applied"
+    fix = "k8s/secrets.sh makes the secret; k8s/overlays/monitoring/network.yaml names the namespace of Prometheus"
+    return Check(name, not missing, finding, fix)
