@@ -1,8 +1,9 @@
 """What a run of a flow may set from outside: `prefect deployment run -p params='{"train": {"steps": 50}}'`.
 
 Who may start a run does not thereby choose what this platform executes, reads, sends or reveals: images, commands,
-secrets, environment variables, addresses, places. Those are set in the checkout's params.yaml alone. What is not listed
-here is refused, so a new setting is, too, until it is listed.
+secrets, environment variables, addresses, places. Those are set in the checkout's params.yaml alone, which in a cluster
+is made of the ConfigMap phantom-settings. What is not listed here is refused, so a new setting is, too, until it is
+listed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def run_overrides(params: dict[str, Any] | None, root: Path) -> list[str]:
     given = _flat(params or {})
     if refused := [key for key in given if not _is_allowed(key)]:
         raise UserError(
-            f"params: {', '.join(refused)} may not be set by a run, only in params.yaml; accepted: {', '.join(ALLOWED)}"
+            f"params: {', '.join(refused)} may not be set by a run, only in params.yaml (in a cluster: the ConfigMap "
+            f"phantom-settings); accepted: {', '.join(ALLOWED)}"
         )
     for key in PATHS:
         if given.get(key) is not None:
