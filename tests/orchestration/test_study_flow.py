@@ -151,7 +151,7 @@ def test_a_run_sets_nothing_of_the_platform_whose_settings_are_the_checkouts(
     with pytest.raises(UserError, match=r"^ours:1 local http://mlflow:5000 "):
         flow.study("toy", params={"compute": {"train": "local"}})
     with pytest.raises(
-        UserError, match=r"^params: cluster\.image may not be set by a run, only in params\.yaml \(in a cluster: the Conf"
+        UserError, match=r"^params: cluster\.image may not be set by a run, only in params\.yaml \(in a cluster: the"
     ):
         flow.study("toy", params={"cluster": {"image": "theirs:1"}})
     shutil.copytree(tmp_path / "studies/toy", tmp_path / "outside")

@@ -36,8 +36,8 @@ KUEUE = ("kueue-system", "kueue-manager-config", "controller_manager_config.yaml
 FRAMEWORKS = {"pytorchjob": "kubeflow.org/pytorchjob", "trainjob": "trainer.kubeflow.org/trainjob"}
 # Created by k8s/secrets.sh.
 SERVICE_SECRETS = ("phantom-postgres", "phantom-prefect", "phantom-mlflow", "phantom-mlflow-server", "phantom-s3")
-# k8s/overlays/monitoring: the group of its kinds, Prometheus' namespace, which its network policies name, and the secret
-# with which that logs in at Prefect's server.
+# k8s/overlays/monitoring: the group of its kinds, the namespace of Prometheus that its network policies name, and the
+# secret with which that logs in at Prefect's server.
 MONITORING, PROMETHEUS_NAMESPACE, SCRAPE_SECRET = "monitoring.coreos.com", "monitoring", "phantom-prefect-scrape"
 
 
