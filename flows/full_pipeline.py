@@ -32,7 +32,7 @@ from phantom.config import load_params
 from phantom.errors import Interrupted, StageFailed
 from phantom.orchestration.privacy import no_telemetry
 from phantom.orchestration.run import checkout_lock, describe, run_stage, score_rows, write_params
-from phantom.orchestration.run_settings import run_overrides
+from phantom.orchestration.run_settings import run_overrides, start_params
 from phantom.orchestration.stages import EVALUATION, REGISTERED, STAGES, Stage
 
 ROOT = Path(os.environ.get("PHANTOM_CHECKOUT", Path(__file__).resolve().parents[1]))  # in a pod: on the volume
@@ -132,7 +132,7 @@ def full_pipeline(params: dict[str, Any] | None = None, approval: bool = False) 
     ran: dict[str, bool] = {}
     pipeline = f"{flow_run.name} {str(flow_run.id)[:8]}"  # unchanged when the run resumes after approval
     with checkout_lock(ROOT) as lock:
-        for change in write_params(ROOT / "params.yaml", run_overrides(params, ROOT)):
+        for change in write_params(ROOT / "params.yaml", run_overrides(params, ROOT), start_params(ROOT)):
             print(change)
         for stage in STAGES:
             if stage == "register" and approval and not _approved():

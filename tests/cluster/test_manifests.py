@@ -22,6 +22,7 @@ from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
 from phantom.config import load_params, preset_path
 from phantom.errors import UserError
+from phantom.orchestration.run_settings import START
 from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
 from tests.cluster.manifests import (
     K8S,
@@ -254,6 +255,7 @@ def test_every_run_starts_from_the_images_code_and_the_present_settings(tmp_path
     subprocess.run(command, cwd=checkout, env=env, check=True, capture_output=True)
     now = load_params(checkout / "params.yaml")
     assert (now.train.steps, now.cluster, now.tracking) == (7, written.cluster, written.tracking)
+    assert load_params(checkout / START) == now
     assert [path.name for path in (checkout / "flows").iterdir()] == ["full_pipeline.py"]
     assert {path.name for path in checkout.iterdir()} == {".dvc", "data", "flows", "params.yaml"}  # no backups
 

@@ -18,6 +18,7 @@ import yaml
 from phantom.config import load_params
 from phantom.errors import StageFailed, UserError
 from phantom.orchestration import run as pipeline
+from phantom.orchestration.run_settings import START, platform_overrides
 from tests.orchestration.pipeline import ROOT, calls, load_flow, make_checkout
 
 STAGES = list(pipeline.STAGES)
@@ -306,6 +307,27 @@ def test_what_a_run_may_not_set_is_refused_before_anything_is_written(
     assert "; accepted: models.dtype, " in str(said.value)
     assert len(str(said.value).splitlines()) == 1
     assert (finished / "params.yaml").read_bytes() == before and calls(finished) == []
+
+
+def test_a_run_starts_from_the_settings_of_its_pod_and_not_from_those_of_the_run_before(
+    prefect_server: None, flow, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, start = finished / "params.yaml", finished / START
+    shutil.copy(path, start)
+    given, before = load_params(start), path.read_bytes()
+    pipeline.write_params(path, ["train.seed=77", "cluster.nodes=2"])  # of a run that has got the lock first
+    monkeypatch.setattr(flow, "STAGES", {})
+    monkeypatch.setattr(flow, "_link_model", lambda: None)
+    try:
+        assert "cluster.nodes=1" in platform_overrides(finished)  # of a study beside it
+        flow.full_pipeline(params={"evaluate": {"seed": 5}})
+        found = load_params(path)
+        assert (found.train.seed, found.cluster.nodes, found.evaluate.seed) == (given.train.seed, 1, 5)
+        flow.full_pipeline()
+        assert load_params(path) == given
+    finally:
+        start.unlink()
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("place", ["/etc", "../outside", "data/../../outside", "link", "s3://theirs/clips", 5, "~\0"])

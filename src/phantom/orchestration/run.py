@@ -228,8 +228,11 @@ def tail(process: subprocess.Popen[bytes], log: Path, on_line: LineCallback | No
             time.sleep(0.1)
 
 
-def write_params(path: Path, overrides: list[str]) -> list[str]:
-    """Validates `key=value` overrides and writes them to the file, keeping comments. Returns a line for each change."""
+def write_params(path: Path, overrides: list[str], start: Path | None = None) -> list[str]:
+    """Validates `key=value` overrides and writes them to the file, keeping comments. Returns a line for each change.
+
+    start: the file whose settings are changed, by default that at `path` itself.
+    """
     from ruamel.yaml import YAML, RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
@@ -237,12 +240,13 @@ def write_params(path: Path, overrides: list[str]) -> list[str]:
 
     Representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
 
-    check_benchmarks(load_params(path, overrides))  # nothing is written unless the result is valid
+    start = start or path
+    check_benchmarks(load_params(start, overrides))  # nothing is written unless the result is valid
     yaml = YAML()
     yaml.Representer = Representer
     yaml.preserve_quotes = True
     yaml.width = 120
-    tree = yaml.load(path.read_text(encoding="utf-8"))
+    tree = yaml.load(start.read_text(encoding="utf-8"))
     changes = []
     for override in overrides:
         key, _, text = override.partition("=")
@@ -254,7 +258,7 @@ def write_params(path: Path, overrides: list[str]) -> list[str]:
         if node.get(leaf) != value:
             changes.append(f"{path}: {key}: {node.get(leaf)} -> {value}")
             node[leaf] = value
-    if changes:
+    if changes or start != path:
         new = path.with_suffix(".tmp")
         with new.open("w", encoding="utf-8") as file:
             yaml.dump(tree, file)

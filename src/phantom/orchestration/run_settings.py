@@ -30,6 +30,8 @@ ALLOWED = (
 )
 PATHS = ("data.path", "train.init_from")  # among them: must lie in the workspace
 PLATFORM = ("tracking", "compute", "cluster")  # sections: where runs take place and are recorded
+# In a cluster: the settings from which runs start, made by the init container of their pods (k8s/base/40-worker.yaml).
+START = Path(".dvc/tmp/phantom/params.yaml")
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
@@ -50,9 +52,14 @@ def run_overrides(params: dict[str, Any] | None, root: Path) -> list[str]:
     return _overrides(given)
 
 
+def start_params(root: Path) -> Path:
+    """The file with the settings that a run changes: params.yaml, in a cluster `START`, which no other run changes."""
+    return root / START if (root / START).is_file() else root / "params.yaml"
+
+
 def platform_overrides(root: Path) -> list[str]:
     """The checkout's own settings of `PLATFORM`, for runs whose others come from elsewhere, as a study's do."""
-    path = root / "params.yaml"
+    path = start_params(root)
     return _overrides(_flat(select(load_params(path), PLATFORM, without=()))) if path.is_file() else []
 
 
