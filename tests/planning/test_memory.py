@@ -93,6 +93,19 @@ def test_checkpointed_activations_are_the_blocks_inputs(make_params, precision: 
     assert kept == planned_activations(params) * (1.5 if precision == "float32" else 1)
 
 
+def test_selective_checkpointing_keeps_the_attention_of_all_blocks_that_a_force_reaches(make_params):
+    kept = {}
+    for force in ("none", "video"):  # the physics branch is beside one of the two blocks
+        settings = ("physics.num_layers=1", f"physics.force={force}")
+        full, selective = (
+            planned_activations(small(make_params, "float32", kind, "to_physics", *settings))
+            for kind in ("full", "selective")
+        )
+        kept[force] = selective - full
+    stream = 2 * 8 * 8 * 8 * 48 * 4  # bytes of the video tokens of two samples
+    assert kept["video"] - kept["none"] == 2 * stream  # self-attention and text, in the other block
+
+
 def test_what_each_strategy_shards():
     def memory(strategy: str, gpus: int) -> dict[str, int]:
         return plan(full_size_params(f"train.strategy={strategy}"), "B200", gpus)["memory_per_gpu"]

@@ -143,7 +143,9 @@ def _activations(params: Params, parts: Parts) -> Activations:
         every = params.train.selective_every
         kept = {*range(every - 1, video["num_layers"], every)}
         kept_z, kept_c = len(kept & paired), len(kept.intersection(coupling["blocks"]))
-        elements += 2 * (len(kept if reads else kept & paired) * stream_v + kept_z * stream_z) + kept_c * inner_c
+        elements += (
+            2 * (len(kept if parts.reaches_video else kept & paired) * stream_v + kept_z * stream_z) + kept_c * inner_c
+        )
     a, b = bytes_of["retained"]
     retained = a * (stream_v + stream_z) + b * (hidden_v + hidden_z)
     return Activations(bytes_of["stream"] * elements, block_v + block_z + block_c, retained)
