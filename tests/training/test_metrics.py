@@ -71,6 +71,13 @@ def test_what_goes_wrong_is_seen(monkeypatch: pytest.MonkeyPatch):
     assert "unknown" not in found
 
 
+@pytest.mark.parametrize("port", ["70000", "-1", "tcp://10.0.0.1:9400"])
+def test_a_port_that_is_none_stops_nothing(port: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setenv(METRICS_PORT_ENV, port)
+    Metrics("phantom", 10).progress(3)
+    assert f"{METRICS_PORT_ENV}: {port}:" in capsys.readouterr().err
+
+
 def test_one_process_of_a_pod_serves_and_a_port_in_use_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.setenv(METRICS_PORT_ENV, str(port := free_port()))
     first, second = Metrics("phantom", 10), Metrics("phantom", 10)

@@ -53,7 +53,7 @@ class Metrics:
         self._labels = {"model": model}
         try:
             self._server, _ = start_http_server(int(port), registry=registry)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             say(f"{METRICS_PORT_ENV}: {port}: {error}; training goes on without metrics for Prometheus", "warning")
             return
         self._set(steps=steps, alpha_stalled=0, bad_steps=0)
