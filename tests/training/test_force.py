@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from phantom.model.hub import read_export_config
 from phantom.training.conditioning import TrainingSet, heldout_sample
 from phantom.training.trainer import train
 from tests.data.latents import read_index
+from tests.training.processes import Run
 from tests.training.random_latents import write_latents
 from tests.training.runs import history, same, weights
 
@@ -95,6 +97,22 @@ def test_the_input_needs_clips_with_forces_and_a_physics_branch(forced, run_para
     refused = r"^physics\.force: found physics, but no force acts in any training clip; accepted: none, or [^\n]*$"
     with pytest.raises(UserError, match=refused):
         train(run_params("physics.force=physics"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_a_sharded_run_trains_the_same_and_the_input_rests_in_steps_of_the_twin_alone(forced, tmp_path, strategy):
+    if strategy == "zero2":
+        pytest.importorskip("deepspeed", reason="needs the deepspeed extra")
+    common = ("physics.force=video", "train.steps=3", "train.twin_steps=1", "train.recursive_weight.every=1")
+    train(forced(*common))
+    (tmp_path / "other").mkdir()
+    shutil.copytree("data", tmp_path / "other/data")
+    run = Run(forced(*common, f"train.strategy={strategy}", "train.processes=2"), tmp_path / "other")
+    assert run.wait(250) == [0, 0], run.log.read_text()
+    theirs = weights(tmp_path / "other")
+    assert weights()[INPUT].any() and torch.allclose(weights()[INPUT], theirs[INPUT], atol=1e-5)
+    for a, b in zip(history(), history(tmp_path / "other"), strict=True):
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
 
 
 def test_a_table_of_clips_from_before_there_were_forces_is_read(run_params, monkeypatch):

@@ -279,7 +279,7 @@ class Trainer:
         batches = [batch.to(self.device) for batch in micro_batches]
         if twin_alone:
             batches = [batch.uncoupled() for batch in batches]
-        forward = partial(self._forward, batches, not (twin_alone and learner.skips_parts))
+        forward = partial(self._forward, batches, not twin_alone)
         if measured:
             seen = learner.measured_backward(forward, self._observe_norms)
         else:
@@ -311,15 +311,21 @@ class Trainer:
     def _forward(self, batches: list[Batch], video: bool) -> Iterator[Losses]:
         """Yields the losses of each micro-batch, computed lazily. Accumulates the head's gradient on the way.
 
-        video: False leaves the video branch and the coupling out.
+        video: False leaves the video branch and the coupling out, or L_v where the learner skips no part.
         """
-        watches = self.weight.watches_head
+        watches, runs_video = self.weight.watches_head, video or not self.learner.skips_parts
         with self.head.watching() if watches else nullcontext():
             for batch in batches:
                 with self.autocast():
                     each = losses(
-                        self.learner.model, batch, of_physics=self.of_physics, video=video, alignment=self.alignment
+                        self.learner.model,
+                        batch,
+                        of_physics=self.of_physics,
+                        video=runs_video,
+                        alignment=self.alignment,
                     )
+                if runs_video and not video:
+                    each = each._replace(video=0 * each.video)  # a gradient of zeros, for which DeepSpeed waits
                 if watches:
                     self.head.add(batch, self.settings.batch_size)
                 self.watchdog.alive()
