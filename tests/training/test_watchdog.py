@@ -13,7 +13,8 @@ import pytest
 from torch.distributed.flight_recorder.components.loader import read_dump
 
 from phantom.training import watchdog
-from phantom.training.trainer import Trainer
+from phantom.training.process_group import COLLECTIVE_TIMEOUT
+from phantom.training.trainer import Trainer, train
 from tests.training.processes import Run
 
 pytestmark = pytest.mark.timeout(300)
@@ -71,3 +72,15 @@ def test_a_run_with_a_hung_process_ends_within_the_limit_and_names_it(make_works
     (records,) = (tmp_path / "run").glob("checkpoints/*/hang")
     assert sorted(file.name for file in records.iterdir()) == ["rank_0", "rank_1"][: 2 if how == "asleep" else 1]
     assert read_dump("rank_", str(records / "rank_0"))["entries"][-1]["state"] != "completed"  # the one it waits in
+
+
+def test_a_resumed_run_that_hangs_at_once_is_said_to_hang_after_the_step_that_it_resumed_from(run_params):
+    constant = "train.optimizer.decay=constant"
+    train(run_params(constant, "train.steps=2"))
+    trainer = Trainer(run_params(constant, "train.steps=4"), Path(), "phantom", held=False)
+    trainer.tracker.close()
+    assert trainer.step == trainer.watchdog.step == 2
+
+
+def test_the_watchdog_speaks_before_the_collectives_of_the_start_time_out():
+    assert COLLECTIVE_TIMEOUT.total_seconds() > watchdog.START_LIMIT_SECONDS + watchdog.POLL_SECONDS

@@ -154,7 +154,8 @@ def write_flight_record(path: Path) -> None:
 
 
 def _of_training() -> list[dist.ProcessGroup]:
-    return [group for group in distributed_c10d._world.pg_map if group not in _of_threads]
+    # A copy, made at once: the watchdog's thread reads while training may add a group.
+    return [group for group in [*distributed_c10d._world.pg_map] if group not in _of_threads]
 
 
 _of_threads: list[dist.ProcessGroup] = []  # from `new_cpu_group`

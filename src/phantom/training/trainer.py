@@ -503,6 +503,7 @@ class Trainer:
         if self.is_first:
             self.window.load(found.state["window"])
         self.step, self.history = found.step, found.state["history"]
+        self.watchdog.step = self.step
         if self.step == self.settings.steps:
             self.heldout = found.state["heldout"]
         if self.is_first and self.step < self.settings.steps:

@@ -24,28 +24,33 @@ from phantom.errors import listed, write_outcome
 from phantom.progress import say
 from phantom.training import process_group
 
+MARGIN_SECONDS = 60.0  # of the time-out of collectives over the limit: the watchdog speaks first
 STEP_LIMIT_SECONDS = 600.0  # without progress in training; NCCL's own limit
-START_LIMIT_SECONDS = process_group.COLLECTIVE_TIMEOUT.total_seconds()  # while starting, saving, validating, sampling
+# While starting, saving, validating, sampling; collectives start with this time-out.
+START_LIMIT_SECONDS = process_group.COLLECTIVE_TIMEOUT.total_seconds() - MARGIN_SECONDS
 POLL_SECONDS = 5.0
 ANSWER_SECONDS = 15.0  # in which every process must answer
-MARGIN_SECONDS = 60.0  # of the time-out of collectives over the limit: the watchdog speaks first
 CODE = Path(__file__).parents[1]
 
 
 class Watchdog:
-    """Watches a run of several processes; does nothing in a run of one. name: of the model. folder: for the records."""
+    """Watches a run of several processes; does nothing in a run of one. name: of the model. folder: for the records.
+
+    step: the last one that is done; a resumed run sets it.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         self.rank, self.ranks = process_group.place()
-        self._step, self._limit, self._seen, self._closed = 0, START_LIMIT_SECONDS, time.monotonic(), threading.Event()
+        self.step = 0
+        self._limit, self._seen, self._closed = START_LIMIT_SECONDS, time.monotonic(), threading.Event()
         if self.ranks > 1:
             self._store = process_group.new_store_client()
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def progress(self, step: int) -> None:
         """`step` steps are done in all processes, which have just met in a collective: the short limit holds."""
-        self._step = step
+        self.step = step
         self._set_limit(STEP_LIMIT_SECONDS)
 
     def alive(self) -> None:
@@ -69,7 +74,7 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while not self._closed.wait(min(POLL_SECONDS, self._limit / 4)):
-                state = {"step": self._step, "collectives": process_group.collectives(), "code": _current_line()}
+                state = {"step": self.step, "collectives": process_group.collectives(), "code": _current_line()}
                 self._store.set(f"watchdog/state/{self.rank}", json.dumps(state))
                 if time.monotonic() - self._seen > self._limit:
                     self._store.set("watchdog/alarm", f"{self._limit / 60:.3g} minutes")
