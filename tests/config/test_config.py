@@ -54,7 +54,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     former = validate(tree)
     assert former.train.method == "phantom"
     # What identifies a result keeps its hash: checkpoints and runs of studies from before are found again.
-    for change in ((), ("train.lora.rank=8",), ("train.alignment.block=2",)):
+    for change in ((), ("train.lora.rank=8",), ("train.alignment.block=2",), ("train.force_dropout=0.3",)):
         found = identity(validate(apply_overrides(tree, change)), ("train",), without=())
         assert found["train"].keys() == tree["train"].keys()
     for key in ("vlm", "surprise"):
@@ -69,6 +69,8 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     for method, names in (("lora", {"lora"}), ("alignment", {"lora", "alignment"})):
         of_method = both.model_copy(update={"train": both.train.model_copy(update={"method": method})})
         assert {"lora", "alignment"} & identity(of_method, ("train",), without=())["train"].keys() == names
+    forced = validate(apply_overrides(tree, ["train.force_dropout=0.3", "physics.force=video"]))
+    assert identity(forced, ("train",), without=())["train"]["force_dropout"] == 0.3
 
 
 def test_params_yaml_is_the_mini_preset():

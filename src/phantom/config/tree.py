@@ -80,6 +80,7 @@ def identity(params: Params, names: Collection[str], without: Collection[Role]) 
     for name, has_meaning in (
         ("lora", params.train.trains_adapters),
         ("alignment", params.train.method == "alignment"),
+        ("force_dropout", params.physics.force != "none"),
     ):
         if not has_meaning:
             found.get("train", {}).pop(name, None)
