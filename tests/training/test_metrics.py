@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from phantom import logs
 from phantom.training.metrics import HELP, METRICS_PORT_ENV, PREFIX, Metrics
 from phantom.training.trainer import Trainer, train
 from tests.orchestration.prefect_server import free_port
@@ -30,6 +31,7 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
 def test_a_run_is_seen_while_it_trains_and_is_not_changed_by_it(run_params, monkeypatch: pytest.MonkeyPatch):
     params = run_params("train.control=true", "train.steps=4")
     train(params)
+    assert logs.context["step"] is None  # lines after the run are of none of its steps
     unseen = weights(), weights(name="control")
     for folder in ("checkpoints", "models"):
         shutil.rmtree(folder)

@@ -262,6 +262,7 @@ class Trainer:
                 self.tracker.close(status)
         self.accelerator.wait_for_everyone()
         self.watchdog.close()
+        logs.context["step"] = None  # of lines about this run alone
         return self._result()
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Any]:
