@@ -113,6 +113,7 @@ def mp4(folder: Path) -> bytes:
             "force: magnitude: found 2; accepted: from 0 to 1",
         ),
         ({"force": {"wind": {"angle": 0, "magnitude": 1}}}, "force", "force: found one; accepted by the model"),
+        ({"profile": "quick"}, "profile", "profile: found 'quick'; accepted: exact, fast"),
         ({"promt": "a"}, "promt", "found 'promt'; accepted: prompt, model"),
         ({"\udc80": "a"}, "?", "found '\\udc80'; accepted: prompt, model"),
         ({"input_reference": "x"}, "input_reference", "accepted: a file, or an object with image_url or video_url"),

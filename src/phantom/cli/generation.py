@@ -80,6 +80,12 @@ def generate(
     wind: Annotated[
         str | None, typer.Option(metavar="ANGLE,MAGNITUDE", help="A wind over the whole picture, likewise.")
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|fast", help="fast: caches attention over the steps, which changes the video a little."
+        ),
+    ] = "exact",
     endpoint: Annotated[
         str | None, typer.Option(help="With --refine prompt: an OpenAI-compatible server, http://localhost:8000/v1.")
     ] = None,
@@ -121,6 +127,7 @@ def generate(
         "physics": physics,
         "refine": _refinement(refine, rounds=refine_rounds, until=refine_until, threshold=refine_threshold),
         "force": parse_forces(force or [], wind) if force or wind is not None else None,
+        "profile": profile,
         "search": None if best_of is None else Search(best_of, score or "vjepa", encoder, keep_all),
     }
     asked = {

@@ -10,6 +10,7 @@ from phantom.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+PROFILES = ("exact", "fast")
 OUTPUT_TYPES = ("np", "pil", "pt", "uint8", "latent")
 
 
@@ -80,6 +81,13 @@ def check_names(output_type: str, tensor_inputs: Iterable[str], accepted_inputs:
         raise BadArgument(
             f"callback_on_step_end_tensor_inputs: found {list(tensor_inputs)}; accepted: {', '.join(accepted_inputs)}"
         )
+
+
+def check_profile(name: str) -> str:
+    """`name`. Raises BadArgument for a profile of sampling that there is not."""
+    if name not in PROFILES:
+        raise BadArgument(f"profile: found {name!r}; accepted: {', '.join(PROFILES)}")
+    return name
 
 
 def check_size(

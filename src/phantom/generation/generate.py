@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phantom.config import VIDEOJAM_GUIDANCE, Refine
 from phantom.errors import UserError
 from phantom.force.prompt import ForcePrompt
+from phantom.generation.arguments import check_profile
 from phantom.generation.search import Search, Searching
 from phantom.progress import is_first_process, quiet_loading, say, track
 
@@ -53,6 +54,7 @@ class Generated:
     modality_guidance_scale: float | None = None  # None: off
     evaluations: int | None = None
     force: dict[str, Any] | None = None  # `ForcePrompt.to_dict`; None: none
+    profile: dict[str, Any] | None = None  # what the profile `fast` chose; None: exact
 
 
 def generate(
@@ -70,6 +72,7 @@ def generate(
     search: Search | None = None,
     refine: Refine | Literal[False] | None = None,
     force: ForcePrompt | Sequence[ForcePrompt] | None = None,
+    profile: str = "exact",
 ) -> Generated:
     """Generates a video of `prompt` and writes it to `out`, an mp4. None takes the model's `PhantomPipeline.defaults`.
 
@@ -82,14 +85,14 @@ def generate(
         search: write the best of several videos, from consecutive seeds from `seed`.
         refine: self-refinement; False: none, whatever the model's default is.
         force: pushes and wind, for a model that was trained with them.
+        profile: `exact`, or `fast`, which changes the video a little (`phantom.generation.profile`).
 
     Raises UserError.
     """
     if Path(out).suffix != ".mp4":
         raise UserError(f"out: found {str(out)!r}; accepted: a file name that ends in .mp4")
-    return _generate(
-        model, [prompt], [Path(out)], seed, image, video, steps, frames, guidance, fps, physics, search, refine, force
-    )[0]
+    options = image, video, steps, frames, guidance, fps, physics, search, refine, force, profile
+    return _generate(model, [prompt], [Path(out)], seed, *options)[0]
 
 
 def generate_all(
@@ -133,7 +136,11 @@ def _generate(
     search: Search | None = None,
     refine: Refine | Literal[False] | None = None,
     force: ForcePrompt | Sequence[ForcePrompt] | None = None,
+    profile: str = "exact",
 ) -> list[Generated]:
+    from phantom.generation.profile import using_profile
+
+    check_profile(profile)
     if image is not None and video is not None:
         raise UserError("image and video: found both; accepted: one of them")
     if not all(prompt.strip() for prompt in prompts):
@@ -153,7 +160,7 @@ def _generate(
     }
     rate = defaults["fps"] if fps is None else fps
     condition = read_condition(image, video, rate, defaults)
-    sources = {
+    sources: dict[str, Any] = {
         "image": None if image is None else str(image),
         "video": None if video is None else str(video),
         "model": str(model),
@@ -162,7 +169,12 @@ def _generate(
     searching = None if search is None else Searching(search, pipe, settings["num_frames"], condition)
     results = []
     videos = len(prompts) * (search.best_of if search else 1)
-    with track("generate", videos * settings["num_inference_steps"], "steps", shown=is_first_process()) as bar:
+    with (
+        track("generate", videos * settings["num_inference_steps"], "steps", shown=is_first_process()) as bar,
+        using_profile(pipe, profile, settings) as chosen_profile,
+    ):
+        if chosen_profile is not None:
+            sources["profile"] = chosen_profile
 
         def make(prompt: str, force: ForcePrompt | None, seed: int) -> np.ndarray:
             return make_video(pipe, prompt, seed, {**condition, **settings, "force": force}, bar.advance)[0]
@@ -304,12 +316,16 @@ def _load(model: Path, fingerprint: str) -> PhantomPipeline:
 
 
 def load_pipeline(model: Path) -> PhantomPipeline:
-    """The pipeline of an export or a saved pipeline, on the GPU if there is one. Raises UserError."""
+    """The pipeline of an export or a saved pipeline, on the GPU if there is one. Raises UserError.
+
+    On a GPU that has memory for it all components stay there; else they are moved there for their use.
+    """
     import torch
     from safetensors import SafetensorError
 
     from phantom.encoders import first_line
     from phantom.generation.pipeline import PhantomPipeline
+    from phantom.generation.profile import place
 
     on_gpu = torch.cuda.is_available()
     try:
@@ -320,8 +336,7 @@ def load_pipeline(model: Path) -> PhantomPipeline:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: {model}: {first_line(error)}") from None
     if on_gpu:
-        # One component at a time on the GPU; moving them costs little beside the steps.
-        pipe.enable_model_cpu_offload(torch.cuda.current_device())
+        place(pipe, torch.device("cuda", torch.cuda.current_device()))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

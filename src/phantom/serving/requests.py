@@ -10,14 +10,17 @@ from typing import Any
 
 from phantom.errors import UserError
 from phantom.force.prompt import ForcePrompt
-from phantom.generation.arguments import BadArgument, check_size
+from phantom.generation.arguments import BadArgument, check_profile, check_size
 
 MODELS = ("phantom", "base")  # base: the frozen base alone, from the same noise
 MAX_PROMPT = 4000  # characters
 MAX_STEPS = 200
 MAX_WORK = 4  # times the pixels of the model's default size and length
 MAX_SEED = 2**53 - 1  # what JavaScript can count to
-FIELDS = ("prompt", "model", "size", "seconds", "frames", "fps", "seed", "steps", "guidance", "force", "group")
+FIELDS = (
+    *("prompt", "model", "size", "seconds", "frames", "fps", "seed"),
+    *("steps", "guidance", "force", "profile", "group"),
+)
 
 
 class BadRequest(UserError):
@@ -44,6 +47,7 @@ class VideoRequest:
     guidance: float | None = None
     group: str | None = None  # the client's word for jobs that belong together
     force: dict[str, Any] | None = None  # `ForcePrompt.to_dict`
+    profile: str | None = None  # None: exact
 
 
 def parse(fields: Mapping[str, Any]) -> VideoRequest:
@@ -78,6 +82,7 @@ def parse(fields: Mapping[str, Any]) -> VideoRequest:
         guidance=_number(fields, "guidance", float, 0, 100),
         group=group,
         force=_force(fields.get("force")),
+        profile=_profile(fields.get("profile")),
     )
     if request.frames is not None and request.seconds is not None:
         raise BadRequest("seconds", "frames and seconds: found both; accepted: one of them")
@@ -149,6 +154,13 @@ def _force(value: Any) -> dict[str, Any] | None:
         return (ForcePrompt.from_json(value) if isinstance(value, str) else ForcePrompt.from_dict(value)).to_dict()
     except UserError as error:
         raise BadRequest("force", str(error)) from None
+
+
+def _profile(value: Any) -> str | None:
+    try:
+        return None if value in (None, "") else check_profile(str(value)[:60])
+    except UserError as error:
+        raise BadRequest("profile", str(error)) from None
 
 
 def _size(value: Any) -> tuple[int | None, int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from phantom.generation.arguments import PROFILES
 from phantom.serving.jobs import DONE
 from phantom.serving.requests import FIELDS, MODELS
 
@@ -91,6 +92,7 @@ _FIELDS = {
     "steps": {"type": "integer"},
     "guidance": _NUMBER,
     "force": {"type": "object", "description": "Pushes and wind, for a model trained with forces (docs/forces.md)"},
+    "profile": {"enum": list(PROFILES), "default": "exact"},
     "group": {**_TEXT, "description": "The client's word for videos that belong together"},
 }
 _URI = {"type": "object", "properties": {"image_url": _TEXT, "video_url": _TEXT}}

@@ -192,6 +192,7 @@ class Worker:
         """Writes `folder`/ID.mp4 and, if there are states, ID.physics.mp4. Returns what they were made from."""
         from phantom.data.video import write_mp4
         from phantom.generation.generate import default_refine, make_video, read_condition, save_video
+        from phantom.generation.profile import using_profile
         from phantom.serving.physics_view import physics_colours
 
         arguments = settings(request, model.about, conditioned=bool(sources))
@@ -208,13 +209,16 @@ class Worker:
 
         with_view = arguments["physics"] and model.pipe.transformer.has_physics
         arguments |= {"refine": default_refine(model.pipe), "return_physics": with_view}
-        frames, z = make_video(model.pipe, request.prompt, request.seed, {**condition, **arguments}, count)
+        with using_profile(model.pipe, request.profile or "exact", arguments) as profile:
+            frames, z = make_video(model.pipe, request.prompt, request.seed, {**condition, **arguments}, count)
         facts: dict[str, Any] = {
             "image": image.name if image else None,
             "video": video.name if video else None,
             "model": model.found.name,
             "fingerprint": model.fingerprint,
         }
+        if profile is not None:
+            facts["profile"] = profile
         if arguments["refine"]:
             facts["evaluations"] = model.pipe.evaluations
         if arguments["force"]:
