@@ -17,8 +17,11 @@ from phantom.errors import UserError
 from phantom.serving import models
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import Options
+from phantom.serving.requests import VideoRequest
 from phantom.serving.supervisor import Supervisor, _Slot
 from phantom.serving.worker import Worker, _Running, host, work_folder
+from tests.generation.pipelines import model as phantom
+from tests.generation.pipelines import pipeline, with_metadata
 from tests.serving.service import wait
 from tests.serving.test_app import ABOUT, make
 
@@ -51,6 +54,16 @@ def test_a_worker_that_was_taken_for_dead_leaves_the_others_video(worker: Worker
     worker.queue.complete("other:1", id, RESULT)
     worker._finish(late, _Running(late, 0.0))
     assert worker.results.size(f"videos/{id}.mp4") and worker.queue.get(id).status == "completed"
+
+
+def test_a_video_is_made_by_the_profile_that_was_asked_for(worker: Worker, tmp_path: Path):
+    served = models.ServedModel(models.Found(tmp_path, "tiny", "1"), pipeline(with_metadata(phantom())), "0" * 64)
+    made = {}
+    for profile in ("exact", "fast"):
+        request = VideoRequest("a ball", "phantom", seed=1, steps=20, profile=profile)
+        made[profile] = Worker._make(worker, served, request, tmp_path, profile, {}, lambda _: None)
+    assert made["exact"]["profile"] is None and made["fast"]["profile"]["cache"].startswith("TaylorSeer")
+    assert (tmp_path / "exact.mp4").read_bytes() != (tmp_path / "fast.mp4").read_bytes()
 
 
 def test_a_video_whose_job_was_deleted_in_the_last_moment_is_removed(worker: Worker):
