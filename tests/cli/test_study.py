@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
 
 from phantom import cli
+from tests.conftest import ROOT
 from tests.evaluation.study.made_up import ODD
 from tests.orchestration.studies import run_here, toy_study, write_study, write_study_latents
 
@@ -25,6 +27,18 @@ def phantom(tmp_path, monkeypatch, capsys):
         return int(end.value.code or 0), out, err
 
     return call
+
+
+def test_the_card_of_an_export_is_printed_with_a_study(phantom, tmp_path):
+    shutil.copytree(ROOT / "studies/physics-branch", tmp_path / "studies/physics-branch")
+    (tmp_path / "models/phantom").mkdir(parents=True)
+    (tmp_path / "models/phantom/README.md").write_text("# Phantom\n")
+    code, out, err = phantom("card", "physics-branch")
+    assert (code, err) == (0, "")
+    assert out.startswith("# Phantom\n\n## Results of the study physics-branch\n") and "| phantom - control |" in out
+    assert json.loads(phantom("card", "physics-branch", "--json")[1])["card"] == out
+    code, _, err = phantom("card", "physics-branch", "--model", "models/other")
+    assert code == 2 and err.startswith("model: models/other/README.md: no such file")
 
 
 def test_a_study_is_listed_run_and_reported(phantom, tmp_path, tiny_base):

@@ -49,7 +49,9 @@ class Work:
     def train(self, weights: str) -> None:
         (self.root / "models/phantom/config.json").write_text("{}", encoding="utf-8")
         (self.root / "models/phantom/model.safetensors").write_text(weights, encoding="utf-8")
-        (self.root / "models/phantom/README.md").write_text(f"# Phantom\n\n{weights}\n", encoding="utf-8")
+        (self.root / "models/phantom/README.md").write_text(
+            f"---\nlicense: apache-2.0\n---\n\n# Phantom\n\n{weights}\n", encoding="utf-8"
+        )
 
     def register(
         self,

@@ -44,6 +44,19 @@ def report(context: typer.Context, name: Name, set_: Set = None, as_json: AsJson
     _show_results(name, studies.report_study(name, _overrides(context, set_)), as_json)
 
 
+@study.command("card")
+def card(
+    name: Name,
+    model: Annotated[Path, typer.Option(help="The export whose card it is.")] = Path("models/phantom"),
+    as_json: AsJson = False,
+) -> None:
+    """Print the model card of an export with the numbers of a study, for the Hugging Face hub."""
+    from phantom.evaluation.study.card import study_card
+
+    text = study_card(name, model)
+    show({"card": text}, as_json, text.rstrip())
+
+
 @study.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the studies with their questions and how far they are."""

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from phantom.tracking.registered_model import Logged, destination, log_model, up
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
 REGISTERED = Path("reports/registered.json")
+CARD_HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)  # YAML, which the Hugging Face hub reads
 EVALUATED, REASON = "evaluated_on", "challenger_because"  # tags of a version
 
 
@@ -148,7 +150,8 @@ def _create_version(
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name, description="Physics branch and coupling")
     card = root / EXPORT / "README.md"
-    description = f"{tags['metric']} {tags['score']}\n\n" + (card.read_text(encoding="utf-8") if card.is_file() else "")
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    description = f"{tags['metric']} {tags['score']}\n\n{CARD_HEAD.sub('', text).strip()}"
     return client.create_model_version(
         name,
         model.uri,

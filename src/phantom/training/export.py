@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from phantom.config import Params
 from phantom.config.sampling import default_arguments
 from phantom.model import PhantomTransformer3DModel
 
+LICENSE = "apache-2.0"  # of the project and of Wan; the data that was trained on may ask for another
+TAGS = ["text-to-video", "image-to-video", "video-to-video", "physics", "phantom"]
 HISTORY, RESULT, HELDOUT = "history.json", "result.json", "heldout.json"
 
 
@@ -81,11 +84,29 @@ def _schedule(params: Params, held: bool) -> str:
     return "fixed" if params.train.recursive_weight.mode == "fixed" else "recursive"
 
 
+def card_head(params: Params, lora: bool) -> str:
+    """The YAML head of a card, from which the Hugging Face hub has license, base model, library and tags."""
+    from huggingface_hub import ModelCardData
+
+    base = params.models.base
+    on_hub = not Path(base).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
+    data = ModelCardData(
+        license=LICENSE,
+        library_name="diffusers",
+        pipeline_tag="text-to-video",
+        base_model=base if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        tags=[*TAGS, *(["lora"] if lora else [])],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
 def model_card(params: Params, result: dict[str, Any], held: bool) -> str:
     """README.md of an export."""
     models, schedule, seed = params.models, _schedule(params, held), params.models.physics_encoder_random_seed
     random = "" if seed is None else f" with random weights (seed {seed})"
-    return f"""# Phantom: {"control, alpha_z held at 0" if held else "physics branch and coupling"}
+    return f"""{card_head(params, lora=False)}
+# Phantom: {"control, alpha_z held at 0" if held else "physics branch and coupling"}
 
 The trained parts only. The frozen base is loaded from where `config.json` says, and refused if it is another one.
 
@@ -107,7 +128,8 @@ def lora_card(params: Params, lora: dict[str, Any], result: dict[str, Any]) -> s
     aligned = train.method == "alignment"
     how = "with token relation distillation" if aligned else "on the videos alone"
     teacher = f"; teacher `{params.models.physics_encoder}`, weight {train.alignment.weight:g}" if aligned else ""
-    return f"""# LoRA on `{params.models.base}`, fine-tuned {how}
+    return f"""{card_head(params, lora=True)}
+# LoRA on `{params.models.base}`, fine-tuned {how}
 
 The adapters only, as diffusers stores them. This project refuses to load them on another base, diffusers does not.
 
