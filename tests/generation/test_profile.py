@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import av
 import pytest
 import torch
 
+from phantom import cli
 from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
 from phantom.generation import profile
@@ -97,6 +101,16 @@ def test_what_the_cache_holds_is_what_is_planned(pipe, guidance: float, physics:
 def test_a_large_gpu_keeps_all_weights():
     paper = {"transformer": 20 * GIB, "text_encoder": 11 * GIB, "vae": 3 * GIB, "physics_encoder": GIB}
     assert stays_on_gpu(paper, 140 * GIB) and not stays_on_gpu(paper, 48 * GIB)
+
+
+def test_the_command_takes_a_profile(export, tmp_path, monkeypatch, capsys):
+    call = ["generate", "--model", str(export), "--prompt", "a ball", "--out", str(tmp_path / "a.mp4"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["phantom", *call, "--profile", "fast"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    found = json.loads(capsys.readouterr().out)["profile"]
+    assert (found["name"], found["cache"]) == ("fast", "none: 2 steps; caches were measured with 20")
 
 
 def test_another_profile_is_refused_before_anything_is_loaded(tmp_path):

@@ -45,19 +45,20 @@ def using_profile(pipe: PhantomPipeline, name: str, arguments: dict[str, Any]) -
     cache, said = choose_cache(pipe, call, free)
     backend = choose_backend(pipe)
     tiled = free is not None and decoder_bytes(pipe, call) > free
-    vae_settings = {key: value for key, value in vars(pipe.vae).items() if key.startswith(("use_", "tile_"))}
+    vae: Any = pipe.vae
+    before = {key: value for key, value in vars(vae).items() if key.startswith(("use_", "tile_"))}
     if cache is not None:
         pipe.transformer.enable_cache(cache)
     if tiled:
-        pipe.vae.enable_tiling()
-    chosen = {"name": name, "cache": said, "attention_backend": backend, "vae_tiling": tiled or pipe.vae.use_tiling}
+        vae.enable_tiling()
+    chosen = {"name": name, "cache": said, "attention_backend": backend, "vae_tiling": vae.use_tiling}
     try:
         with attention_backend(backend):
             yield chosen | {"offloading": is_offloaded(pipe)}
     finally:
         if cache is not None:
             pipe.transformer.disable_cache()
-        vars(pipe.vae).update(vae_settings)
+        vars(vae).update(before)
 
 
 def choose_cache(pipe: PhantomPipeline, call: dict[str, Any], free: int | None) -> tuple[Any, str]:
