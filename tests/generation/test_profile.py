@@ -14,7 +14,7 @@ from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
 from phantom.generation import profile
 from phantom.generation.generate import generate, generate_all
-from phantom.generation.profile import cache_bytes, stays_on_gpu, using_profile
+from phantom.generation.profile import cache_bytes, place, stays_on_gpu, using_profile, weight_bytes
 from tests.generation.pipelines import SIZE, seeded
 
 GIB = 2**30
@@ -101,6 +101,16 @@ def test_what_the_cache_holds_is_what_is_planned(pipe, guidance: float, physics:
 def test_a_large_gpu_keeps_all_weights():
     paper = {"transformer": 20 * GIB, "text_encoder": 11 * GIB, "vae": 3 * GIB, "physics_encoder": GIB}
     assert stays_on_gpu(paper, 140 * GIB) and not stays_on_gpu(paper, 48 * GIB)
+
+
+@pytest.mark.parametrize(("spare", "done"), [(0, "to"), (-1, "enable_model_cpu_offload")])
+def test_weights_stay_on_a_gpu_if_they_take_half_of_what_is_free(pipe, monkeypatch, spare: int, done: str):
+    free, calls = 2 * sum(weight_bytes(pipe).values()) + spare, []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    for name in ("to", "enable_model_cpu_offload"):
+        monkeypatch.setattr(pipe, name, lambda _, name=name: calls.append(name))
+    place(pipe, torch.device("cuda", 0))
+    assert calls == [done]
 
 
 def test_the_command_takes_a_profile(export, tmp_path, monkeypatch, capsys):
