@@ -13,13 +13,14 @@ import typer
 from phantom.cli.shared import (
     AsJson,
     Index,
-    Model,
     Of,
     ParamsFile,
     Physics,
+    Pipeline,
     Set,
     Videos,
     app,
+    arguments,
     find_part,
     resumable,
     sample,
@@ -60,16 +61,17 @@ def _sample_command(benchmark: Benchmark, options: Any) -> Callable[..., None]:
         **given: Any,
     ) -> None:
         part = find_part(index, of)
-        with stage("sample", context, params, set_, benchmark=benchmark, given=given) as tree:
+        stated = [one.partition("=")[0] for one in arguments(context, params, set_)[1]]
+        with stage("sample", context, params, set_, benchmark=benchmark, given={**given, "model": model}) as tree:
             from phantom.data.part import Part
             from phantom.evaluation.sample_benchmark import sample_benchmark
 
-            result = sample_benchmark(benchmark, tree, model, out, physics, given, part and Part(*part))
+            result = sample_benchmark(benchmark, tree, model, out, physics, given, part and Part(*part), stated)
         made = f"{result.videos} videos of {result.frames} frames at {result.fps} per second"
         if is_first_process():
             show(result, as_json, f"{result.out}: {made}")
 
-    first = [_parameter("model", Model), _parameter("out", Videos)]
+    first = [_parameter("model", Pipeline), _parameter("out", Videos)]
     parts = [_parameter("index", Index, None), _parameter("of", Of, None)]
     last = [_parameter("physics", Physics, True), *parts, *SETTINGS, AS_JSON]
     said = f"Generate the videos of {benchmark.title}, with the settings of `evaluate` and the sizes of `data`."

@@ -37,7 +37,9 @@ app.add_typer(sample, name="sample")
 ParamsFile = Annotated[Path | None, typer.Option("--params", help="Settings file (params.yaml).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Model = Annotated[Path, typer.Option(help="An export (models/phantom) or a folder of a diffusers pipeline.")]
+Pipeline = Annotated[
+    Path, typer.Option(help="An export (models/phantom) or a diffusers pipeline: a folder, or an id of the hub.")
+]
 Videos = Annotated[Path, typer.Option(help="Output folder; existing videos are kept.")]
 Index = Annotated[int | None, typer.Option(help="Generate one part of the videos: its number, from 0.", min=0)]
 Of = Annotated[int | None, typer.Option(help="Number of parts, with --index.", min=1)]

@@ -40,13 +40,19 @@ from phantom.progress import is_first_process, quiet_loading, track
 ALL = Part()
 
 
-def find_model(folder: Path, params: Params, physics: bool = True, text: bool = False) -> Model:
-    """The model in `folder`. `text`: it is asked for videos of prompts alone. Raises UserError if there is none."""
-    pipeline = partial(load, folder, params, text)
+def find_model(
+    folder: Path, params: Params, physics: bool = True, text: bool = False, hub: tuple[str, str] | None = None
+) -> Model:
+    """The model in `folder`. `text`: it is asked for videos of prompts alone. Raises UserError if there is none.
+
+    hub: id and commit of a repository whose files they are; a pipeline is identified by these instead of its contents.
+    """
+    pipeline, name = partial(load, folder, params, text), hub[0].rpartition("/")[2] if hub else folder.name
     if read_export_config(folder) is not None:
-        return exported_model(folder.name, component_identities(folder), pipeline, physics)
+        return exported_model(name, component_identities(folder), pipeline, physics)
     if (folder / "model_index.json").is_file():
-        return Model(folder.name, {"folder": digest(folder), "physics": physics}, pipeline, physics)
+        files = {"hub": list(hub)} if hub else {"folder": digest(folder)}
+        return Model(name, {**files, "physics": physics}, pipeline, physics)
     raise UserError(f"{folder}: no model here; accepted: an export (models/phantom) or a folder of diffusers")
 
 
@@ -187,6 +193,7 @@ def _generate_window(
         "negative_prompt": settings.sampling.negative_prompt,
     }
     arguments = {key: value for key, value in common.items() if key in parameters}
+    arguments |= settings.arguments or {}
     clips = [clip for clip in conditions if clip is not None]
     if isinstance(pipe, PhantomPipeline):
         if settings.prefix_frames > pipe.defaults["max_prefix_frames"]:
@@ -236,11 +243,12 @@ def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
     dtype: Any = getattr(torch, params.models.dtype)
     index = folder / "model_index.json"
     exported = read_export_config(folder) is not None
-    kind = "PhantomPipeline" if exported else json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    written = {} if exported else json.loads(index.read_text(encoding="utf-8"))
+    kind = "PhantomPipeline" if exported else written["_class_name"]
     found: Any = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
     if kind.startswith("Wan"):
         dtype = {"default": dtype, "vae": torch.float32}  # as in Wan
-    if kind == "WanPipeline" and not text:  # the class in the files of Wan 2.2 TI2V
+    if kind == "WanPipeline" and written.get("expand_timesteps") and not text:  # the class in the files of Wan 2.2 TI2V
         from diffusers import WanImageToVideoPipeline  # imported here, since it warns that torchvision is missing
 
         found = WanImageToVideoPipeline

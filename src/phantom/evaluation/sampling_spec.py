@@ -30,6 +30,7 @@ class Settings:
     batch_size: int
     sampling: Sampling
     longest: int | None = None  # frames of a window, condition included; None: all frames are generated at once
+    arguments: dict[str, Any] | None = None  # further ones of the pipeline, by its published recipe
 
     @classmethod
     def for_physics_iq(cls, params: Params, mode: Mode) -> Settings:
@@ -78,9 +79,10 @@ class Settings:
         return self.prefix_frames + self.windows * (self.num_frames - self.prefix_frames)
 
     def record(self) -> dict[str, Any]:
-        """As JSON, without the batch size, on which a video does not depend."""
+        """As JSON, without what a video does not depend on: the batch size, and arguments where there are none."""
         record = {**asdict(self), "sampling": self.sampling.record()}
-        return {key: value for key, value in record.items() if key != "batch_size"}
+        unused = {"batch_size"} if self.arguments else {"batch_size", "arguments"}
+        return {key: value for key, value in record.items() if key not in unused}
 
 
 def other_rate(params: Params) -> str:

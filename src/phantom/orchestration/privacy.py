@@ -39,8 +39,8 @@ def stay_offline(params: Params, benchmark: Benchmark | None = None, given: Mapp
 
 
 def needs_hub(params: Params, benchmark: Benchmark | None, given: Mapping[str, Any]) -> bool:
-    """Whether a frozen part, or what a benchmark reads, is not a local path. See `stay_offline`."""
-    places: list[str | None] = [params.models.base, params.models.physics_encoder]
+    """Whether a frozen part, `model` in `given`, or what a benchmark reads, is not a local path. See `stay_offline`."""
+    places: list[Any] = [params.models.base, params.models.physics_encoder, given.get("model")]
     for name in params.evaluate.benchmarks:
         if benchmark is None or name != benchmark.name:
             places += benchmark_of(name).hub_places(params)
