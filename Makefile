@@ -15,7 +15,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run up install test test-all lint lint-workflows format types docs docs-serve
-.PHONY: dist sbom images image-orchestrator image-train publish pin-images docker-engine overlays kind lock clean
+.PHONY: dist sbom images image-orchestrator image-train image-vbench publish pin-images docker-engine overlays kind lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ image-orchestrator: docker-engine
 
 image-train: docker-engine
 	docker build --build-arg COMMIT=$(COMMIT) --file Dockerfile.train --tag $(REGISTRY)phantom-train:$(VERSION) .
+
+image-vbench: docker-engine ## an image with the official judges of VBench-2.0, without their weights
+	docker build --tag vbench2-judges:45e79ec - < Dockerfile.vbench2
 
 publish: docker-engine ## push both images to REGISTRY=host/path/ with SBOM and provenance, and print their digests
 	@test -n "$(REGISTRY)" || { echo "make publish: REGISTRY=host/path/ is missing" >&2; exit 1; }

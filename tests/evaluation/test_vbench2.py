@@ -1,8 +1,10 @@
 """VBench-2.0: the plan, the check of a folder, every layout of results, and the sums."""
 
 import json
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -268,3 +270,13 @@ def test_without_a_judge_the_folder_is_checked_and_the_message_says_how_to_go_on
     assert "\n" not in str(found.value)
     with pytest.raises(UserError, match="--info: missing"):
         score_vbench2(generated, settings)
+
+
+def test_the_commands_of_the_documentation_are_accepted_and_name_the_image_that_make_builds():
+    root = Path(__file__).resolve().parents[2]
+    section = (root / "docs/evaluation.md").read_text(encoding="utf-8").split("\n## VBench-2.0\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^.*\{output\}.* --output_path \{output\}$|^env .*\{output\}$", section, re.M)
+    assert [Judge(command=command, weights=None).command for command in commands] == commands and len(commands) == 2
+    image = re.search(r"vbench2-judges:(\w+)", commands[1])
+    assert f"--tag {image[0]} " in (root / "Makefile").read_text(encoding="utf-8")
+    assert f"git checkout {image[1]}" in (root / "Dockerfile.vbench2").read_text(encoding="utf-8")
