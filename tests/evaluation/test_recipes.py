@@ -214,3 +214,27 @@ def test_a_text_model_is_not_asked_to_continue_a_frame(tiny_base, tmp_path):
     params = load_params(preset_path("mini"))
     assert type(load(folder, params)).__name__ == "WanPipeline"
     assert type(load(tiny_base, params)).__name__ == "WanImageToVideoPipeline"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "vae"), "without vae, which model_index.json names"),
+        (lambda folder: (folder / "model_index.json").write_text("[]"), "model_index.json: found list, expected a tab"),
+        (lambda folder: (folder / "transformer/config.json").write_text("{"), "config.json: cannot be read: Expecting"),
+        (
+            lambda folder: (folder / "model_index.json").write_text('{"_class_name": "NoPipeline"}'),
+            "NoPipeline: module diffusers has no attribute NoPipeline",
+        ),
+        (
+            lambda folder: [path.unlink() for path in (folder / "transformer").glob("*.safetensors")],
+            "WanPipeline: .*no file named .* found in directory .*transformer",
+        ),
+    ],
+)
+def test_what_a_model_lacks_is_told_in_one_line(command, tiny_base, tmp_path, damage, message):
+    folder = shutil.copytree(tiny_base, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        phantom(*command, folder)
+    assert "\n" not in str(error.value)

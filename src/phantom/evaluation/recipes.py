@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -14,6 +13,7 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from phantom.config import Params, Section, load_params, preset_names, preset_path, validate
+from phantom.evaluation.hub_models import read_index, read_json
 
 FILE = Path(__file__).with_name("recipes.yaml")
 SETTINGS = {  # of a recipe, as they are named in params.yaml
@@ -80,17 +80,16 @@ class SamplingChoice:
 
 
 def pipeline_class(folder: Path) -> str | None:
-    """The class of the diffusers pipeline in `folder`; None: there is none."""
-    index = folder / "model_index.json"
-    return json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    """The class of the diffusers pipeline in `folder`; None: there is none. Raises UserError if it is not whole."""
+    return read_index(folder).get("_class_name") if (folder / "model_index.json").is_file() else None
 
 
 def find_recipe(folder: Path, name: str) -> Recipe | None:
-    """The recipe of the diffusers pipeline in `folder`. name: its id or folder, which may tell models apart."""
+    """The recipe of the pipeline in `folder`. name: its id or folder, which may tell models apart. Raises UserError."""
     files = (folder / "model_index.json", folder / "transformer" / "config.json")
     if not all(file.is_file() for file in files):
         return None
-    index, transformer = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    index, transformer = map(read_json, files)
     return next((recipe for recipe in recipes() if recipe.is_of(name, index, transformer)), None)
 
 

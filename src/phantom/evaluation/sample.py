@@ -8,7 +8,6 @@ what an interrupted run has already made.
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from phantom.data.part import Part
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
+from phantom.evaluation.hub_models import read_index
 from phantom.evaluation.interventions import ReplaceStates, replacement
 from phantom.evaluation.physics_iq.conditions import read_condition
 from phantom.evaluation.provenance import claim, component_identities, digest
@@ -241,14 +241,13 @@ def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
     text: it is asked for videos of prompts alone.
     """
     dtype: Any = getattr(torch, params.models.dtype)
-    index = folder / "model_index.json"
     exported = read_export_config(folder) is not None
-    written = {} if exported else json.loads(index.read_text(encoding="utf-8"))
-    kind = "PhantomPipeline" if exported else written["_class_name"]
+    index = {} if exported else read_index(folder)
+    kind = "PhantomPipeline" if exported else str(index.get("_class_name"))
     found: Any = PhantomPipeline if kind == "PhantomPipeline" else DiffusionPipeline
     if kind.startswith("Wan"):
         dtype = {"default": dtype, "vae": torch.float32}  # as in Wan
-    if kind == "WanPipeline" and written.get("expand_timesteps") and not text:  # the class in the files of Wan 2.2 TI2V
+    if kind == "WanPipeline" and index.get("expand_timesteps") and not text:  # the class in the files of Wan 2.2 TI2V
         from diffusers import WanImageToVideoPipeline  # imported here, since it warns that torchvision is missing
 
         found = WanImageToVideoPipeline
@@ -256,8 +255,8 @@ def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
         pipe = found.from_pretrained(folder, dtype=dtype)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {first_line(error)}") from None
+    except (OSError, ValueError, AttributeError, ImportError) as error:  # the last: of a class, or what it needs
+        raise UserError(f"{folder}: {kind}: {first_line(error)}") from None
     if kind == "PhantomPipeline" or kind.startswith("Wan"):
         pipe.scheduler = make_scheduler(params.evaluate.sampling.scheduler, params.evaluate.sampling.flow_shift)
     pipe.set_progress_bar_config(disable=True)
