@@ -14,9 +14,14 @@ PACKAGE = Path(phantom.__file__).parent
 IRRELEVANT = {
     "__init__.py",
     "errors.py",
+    "logs.py",
     "progress.py",
+    "data/manifest.py",
+    "data/manifest_table.py",
+    "data/part.py",
     "data/physics_iq/__init__.py",
     "data/physics_iq/layout.py",
+    "evaluation/hub_models.py",  # a model of the hub is recorded by its id and commit
     "evaluation/physics_iq/__init__.py",
     "evaluation/provenance.py",
 }

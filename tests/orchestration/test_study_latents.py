@@ -111,6 +111,6 @@ def test_latents_of_the_checkout_are_used_where_they_fit_if_they_are_of_the_same
     shutil.copytree(root / plain / "latents", other / "data/latents")
     spec = load_study("toy", other)
     prepare(arm_params(spec, spec.arms[0], 0, ("data.worlds.seed=5",)), other)
-    with pytest.raises(UserError, match=r"manifest\.jsonl: not the clips that data/latents was made of[^\n]*$"):
+    with pytest.raises(UserError, match=r"manifest\.parquet: not the clips that data/latents was made of[^\n]*$"):
         open_study("toy", root=other)
     assert json.loads((other / "data/latents/index.json").read_text())["manifest"]

@@ -29,6 +29,7 @@ CODE = (
     "generation/schedulers.py",
     "model",
     "encoders",
+    "force/prompt.py",
     "data/video.py",
     "data/physics_iq/video.py",
     "evaluation/interventions.py",

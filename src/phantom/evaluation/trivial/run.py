@@ -46,6 +46,7 @@ CODE = (
     "evaluation/physics_iq/conditions.py",
     "evaluation/sampling_spec.py",
     "data/physics_iq/video.py",
+    "data/sources/world_forces.py",
     "data/sources/worlds.py",
     "data/sources/worlds_files.py",
     "data/video.py",
