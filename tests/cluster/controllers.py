@@ -109,7 +109,8 @@ class Controllers:
                 if running.pod["metadata"]["labels"]["app.kubernetes.io/component"] != "job":
                     continue
                 for pid in descendants(running.process.pid) if running.process else ():
-                    os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+                    with contextlib.suppress(ProcessLookupError):  # it may end meanwhile
+                        os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def evict(self, name: str, message: str) -> None:
         """Evicts the pod, and kills its container."""
