@@ -90,7 +90,7 @@ WORK = {
 
 def run(work: str, folder: Path, count: int) -> None:
     """Runs in a process of its own: prints CPU seconds and bytes."""
-    import pyarrow.parquet  # noqa: F401
+    import pyarrow.parquet  # noqa: F401  (its import is no part of reading or writing)
 
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     kept = WORK[work](folder, count)

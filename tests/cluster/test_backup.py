@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
 
 from phantom.cluster.pods import containers, pod_security_violations, pod_templates
 from phantom.cluster.validation import validate_pod
+from phantom.data.files import sha256
 from phantom.data.storage import LocalFolder
 from phantom.errors import StageFailed, UserError
 from phantom.orchestration import database_backup
@@ -169,15 +169,7 @@ def test_the_servers_are_stopped_while_a_backup_is_restored_and_started_again(tm
 def secrets() -> Iterator[dict[str, str]]:
     """The secrets' variables, with an S3 that has the bucket."""
     store = Server()
-    env = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=env["AWS_ENDPOINT_URL"], **keys).create_bucket(Bucket="bucket")
-    yield {**env, **PASSWORDS, "PHANTOM_BACKUPS": "s3://bucket/phantom-backups"}
+    yield {**store.make_bucket("bucket"), **PASSWORDS, "PHANTOM_BACKUPS": "s3://bucket/phantom-backups"}
     store.stop()
 
 
@@ -242,7 +234,7 @@ def test_both_databases_come_back_on_an_empty_server(secrets: dict[str, str], tm
         files = {f"{name}.dump": work / f"{name}.dump" for name in ("prefect", "mlflow")}
         for name, file in files.items():
             (store / name).write_bytes(file.read_bytes()[: None if name.startswith("prefect") else 3000])
-        sums = {name: database_backup._sha256(store / name) for name in files}
+        sums = {name: sha256(store / name) for name in files}
         (store / COMMIT).write_text(json.dumps(sums), encoding="utf-8")
         assert run(pod["restore"], postgres, broken, work).returncode != 0
         assert len(postgres.ask("prefect", ASK)) == 500

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -169,22 +168,8 @@ def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, 
     for name, value in ACCOUNT.items():
         monkeypatch.setenv(name, value)
     store = Server()
-    keys = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
     try:
-        s3 = boto3.client(
-            "s3",
-            endpoint_url=keys["AWS_ENDPOINT_URL"],
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",
-            region_name="us-east-1",
-        )
-        s3.create_bucket(Bucket="artifacts")
-        secrets = {"MLFLOW_ARTIFACTS_DESTINATION": "s3://artifacts/phantom", **keys}
+        secrets = {"MLFLOW_ARTIFACTS_DESTINATION": "s3://artifacts/phantom", **store.make_bucket("artifacts")}
         with running("20-mlflow.yaml", postgres, tmp_path, secrets) as url:
             client = MlflowClient(url)
             experiment = client.create_experiment("phantom")
@@ -200,7 +185,7 @@ def test_mlflow_keeps_its_records_in_postgres_and_its_artifacts_in_s3(postgres, 
             asked = {host: status(url, host) for host in ("mlflow.phantom:5000", "elsewhere.example")}
             others = [status(url, login=login) for login in ("", "phantom:wrong", "admin:password1234")]
             pages = status(url, path="/", login=""), status(url, path="/health", login="")
-        objects = [entry["Key"] for entry in s3.list_objects_v2(Bucket="artifacts")["Contents"]]
+        objects = [entry["Key"] for entry in store.client().list_objects_v2(Bucket="artifacts")["Contents"]]
         assert [key for key in objects if key.endswith("/report.html")] and all(
             k.startswith("phantom/") for k in objects
         )

@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
 
 EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
@@ -40,6 +43,21 @@ class Server:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+
+    def make_bucket(self, name: str) -> dict[str, str]:
+        """Makes a bucket; returns the variables with which AWS tools reach it."""
+        self.client().create_bucket(Bucket=name)
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        """A client of boto3."""
+        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}", **keys)
 
     def stop(self) -> None:
         self._process.kill()

@@ -20,9 +20,8 @@ from phantom.model.positions import tubelets
 if TYPE_CHECKING:
     from phantom.generation.pipeline import PhantomPipeline
 
-LEAST_STEPS = (
-    20  # of those that caches were measured with; fewer are further apart, so more changes between two of them
-)
+# Those that caches were measured with. Fewer are further apart, so that more changes between two of them.
+LEAST_STEPS = 20
 FIRST_STEPS = 3  # which no cache skips
 THRESHOLD = 0.1  # of the first block cache
 ATTENTION = r"blocks\.\d+\.(video|physics)\.attn\d"

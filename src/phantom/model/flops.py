@@ -58,8 +58,8 @@ class Costs:
     physics: Cost
     coupling: Cost
     lora: Cost
-    force: Cost  # the force input
     checkpointed: Cost
+    force: Cost = Cost()  # the force input
     alignment: Cost = Cost()  # projector and loss, in training alone
 
     @property
@@ -135,7 +135,7 @@ def costs(
         if block in paired or block > first:  # otherwise nothing in the block has a gradient
             checkpointed += block_v + block_z + block_c
     cost_f = _force_input(force, *((video, tokens_v) if pushed else (physics, tokens_z))) if force else Cost()
-    return Costs(cost_v, cost_z, cost_c, Cost(), cost_f, checkpointed)
+    return Costs(cost_v, cost_z, cost_c, Cost(), checkpointed, force=cost_f)
 
 
 def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: Shape) -> Costs:
@@ -149,7 +149,7 @@ def _costs_of_video(video: dict[str, Any], lora: dict[str, Any] | None, shape: S
         cost_v, cost_l = cost_v + block_v, cost_l + block_l
         if adapted:
             checkpointed += block_v + block_l
-    return Costs(cost_v, Cost(), Cost(), cost_l, Cost(), checkpointed)
+    return Costs(cost_v, Cost(), Cost(), cost_l, checkpointed)
 
 
 def relation_tokens(video: dict[str, Any], shape: Shape) -> int:

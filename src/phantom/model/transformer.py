@@ -234,7 +234,7 @@ class PhantomTransformer3DModel(
 
         The new weights are float32, on the device of `wan`. The video velocity is bit-identical to that of `wan`.
         on_block: called with the model and each block once its weights are drawn, to move or shard it before the next.
-        force: the branch that takes a force as input, which draws no weight.
+        force: the branch that takes a force as input, whose weights begin at zero.
         """
         video = video_config(wan)
         physics_dict = (physics or PhysicsConfig()).resolve(video)

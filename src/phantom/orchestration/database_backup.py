@@ -10,7 +10,6 @@ in 20260131T013000Z; NAME is by default the newest. They are in PHANTOM_BACKUPS 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from phantom.data.files import sha256
 from phantom.data.storage import Folder, LocalFolder, NotFound, S3Folder
 from phantom.errors import StageFailed, UserError, listed
 from phantom.progress import say
@@ -36,7 +36,7 @@ def upload(folder: Path, store: Folder) -> str:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     for dump in dumps:
         store.upload(dump, f"{name}/{dump.name}")
-    store.write(f"{name}/{COMMIT}", json.dumps({dump.name: _sha256(dump) for dump in dumps}).encode())
+    store.write(f"{name}/{COMMIT}", json.dumps({dump.name: sha256(dump) for dump in dumps}).encode())
     store.refresh()
     kept = backups(store)[-KEEP:]
     names = [entry.name for entry in store.list()]
@@ -55,9 +55,9 @@ def download(folder: Path, store: Folder, name: str | None = None) -> str:
         accepted = listed(found[::-1]) or "none, as it is empty"
         raise UserError(f"{store}: no backup {name or 'there'}; accepted: {accepted}")
     name = name or found[-1]
-    for file, sha256 in json.loads(store.read(f"{name}/{COMMIT}")).items():
+    for file, stated in json.loads(store.read(f"{name}/{COMMIT}")).items():
         store.download(f"{name}/{file}", folder / file)
-        if _sha256(folder / file) != sha256:
+        if sha256(folder / file) != stated:
             raise StageFailed(f"{store}/{name}/{file}: damaged: its sha256 is not the one of {COMMIT}")
     return name
 
@@ -69,11 +69,6 @@ def backups(store: Folder) -> list[str]:
     except NotFound:
         return []
     return sorted(name for name, _, file in files if file == COMMIT and NAME.fullmatch(name))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(action: str, folder: str, name: str = "") -> None:
