@@ -84,3 +84,23 @@ def test_a_resumed_run_that_hangs_at_once_is_said_to_hang_after_the_step_that_it
 
 def test_the_watchdog_speaks_before_the_collectives_of_the_start_time_out():
     assert COLLECTIVE_TIMEOUT.total_seconds() > watchdog.START_LIMIT_SECONDS + watchdog.POLL_SECONDS
+
+
+def test_steps_that_compile_or_write_a_trace_are_given_the_long_limit(run_params, monkeypatch):
+    at = []
+    monkeypatch.setattr(Trainer, "train_step", patiently(Trainer.train_step, at))
+    monkeypatch.setattr("phantom.training.trainer.compile_blocks", lambda model: None)
+    quiet = ("train.validate_every=0", "train.checkpoint_every=100")
+    train(run_params("train.steps=7", "train.twin_steps=3", "train.compile=true", "train.profile=[5,6]", *quiet))
+    assert at == [1, 4, 6]  # the first, the first of the whole model, and the last of the window
+
+
+def patiently(step, at):
+    """`train_step` that notes the numbers of the steps in which the long limit holds."""
+
+    def noting(self, micro_batches):
+        if self.watchdog._limit == watchdog.START_LIMIT_SECONDS:
+            at.append(self.step + 1)
+        return step(self, micro_batches)
+
+    return noting

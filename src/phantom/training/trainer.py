@@ -227,6 +227,8 @@ class Trainer:
                 while self.step < settings.steps:
                     with self.throughput.waiting_for_data():
                         micro_batches = [next(batches) for _ in range(settings.accumulation)]
+                    if self._takes_long(self.step + 1):
+                        self.watchdog.be_patient()
                     with self.profiler.step(self.step + 1):
                         figures = self.train_step(micro_batches)
                     last, note = self.step == settings.steps, None
@@ -381,6 +383,11 @@ class Trainer:
             after = max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
             rate *= 0.5 * (1 + math.cos(math.pi * after))
         return rate
+
+    def _takes_long(self, step: int) -> bool:
+        """Whether step number `step` takes longer than others: the whole model is compiled, or a trace is written."""
+        compiles = self.settings.compile and step == self.twin_steps + 1
+        return compiles or (self.settings.profile is not None and step == self.settings.profile[1])
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
