@@ -149,6 +149,7 @@ class Benchmark:
     marks: Sequence[Mark] = ()  # floors and ceilings of the score
     categories = "Score by category"  # what `categories` of a score file is
     sample_options: Sequence[Option] | None = ()  # None: no video is sampled
+    intervenes = False  # whether `evaluate.interventions` asks for more videos of it, with z replaced
     score_options: Sequence[Option] = (GENERATED,)
     score_help = ""  # one line
     scored_by_settings = True  # whether `score` takes settings

@@ -14,7 +14,6 @@ from phantom.data.part import Part
 from phantom.errors import UserError
 from phantom.evaluation.benchmarks import BENCHMARKS
 from phantom.evaluation.models import ORDER, find_models, intervened_models, sample_models
-from phantom.evaluation.physics_iq.evaluate import NAME as PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark, Evaluated, Run, VideoSet
 from phantom.evaluation.report import evaluation_page
 from phantom.evaluation.score_tables import against_base, entries
@@ -99,10 +98,10 @@ def _find_videos(wanted: Sequence[Benchmark], params: Params, root: Path) -> dic
 def _sample(
     sets: Mapping[str, Mapping[str, VideoSet]], params: Params, root: Path, part: Part
 ) -> dict[str, dict[str, dict[str, Path]]]:
-    """`sample_models` of a part; where there are several, also with what replaces z, which else Physics-IQ asks for."""
+    """`sample_models` of a part; where there are several, also with z replaced, which else a benchmark itself does."""
     folders = sample_models(find_models(params, root), root / WORK, sets, part)
-    if part.of > 1 and PHYSICS_IQ in sets:
-        sample_models(intervened_models(params, root), root / WORK, {PHYSICS_IQ: sets[PHYSICS_IQ]}, part)
+    if part.of > 1 and (asked := {name: videos for name, videos in sets.items() if BENCHMARKS[name].intervenes}):
+        sample_models(intervened_models(params, root), root / WORK, asked, part)
     return folders
 
 

@@ -54,6 +54,7 @@ class PhysicsIQ(Benchmark):
     name = "physics-iq"
     title = "Physics-IQ"
     score_figure = FIGURES[0]
+    intervenes = True
     sample_options = (
         Option("benchmark", Path, "The benchmark's folder.", ...),
         DESCRIPTIONS,
