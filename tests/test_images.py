@@ -75,7 +75,9 @@ def test_nothing_is_pinned_unless_everything_is_found(checkout: Path):
 def test_publishing_attests_and_names_the_digests(checkout: Path):
     refused = subprocess.run(["make", "publish"], cwd=checkout, capture_output=True, text=True)
     assert refused.returncode and "make publish: REGISTRY=host/path/ is missing" in refused.stderr
-    done = subprocess.run(["make", "publish", "REGISTRY=here/"], cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "publish", "REGISTRY=here/"], cwd=checkout, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     named = [f"here/phantom-{image}@sha256:{3:064d}" for image in ("orchestrator", "train")]
     assert done.stdout.splitlines()[-2:] == named
