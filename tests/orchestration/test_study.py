@@ -164,6 +164,24 @@ def test_nothing_is_run_twice_and_the_results_are_the_same(finished, tiny_base):
     assert [run.arm for run in runs if run.read(root) is None] == ["slower", "slower"]
 
 
+def test_a_study_goes_on_from_results_that_came_with_the_checkout(finished, tiny_base, tmp_path, capsys):
+    root, before = finished
+    write_study_latents(tmp_path, tiny_base)
+    study = toy_study(tiny_base)
+    path = write_study(tmp_path, study | {"seeds": [0, 1, 2]})
+    shutil.copy(root / "studies/toy/results.json", path.parent)
+    results = run_here(tmp_path)
+    said = capsys.readouterr().err
+    assert "5 of 7 runs are finished already, 5 with their figures in studies/*/results.json" in said
+    folders = {figures.parent.name for figures in (tmp_path / "checkpoints/studies").glob("*/figures-*.json")}
+    assert folders == {run["key"]["run"] for run in results["runs"] if run["seed"] == 2}
+    assert results["runs"][:4] == before["runs"] and results["base"] == before["base"] and results["finished"] == 6
+    # Figures that are measured otherwise are not those of the run.
+    write_study(tmp_path, study | {"heldout_clips": 3}, "other")
+    runs = study_runs(load_study("other", tmp_path), (), tmp_path)
+    assert not [run for run in runs if run.read(tmp_path) is not None]
+
+
 def test_a_study_that_is_stopped_saves_and_goes_on(tmp_path, tiny_base, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_study_latents(tmp_path, tiny_base)

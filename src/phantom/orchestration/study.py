@@ -69,9 +69,10 @@ def open_study(
     runs = study_runs(study, given, root)
     for line in remarks(study, runs, root):
         show(f"study {name}: {line}")
-    finished = sum(run.read(root) is not None for run in runs)
+    finished, kept = sum(run.read(root) is not None for run in runs), sum(run.kept is not None for run in runs)
     if finished:
-        show(f"study {name}: {finished} of {len(runs)} runs are finished already")
+        came = f", {kept} with their figures in {STUDIES}/*/{RESULTS}" if kept else ""
+        show(f"study {name}: {finished} of {len(runs)} runs are finished already{came}")
     if finished < len(runs):
         stay_offline(runs[0].params)  # the processes of the runs inherit it
         _open_parent(name, runs[0].params, root)
@@ -158,13 +159,14 @@ def collect(
         "made_with": [json.loads(one) for one in made],
         "ids": ids,
     }
-    kept = ("clips", "by_sigma", "scalars", "curves")
+    kept = ("made", "clips", "by_sigma", "scalars", "curves")
     rows = [
-        {"arm": run.arm, "seed": run.seed, **{key: found[key] for key in kept}}
+        {"arm": run.arm, "seed": run.seed, "key": run.key, **{key: found[key] for key in kept}}
         for run, found in measured
         if run.arm is not None
     ]
-    base = next(({key: found[key] for key in kept[:2]} for run, found in measured if run.arm is None), None)
+    of_base = ((run, found) for run, found in measured if run.arm is None)
+    base = next(({"key": run.key, **{key: found[key] for key in kept[:3]}} for run, found in of_base), None)
     return make_results(study, facts, _equality(study, runs, root), differing_settings(runs), rows, base)
 
 

@@ -1,7 +1,7 @@
 """The runs of a study: which there are, the folder of each, and the latents that they share.
 
 A run's folder is named by what its result depends on, so that a finished run is never repeated, not even for another
-study, and an interrupted one goes on.
+study, and an interrupted one goes on. Nor is a run repeated whose figures came with the checkout, in a results.json.
 
     checkpoints/studies/<hash>/
         data -> data of the checkout, or a folder like it with latents that fit
@@ -21,7 +21,8 @@ from typing import Any
 
 from phantom.config import Params, Role, identity
 from phantom.errors import UserError
-from phantom.evaluation.study.spec import Arm, Study, arm_params
+from phantom.evaluation.study.results import read_results
+from phantom.evaluation.study.spec import Arm, Study, arm_params, study_names
 from phantom.orchestration.stages import STAGES
 from phantom.orchestration.study_latents import StudyLatents
 
@@ -38,7 +39,7 @@ class StudyRun:
 
     folder, data: relative to the checkout. measures: by name, the settings of what is measured of it, and the `file` in
     the folder that the figures are written to. source: the run whose weights are measured, in the same folder, if this
-    one trains none. start: the run whose weights it begins from.
+    one trains none. start: the run whose weights it begins from. kept: its figures in a results.json of the checkout.
     """
 
     arm: str | None
@@ -50,6 +51,7 @@ class StudyRun:
     data: Path = Path("data")  # with the latents that fit it (`study_latents`)
     source: StudyRun | None = None
     start: StudyRun | None = None
+    kept: Mapping[str, Any] | None = None
 
     @property
     def trained(self) -> StudyRun:
@@ -71,11 +73,16 @@ class StudyRun:
         """Training steps."""
         return self.params.train.steps if self.arm is not None else 0
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """What names its figures in results.json: the run, and the file of each measure."""
+        return {"run": self.folder.name, "files": sorted(measure["file"] for measure in self.measures.values())}
+
     def read(self, root: Path) -> dict[str, Any] | None:
         """Its figures, with `ids` by measure; None if it is not finished."""
         paths = {name: root / self.folder / measure["file"] for name, measure in self.measures.items()}
         if not all(path.is_file() for path in paths.values()):
-            return None
+            return None if self.kept is None else dict(self.kept)
         parts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
         clips = {key: values for part in parts.values() for key, values in part["clips"].items()}
         return parts["heldout"] | {"clips": clips, "ids": {name: part["ids"] for name, part in parts.items()}}
@@ -119,10 +126,25 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
     key = _digest({"base": models, "latents": places[str(first.arm)][1]})
     measures, folder = _measures(study, None, first.params), RUNS / f"base-{key}"
     found.insert(0, StudyRun(None, study.seeds[0], False, first.params, measures, folder, first.data))
+    kept = _kept_figures(root)
+    found = [replace(run, kept=kept.get(json.dumps(run.key))) for run in found]
     folders = [run.folder for run in found]
     repeated = {number for number, folder in enumerate(folders) if folder in folders[:number]}
     # Runs that others begin from come first, so that these need not wait for them.
     return [found[i] for i in sorted(range(len(found)), key=lambda i: (i in repeated, found[i].start is not None))]
+
+
+def _kept_figures(root: Path) -> dict[str, dict[str, Any]]:
+    """The figures in the results.json of all studies, by `StudyRun.key` in JSON.
+
+    Raises UserError if one is damaged.
+    """
+    found = {}
+    for results in filter(None, (read_results(name, root) for name in study_names(root))):
+        for row in filter(None, (results["base"], *results["runs"])):
+            if "key" in row:  # that of earlier versions has none
+                found[json.dumps(row["key"])] = {"scalars": {}, "curves": {}, **row, "ids": results["ids"]}
+    return found
 
 
 def _source(study: Study, run: StudyRun, runs: Sequence[StudyRun]) -> StudyRun | None:

@@ -20,7 +20,9 @@ from phantom.evaluation.study.statistics import (
 )
 from phantom.evaluation.study.verdict import verdict
 
-Runs = Sequence[Mapping[str, Any]]  # each: arm, seed, and its figures `clips`, `by_sigma`, `scalars`, `curves`
+# Each: arm, seed, `key` and `made` (which run it is, and by which code), its figures `clips`, `by_sigma`, `scalars`,
+# and its `curves`.
+Runs = Sequence[Mapping[str, Any]]
 
 
 def make_results(

@@ -41,20 +41,23 @@ def keep_videos(rows: Sequence[Row], place: Path, made: Path, settings: Settings
 
 
 def gather_videos(name: str, kept: Mapping[str, Path], root: Path = Path()) -> None:
-    """Copies the videos that runs have kept to the study's folder, in place of those there; without any, these stay.
+    """Copies the videos that runs have kept to the study's folder, in place of the arm's that are there.
 
-    kept: by the label of the arm, or `BASE`, the folder that `keep_videos` wrote.
+    Those of arms without any stay: they came with results of another machine. kept: by the label of the arm, or `BASE`,
+    the folder that `keep_videos` wrote.
     """
-    found = {label: sorted(folder.glob("*/_own.mp4")) for label, folder in kept.items()}
-    if not any(found.values()):
-        return
     target = root / STUDIES / name / VIDEOS
-    shutil.rmtree(target, ignore_errors=True)
-    for label, paths in found.items():
-        for path in paths:
+    for label, source in kept.items():
+        found = sorted(source.glob("*/_own.mp4"))
+        for earlier in target.glob(f"*/{label}.mp4") if found else ():
+            earlier.unlink()
+        for path in found:
             (folder := target / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / f"{label}.mp4")
             shutil.copyfile(path.with_name(f"{RECORDING}.mp4"), folder / f"{RECORDING}.mp4")
+    for folder in target.glob("*"):  # worlds that no arm has a video of any more
+        if [path.name for path in folder.iterdir()] == [f"{RECORDING}.mp4"]:
+            shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
