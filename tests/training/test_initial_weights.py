@@ -55,6 +55,25 @@ def test_weights_that_do_not_fit_are_named(run_params, earlier, capsys):
     assert "; not used: blocks.1.coupling." in said and "; not in it" not in said
 
 
+def test_another_unit_of_z_is_named(run_params, capsys):
+    train(run_params("physics.standardize=true", "train.steps=1"))
+    config = Path("models/phantom/config.json")
+    found = json.loads(config.read_text())
+    std = PhantomTransformer3DModel.from_export("models/phantom").config.physics["std"]
+    changes = {
+        "": {"std": std},
+        "; z has other statistics there: means of channels up to 0 std apart, std up to 1.50 times": {
+            "std": [2 * std[0] / 3, *std[1:]]
+        },
+        "; z was not standardized there (physics.standardize)": {"mean": None, "std": None},
+    }
+    for note, change in changes.items():
+        config.write_text(json.dumps(found | {"physics": found["physics"] | change}))
+        capsys.readouterr()
+        start(run_params("physics.standardize=true", "train.init_from=models/phantom"))
+        assert f" weights are taken from it{note}\n" in capsys.readouterr().err
+
+
 def test_adapters_start_from_an_export_of_adapters(run_params, capsys):
     lora = ("train.method=lora", "train.lora.rank=4")
     train(run_params("train.steps=2", *lora))

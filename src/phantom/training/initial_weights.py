@@ -6,7 +6,7 @@ average, if there is one. Optimiser state, the state of alpha_z and curves are l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from phantom.training import checkpoint, process_group
 from phantom.training.layout import shard_like
 
 Weights = Iterator[tuple[str, torch.Tensor]]
+NOTED_DIFFERENCE = 0.05  # of the mean of a channel of z in standard deviations, and of the latter from their ratio
 
 
 @torch.no_grad()
@@ -60,8 +61,24 @@ def load_initial_weights(model: PhantomTransformer3DModel, params: Params, root:
         for what, names in (("other shapes", reshaped), ("not in it", missing), ("not used", unused))
         if names
     ]
+    notes += _unit_note(config.get("physics") or {}, model.config.physics or {})
     if process_group.place()[0] == 0:
         say("; ".join([f"{setting}: {count - len(new)} of {count} weights are taken from it", *notes]))
+
+
+def _unit_note(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What differs in the unit of z, which weights know only as their run standardised it, by its clips."""
+    their, our = ([of[key] for key in ("mean", "std") if of.get(key)] for of in (theirs, ours))
+    if bool(their) != bool(our):
+        return [f"z was {'standardized' if their else 'not standardized'} there (physics.standardize)"]
+    if not our or len(their[0]) != len(our[0]):
+        return []
+    (their_mean, their_std), (our_mean, our_std) = (torch.tensor(of, dtype=torch.float64) for of in (their, our))
+    shift = ((their_mean - our_mean).abs() / our_std).max().item()
+    ratio = (their_std / our_std).log().abs().max().exp().item()
+    if max(shift, ratio - 1) < NOTED_DIFFERENCE:
+        return []
+    return [f"z has other statistics there: means of channels up to {shift:.2g} std apart, std up to {ratio:.2f} times"]
 
 
 def _open(where: str, params: Params, root: Path) -> tuple[dict[str, Any], Weights]:
