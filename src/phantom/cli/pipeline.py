@@ -1,4 +1,4 @@
-"""`phantom run`, `up`, `approve`, `pretrain`: the whole pipeline, its servers, the frozen parts of the mini preset."""
+"""`phantom run`, `up`, `pull`, `approve`, `pretrain`: the pipeline, its servers, its results, the mini's parts."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ def up(
     from phantom.orchestration.up import up as start
 
     start(settings(context, params, set_), prefect_port, mlflow_port, studio_port, studio)
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Number or alias of a version, models:/NAME/NUMBER, or the id of the run in MLflow."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder; by default pulled/NAME-NUMBER.", show_default=False)] = None,
+    model_only: Annotated[bool, typer.Option("--model-only", help="Leave out clips and latents.")] = False,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the data, models and reports of a registered version, from the remote to which its run pushed them."""
+    from dataclasses import asdict
+
+    from phantom.orchestration.pull import as_text
+    from phantom.orchestration.pull import pull as fetch
+
+    result = fetch(run, settings(context, params, set_), out, model_only)
+    show(asdict(result), as_json, as_text(result))
 
 
 @app.command()

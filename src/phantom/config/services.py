@@ -32,6 +32,7 @@ class Storage(Section):
     latents: str | None  # where encode writes shards and train reads them; null: data/latents
     prefetch: NonNegative  # samples that train prefetches
     checkpoints: str | None  # where train writes checkpoints and resumes from; null: checkpoints/ of the checkout
+    dvc: str | None = None  # a folder or s3://: DVC's remote, to which a run pushes each stage's outputs; null: none
     models: str | None = None  # where register puts models (s3://); null: see `tracking.registered_model.destination`
 
     @model_validator(mode="before")

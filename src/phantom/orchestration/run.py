@@ -28,6 +28,7 @@ from phantom.data.storage import S3, fingerprint, open_folder
 from phantom.errors import OUTCOME_ENV, Interrupted, Outcome, StageFailed, Terminated, UserError, read_outcome
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.logs import relay, text_of
+from phantom.orchestration.dvc_remote import push
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, REGISTERED, REPORT, STAGES, unlisted_settings
 from phantom.progress import say
@@ -147,7 +148,8 @@ def run_stage(
 
     Interrupting this call (Ctrl-C, a cancelled flow) stops the stage, which saves first, and re-raises. Its job on a
     cluster is deleted, unless `leaves_job` says of the interruption that it goes on. If the stage itself fails, raises
-    UserError, Interrupted or StageFailed with the error line from its outcome file.
+    UserError, Interrupted or StageFailed with the error line from its outcome file; StageFailed too where its outputs
+    cannot be pushed to `storage.dvc`: run again, only that is done.
     """
     if stage == "train" and params.train.method != "phantom":
         raise UserError(
@@ -198,6 +200,8 @@ def run_stage(
     if source is not None:
         (work / "source").write_text(source, encoding="utf-8")
     kept.write_text(unlisted, encoding="utf-8")
+    if params.storage.dvc:
+        push(stage, params.storage.dvc, root)
     return StageRun(stage, outcome is not None, time.monotonic() - started, outcome.gpu_hours if outcome else 0.0)
 
 

@@ -28,6 +28,7 @@ from phantom.tracking.registered_model import Logged, destination, log_model, up
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
 REGISTERED = Path("reports/registered.json")
+DVC_LOCK = "dvc.lock"  # artifact of the run: the hash of every output of its stages, by which `phantom pull` finds them
 CARD_HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)  # YAML, which the Hugging Face hub reads
 EVALUATED, REASON = "evaluated_on", "challenger_because"  # tags of a version
 
@@ -78,7 +79,7 @@ def register(params: Params, gain: Gain, root: Path = Path(), promote: bool = Fa
     export = root / EXPORT
     files = {str(p.relative_to(export)): sha256(p) for p in sorted(export.rglob("*")) if p.is_file()}
     tags = {
-        "identity": _identity(root / EVALUATION, files),
+        "identity": version_identity(root / EVALUATION, files),
         **lineage.data_and_code_tags(params, root),
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
@@ -96,6 +97,12 @@ def register(params: Params, gain: Gain, root: Path = Path(), promote: bool = Fa
     result = _set_aliases(client, version, champion, metric, scores[metric], reason)
     (root / REGISTERED).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def version_identity(evaluation: Path, files: dict[str, str]) -> str:
+    """What tells versions apart: a digest of the evaluation and of the files of the export. files: their sha256."""
+    digests = [sha256(evaluation), *(files[name] for name in sorted(files, key=Path))]
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 
 def flatten_metrics(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -137,9 +144,9 @@ def _create_version(
         lineage.log_dataset(client, run.info.run_id, tags)
         mlflow.log_metrics(scores)
         mlflow.log_dict(params.model_dump(mode="json", by_alias=True), "params.yaml")
-        for report in (EVALUATION, PAGE):
-            if (root / report).is_file():
-                mlflow.log_artifact(str(root / report))
+        for file in (EVALUATION, PAGE, Path(DVC_LOCK)):
+            if (root / file).is_file():
+                mlflow.log_artifact(str(root / file))
         if place := destination(params.storage):
             folder = f"{place}/{name}/{tags['identity'][:16]}"
             model = Logged(upload_model(folder, root / EXPORT, files, run.info.run_id, root, params.storage))
@@ -225,9 +232,3 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
-
-
-def _identity(evaluation: Path, files: dict[str, str]) -> str:
-    """A digest of the evaluation and of the files of the export."""
-    digests = [sha256(evaluation), *(files[name] for name in sorted(files, key=Path))]
-    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()

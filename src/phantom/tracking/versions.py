@@ -1,16 +1,21 @@
-"""Versions of a registered model by URI, and their exports on this machine: what `phantom serve` serves."""
+"""Versions of a registered model, by URI or run, and their exports and records on this machine."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from phantom.errors import StageFailed, UserError
+from phantom.tracking.lineage import PARENT_TAG
 
 PREFIX = "models:/"
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,38 @@ def find_version(uri: str, tracking_uri: str) -> Version:
             raise UserError(f"model: {uri}: no such version in {tracking_uri}; `phantom register` makes one") from None
         raise StageFailed(f"model: {uri}: {str(error).splitlines()[0]}") from None
     return Version(name, int(version.version))
+
+
+def named_version(text: str, name: str, tracking_uri: str) -> Version:
+    """The version of the model `name` that people mean by `text`: a URI, a number, an alias, or the id of a run in
+    MLflow, which registered it or is the pipeline around that.
+
+    Raises as `find_version` does.
+    """
+    if text.startswith(PREFIX):
+        return find_version(text, tracking_uri)
+    if not RUN_ID.fullmatch(text):
+        return find_version(f"{PREFIX}{name}{'/' if text.isdigit() else '@'}{text}", tracking_uri)
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    for found in client.search_model_versions(f"name='{name}'"):
+        if found.run_id and text in (found.run_id, client.get_run(found.run_id).data.tags.get(PARENT_TAG)):
+            return Version(name, int(found.version))
+    raise UserError(f"model: run {text} has registered no version of {name} in {tracking_uri}")
+
+
+def download_record(version: Version, tracking_uri: str, names: Sequence[str], folder: Path) -> dict[str, str]:
+    """Writes those of the files `names` to `folder` that were recorded with a version. Returns its tags."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    found = client.get_model_version(version.name, str(version.number))
+    for name in names:
+        with suppress(MlflowException, OSError), TemporaryDirectory() as work:
+            shutil.copyfile(client.download_artifacts(str(found.run_id), name, work), folder / name)
+    return dict(found.tags)
 
 
 def download_export(version: Version, tracking_uri: str, folder: Path) -> Path:

@@ -1,0 +1,127 @@
+"""`phantom pull`: what a registered version was made of and from, in a folder of its own.
+
+pulled/<model>-<version>/
+    params.yaml, dvc.lock     the settings, and the hash of every output
+    dvc.yaml                  the outputs of the stages, for DVC
+    data/, models/, reports/  as they were when the version was registered
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from phantom.config import Params
+from phantom.data.files import sha256
+from phantom.errors import StageFailed
+from phantom.orchestration.dvc_remote import locate, transfer
+from phantom.orchestration.privacy import NO_TELEMETRY
+from phantom.orchestration.stages import EVALUATION, PHANTOM, STAGES
+from phantom.progress import say
+from phantom.tracking.registry import DVC_LOCK, version_identity
+from phantom.tracking.versions import Version, download_export, download_record, named_version
+
+PULLED = Path("pulled")
+DATA_STAGES, MODEL_STAGES = ("prepare", "encode"), ("train", "evaluate")
+
+
+@dataclass(frozen=True)
+class PullResult:
+    """The version, where it lies, the commit whose code made it, and the stages whose outputs are there.
+
+    why: the reason why there is no more than the model.
+    """
+
+    version: str
+    folder: str
+    commit: str
+    stages: tuple[str, ...]
+    why: str = ""
+
+
+def pull(
+    run: str, params: Params, out: Path | None = None, model_only: bool = False, root: Path = Path()
+) -> PullResult:
+    """Fetches a version's data, models and reports, or `model_only` the latter two, to `out`; what is there is kept.
+
+    run: a version (models:/NAME/NUMBER, its number), an alias (models:/NAME@ALIAS, champion), or the MLflow id of the
+    run that registered it or of the pipeline around that. Without DVC's lock of the run, or a remote, the model alone
+    comes, from the registry. Raises UserError if there is no such version; StageFailed if the transfer fails, or what
+    has come is not what was registered.
+    """
+    version = named_version(run, params.register_.name, params.tracking.uri)
+    folder = root / (out or PULLED / f"{version.name}-{version.number}")
+    folder.mkdir(parents=True, exist_ok=True)
+    tags = download_record(version, params.tracking.uri, ("params.yaml", DVC_LOCK), folder)
+    settings, lock = (_read(folder / name) for name in ("params.yaml", DVC_LOCK))
+    url = params.storage.dvc or (settings.get("storage") or {}).get("dvc")
+    stages = tuple(
+        name for name in (() if model_only else DATA_STAGES) + MODEL_STAGES if name in lock.get("stages", {})
+    )
+    commit = tags.get("git_commit", "unknown")
+    if not url or "train" not in stages:
+        _from_registry(version, params.tracking.uri, folder)
+        why = "its run names no remote of DVC (storage.dvc)" if not url else "its run has no dvc.lock with a model"
+        return PullResult(str(version), str(folder), commit, (), why)
+    _make_repository(folder, lock, root)
+    say(f"pull: {version}: {', '.join(stages)} from {url} to {folder}")
+    transfer("pull", locate(url, root), stages, folder, show=True)
+    if tags.get("identity") != version_identity(folder / EVALUATION.path, _digests(folder / PHANTOM.path)):
+        raise StageFailed(
+            f"{folder}: not what was registered as {version}: dvc.lock was of another model or evaluation"
+        )
+    return PullResult(str(version), str(folder), commit, stages)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; empty if there is none."""
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _make_repository(folder: Path, lock: dict[str, Any], root: Path) -> None:
+    """Makes `folder` one of DVC's, whose stages have the outputs that `lock` states. The checkout's cache is shared."""
+    stages = {}
+    for name, stage in STAGES.items():
+        stated = {out["path"] for out in lock["stages"].get(name, {}).get("outs", ())}
+        # Only what the stages write, so that a lock cannot name a place outside the folder.
+        outs = [{str(of.path): {"persist": True}} for of in stage.writes if str(of.path) in stated]
+        if outs:
+            stages[name] = {"cmd": lock["stages"][name]["cmd"], "outs": outs}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
+    if not (folder / ".dvc").is_dir():
+        _dvc(folder, "init", "--no-scm")
+        _dvc(folder, "config", "cache.type", "reflink,hardlink,copy")
+        if (cache := root / ".dvc/cache").is_dir():
+            _dvc(folder, "cache", "dir", "--local", str(cache.resolve()))
+
+
+def _dvc(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
+    subprocess.run(command, cwd=folder, env={**NO_TELEMETRY, **os.environ}, check=True, stdin=subprocess.DEVNULL)
+
+
+def _from_registry(version: Version, tracking_uri: str, folder: Path) -> None:
+    """The export alone, as it was registered."""
+    if not (target := folder / PHANTOM.path).is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as work:
+            download_export(version, tracking_uri, Path(work)).rename(target)
+
+
+def _digests(export: Path) -> dict[str, str]:
+    return {str(p.relative_to(export)): sha256(p) for p in sorted(export.rglob("*")) if p.is_file()}
+
+
+def as_text(result: PullResult) -> str:
+    """The result in lines for people."""
+    what = (
+        f"data, models and reports of {', '.join(result.stages)}" if result.stages else f"the model alone: {result.why}"
+    )
+    return f"{result.version}: {what}\n{result.folder}: made by commit {result.commit}"
