@@ -21,6 +21,7 @@ from tests.evaluation.study.made_up import make_study
 SCHEDULE = ("train.steps", "train.twin_steps", "train.validate_every")
 DIFFERENCES = {
     "control": {},
+    "twin alone": {},
     "fixed alpha_z": {"train.recursive_weight.mode": "fixed"},
     "physics to video only": {"coupling.direction": "to_video"},
     "video to physics only": {"coupling.direction": "to_physics"},
@@ -50,7 +51,7 @@ def differences(study: Study, label: str) -> dict[str, str]:
 @pytest.mark.parametrize("label", DIFFERENCES)
 def test_an_arm_differs_by_what_it_is_named_after(study: Study, label: str):
     assert differences(study, label) == DIFFERENCES[label]
-    assert [arm.label for arm in study.arms if arm.held] == ["control"]
+    assert [arm.label for arm in study.arms if arm.held] == ["control", "twin alone"]
 
 
 def test_as_it_was_is_what_the_documentation_lists(study: Study):
