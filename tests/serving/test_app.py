@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from phantom.serving.app import Service, create_app
 from phantom.serving.inputs import check_prefixes
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import local_options
-from phantom.serving.requests import VideoRequest, settings
+from phantom.serving.requests import BadRequest, VideoRequest, settings
 from phantom.serving.supervisor import remove
 from phantom.serving.worker import host
 from tests.data.conftest import bucket, s3, s3_server  # noqa: F401
@@ -113,6 +114,8 @@ def mp4(folder: Path) -> bytes:
             "force: magnitude: found 2; accepted: from 0 to 1",
         ),
         ({"force": {"wind": {"angle": 0, "magnitude": 1}}}, "force", "force: found one; accepted by the model"),
+        ({"best_of": 9}, "best_of", "best_of: found '9'; accepted: a whole number from 1 to 8"),
+        ({"best_of": 2}, "best_of", "best_of: found 2; accepted by a model without a V-JEPA 2: 1"),
         ({"profile": "quick"}, "profile", "profile: found 'quick'; accepted: exact, fast"),
         ({"promt": "a"}, "promt", "found 'promt'; accepted: prompt, model"),
         ({"\udc80": "a"}, "?", "found '\\udc80'; accepted: prompt, model"),
@@ -154,6 +157,13 @@ def test_a_force_is_kept_for_a_model_that_takes_one_and_stated_again(service: Se
     ):
         answer = client.post("/v1/videos", json={"prompt": "a ball", **fields})
         assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(said)
+
+
+def test_videos_too_short_to_be_compared_are_refused_before_they_are_made():
+    request = VideoRequest("a ball", "phantom", seed=0, best_of=2, frames=13)
+    with pytest.raises(BadRequest, match=r"^frames: found 13; accepted with best_of: at least 16$"):
+        settings(request, ABOUT | {"best_of_frames": 16}, False)
+    settings(replace(request, best_of=1), ABOUT | {"best_of_frames": 16}, False)
 
 
 def test_bodies_that_are_no_form_and_no_object_are_refused(client: TestClient):
@@ -243,8 +253,6 @@ def test_a_full_queue_says_when_to_try_again(client: TestClient, service: Servic
 
 
 def test_seconds_are_the_nearest_length_that_the_model_makes(client: TestClient, service: Service):
-    from phantom.serving.requests import VideoRequest, settings
-
     made = client.post("/v1/videos", data={"prompt": "a", "seconds": "4", "size": "64x48"}).json()
     assert (made["seconds"], made["size"]) == ("4", "64x48")
     request = VideoRequest(**service.queue.get(made["id"]).request)

@@ -158,6 +158,25 @@ def test_a_video_is_made_again_with_another_seed_or_beside_the_other_model(page:
     assert [video["seed"] == 5 for video in made] == [False, False, True, True] and made[0]["seed"] == made[1]["seed"]
 
 
+def test_the_best_of_several_is_made_by_the_fast_profile_and_again(page: Page):
+    from selenium.webdriver.support.ui import Select
+
+    page.browser.execute_script("document.getElementById('more').open = true")
+    Select(page.all("[name=profile]")[0]).select_by_value("fast")
+    page.all("[name=best_of]")[0].send_keys("2")
+    page.ask("a ball", seed=5, steps=4, frames=17)
+    until(lambda: page.cells("completed") == 1)
+    page.click("#provenance summary")
+    facts = page.text("facts")
+    assert "fast" in facts and re.search(r"seed 5 \(surprise [\d.]+\), seed 6 \(surprise [\d.]+\)", facts)
+    for name in ("best_of", "profile"):
+        page.browser.execute_script(f"document.querySelector('[name={name}]').value = ''")
+    page.click("#again summary")
+    page.click("[data-again=edit]")
+    until(lambda: page.all("[name=best_of]")[0].get_attribute("value") == "2")
+    assert page.all("[name=profile]")[0].get_attribute("value") == "fast"
+
+
 def test_an_arrow_on_the_picture_is_the_force_of_phantoms_video(page: Page, tmp_path: Path):
     from selenium.webdriver.common.action_chains import ActionChains
 

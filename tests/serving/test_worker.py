@@ -66,6 +66,21 @@ def test_a_video_is_made_by_the_profile_that_was_asked_for(worker: Worker, tmp_p
     assert (tmp_path / "exact.mp4").read_bytes() != (tmp_path / "fast.mp4").read_bytes()
 
 
+def test_the_least_surprising_of_several_videos_is_kept_with_its_own_states(worker: Worker, tmp_path: Path):
+    served = models.ServedModel(models.Found(tmp_path, "tiny", "1"), pipeline(with_metadata(phantom())), "0" * 64)
+    assert served.about["best_of_frames"] == 16
+    progress: list[int] = []
+    request = VideoRequest("a ball", "phantom", seed=3, steps=2, frames=17, best_of=3)
+    made = Worker._make(worker, served, request, tmp_path, "best", {}, progress.append)
+    assert [one["seed"] for one in made["candidates"]] == [3, 4, 5] and made["search"]["best_of"] == 3
+    least = min(made["candidates"], key=lambda one: (one["frozen"], one["surprise"]))
+    assert made["seed"] == least["seed"] and progress == sorted(progress) and len(progress) == 6
+    alone = replace(request, best_of=None, seed=made["seed"])
+    Worker._make(worker, served, alone, tmp_path, "alone", {}, lambda _: None)
+    states = ((tmp_path / f"{name}.physics.mp4").read_bytes() for name in ("best", "alone"))
+    assert len(set(states)) == 1
+
+
 def test_a_video_whose_job_was_deleted_in_the_last_moment_is_removed(worker: Worker):
     id = submit(worker.queue)
     job = worker.queue.claim(worker.id, 60)

@@ -75,6 +75,18 @@ def best_of(
     return *best, found
 
 
+def least_frames(pipe: PhantomPipeline) -> int | None:
+    """The length of the shortest video that can be scored: a window. None without a V-JEPA 2 of trained weights."""
+    if pipe.physics_encoder is None or pipe.transformer.config.get("physics_encoder_random_seed") is not None:
+        return None
+    return _windows(pipe).window
+
+
+def _windows(pipe: PhantomPipeline) -> Surprise:
+    stated = pipe.metadata.get("surprise")
+    return PUBLISHED_SURPRISE if stated is None else Surprise.model_validate(stated)
+
+
 class Searching:
     """A search with a loaded pipeline and scorer, for videos of `num_frames` from one condition. Raises UserError."""
 
@@ -82,8 +94,7 @@ class Searching:
         from phantom.generation.conditions import prefix_length
 
         self.search, self.pipe = search, pipe
-        stated = pipe.metadata.get("surprise")
-        self.windows = PUBLISHED_SURPRISE if stated is None else Surprise.model_validate(stated)
+        self.windows = _windows(pipe)
         if num_frames < self.windows.window:
             least = f"at least {self.windows.window} with best-of, a window of the surprise"
             raise UserError(f"frames: found {num_frames}; accepted: {least}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phantom.errors import UserError
 from phantom.generation.arguments import BadArgument
 from phantom.generation.generate import load_pipeline, model_fingerprint
+from phantom.generation.search import least_frames
 from phantom.serving.base_alone import is_base, load_base_alone
 from phantom.serving.options import Options
 from phantom.tracking.versions import PREFIX, download_export, find_version
@@ -48,6 +49,7 @@ class ServedModel:
             "models": ["phantom", "base"] if is_trained(pipe) else ["base"],
             "physics": pipe.transformer.has_physics,
             "takes_force": pipe.transformer.takes_force,
+            "best_of_frames": least_frames(pipe),
             "defaults": {name: pipe.defaults[name] for name in DEFAULTS},
             "strides": [pipe.vae_scale_factor_temporal, space * rows, space * columns],
         }

@@ -16,10 +16,11 @@ MODELS = ("phantom", "base")  # base: the frozen base alone, from the same noise
 MAX_PROMPT = 4000  # characters
 MAX_STEPS = 200
 MAX_WORK = 4  # times the pixels of the model's default size and length
+MAX_BEST_OF = 8
 MAX_SEED = 2**53 - 1  # what JavaScript can count to
 FIELDS = (
     *("prompt", "model", "size", "seconds", "frames", "fps", "seed"),
-    *("steps", "guidance", "force", "profile", "group"),
+    *("steps", "guidance", "force", "best_of", "profile", "group"),
 )
 
 
@@ -48,6 +49,7 @@ class VideoRequest:
     group: str | None = None  # the client's word for jobs that belong together
     force: dict[str, Any] | None = None  # `ForcePrompt.to_dict`
     profile: str | None = None  # None: exact
+    best_of: int | None = None  # videos from consecutive seeds, of which V-JEPA 2's surprise chooses one
 
 
 def parse(fields: Mapping[str, Any]) -> VideoRequest:
@@ -83,6 +85,7 @@ def parse(fields: Mapping[str, Any]) -> VideoRequest:
         group=group,
         force=_force(fields.get("force")),
         profile=_profile(fields.get("profile")),
+        best_of=_number(fields, "best_of", int, 1, MAX_BEST_OF),
     )
     if request.frames is not None and request.seconds is not None:
         raise BadRequest("seconds", "frames and seconds: found both; accepted: one of them")
@@ -112,6 +115,11 @@ def settings(request: VideoRequest, about: Mapping[str, Any], conditioned: bool)
     if height * width * frames > most:
         found = f"{width}x{height} with {frames} frames, {height * width * frames:,} pixels"
         raise BadRequest("size", f"size: found {found}; accepted: at most {most:,}")
+    if (request.best_of or 1) > 1:
+        if (least := about.get("best_of_frames")) is None:
+            raise BadRequest("best_of", f"best_of: found {request.best_of}; accepted by a model without a V-JEPA 2: 1")
+        if frames < least:
+            raise BadRequest("frames", f"frames: found {frames}; accepted with best_of: at least {least}")
     force = None
     if request.force is not None:
         if request.model == "base" or not about.get("takes_force"):

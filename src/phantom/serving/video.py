@@ -92,6 +92,7 @@ _FIELDS = {
     "steps": {"type": "integer"},
     "guidance": _NUMBER,
     "force": {"type": "object", "description": "Pushes and wind, for a model trained with forces (docs/forces.md)"},
+    "best_of": {"type": "integer", "description": "Videos to choose from, by the surprise of V-JEPA 2's predictor"},
     "profile": {"enum": list(PROFILES), "default": "exact"},
     "group": {**_TEXT, "description": "The client's word for videos that belong together"},
 }

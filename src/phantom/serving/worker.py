@@ -193,6 +193,7 @@ class Worker:
         from phantom.data.video import write_mp4
         from phantom.generation.generate import default_refine, make_video, read_condition, save_video
         from phantom.generation.profile import using_profile
+        from phantom.generation.search import Search, Searching
         from phantom.serving.physics_view import physics_colours
 
         arguments = settings(request, model.about, conditioned=bool(sources))
@@ -200,17 +201,28 @@ class Worker:
         defaults = {**model.pipe.defaults, "height": arguments["height"], "width": arguments["width"]}
         image, video = sources.get("image"), sources.get("video")
         condition = self.decoders.call(read_condition, image, video, fps, defaults) if sources else {}
-        done = 0
+        done, videos = 0, request.best_of or 1
 
         def count() -> None:
             nonlocal done
             done += 1
-            on_step(min(MAKING_SHARE, MAKING_SHARE * done // steps))
+            on_step(min(MAKING_SHARE, MAKING_SHARE * done // (steps * videos)))
 
         with_view = arguments["physics"] and model.pipe.transformer.has_physics
         arguments |= {"refine": default_refine(model.pipe), "return_physics": with_view}
+        out, states = folder / f"{id or 'warm-up'}.mp4", dict[int, Any]()  # z of each video, by its seed
+
+        def make(seed: int) -> Any:
+            frames, states[seed] = make_video(model.pipe, request.prompt, seed, {**condition, **arguments}, count)
+            return frames
+
+        chosen, found = request.seed, dict[str, Any]()
         with using_profile(model.pipe, request.profile or "exact", arguments) as profile:
-            frames, z = make_video(model.pipe, request.prompt, request.seed, {**condition, **arguments}, count)
+            if videos > 1:
+                searching = Searching(Search(videos), model.pipe, arguments["num_frames"], condition)
+                frames, chosen, found = searching.run(make, request.seed, out, fps)
+            else:
+                frames = make(chosen)
         facts: dict[str, Any] = {
             "image": image.name if image else None,
             "video": video.name if video else None,
@@ -223,9 +235,8 @@ class Worker:
             facts["evaluations"] = model.pipe.evaluations
         if arguments["force"]:
             facts["force"] = arguments["force"].to_dict()
-        out = folder / f"{id or 'warm-up'}.mp4"
-        made = save_video(model.pipe, frames, out, request.prompt, request.seed, fps, arguments, facts)
-        if z is not None:
+        made = save_video(model.pipe, frames, out, request.prompt, chosen, fps, arguments, facts | found)
+        if (z := states[chosen]) is not None:
             colours = physics_colours(z.float().cpu(), made.frames, made.height, made.width)
             write_mp4(out.with_suffix(".physics.mp4"), colours, fps)
         return {**asdict(made), "out": out.name, "physics_view": z is not None}
