@@ -18,6 +18,8 @@ EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
 NOT_IMPLEMENTED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>NotImplemented</Code><Message>A header implies functionality that is not implemented.</Message></Error>"""
+CONFLICT = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>ConditionalRequestConflict</Code><Message>A conflicting operation is in progress.</Message></Error>"""
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
@@ -68,10 +70,12 @@ class Proxy:
     """Forwards requests to `port`, injecting `faults`, in order, into the next requests that read an object.
 
     A fault is "500", "503", "reset", "truncate", "slow", "expired", or "" for none. `reads` counts such requests.
-    With `refuse_conditions` it answers as a store that has no conditional writes.
+    With `refuse_conditions` it answers as a store that has no conditional writes, and `conflicts` of these as one where
+    another request for the name is under way.
     """
 
     refuse_conditions = False
+    conflicts = 0
 
     def __init__(self, port: int) -> None:
         self.faults: list[str] = []
@@ -102,11 +106,13 @@ class Proxy:
     def forward(self, request: BaseHTTPRequestHandler, port: int) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         fault = ""
-        if self.refuse_conditions and "If-None-Match" in request.headers:
-            request.send_response(501)
-            request.send_header("Content-Length", str(len(NOT_IMPLEMENTED)))
+        if "If-None-Match" in request.headers and (self.refuse_conditions or self.conflicts):
+            self.conflicts -= not self.refuse_conditions
+            status, answer = (501, NOT_IMPLEMENTED) if self.refuse_conditions else (409, CONFLICT)
+            request.send_response(status)
+            request.send_header("Content-Length", str(len(answer)))
             request.end_headers()
-            request.wfile.write(NOT_IMPLEMENTED)
+            request.wfile.write(answer)
             return
         if request.command == "GET" and "Range" in request.headers:
             with self.lock:

@@ -17,6 +17,7 @@ from phantom.data.latent_set import LatentSet
 from phantom.data.part import Part
 from phantom.data.shards import INDEX, LATENTS
 from phantom.data.storage import PinnedFolder, Refused, S3Folder, open_folder
+from phantom.data.storage import s3 as s3_folder
 from phantom.data.storage.s3 import ERROR_MESSAGES
 from phantom.errors import StageFailed, UserError
 from phantom.training.conditioning import Batch, TrainingSet
@@ -313,6 +314,21 @@ def test_a_store_without_conditional_requests_is_enough(params, bucket, s3, tmp_
     assert folder.write_new("a", b"1") and not folder.write_new("a", b"2") and folder.read("a") == b"1"
     s3.refuse_conditions = True
     assert folder.write_new("a", b"3") and folder.read("a") == b"3"
+
+
+def test_a_conditional_write_that_conflicts_with_another_request_is_tried_again(
+    params, bucket, s3, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(s3_folder, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
+    folder = open_folder(f"s3://{bucket}/new", tmp_path, params().storage)
+    s3.conflicts = 2
+    assert folder.write_new("a", b"1") and folder.read("a") == b"1" and not s3.conflicts
+    s3.conflicts = 1
+    assert not folder.write_new("a", b"2") and folder.read("a") == b"1"
+    s3.conflicts = 9
+    with pytest.raises(StageFailed, match=r"/b: other requests for it do not end; run again$"):
+        folder.write_new("b", b"1")
+    s3.conflicts = 0
 
 
 def test_batches_are_cut_as_the_sampler_says():

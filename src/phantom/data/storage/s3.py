@@ -191,6 +191,14 @@ class S3Folder:
     def write_new(self, name: str, data: bytes) -> bool:
         """Writes the file `name` unless there is one already. Whether it did: of several, one does; all do in a store
         that knows no conditional requests."""
+        for delay in (*RETRY_DELAYS_SECONDS, 0):
+            if (is_written := self._put_new(name, data)) is not None:
+                return is_written
+            time.sleep(delay)
+        raise StageFailed(f"{self}/{name}: other requests for it do not end; run again")
+
+    def _put_new(self, name: str, data: bytes) -> bool | None:
+        """One attempt of `write_new`; None where another request for the name is under way."""
         from botocore.exceptions import ClientError
 
         with self._translate_errors(name):
@@ -199,7 +207,7 @@ class S3Folder:
             except ClientError as error:
                 code = error.response["Error"].get("Code")
                 if code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
+                    return False if code == "PreconditionFailed" else None
                 if code not in ("NotImplemented", "InvalidArgument"):
                     raise
                 self.write(name, data)
