@@ -163,6 +163,12 @@ def test_a_mistake_is_one_line_naming_the_field_and_what_is_accepted(tmp_path: P
         (["shard=3"], "mesh.shard 3 must divide 8 processes; nearest valid: 2"),
         (["shard=16"], "mesh.shard 16 must divide 8 processes; nearest valid: 8"),
         (["replicate=3", "shard=4"], "mesh: found replicate 3 x shard 4, but 8 processes; nearest valid: replicate 2"),
+        (["context=2"], (1, 8)),
+        (["shard=2", "context=2"], (2, 4)),
+        (["replicate=2", "context=4"], (2, 4)),
+        (["shard=1", "context=2"], (4, 2)),
+        (["context=3"], "mesh.context 3 must divide 8 processes; nearest valid: 2"),
+        (["shard=8", "context=2"], "mesh.shard 8 must divide 4 processes; nearest valid: 4"),
         (["shard=1"], "mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more"),
     ],
 )

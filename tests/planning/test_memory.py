@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from benchmarks.peak import Peak
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from phantom.config import Params, load_params, preset_path
 from phantom.errors import UserError
@@ -17,10 +23,12 @@ from phantom.training.activation_checkpointing import checkpointing_func
 from phantom.training.alignment import AlignmentLoss
 from phantom.training.build import build_model
 from phantom.training.conditioning import Batch, sample
+from phantom.training.layout import divide_tokens
 from phantom.training.learner import Learner
 from phantom.training.objective import losses
 from tests import tiny
 from tests.plain import full_size_params
+from tests.processes import run_in_processes
 
 
 @pytest.mark.parametrize("direction", ["both", "to_video", "to_physics", "none"])
@@ -30,6 +38,41 @@ def test_activations_match_those_a_forward_pass_saves(make_params, precision: st
     saved = sum(t.untyped_storage().nbytes() for t in saved_tensors(params))
     # Embeddings and heads are not counted. Where nothing of the video branch is saved they are a larger part.
     assert planned_activations(params) == pytest.approx(saved, rel=0.05 if direction in ("both", "to_video") else 0.2)
+
+
+def in_process(params: Params, folder: Path) -> None:
+    """Writes the bytes that the forward pass of this process saves, and how many it sends in a step."""
+    dist.init_process_group("gloo")
+    with Exchanged() as exchanged:
+        saved = saved_tensors(params, backward=True)
+    (folder / f"{dist.get_rank()}.json").write_text(
+        json.dumps([sum(t.untyped_storage().nbytes() for t in saved), exchanged.bytes])
+    )
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["phantom", "lora"])
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"), [("float32", "none"), ("bfloat16", "none"), ("float32", "full")]
+)
+def test_processes_that_share_samples(make_params, tmp_path, method: str, precision: str, checkpointing: str):
+    context = ("train.strategy=fsdp2", "train.processes=2", "train.mesh.context=2", f"train.method={method}")
+    params = small(make_params, precision, checkpointing, "both", *context, "train.lora.rank=16")
+    run_in_processes(in_process, tmp_path, params, tmp_path)
+    found = plan(params, "H100", 2)
+    for rank in (0, 1):
+        saved, sent = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["context_bytes_per_gpu_and_step"] == sent
+        if checkpointing == "none":
+            assert found["memory_per_gpu"]["activations"] == pytest.approx(saved, rel=0.05)
+    assert "by train.mesh.context" in as_text(found)
+
+
+def test_heads_that_the_gpus_do_not_divide_are_refused():
+    with pytest.raises(
+        UserError, match=r"^train\.mesh\.context: found 16; accepted: divisors of 24; nearest valid: 8$"
+    ):
+        plan(full_size_params("train.processes=16", "train.mesh.context=16"), "H100", 16)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -218,9 +261,21 @@ def planned_activations(params: Params) -> int:
     return memory["activations"]
 
 
-def saved_tensors(params: Params) -> list[torch.Tensor]:
+class Exchanged(TorchDispatchMode):
+    """Counts the bytes that this process sends to another one."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops._c10d_functional.all_to_all_single.default:
+            self.bytes += args[0].nbytes * (dist.get_world_size() - 1) // dist.get_world_size()
+        return func(*args, **(kwargs or {}))
+
+
+def saved_tensors(params: Params, backward: bool = False) -> list[torch.Tensor]:
     """Tensors that a forward pass saves for its backward pass: one per storage, without weights."""
     model = build_model(params, tiny.PHYSICS_CHANNELS).train()
+    divide_tokens(model, params.train, "cpu")
     if params.train.activation_checkpointing == "full":
         model.enable_gradient_checkpointing()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -242,4 +297,6 @@ def saved_tensors(params: Params) -> list[torch.Tensor]:
         if alignment := AlignmentLoss.of(params, None):
             assert alignment(out.features, states).requires_grad
     assert (out.physics if model.has_physics else out.sample).requires_grad
+    if backward:
+        sum(x.sum() for x in (out.physics, out.sample) if x is not None).backward()
     return list(kept.values())

@@ -16,7 +16,7 @@ from phantom.data.latent_set import LatentSet
 from phantom.data.shards import LATENTS
 from phantom.training.build import build_model
 from phantom.training.heldout_samples import HeldoutSamples
-from phantom.training.layout import distribute_model
+from phantom.training.layout import distribute_model, divide_tokens
 from phantom.training.validation import Validation
 from tests import tiny
 from tests.training.random_latents import write_latents
@@ -36,6 +36,7 @@ def measure(params: Params, root: Path, clips: type[LatentSet]) -> dict[str, obj
             if "coupling" in name or "proj_out" in name:
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
     if dist.is_initialized():
+        divide_tokens(model, params.train, "cpu")
         distribute_model(model, (1, dist.get_world_size()))  # which waits for all processes in every forward pass
     run = []
     model.register_forward_hook(lambda _, given, __: run.append(len(given[0])))
@@ -51,12 +52,13 @@ def in_process(rank: int, ranks: int, params: Params, root: Path, clips: type[La
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("clips", "processes"), [(Worlds, 2), (LatentSet, 3)])
-def test_figures_are_those_of_one_process(make_params, tmp_path, clips, processes):
-    params = make_params()
+@pytest.mark.parametrize(("clips", "processes", "context"), [(Worlds, 2, 1), (LatentSet, 3, 1), (Worlds, 4, 2)])
+def test_figures_are_those_of_one_process(make_params, tmp_path, clips, processes, context):
+    layout = ("train.strategy=fsdp2", f"train.processes={processes}", f"train.mesh.context={context}")
+    params = make_params(*(layout if context > 1 else ()))
     frames = (6,) if clips is Worlds else (2, 3, 2)
     write_latents(tmp_path, params, train=12, heldout=CLIPS[clips], frames=frames)
-    alone = measure(params, tmp_path, clips)
+    alone = measure(make_params(), tmp_path, clips)
     mp.spawn(in_process, (processes, params, tmp_path, clips), nprocs=processes)
     for rank in range(processes):
         found = json.loads((tmp_path / f"{rank}-of-{processes}.json").read_text())
@@ -65,7 +67,7 @@ def test_figures_are_those_of_one_process(make_params, tmp_path, clips, processe
         assert found["clips"]["ids"] == alone["clips"]["ids"]
         for name in alone["clips"].keys() - {"ids"}:
             assert found["clips"][name] == pytest.approx(alone["clips"][name], rel=1e-4), name
-        assert found["samples"] <= alone["samples"] / processes + 15  # three more in each of five runs
+        assert found["samples"] <= alone["samples"] * context / processes + 15  # three more in each of five runs
 
 
 def test_a_process_holds_no_more_than_its_clips(make_params, tmp_path):

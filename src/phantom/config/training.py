@@ -52,27 +52,35 @@ class Alignment(Section):
 
 
 class Mesh(Section):
-    """How `strategy: fsdp2` arranges the processes: `replicate` copies of the weights, each over `shard` processes.
+    """How `strategy: fsdp2` arranges the processes: `replicate` copies of the weights, each over `shard` x `context`.
 
-    null: the other one's counterpart in `processes`; with both null one copy is sharded over all of them.
+    `context` processes in a row share samples, whose tokens they divide. null: the other one's counterpart in
+    `processes`; with both null one copy is sharded over all of them.
     """
 
     replicate: Annotated[Positive | None, Role.NOT_IN_WEIGHTS] = None
     shard: Annotated[Positive | None, Role.NOT_IN_WEIGHTS] = None
+    context: Annotated[Positive, Role.NOT_IN_WEIGHTS] = 1
 
     def shape(self, processes: int) -> tuple[int, int]:
         """(replicate, shard) of so many processes. Raises ValueError, with the nearest that is valid."""
+        processes = _divided(processes, "context", self.context)
         name, given = ("shard", self.shard) if self.shard else ("replicate", self.replicate or 1)
-        if processes % given:
-            nearest = max(n for n in range(1, min(given, processes) + 1) if processes % n == 0)
-            raise ValueError(f"mesh.{name} {given} must divide {processes} processes; nearest valid: {nearest}")
-        other = processes // given
+        other = _divided(processes, name, given)
         if self.shard and self.replicate not in (None, other):
             raise ValueError(
                 f"mesh: found replicate {self.replicate} x shard {given}, but {processes} processes; "
                 f"nearest valid: replicate {other}, or null"
             )
         return (other, given) if self.shard else (given, other)
+
+
+def _divided(processes: int, name: str, given: int) -> int:
+    """processes / given. Raises ValueError if that is not a whole number."""
+    if processes % given:
+        nearest = max(n for n in range(1, min(given, processes) + 1) if processes % n == 0)
+        raise ValueError(f"mesh.{name} {given} must divide {processes} processes; nearest valid: {nearest}")
+    return processes // given
 
 
 class Train(Section):
@@ -130,26 +138,40 @@ class Train(Section):
     def mesh_shape(self, processes: int) -> tuple[int, int]:
         """Of so many processes (replicate, shard): copies of what the strategy shards, and processes with one of them.
 
-        Raises ValueError if `mesh` does not fit them.
+        Weights are sharded over the processes that share samples too. Raises ValueError if `mesh` does not fit them.
         """
-        return (processes, 1) if self.strategy == "ddp" else self.mesh.shape(processes)
+        if self.strategy == "ddp":
+            return processes, 1
+        replicate, shard = self.mesh.shape(processes)
+        return replicate, shard * self.mesh.context
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that a process computes with at a time, alone or with those that share them."""
+        return self.batch_size * self.mesh.context // (self.accumulation * self.processes)
 
     @model_validator(mode="after")
     def _check(self) -> Train:
-        unit = self.accumulation * self.processes
+        if self.strategy != "fsdp2" and self.mesh != Mesh():
+            raise ValueError(f"mesh goes with strategy fsdp2; found strategy {self.strategy}; accepted: no mesh")
+        shape, sharing = self.mesh.shape(self.processes), self.processes // self.mesh.context
+        unit = self.accumulation * sharing
         if self.batch_size % unit:
-            each, rest = divmod(self.batch_size, self.processes)
+            each, rest = divmod(self.batch_size, sharing)
             raise ValueError(
                 f"batch_size {self.batch_size} must divide by accumulation x processes = {unit}; "
                 f"nearest valid: {max(unit, round(self.batch_size / unit) * unit)}"
                 + (f", or accumulation {each}" if each and not rest else "")
             )
-        if self.strategy != "fsdp2" and self.mesh != Mesh():
-            raise ValueError(f"mesh goes with strategy fsdp2; found strategy {self.strategy}; accepted: no mesh")
         if self.offload != "none" and self.strategy != "ddp":
             raise ValueError(f"offload goes with strategy ddp; found strategy {self.strategy}; accepted: offload none")
-        if self.mesh.shape(self.processes)[1] == 1 < self.processes:
+        if shape[1] * self.mesh.context == 1 < self.processes:
             raise ValueError("mesh.shard 1 shards nothing; accepted: strategy ddp, or 2 and more")
+        if self.mesh.context > 1 and self.method == "alignment":  # whose term compares all tokens of a sample
+            raise ValueError(
+                f"mesh.context {self.mesh.context} goes with method phantom or lora; found method alignment; nearest "
+                "valid: 1"
+            )
         if self.profile and self.profile[0] > self.profile[1]:
             raise ValueError(f"profile: found {[*self.profile]}; accepted: [from, to], steps in their order")
         if self.trains_adapters and self.strategy == "zero3":

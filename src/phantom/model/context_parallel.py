@@ -3,6 +3,8 @@
 Each process has a run of each branch's tokens, split where they enter the blocks and gathered after the output head
 (`_cp_plan`). In between tokens meet in attention alone: there every process has all tokens of a share of the heads
 (Ulysses), or keys and values go round (ring). The keys and values of the text are whole in each process.
+
+That is for sampling. Training splits at the same places, and attends by `ulysses`.
 """
 
 from __future__ import annotations
@@ -11,19 +13,47 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import FirstBlockCacheConfig
+from diffusers.hooks.context_parallel import EquipartitionSharder
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from phantom.model.positions import RotaryEmb
 
 
 class TokenSplit(nn.Module):
-    """Hands on what is known of each token of a branch; context parallelism splits it here."""
+    """Hands on what is known of each token of a branch; context parallelism splits it here.
+
+    mesh: in training, the processes that the tokens are divided over, in runs of one length: zeros are added to the
+    last ones. In sampling it is None: diffusers splits what `forward` returns.
+    """
+
+    mesh: DeviceMesh | None = None
+    tokens = 0  # of the last forward pass, over all processes
 
     def forward(self, x_BLD: torch.Tensor, group_L: torch.Tensor, *rotary: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Tokens (B, L, D), the index (L,) of each one's group, and RoPE tables (1, L, 1, d), as they are."""
-        return x_BLD, group_L, *rotary
+        """This process's part of tokens (B, L, D), the index (L,) of each one's group, and RoPE tables (1, L, 1, d)."""
+        self.tokens = x_BLD.shape[1]
+        return self.own(x_BLD, 1), self.own(group_L, 0), *(self.own(table, 1) for table in rotary)
+
+    def own(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """This process's part of `x`, which has all tokens along `dim`."""
+        if self.mesh is None:
+            return x
+        missing = -x.shape[dim] % self.mesh.size()
+        padded = F.pad(x, (*(0, 0) * (x.dim() - 1 - dim), 0, missing)) if missing else x
+        return EquipartitionSharder.shard(padded, dim, self.mesh)
+
+    def gather(self, x_BlD: torch.Tensor) -> torch.Tensor:
+        """All tokens (B, L, D), of each process's own. The backward pass takes a process's own part of the gradient.
+
+        That is the whole gradient of its part: every process has the same loss, and only one of them counts.
+        """
+        if self.mesh is None:
+            return x_BlD
+        return EquipartitionSharder.unshard(x_BlD, 1, self.mesh)[:, : self.tokens]
 
     def enter(
         self,
@@ -72,10 +102,7 @@ class ContextParallelMixin:
         has no backward pass. Raises ValueError for a degree of Ulysses that does not divide the attention heads.
         """
         context = getattr(config, "context_parallel_config", config)
-        degree, heads = getattr(context, "ulysses_degree", 1), self.divisible_heads
-        if heads % degree:
-            near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - degree))
-            raise ValueError(f"ulysses_degree: found {degree}; accepted: divisors of {heads}; nearest valid: {near}")
+        check_degree("ulysses_degree", getattr(context, "ulysses_degree", 1), self.divisible_heads)
         if isinstance(getattr(self, "_cache_config", None), FirstBlockCacheConfig):
             raise ValueError("enable_parallelism: found FirstBlockCache, which processes would follow differently")
         super().enable_parallelism(config=config, cp_plan=cp_plan)  # type: ignore[misc]
@@ -83,5 +110,17 @@ class ContextParallelMixin:
     @property
     def divisible_heads(self) -> int:
         """The largest number that divides the attention heads of both branches and of the coupling."""
-        found = [self.config.video, self.config.physics, self.config.coupling]
-        return math.gcd(*(part["num_attention_heads"] for part in found if part))
+        return divisible_heads(self.config.video, self.config.physics, self.config.coupling)
+
+
+def divisible_heads(*configs: dict[str, Any] | None) -> int:
+    """The largest number that divides the attention heads of all `configs`; None: there is no such part."""
+    return math.gcd(*(config["num_attention_heads"] for config in configs if config))
+
+
+def check_degree(name: str, degree: int, heads: int, processes: int = 0) -> None:
+    """Raises ValueError if `degree` does not divide the heads, with the nearest that does, and divides `processes`."""
+    if heads % degree:
+        valid = math.gcd(heads, processes)
+        near = min((n for n in range(1, valid + 1) if valid % n == 0), key=lambda n: abs(n - degree))
+        raise ValueError(f"{name}: found {degree}; accepted: divisors of {heads}; nearest valid: {near}")

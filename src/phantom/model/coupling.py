@@ -95,15 +95,14 @@ class CouplingAttnProcessor:
             apply_rotary_emb(x, (cos[0, :, 0], sin[0, :, 0]), sequence_dim=1)
             for x, (cos, sin) in zip((query, key), rotary_emb, strict=True)
         )
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        out = self.attend(query, key, value)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of heads (B, L, H, d) to (B, M, H, d)."""
+        return dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
 
 
 class CouplingAttention(WanAttention):

@@ -59,10 +59,10 @@ def changes_to_fit(params: Params, available: int, gpus: int, root: Path = Path(
 
 def _candidates(params: Params, gpus: int, layers: int) -> Iterator[tuple[str, str, Any]]:
     """Section, setting and value; `ema_decay` changes what is exported, and fewer layers are another model."""
-    yield "train", "accumulation", params.train.batch_size // gpus
+    yield "train", "accumulation", params.train.batch_size * params.train.mesh.context // gpus
     if params.train.offload == "none":  # which goes with ddp alone
         yield "train", "strategy", "fsdp2" if gpus > 1 else "ddp"  # one GPU has nobody to shard with
-    yield "train", "mesh", Mesh()
+    yield "train", "mesh", Mesh(context=params.train.mesh.context)
     if gpus == 1:
         yield "train", "offload", "optimizer"
     yield "train", "activation_checkpointing", "full"

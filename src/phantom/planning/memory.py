@@ -27,6 +27,9 @@ SAVED_BYTES: dict[str, dict[str, Any]] = {
     "float32": {"frozen": (52, 4), "trained": (92, 8), "coupling": 32, "stream": 4, "retained": (23, 11)},
     "bfloat16": {"frozen": (38, 2), "trained": (70, 4), "coupling": 24, "stream": 2, "retained": (19, 5)},
 }
+# What `train.mesh.context` adds to it: modulation is float32 and per token, since a GPU's tokens cut through frames,
+# and attention's output is kept once more by what is trained of it, as it is exchanged.
+MODULATION_BYTES = 32
 LATENT_COPIES = 5  # float32 tensors of a sample's latent shape: latents, noise, and both losses' errors going backward
 BACKWARD_STREAMS = 2  # residual-stream gradients held in the backward pass of a block that is not recomputed
 # What each strategy shards over the GPUs, or over `train.mesh.shard` of them. All else is replicated, the frozen branch
@@ -53,6 +56,7 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
 
     Raises UserError if the global batch does not divide over the GPUs.
     """
+    from phantom.model.context_parallel import check_degree
     from phantom.model.flops import Shape
 
     train, half = params.train, params.train.precision == "bfloat16"
@@ -72,6 +76,7 @@ def memory_per_gpu(params: Params, parts: Parts, gpus: int) -> dict[str, int]:
     sharded = SHARDED[train.strategy]
     try:
         shards = train.mesh_shape(gpus)[1]
+        check_degree("mesh.context", train.mesh.context, parts.divisible_heads, gpus)
     except ValueError as error:
         raise UserError(f"train.{error}") from None
     local = {part: size // (shards if part in sharded else 1) for part, size in full.items()}
@@ -116,13 +121,12 @@ def _sample_bytes(parts: Parts) -> int:
 def _activations(params: Params, parts: Parts) -> Activations:
     from phantom.model.branch import width
     from phantom.model.coupling import has_direction
-    from phantom.model.flops import token_count
     from phantom.model.physics import paired_blocks
 
     if parts.lora:
         return _adapted_activations(params, parts, parts.lora)
     bytes_of, video, physics, coupling = SAVED_BYTES[params.train.precision], parts.video, parts.physics, parts.coupling
-    tokens_v, tokens_z = token_count(video, parts.video_latents), token_count(physics, parts.physics_latents)
+    tokens_v, tokens_z = parts.tokens_per_gpu(params.train.mesh.context)
     stream_v, stream_z = tokens_v * width(video), tokens_z * width(physics)  # elements of the residual streams
     hidden_v, hidden_z = tokens_v * video["ffn_dim"], tokens_z * physics["ffn_dim"]
     reads, is_read = has_direction(coupling, "to_video"), has_direction(coupling, "to_physics")
@@ -131,12 +135,19 @@ def _activations(params: Params, parts: Parts) -> Activations:
     block_v = (a_v * stream_v + b_v * hidden_v) * parts.reaches_video  # without a gradient nothing is saved
     block_z = a_z * stream_z + b_z * hidden_z
     block_c = bytes_of["coupling"] * inner_c
+    per_token = 0  # modulation of all blocks, which they read
+    if params.train.mesh.context > 1:
+        block_v += MODULATION_BYTES * stream_v * parts.reaches_video
+        block_z += (MODULATION_BYTES + bytes_of["stream"]) * stream_z
+        block_c += bytes_of["stream"] * inner_c
+        per_token = 6 * bytes_of["stream"] * (stream_v + stream_z)
 
     layers_v, layers_z, coupled = video["num_layers"], physics["num_layers"], len(coupling["blocks"])
     paired = {*paired_blocks(layers_z, layers_v)}
     if params.train.activation_checkpointing == "none":
         passing = BACKWARD_STREAMS * bytes_of["stream"] * (stream_v * parts.reaches_video + stream_z)
-        return Activations(layers_v * block_v + layers_z * block_z + coupled * block_c, passing, 0)
+        saved = layers_v * block_v + layers_z * block_z + coupled * block_c
+        return Activations(saved, passing + per_token, 0)
     layers_v = layers_v if parts.reaches_video else layers_z  # those in which something has a gradient
     elements = layers_v * (stream_v + stream_z)  # the blocks' inputs
     if params.train.activation_checkpointing == "selective":  # and the outputs of attention: self, text, coupling
@@ -148,18 +159,19 @@ def _activations(params: Params, parts: Parts) -> Activations:
         )
     a, b = bytes_of["retained"]
     retained = a * (stream_v + stream_z) + b * (hidden_v + hidden_z)
-    return Activations(bytes_of["stream"] * elements, block_v + block_z + block_c, retained)
+    # The gradient of the modulation is as large.
+    return Activations(bytes_of["stream"] * elements + per_token, block_v + block_z + block_c + per_token, retained)
 
 
 def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> Activations:
     """Of the video branch alone: A keeps a layer's input, and B what A makes of it."""
     from phantom.model.branch import width
-    from phantom.model.flops import token_count
     from phantom.model.lora import adapted_layers
 
     aligned, in_loss = _alignment_activations(params, parts, parts.alignment) if parts.alignment else (0, 0)
+    is_divided = params.train.mesh.context > 1
     bytes_of, video, text = SAVED_BYTES[params.train.precision], parts.video, params.encode.text_tokens
-    tokens, (a, b) = token_count(video, parts.video_latents), bytes_of["frozen"]
+    (tokens, _), (a, b) = parts.tokens_per_gpu(params.train.mesh.context), bytes_of["frozen"]
     stream, value = tokens * width(video), bytes_of["stream"]
     block, inputs = a * stream + b * tokens * video["ffn_dim"], dict[str, int]()
     for name, (fan_in, _) in adapted_layers(video, lora["targets"]).items():
@@ -168,16 +180,17 @@ def _adapted_activations(params: Params, parts: Parts, lora: dict[str, Any]) -> 
         # keeps its output itself.
         if params.train.precision == "bfloat16":
             inputs[name] = value * rows * fan_in
-        elif not name.endswith("to_out.0"):
+        elif is_divided or not name.endswith("to_out.0"):
             inputs["attn1.to_q" if name in ("attn1.to_k", "attn1.to_v") else name] = value * rows * fan_in
         block += value * rows * lora["rank"]
-    block += sum(inputs.values())
+    block += sum(inputs.values()) + MODULATION_BYTES * stream * is_divided
+    per_token = 6 * value * stream * is_divided
     layers = video["num_layers"]
     if params.train.activation_checkpointing == "none":
-        return Activations(layers * block + aligned, max(BACKWARD_STREAMS * value * stream, in_loss), 0)
+        return Activations(layers * block + aligned, max(BACKWARD_STREAMS * value * stream + per_token, in_loss), 0)
     # The blocks' inputs and, in those that selective checkpointing keeps, the outputs of both attentions.
     kept = layers // params.train.selective_every if params.train.activation_checkpointing == "selective" else 0
-    return Activations(value * (layers + 2 * kept) * stream + aligned, max(block, in_loss), 0)
+    return Activations(value * (layers + 2 * kept) * stream + aligned + per_token, max(block, in_loss), 0)
 
 
 def _alignment_activations(params: Params, parts: Parts, alignment: dict[str, int]) -> tuple[int, int]:
@@ -198,11 +211,15 @@ def _alignment_activations(params: Params, parts: Parts, alignment: dict[str, in
 
 
 def micro_batch(params: Params, gpus: int) -> int:
-    """Samples that one GPU processes at a time. Raises UserError if the global batch does not divide evenly."""
-    unit = gpus * params.train.accumulation
+    """Samples that one GPU processes at a time, alone or with those that share them.
+
+    Raises UserError if the global batch does not divide evenly.
+    """
+    sharing = gpus // params.train.mesh.context
+    unit = sharing * params.train.accumulation
     if params.train.batch_size % unit:
         nearest, size = max(unit, round(params.train.batch_size / unit) * unit), params.train.batch_size
-        other = f", or train.accumulation: {size // gpus}" if size % gpus == 0 else ""
+        other = f", or train.accumulation: {size // sharing}" if size % sharing == 0 else ""
         raise UserError(
             f"train.batch_size: found {size}, must divide by accumulation x GPUs = {unit}; "
             f"nearest valid: {nearest}{other}"

@@ -93,6 +93,20 @@ class Parts:
 
         return has_direction(self.coupling, "to_video") or bool(self.force and self.force["branch"] == "video")
 
+    @property
+    def divisible_heads(self) -> int:
+        """The largest number that divides the attention heads of all parts."""
+        from phantom.model.context_parallel import divisible_heads
+
+        return divisible_heads(self.video, *(() if self.lora else (self.physics, self.coupling)))
+
+    def tokens_per_gpu(self, context: int) -> tuple[int, int]:
+        """Tokens of a sample's video and physics that each of `context` GPUs computes with, padding included."""
+        from phantom.model.flops import token_count
+
+        of_video, of_physics = (self.video, self.video_latents), (self.physics, self.physics_latents)
+        return -(-token_count(*of_video) // context), -(-token_count(*of_physics) // context)
+
     def costs(self, shape: Shape) -> Costs:
         """Costs of training the model on one sample."""
         from phantom.model.flops import costs

@@ -13,6 +13,7 @@ from typing import Any
 from phantom.config import Params
 from phantom.data.manifest import CLIPS, count_clips, find_manifest
 from phantom.errors import UserError
+from phantom.planning.communication import context_bytes
 from phantom.planning.fit import changes_to_fit
 from phantom.planning.gpus import GIB, find_gpu
 from phantom.planning.memory import host_memory, memory_per_gpu, micro_batch
@@ -83,6 +84,7 @@ def plan(
             "with_recomputation_per_step": step + repeated + measured,
         },
         "memory_per_gpu": {**memory, "total": total, "available": available, "micro_batch": micro_batch(params, gpus)},
+        "context_bytes_per_gpu_and_step": context_bytes(params, parts, gpus),
         "host_memory_per_process": host_memory(params, cost.trainable),
         "fits": total <= available,
         "changes": changes_to_fit(params, available, gpus, root),

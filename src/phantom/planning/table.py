@@ -44,6 +44,8 @@ def as_text(result: dict[str, Any]) -> str:
         table.add_row(_label(part), format_gib(memory[part]), note)
     word = "fits" if result["fits"] else "does not fit"
     table.add_row("  total", format_gib(memory["total"]), f"of {format_gib(memory['available'])}: {word}")
+    if sent := result["context_bytes_per_gpu_and_step"]:
+        table.add_row("GiB sent by each GPU", format_gib(sent), "around attention in a step, by train.mesh.context")
     if host := result["host_memory_per_process"]:
         table.add_row("GiB of host memory", format_gib(host), "of each process, by train.offload")
     table.add_row("GiB on disk")

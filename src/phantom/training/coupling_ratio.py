@@ -24,6 +24,7 @@ class CouplingRatio:
 
     def __init__(self, model: Any) -> None:
         couplings = {i: block.coupling for i, block in enumerate(model.blocks) if block.coupling is not None}
+        self.gather = model.video_split.gather  # of tokens divided over processes
         self.couplings = {i: coupling for i, coupling in couplings.items() if coupling.vis is not None}
         self.ratios: dict[int, list[torch.Tensor]] = {i: [] for i in self.couplings}  # each (B,)
 
@@ -38,7 +39,7 @@ class CouplingRatio:
                 hook.remove()
 
     def _add(self, block: int, _: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
-        to_v, y_v = (torch.linalg.vector_norm(x.float(), dim=(1, 2)) for x in (outputs[0], inputs[0]))
+        to_v, y_v = (torch.linalg.vector_norm(self.gather(x).float(), dim=(1, 2)) for x in (outputs[0], inputs[0]))
         self.ratios[block].append(to_v / y_v)
 
     def means(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda own: own) -> dict[str, float]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from phantom.model.context_parallel import TokenSplit
 from phantom.model.noise import velocity
 from phantom.training.conditioning import Batch
 from phantom.training.layout import gather
@@ -74,11 +75,16 @@ class HeadGradient:
     weight of a value in the mean. Where the head predicts clean states, L_z is w / m^2 |p - z|^2 (`PhysicsLoss`). Only
     the head's inputs and outputs are read: no DDP or FSDP wrapper is involved.
 
-    ends: `PhantomTransformer3DModel.physics_ends`.
+    ends, split: `PhantomTransformer3DModel.physics_ends` and `physics_split`, which may have divided the tokens.
     """
 
-    def __init__(self, ends: Any, of_physics: PhysicsLoss = PhysicsLoss()) -> None:  # noqa: B008
-        self.ends, self.of_physics = ends, of_physics
+    def __init__(
+        self,
+        ends: Any,
+        of_physics: PhysicsLoss = PhysicsLoss(),  # noqa: B008
+        split: TokenSplit = TokenSplit(),  # noqa: B008
+    ) -> None:
+        self.ends, self.of_physics, self.split = ends, of_physics, split
         self.weight = self.bias = torch.zeros(())
         self._inputs = self._predicted = torch.zeros(())  # head inputs and branch outputs of the last forward pass
 
@@ -110,7 +116,8 @@ class HeadGradient:
         error = 2 * (predicted - target) * weight
         for dim, patch in zip((4, 3, 2), reversed(self.ends.patch_size), strict=True):
             error = error.unflatten(dim, (-1, patch))
-        tokens = error.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(0, 3)  # (B L, patch values)
+        tokens = error.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)  # (B, L, patch values)
+        tokens = self.split.own(tokens, 1).flatten(0, 1)
         self.weight = self.weight + tokens.T @ inputs.flatten(0, 1)
         self.bias = self.bias + tokens.sum(dim=0)
 

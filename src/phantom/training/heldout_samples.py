@@ -30,13 +30,14 @@ class Sample(NamedTuple):
 class HeldoutSamples:
     """Every clip at every quantile, every other clip with its longest prefix; a clip's noise is the same every time.
 
-    Each process has a share of the samples. It keeps their clips, without noise, which is a function of the seed.
+    Each process has a share of the samples, or `train.mesh.context` processes have one together. It keeps their clips,
+    without noise, which is a function of the seed.
     """
 
     def __init__(self, clips: LatentSet, params: Params, batch_size: int) -> None:
         self.clips, self.params, self.ids = clips, params, clips.ids[:MAX_CLIPS]
         shapes = clips.shapes[:MAX_CLIPS]
-        process, processes = process_group.place()
+        process, processes = process_group.data_place(params.train.mesh.context)
         every = [Sample(clip, quantile) for clip in range(len(shapes)) for quantile in QUANTILES]
         ends = [len(every) * i // processes for i in range(processes + 1)]
         shares = [_batches(every[ends[i] : ends[i + 1]], shapes, batch_size) for i in range(processes)]
@@ -64,7 +65,8 @@ class HeldoutSamples:
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Values of each process's own samples, (n, ...) on the CPU, to those of `all`, in its order. A collective."""
-        return torch.cat(process_group.gather_all(values))[self._order]
+        every = process_group.gather_all(values)[:: self.params.train.mesh.context]
+        return torch.cat(every)[self._order]
 
     def clip(self, index: int) -> Latents:
         """The clip, with no prefix but the one of its samples."""

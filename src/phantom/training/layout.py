@@ -9,6 +9,10 @@ fsdp2: parameters, gradients and optimizer state are sharded by torch, one unit 
 DTensors, so the two losses' gradients stay separate as well. Frozen parameters are left out of the units: every process
 has a full copy, and they are never communicated.
 
+`train.mesh.context` processes in a row share samples and divide their tokens (`divide_tokens`). Each computes the loss
+of its samples in full, but a gradient by way of its own tokens alone, so gradients are summed over these processes as
+over all others, and parameters are sharded over them too.
+
 zero1, zero2, zero3: the same under DeepSpeed (`zero`).
 """
 
@@ -23,7 +27,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from phantom.config import Train
+from phantom.errors import UserError
 from phantom.model import PhantomTransformer3DModel
+from phantom.model.context_parallel import check_degree
+from phantom.model.ulysses import divide_attention
 
 
 def distribute_model(model: PhantomTransformer3DModel, shape: tuple[int, int], half: bool = False) -> None:
@@ -64,6 +72,28 @@ def distribute_unit(
     sharded: FSDPModule = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)
     sharded.set_gradient_divide_factor(1.0)  # each loss is already its share of a mean over the global batch
     sharded.set_force_sum_reduction_for_comms(True)
+
+
+def divide_tokens(model: PhantomTransformer3DModel, train: Train, device: str) -> None:
+    """Divides the tokens of each sample over `train.mesh.context` processes. Raises UserError if heads do not divide.
+
+    They are neighbours, on one machine where they can be: what they exchange is needed in every attention.
+    """
+    context = train.mesh.context
+    if context == 1:
+        return
+    try:
+        check_degree("train.mesh.context", context, model.divisible_heads, train.processes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    divide_attention(model, _context_mesh(device, context))
+
+
+@cache
+def _context_mesh(device: str, context: int) -> DeviceMesh:
+    """Of the processes that share samples with this one."""
+    names = ("data", "context")
+    return init_device_mesh(device, (dist.get_world_size() // context, context), mesh_dim_names=names)["context"]
 
 
 @cache

@@ -59,7 +59,7 @@ def join(settings: Train) -> Accelerator:
         ops.__compatible_ops__["deepspeed_shm_comm"] = False  # building it would need a compiler at the first start
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     config = {
-        "train_micro_batch_size_per_gpu": settings.batch_size // settings.accumulation // settings.processes,
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": 1,  # the learner marks the last backward pass of a step
         "gradient_clipping": settings.optimizer.clip_norm,
         "zero_optimization": {"stage": int(settings.strategy[-1]), "overlap_comm": has_gpu},
@@ -89,6 +89,14 @@ def sum_over_processes(tensors: list[torch.Tensor | None]) -> None:
             tensor.copy_(summed)
 
 
+def sum_over_samples(tensors: list[torch.Tensor | None], context: int) -> None:
+    """The same for what each process has of its samples, of which `context` processes in a row have the same ones."""
+    for tensor in tensors if place()[0] % context else ():
+        if tensor is not None:
+            tensor.zero_()
+    sum_over_processes(tensors)
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is set in any process; every process gets the same answer. Uses gloo on the CPU: no GPU sync."""
     if not dist.is_initialized():
@@ -101,6 +109,12 @@ def any_process(flag: bool) -> bool:
 def place() -> tuple[int, int]:
     """The number of this process and that of all processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def data_place(context: int) -> tuple[int, int]:
+    """The same, where `context` processes in a row share samples and have one number."""
+    process, processes = place()
+    return process // context, processes // context
 
 
 def broadcast_from_first(value: T) -> T:

@@ -42,7 +42,7 @@ from phantom.training.export import HELDOUT, RESULT, export_metadata, write_expo
 from phantom.training.gradient_norm import HeadGradient
 from phantom.training.initial_weights import load_initial_weights
 from phantom.training.launch import in_torchrun, launch
-from phantom.training.layout import distribute_unit
+from phantom.training.layout import distribute_unit, divide_tokens
 from phantom.training.learner import Learner
 from phantom.training.loss_window import LossWindow, rounded
 from phantom.training.metrics import Metrics
@@ -148,6 +148,7 @@ class Trainer:
         channels = latents[0].physics.shape[0]
         on_block = self._distribute if self.settings.strategy == "fsdp2" else None
         self.model = build_model(params, channels, latents.standardized_by, on_block).to(self.device).train()
+        divide_tokens(self.model, self.settings, self.device.type)
         self.kept = kept_blocks(self.model, self.settings)  # by selective activation checkpointing
         if self.settings.compile:
             compile_blocks(self.model)
@@ -155,7 +156,7 @@ class Trainer:
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
         self.alignment = AlignmentLoss.of(params, latents.standardized_by)
-        self.head = HeadGradient(self.model.physics_ends, self.of_physics)
+        self.head = HeadGradient(self.model.physics_ends, self.of_physics, self.model.physics_split)
         self.twin_steps = self.settings.twin_steps if self.model.has_physics else 0
         self.weight = RecursiveWeight(self.settings.recursive_weight, held or not self.model.has_physics)
         terms = ("video", "physics", *(("alignment",) if self.alignment else ()))
@@ -214,8 +215,7 @@ class Trainer:
         """Runs the remaining steps and writes the export."""
         settings = self.settings
         start, status = self.step, "FAILED"
-        share = settings.batch_size // settings.accumulation // settings.processes
-        validation = samples = None
+        share, validation, samples = settings.micro_batch, None, None
         if settings.validate_every or settings.sample_every:
             heldout = open_latents(self.params, self.root, "heldout", self.device)
             validation = Validation(heldout, self.latents, self.params, share) if settings.validate_every else None
@@ -294,7 +294,7 @@ class Trainer:
             self.window.add(batch.sigma.amax(dim=1), each)
             loss_v, loss_z = each.share(size)
             total += alpha * loss_z if twin_alone else loss_v + alpha * loss_z
-        process_group.sum_over_processes([total])
+        process_group.sum_over_samples([total], self.settings.mesh.context)
         rate = self._learning_rate()
         alpha = alpha if twin_alone else weight.alpha  # 0 after a reset at this very step
         figures = {"loss": total, "alpha": alpha, "resets": weight.resets, **self.norms, "learning_rate": rate}
@@ -406,8 +406,7 @@ class Trainer:
             settings.seed,
             range(self.step, settings.steps),
             settings.accumulation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            *process_group.data_place(settings.mesh.context),
         )
         return read_batches(TrainingSet(self.latents, self.params), sampler, self.params.storage.prefetch)
 
@@ -426,7 +425,7 @@ class Trainer:
 
         Returns the text to show beside the progress bar.
         """
-        process_group.sum_over_processes([self.window.sums])
+        process_group.sum_over_samples([self.window.sums], self.settings.mesh.context)
         logged = {name: float(value) for name, value in figures.items()} | self.window.means()
         if self.step <= self.twin_steps:  # the video branch is not trained, or not even run
             logged = {name: value for name, value in logged.items() if not name.startswith("loss_video")}
@@ -468,7 +467,7 @@ class Trainer:
         """Starts to save a checkpoint; training goes on once its tensors are copied."""
         began = time.monotonic()
         self._wait_for_checkpoint()
-        process_group.sum_over_processes([self.window.sums])
+        process_group.sum_over_samples([self.window.sums], self.settings.mesh.context)
         if not self.is_first:
             self.window.clear()  # the first process now holds the total
         state = {
