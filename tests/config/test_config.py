@@ -59,7 +59,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
         assert found["train"].keys() == tree["train"].keys()
     for key in ("vlm", "surprise"):
         del tree["evaluate"][key]
-    for key in ("modality_guidance_scale", "refine"):
+    for key in ("modality_guidance_scale", "refine", "best_of"):
         del tree["evaluate"]["sampling"][key]
     found = identity(validate(tree), ("evaluate",), without=())["evaluate"]
     assert found.keys() == tree["evaluate"].keys() and found["sampling"].keys() == tree["evaluate"]["sampling"].keys()

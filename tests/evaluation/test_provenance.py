@@ -19,6 +19,7 @@ IRRELEVANT = {
     "data/manifest.py",
     "data/manifest_table.py",
     "data/part.py",
+    "data/shots.py",  # cuts: measured beside motion, but no part of a search
     "data/physics_iq/__init__.py",
     "data/physics_iq/layout.py",
     "evaluation/hub_models.py",  # a model of the hub is recorded by its id and commit
@@ -65,7 +66,11 @@ def test_a_missing_part_is_an_error_and_not_an_empty_digest(tmp_path, make_param
 
 
 def test_every_module_that_sampling_imports_is_digested():
-    digested = {p for part in provenance.CODE for p in (PACKAGE / part, *(PACKAGE / part).rglob("*.py"))}
+    digested = {
+        p
+        for part in (*provenance.CODE, *provenance.SEARCH_CODE)
+        for p in (PACKAGE / part, *(PACKAGE / part).rglob("*.py"))
+    }
     needed = closure(PACKAGE / "evaluation/sample.py")
     others = {path.relative_to(PACKAGE).as_posix() for path in needed - digested}
     assert {path for path in others if not path.startswith("config/")} <= IRRELEVANT

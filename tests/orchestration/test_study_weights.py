@@ -40,6 +40,7 @@ def shared(tmp_path_factory, tiny_base):
         {"label": "noise", "weights": "phantom", "intervention": "noise"},
         {"label": "uncoupled", "weights": "phantom", "coupling": False},
         {"label": "guided", "weights": "phantom", "settings": {"evaluate.sampling.guidance_scale": 9}},
+        {"label": "searched", "weights": "phantom", "settings": {"evaluate.sampling.best_of": 3}},
     )
     write_study(root, sampled_study(tiny_base, *more))
     with pytest.MonkeyPatch.context() as patch:  # no body is found in videos of an untrained model: brightness instead
@@ -53,12 +54,14 @@ def shared(tmp_path_factory, tiny_base):
 def test_an_arm_with_the_weights_of_another_is_measured_otherwise(shared):
     _, results = shared
     clips = {run["arm"]: run["clips"] for run in results["runs"]}
-    assert results["finished"] == 5 == results["expected"]
+    assert results["finished"] == 6 == results["expected"]
     for figure in ("heldout_loss_video", "position_error"):
         assert clips["noise"][figure] == clips["phantom"][f"{figure}_noise_z"] != clips["phantom"][figure]
         assert clips["uncoupled"][figure] == pytest.approx(results["base"]["clips"][figure], rel=1e-4)
     assert clips["guided"]["heldout_loss_video"] == clips["phantom"]["heldout_loss_video"]
     assert clips["guided"]["position_error"] != clips["phantom"]["position_error"]
+    assert clips["searched"]["heldout_loss_video"] == clips["phantom"]["heldout_loss_video"]
+    assert clips["searched"]["position_error"] != clips["phantom"]["position_error"]
     for figure in ("generated_z_r2_position", "generated_z_r2_velocity"):
         assert len(clips["phantom"][figure]) == 2 and clips["uncoupled"][figure] != clips["phantom"][figure]
         assert figure not in clips["noise"] and figure not in results["base"]["clips"]
@@ -75,6 +78,7 @@ def test_such_an_arm_is_not_trained_and_the_page_says_so(shared):
     assert results["settings"]["guided"]["evaluate.sampling.guidance_scale"] == "9.0"
     guided, phantom = (results["equality"][label] for label in ("guided", "phantom"))
     assert guided == phantom | {"passes_per_video": 2 * phantom["passes_per_video"]}  # guidance needs two
+    assert results["equality"]["searched"] == phantom | {"passes_per_video": 3 * phantom["passes_per_video"]}
     page = (root / "studies/toy/index.html").read_text()
     assert "guided is not trained: its weights, and what they cost, are phantom" in page
     # What is exported is what the trained arm was set to, whichever of them was first.
@@ -87,7 +91,7 @@ def test_such_an_arm_is_not_trained_and_the_page_says_so(shared):
 def test_a_few_videos_of_the_first_seed_are_kept_beside_the_page_and_shown_on_it(shared, tmp_path):
     root, results = shared
     folder = root / "studies/toy"
-    names = ["_base", "_recording", "control", "guided", "noise", "phantom", "uncoupled"]
+    names = ["_base", "_recording", "control", "guided", "noise", "phantom", "searched", "uncoupled"]
     worlds = sorted((folder / "videos").iterdir())
     assert [world.name for world in worlds] == sorted(results["ids"]["positions"])
     assert all(sorted(path.stem for path in world.iterdir()) == names for world in worlds)

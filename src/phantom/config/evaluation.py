@@ -36,6 +36,7 @@ class Sampling(Section):
     negative_prompt: str
     modality_guidance_scale: PositiveFloat = 1.0  # of each modality by the other; 1: none
     refine: Refine | None = None  # self-refinement; null: none
+    best_of: Positive = 1  # videos made for each one that is kept, the least surprising (`evaluate.surprise`)
 
     @property
     def evaluations(self) -> int:
@@ -49,9 +50,10 @@ class Sampling(Section):
 
     @property
     def passes(self) -> int:
-        """Passes of the denoiser for a video: at each evaluation one, and one more for each kind of guidance."""
+        """Passes of the denoiser for a video that is kept: for each one made, at each evaluation one, and one more for
+        each kind of guidance."""
         guided = max(self.guidance_scale, self.physics_guidance_scale) > 1
-        return self.evaluations * (1 + guided + (self.modality_guidance_scale != 1))
+        return self.best_of * self.evaluations * (1 + guided + (self.modality_guidance_scale != 1))
 
     def record(self) -> dict[str, Any]:
         """As JSON, without what is not used: videos of earlier versions keep what identifies them."""

@@ -8,7 +8,11 @@ from phantom.config.tree import Params
 
 
 def default_arguments(params: Params) -> dict[str, Any]:
-    """Size, frame rate and sampler, as an export's metadata has them (`PhantomPipeline.defaults`)."""
+    """Size, frame rate and sampler, as an export's metadata has them (`PhantomPipeline.defaults`).
+
+    A search (`best_of`) is no default of a model: `phantom generate` is asked for one.
+    """
+    sampling = params.evaluate.sampling.model_copy(update={"best_of": 1})
     return {
         "frames": params.data.frames,
         "height": params.data.height,
@@ -16,6 +20,6 @@ def default_arguments(params: Params) -> dict[str, Any]:
         "fps": params.data.fps,
         "max_prefix_frames": params.encode.max_prefix_frames,
         "text_tokens": params.encode.text_tokens,
-        "sampling": params.evaluate.sampling.record(),
+        "sampling": sampling.record(),
         "surprise": params.evaluate.surprise.model_dump(mode="json"),
     }

@@ -37,6 +37,8 @@ CODE = (
     "evaluation/sampling_spec.py",
     "evaluation/physics_iq/conditions.py",
 )
+# And which of several videos is kept.
+SEARCH_CODE = ("evaluation/best_of.py", "generation/search.py", "generation/surprise.py", "data/curation.py")
 
 
 def component_identities(folder: Path) -> dict[str, Any]:
@@ -59,11 +61,15 @@ def record(model: Model, requests: Iterable[VideoRequest], settings: Settings) -
     rows = [[r.file, r.prompt, r.noise, r.condition and digest(r.condition[0])] for r in requests]
     if model.states:
         rows.append([model.states, *(r.truth and digest(r.truth[0]) for r in requests)])
+    code = [*CODE]
+    if scorer := settings.scorer:
+        code += SEARCH_CODE
+        rows.append([digest(Path(scorer.encoder)) if Path(scorer.encoder).is_dir() else scorer.encoder])
     return {
         "model": model.identity,
         "settings": settings.record(),
         "items": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-        "code": [digest(package / part, "*.py") for part in CODE],
+        "code": [digest(package / part, "*.py") for part in code],
     }
 
 

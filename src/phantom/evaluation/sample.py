@@ -26,6 +26,7 @@ from phantom.data.part import Part
 from phantom.data.video import write_mp4
 from phantom.encoders import first_line
 from phantom.errors import UserError
+from phantom.evaluation.best_of import best_of_batch, open_scorer
 from phantom.evaluation.hub_models import read_index
 from phantom.evaluation.interventions import ReplaceStates, replacement
 from phantom.evaluation.physics_iq.conditions import read_condition
@@ -90,21 +91,20 @@ def sample(
     if missing:
         pipe = model.load()
         done = len(own) - sum(map(len, missing))
-        steps = settings.sampling.steps * settings.windows
+        score, count = open_scorer(settings), settings.sampling.best_of
+        steps = settings.sampling.steps * settings.windows * count
         name = f"sample {model.name}, {settings.mode}" + (f", part {part.index} of {part.of}" if part.of > 1 else "")
         with track(name, len(own) * steps, "steps", done * steps, shown=is_first_process()) as bar:
             for batch in missing:
-                conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
-                noises = [sample_generator(*request.noise) for request in batch]
-                prompts = [request.prompt for request in batch]
-                replace = model.states and partial(replacement, pipe, model.states, batch, requests, settings)
+                make = partial(_generate_batch, pipe, model, batch, requests, settings, bar.advance)
                 read = partial(on_states, batch) if on_states else None
-                videos = generate(
-                    pipe, prompts, conditions, noises, settings, model.physics, bar.advance, replace, read
-                )
-                for request, frames in zip(batch, videos, strict=True):
+                if score:
+                    videos, tags = best_of_batch(make, count, score, read)
+                else:
+                    videos, tags = list(make(0, read)), [{} for _ in batch]
+                for request, frames, about in zip(batch, videos, tags, strict=True):
                     with _replaced(out / request.file) as new:
-                        write_mp4(new, frames[settings.written], fps=settings.fps)
+                        write_mp4(new, frames[settings.written], settings.fps, about)
                 done += len(batch)
                 bar.advance(done * steps - bar.done, f"{done}/{len(own)} videos")
     for request in own:
@@ -112,6 +112,25 @@ def sample(
             if not (out / copy).is_file():
                 with _replaced(out / copy) as new:
                     shutil.copyfile(out / request.file, new)
+
+
+def _generate_batch(
+    pipe: DiffusionPipeline,
+    model: Model,
+    batch: Sequence[VideoRequest],
+    requests: Sequence[VideoRequest],
+    settings: Settings,
+    advance: Callable[[int], None],
+    number: int,
+    on_states: Callable[[torch.Tensor], None] | None,
+) -> np.ndarray:
+    """`generate` for a batch of the requests. number: of the noise among those of a search, 0 the request's own."""
+    conditions = [read_condition(r.condition, settings) if r.condition else None for r in batch]
+    # Above all numbers of requests: no two videos of a run begin from the same noise.
+    noises = [sample_generator(seed, own + (number << 32)) for seed, own in (request.noise for request in batch)]
+    replace = model.states and partial(replacement, pipe, model.states, batch, requests, settings)
+    prompts = [request.prompt for request in batch]
+    return generate(pipe, prompts, conditions, noises, settings, model.physics, advance, replace or None, on_states)
 
 
 @contextmanager

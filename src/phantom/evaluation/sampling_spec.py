@@ -17,6 +17,29 @@ Mode = Literal["single", "multi"]  # of Physics-IQ: one condition frame, or seve
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """The V-JEPA 2 whose surprise chooses among `sampling.best_of` videos, and its windows (`evaluate.surprise`)."""
+
+    encoder: str
+    revision: str | None
+    dtype: str
+    windows: dict[str, Any]
+
+    @classmethod
+    def of(cls, params: Params) -> Scorer | None:
+        """From `models` and `evaluate`; None where nothing is to be chosen. Raises UserError for random weights."""
+        models, best_of = params.models, params.evaluate.sampling.best_of
+        if best_of == 1:
+            return None
+        if (seed := models.physics_encoder_random_seed) is not None:
+            raise UserError(
+                f"evaluate.sampling.best_of: found {best_of}, accepted: 1 with random weights (seed {seed})"
+            )
+        windows = params.evaluate.surprise.model_dump(mode="json")
+        return cls(models.physics_encoder, models.physics_encoder_revision, models.dtype, windows)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings shared by all videos: frame rate, size in pixels, seed, sampler and number of condition frames."""
 
@@ -31,6 +54,7 @@ class Settings:
     sampling: Sampling
     longest: int | None = None  # frames of a window, condition included; None: all frames are generated at once
     arguments: dict[str, Any] | None = None  # further ones of the pipeline, by its published recipe
+    scorer: Scorer | None = None  # with `sampling.best_of` above 1
 
     @classmethod
     def for_physics_iq(cls, params: Params, mode: Mode) -> Settings:
@@ -48,14 +72,14 @@ class Settings:
             )
         fps = evaluate.physics_iq.fps
         common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
-        return cls(mode, prefix, SECONDS * fps, fps, *common, longest)
+        return cls(mode, prefix, SECONDS * fps, fps, *common, longest, scorer=Scorer.of(params))
 
     @classmethod
     def for_prompts(cls, params: Params) -> Settings:
         """From `evaluate` and `data`, without a condition: length and frame rate of the training clips."""
         evaluate, data = params.evaluate, params.data
         common = (data.height, data.width, evaluate.seed, evaluate.batch_size, evaluate.sampling)
-        return cls("text", 0, data.frames, data.fps, *common)
+        return cls("text", 0, data.frames, data.fps, *common, scorer=Scorer.of(params))
 
     @property
     def written(self) -> slice:
@@ -79,9 +103,9 @@ class Settings:
         return self.prefix_frames + self.windows * (self.num_frames - self.prefix_frames)
 
     def record(self) -> dict[str, Any]:
-        """As JSON, without what a video does not depend on: the batch size, and arguments where there are none."""
+        """As JSON, without what a video does not depend on: the batch size, and arguments and scorer where none are."""
         record = {**asdict(self), "sampling": self.sampling.record()}
-        unused = {"batch_size"} if self.arguments else {"batch_size", "arguments"}
+        unused = {"batch_size"} | {name for name in ("arguments", "scorer") if not record[name]}
         return {key: value for key, value in record.items() if key not in unused}
 
 

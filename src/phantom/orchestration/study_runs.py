@@ -166,6 +166,8 @@ def _measures(study: Study, arm: Arm | None, params: Params) -> dict[str, dict[s
         sampling = evaluate.sampling.record() | {"noise_seed": evaluate.seed}
         rate = evaluate.physics_iq.model_dump(mode="json", include={"fps", "prefix_frames"})
         found["positions"] = {**study.measures.positions.model_dump(mode="json"), **rate, **sampling, **worlds}
+        if evaluate.sampling.best_of > 1:
+            found["positions"]["surprise"] = evaluate.surprise.model_dump(mode="json")
         if altered := _altered(arm):
             found["positions"] |= {"interventions": [], **altered}
         if arm is None and study.predictions:

@@ -44,3 +44,8 @@ def test_self_refinement_is_compared_with_as_many_passes(study: Study):
     passes = {arm.label: params(study, arm.label).evaluate.sampling.passes for arm in study.arms}
     assert passes["self-refine"] == passes["more steps"] == 2 * 44 and passes["phantom"] == 2 * 20
     assert passes["VideoJAM guidance"] == 3 * 20
+
+
+def test_best_of_4_is_compared_with_as_many_passes(study: Study):
+    passes = {arm.label: params(study, arm.label).evaluate.sampling.passes for arm in study.arms}
+    assert passes["best of 4"] == passes["4 times the steps"] == 8 * 20 and passes["best of 8"] == 16 * 20
