@@ -48,6 +48,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
         "memory_check",
         "profile",
         "selective_every",
+        "attention_backend",
         "force_dropout",
     ):
         del tree["train"][key]

@@ -51,6 +51,12 @@ class Alignment(Section):
     margin: Annotated[float, Field(ge=0, lt=2)] = 0.1  # cosines differ by 2 at most
 
 
+# Those with a backward pass.
+AttentionBackend = Literal[
+    "auto", "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flash"
+]
+
+
 class Mesh(Section):
     """How `strategy: fsdp2` arranges the processes: `replicate` copies of the weights, each over `shard` x `context`.
 
@@ -112,6 +118,7 @@ class Train(Section):
     offload: Annotated[Literal["none", "optimizer"], Role.NOT_IN_WEIGHTS] = "none"  # what is in host memory instead
     activation_checkpointing: Annotated[Literal["none", "full", "selective"], Role.NOT_IN_WEIGHTS]
     selective_every: Annotated[Positive, Role.NOT_IN_WEIGHTS] = 1  # n: selective keeps attention in every n-th block
+    attention_backend: Annotated[AttentionBackend, Role.NOT_IN_WEIGHTS] = "native"  # by diffusers' names
     compile: Annotated[bool, Role.NOT_IN_WEIGHTS]
     export_dtype: Annotated[Literal["float32", "bfloat16"] | None, Role.NOT_IN_WEIGHTS] = None  # null: models.dtype
     control: Annotated[bool, Role.NOT_IN_WEIGHTS]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 
 from phantom import logs
 from phantom.config import Params
@@ -32,6 +33,7 @@ from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
 from phantom.training.activation_checkpointing import checkpointing_func, kept_blocks
 from phantom.training.alignment import AlignmentLoss
+from phantom.training.attention import pick_backend
 from phantom.training.build import build_model
 from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
@@ -152,6 +154,8 @@ class Trainer:
         self.kept = kept_blocks(self.model, self.settings)  # by selective activation checkpointing
         if self.settings.compile:
             compile_blocks(self.model)
+        dtype, head_dim = getattr(torch, self.settings.precision), self.model.config.video["attention_head_dim"]
+        self.attention = pick_backend(self.settings.attention_backend, self.device, dtype, head_dim)
         half = self.settings.precision == "bfloat16" and self.settings.strategy != "fsdp2"  # which casts the weights
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
@@ -183,9 +187,8 @@ class Trainer:
         else:
             self.learner = Learner(self.model, self.settings, self.device, found)
         run_id = self._resume(found) if found else None
-        self.tracker = (
-            Tracker(params, f"train {name}", run_id, {"stage": "train", "model": name}, root) if self.is_first else None
-        )
+        tags = {"stage": "train", "model": name, "attention_backend": self.attention}
+        self.tracker = Tracker(params, f"train {name}", run_id, tags, root) if self.is_first else None
         self.profiler = StepProfiler(
             self.settings.profile if self.is_first else None,
             self.folder / "profile",
@@ -222,7 +225,7 @@ class Trainer:
             samples = SampleVideos(heldout, self.params, self.device) if settings.sample_every else None
         batches = self._batches()
         try:
-            with stop_on_signals() as stop, self._bar(start) as bar:
+            with attention_backend(self.attention), stop_on_signals() as stop, self._bar(start) as bar:
                 self.throughput.start()
                 while self.step < settings.steps:
                     with self.throughput.waiting_for_data():
