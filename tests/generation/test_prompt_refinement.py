@@ -28,10 +28,12 @@ ANSWERS = {
     "mismatch": f"It should fall. {KEY}",
     "rewriting": '**New prompt:** "The ball drops to the floor."',
 }
+REASONED = {"principles": ["gravity"], "roles": [], "phenomena": ["it falls", KEY], "prompt": "It falls down."}
 MARKS = {  # by which the server knows what it is asked
     "analysis": "main_object",
     "caption": "how it moves",
     "score": "Grade from",
+    "reasoning": "Reason about its physics",
     "mismatch": "where they disagree",
     "rewriting": "Write the prompt",
 }
@@ -141,6 +143,25 @@ def test_it_ends_where_nothing_is_left_to_correct(server, answers, videos, ended
     server.answers |= answers
     run(server)
     assert len(server.made) == videos and log()["ended"] == ended
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "ended"),
+    [
+        (json.dumps(REASONED), "It falls down.", "the prompt is written once, before the video"),
+        ('Prompt: "It falls down."', "It falls down.", "the prompt is written once, before the video"),
+        ('{"phenomena": ["it falls"]}', "A ball is let go.", "no prompt in the answer"),
+        ("", "A ball is let go.", "no prompt in the answer"),
+    ],
+)
+def test_the_prompt_is_reasoned_out_once_before_the_video(server, answer, prompt, ended):
+    server.answers["reasoning"] = answer
+    made = run(server, template="diffphy")
+    assert server.made == [prompt] == [made.prompt] and made.out == "out/ball.mp4"
+    assert [(one.step, one.model, one.shown) for one in server.asked] == [("reasoning", "words", 0)]
+    found = log()
+    assert found["ended"] == ended and found["template"] == "diffphy" and len(found["videos"]) == 1
+    assert KEY not in Path("out/ball.prompts.json").read_text()
 
 
 def test_nonsense_is_survived(server, capsys):
@@ -302,6 +323,25 @@ def test_the_command_refines_a_models_own_video(server, export, monkeypatch, cap
         (
             ["--refine", "prompt", "--endpoint", "http://x", "--text-model", "a", "--stop-score", "0"],
             "stop-score: found 0; accepted: above 0, at most 1",
+        ),
+        (
+            ["--refine", "prompt", "--endpoint", "http://x", "--text-model", "a", "--template", "x"],
+            "template: found 'x'; accepted: phyt2v, diffphy",
+        ),
+        (
+            [
+                "--refine",
+                "prompt",
+                "--endpoint",
+                "http://x",
+                "--text-model",
+                "a",
+                "--template",
+                "diffphy",
+                "--captioner",
+                "b",
+            ],
+            "--captioner: found with --template diffphy, which looks at no video; accepted: without",
         ),
         (["--refine", "prompts"], "--refine: found 'prompts'; accepted: self, prompt, none"),
     ],

@@ -94,6 +94,12 @@ def generate(
         str | None, typer.Option(help="Its model that sees the video; by default the same one.")
     ] = None,
     stop_score: Annotated[float | None, typer.Option(help="A video that scores as much, of 1, is the last.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="phyt2v|diffphy", help="With --refine prompt: a loop over videos; or once, before the video."
+        ),
+    ] = None,
     endpoint_key: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with its key [OPENAI_API_KEY].")
     ] = None,
@@ -135,6 +141,7 @@ def generate(
         "text-model": text_model,
         "captioner": captioner,
         "stop-score": stop_score,
+        "template": template,
         "endpoint-key": endpoint_key,
         "endpoint-timeout": endpoint_timeout,
     }
@@ -201,6 +208,10 @@ def _prompt_refinement(refine: str | None, given: dict[str, Any], rounds: int | 
     for name, what in (("endpoint", "an address such as http://localhost:8000/v1"), ("text-model", "a model's name")):
         if name not in given:
             raise UserError(f"--{name}: missing; accepted with --refine prompt: {what}")
+    if given.get("template") == "diffphy":
+        unused = {"refine-rounds": rounds, **{name: given.get(name) for name in ("captioner", "stop-score")}}
+        if found := [name for name, value in unused.items() if value is not None]:
+            raise UserError(f"--{found[0]}: found with --template diffphy, which looks at no video; accepted: without")
     of_endpoint = {"key": given.get("endpoint-key"), "timeout_seconds": given.get("endpoint-timeout")}
     stated = {name: value for name, value in of_endpoint.items() if value is not None}
     text_model = given["text-model"]
@@ -209,5 +220,6 @@ def _prompt_refinement(refine: str | None, given: dict[str, Any], rounds: int | 
         "text_model": text_model,
         "captioner": given.get("captioner", text_model),
         **({"stop_score": given["stop-score"]} if "stop-score" in given else {}),
+        **({"template": given["template"]} if "template" in given else {}),
         **({} if rounds is None else {"rounds": rounds}),
     }

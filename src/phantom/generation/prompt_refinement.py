@@ -1,9 +1,12 @@
-"""`--refine prompt`: the loop of PhyT2V (2412.00596), in which language models rewrite the prompt after each video.
+"""`--refine prompt`: language models rewrite the prompt, after each video as in PhyT2V (2412.00596) or once before it.
 
     once      text model   what the prompt is about, and the physical laws that rule it
     a round   captioner    what the frames of the video show; how well they score
               text model   where that and the prompt disagree; from all of this, a new prompt
               the video    again, from the same seed
+
+With the template `diffphy` it is the prompt part of DiffPhy (2505.21653): the text model reasons from the principles to
+the phenomena that must be seen, and the video is made of the prompt that it ends with. Its training is not here.
 
 What is asked for here follows the paper; the words are this project's own (`TEMPLATES`).
 """
@@ -25,6 +28,7 @@ from phantom.progress import say
 
 FRAMES, WIDTH = 8, 512  # shown to the captioner; pixels
 GRADES = 1, 5
+KINDS = ("phyt2v", "diffphy")
 SHOWN = "These are {frames} frames of one video, in order and evenly spaced in time. "
 TEMPLATES = {
     "analysis": (
@@ -32,6 +36,15 @@ TEMPLATES = {
         "Name the main object, the one whose motion matters most, and the physical laws that its motion and shape obey "
         "in this scene, in at most two sentences.\n"
         'Answer with JSON alone: {{"main_object": "...", "physical_law": "..."}}'
+    ),
+    "reasoning": (
+        "A text-to-video model is asked for this video: {prompt}\n"
+        "Reason about its physics, step by step: the principles that rule the scene, the role of each object in it, "
+        "how the objects interact, and the phenomena that must be seen if all of this holds.\n"
+        "Then write the prompt anew, with these phenomena as they are seen, moment by moment, in at most 120 words "
+        "that name no law of physics.\n"
+        'Answer with JSON alone: {{"principles": ["..."], "roles": ["..."], "interactions": ["..."], "phenomena": '
+        '["..."], "prompt": "..."}}'
     ),
     "caption": (
         SHOWN
@@ -62,6 +75,7 @@ TEMPLATES = {
 class PromptRefinement:
     """Who is asked, and when it ends.
 
+    template: phyt2v, the loop; diffphy: one video, of a prompt that is reasoned out before, without a captioner.
     rounds: videos after the first one, at most. stop_score: a video that scores as much, of 1, is the last. text_model,
     captioner: names at the endpoint; the captioner sees pictures. Raises UserError.
     """
@@ -71,8 +85,11 @@ class PromptRefinement:
     captioner: str
     rounds: int = 3
     stop_score: float = 0.9
+    template: str = "phyt2v"
 
     def __post_init__(self) -> None:
+        if self.template not in KINDS:
+            raise UserError(f"template: found {self.template!r}; accepted: {', '.join(KINDS)}")
         if not re.match(r"https?://\S+$", self.endpoint.url):
             accepted = "an address such as http://localhost:8000/v1"
             raise UserError(f"{self.endpoint.name}: found {self.endpoint.url!r}; accepted: {accepted}")
@@ -102,6 +119,8 @@ def refine_prompt(
     """The loop, with any `make`, which writes the video of a prompt to an mp4, always from the same seed."""
     log = _Log(out, prompt, refinement)
     try:
+        if refinement.template == "diffphy":
+            return replace(log.keep(make, log.reason(prompt)), out=str(out))
         object_, law = log.analyse(prompt)
         made, current = log.keep(make, prompt), prompt
         for round_ in range(1, refinement.rounds + 1):
@@ -131,6 +150,7 @@ class _Log:
         self.videos: list[Path] = []
         self.found: dict[str, Any] = {
             "prompt": prompt,
+            "template": refinement.template,
             "text_model": refinement.text_model,
             "captioner": refinement.captioner,
             "rounds": refinement.rounds,
@@ -146,6 +166,16 @@ class _Log:
         found = read_json(answer)
         law = as_text(found.get("physical_law")) or ("" if found else spoken(answer))
         return as_text(found.get("main_object")) or "the main object", law or "everyday physics"
+
+    def reason(self, prompt: str) -> str:
+        """The prompt that reasoning about `prompt` ends with; `prompt` itself where the answer has none."""
+        answer = self._ask("reasoning", prompt=prompt)
+        found = read_json(answer)
+        written = read_prompt(answer) if "prompt" in found or not found else ""
+        self.end("the prompt is written once, before the video" if written else "no prompt in the answer")
+        if written:
+            say(f"refine prompt: {written}")
+        return written or prompt
 
     def keep(self, make: Callable[[str, Path], Generated], prompt: str) -> Generated:
         """Makes a video, in the folder and as `out`. The first one replaces all that an earlier call has left."""
