@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from html.parser import HTMLParser
 
@@ -11,7 +12,7 @@ import pytest
 from phantom.data.video import write_mp4
 from phantom.evaluation.page import render
 from phantom.evaluation.study.page import make_page, write_page
-from phantom.evaluation.study.plots import Row, dots
+from phantom.evaluation.study.plots import Row, dots, over_cost
 from phantom.evaluation.study.videos import BASE, RECORDING
 from tests.evaluation.study.made_up import ODD, made_up, make_run, make_study
 
@@ -71,7 +72,7 @@ def test_the_page_is_whole_and_opens_with_the_verdict(several):
 
 def test_every_seed_of_every_arm_has_a_point(several):
     text = html(several)
-    assert text.count('<circle class="point"') == 4 * 6 + 3 * 6  # by arm, and by comparison
+    assert text.count('<circle class="point"') == 4 * 6 + 3 * 6 + 4  # by arm, by comparison, and by what arms cost
     assert "<title>seed 5: 0.1" in text and text.count("polyline") == 2 * 4
     assert "frozen base" in text and "not equal" in text and "nan" not in text.lower().replace("nanmean", "")
 
@@ -86,6 +87,40 @@ def test_texts_are_escaped(several):
     drawn = dots("a", [Row('<i>"', "key0", {"<b>": 1.0}, 1.0)])
     assert "<i>" not in drawn.svg and "<b>" not in drawn.svg
     assert dots("nothing", [Row("a", "key0", {}, 0.0)]) is None
+
+
+def test_what_is_gained_stands_over_what_it_costs():
+    plain, best, none = (
+        Row("plain", "key0", {"seed 0": 9.0, "seed 1": 9.4}, 9.2),
+        Row("best of 4", "key1", {"seed 0": 8.0}, 8.0),
+        Row("none", "key2", {}, 0),
+    )
+    drawn = over_cost("Error", [(40, plain), (160, best), (80, none)], "passes", ("base", 9.0))
+    assert drawn and 'aria-label="Error: plain 9.2 for 40 passes; best of 4 8 for 160 passes"' in drawn.svg
+    marks = re.findall(r'<circle class="point" cx="([\d.]+)" cy="([\d.]+)"', drawn.svg)
+    (first_x, first_y), (second_x, second_y) = [tuple(map(float, mark)) for mark in marks]
+    assert first_x < second_x and first_y < second_y  # lower values are further down
+    names = re.findall(
+        r'class="label" x="[\d.]+" y="([\d.]+)">', over_cost("E", [(1, plain), (1, plain), (2, best)], "").svg
+    )
+    assert abs(float(names[0]) - float(names[1])) >= 16  # names of equal points do not cover each other
+    assert over_cost("Error", [(100, plain), (101, best)], "FLOPs") is None
+
+
+def test_the_page_has_position_errors_over_the_passes_of_arms_that_differ_in_them():
+    measures = {"primary": {"figure": "position_error", "better": "lower"}, "measures": {"positions": {"scenarios": 6}}}
+    study = make_study(6, **measures)
+    for passes, drawn in ((80, True), (40, False)):
+        results = made_up(
+            study,
+            {"control": 0, "phantom": 0.001},
+            control={"passes_per_video": 40},
+            phantom={"passes_per_video": passes},
+        )
+        for run in results["runs"]:
+            run["clips"]["position_error"] = [9.0 - (run["arm"] == "phantom")] * 20
+        page = render(make_page(results, "0" * 64), "study/page.html")
+        assert ("Position error over passes of the denoiser per video" in page) is drawn
 
 
 @pytest.mark.parametrize(

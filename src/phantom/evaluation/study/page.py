@@ -13,7 +13,7 @@ from phantom.errors import listed
 from phantom.evaluation.charts import Chart, chart
 from phantom.evaluation.page import PIXELATED_WIDTH, Cell, Scene, Table, TableRow, render
 from phantom.evaluation.study.figures import CURVES, FIGURES, UNITS
-from phantom.evaluation.study.plots import Row, dots
+from phantom.evaluation.study.plots import Row, dots, over_cost
 from phantom.evaluation.study.results import page_path, paired_interval, seed_means
 from phantom.evaluation.study.spec import Study, study_digest
 from phantom.evaluation.study.verdict import is_significant
@@ -120,11 +120,22 @@ def make_page(results: Mapping[str, Any], digest: str, videos: StudyVideos = NO_
 def _primary(study: Study, results: Mapping[str, Any], figure: str) -> tuple[str, list[Chart], Table | None]:
     title = capitalized(FIGURES[figure].title)
     found = [one for one in results["comparisons"] if one["figure"] == figure and one["seeds"]]
+    rows, base = _arm_rows(study, results, figure), _base_level(results, figure)
+    key, unit = _cost_that_differs(results, figure)
     drawn = (
-        dots(f"{title}, each seed", _arm_rows(study, results, figure), _base_level(results, figure)),
+        dots(f"{title}, each seed", rows, base),
         dots("Differences, each seed, with 95% intervals", _difference_rows(study, found), ("no difference", 0.0)),
+        over_cost(f"{title} over {unit}", [(results["equality"][row.name][key], row) for row in rows], unit, base),
     )
     return title, [chart for chart in drawn if chart], _differences(study, found)
+
+
+def _cost_that_differs(results: Mapping[str, Any], figure: str) -> tuple[str, str]:
+    """What the arms differ in that the figure could be bought with, as a key of `equality` and in words."""
+    of_videos = figure.startswith("position_error")
+    passes = {costs.get("passes_per_video") for costs in results["equality"].values()} if of_videos else set()
+    is_bought = len(passes) > 1
+    return ("passes_per_video", "passes of the denoiser per video") if is_bought else ("flops", "training FLOPs")
 
 
 def capitalized(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Two drawings as inline SVG: every seed's value by arm, and differences with their intervals."""
+"""Drawings as inline SVG: every seed's value by arm, differences with their intervals, values over their costs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from phantom.evaluation.charts import LEFT, RIGHT, WIDTH, Axis, Chart, short
+from phantom.evaluation.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart, short
 
 ROW, FOOT = 46.0, 34.0  # height of a row, and of the axis below the rows
 EDGE = 16.0  # left of the drawing
+SAME = 1.05  # ratio of costs below which nothing is bought
+NAMES, LINE = 130.0, 16.0  # width left for the names beside the marks, and their least distance
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,55 @@ def _draw(row: Row, axis: Axis, top: float) -> list[str]:
         parts.append(f'<circle class="point" cx="{axis.at(value):.1f}" cy="{y:g}" r="4.5">{title}</circle>')
     parts.append(f'<line class="mean" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 9:g}" y2="{y + 9:g}"/></g>')
     return parts
+
+
+def over_cost(
+    title: str, rows: Sequence[tuple[float, Row]], unit: str, level: tuple[str, float] | None = None
+) -> Chart | None:
+    """Mean and range of the seeds of each row over its cost, on a logarithmic axis; None where all cost the same.
+
+    rows: with their costs, in `unit`. level: name and value of a horizontal line.
+    """
+    rows = [(cost, row) for cost, row in rows if row.points]
+    if not rows or max(cost for cost, _ in rows) < SAME * min(cost for cost, _ in rows):
+        return None
+    values = [value for _, row in rows for value in row.points.values()] + ([level[1]] if level else [])
+    margin = 0.06 * ((max(values) - min(values)) or abs(max(values)) or 1.0)
+    costs = [cost for cost, _ in rows]
+    across = Axis(min(costs), max(costs), LEFT + EDGE, WIDTH - NAMES, True)
+    foot = HEIGHT + TOP
+    up = Axis(min(values) - margin, max(values) + margin, foot, TOP, False)
+    said = f"{title}: " + "; ".join(f"{row.name} {row.mean:.4g} for {cost:.4g} {unit}" for cost, row in rows)
+    parts = [f'<svg viewBox="0 0 {WIDTH:g} {foot + FOOT:g}" role="img" aria-label="{escape(said)}">']
+    for value in up.ticks():
+        y = up.at(value)
+        parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
+    ticks = {round(across.at(cost) / NAMES * 4): cost for cost in sorted(costs)}  # not closer than a quarter of a name
+    for cost in ticks.values():
+        parts.append(
+            f'<text class="tick" x="{across.at(cost):.1f}" y="{foot + 20:g}" text-anchor="middle">{cost:.3g}</text>'
+        )
+    if level:
+        y = up.at(level[1])
+        parts.append(f'<line class="level" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{WIDTH - RIGHT:g}" y="{y - 5:.1f}" text-anchor="end">{escape(level[0])}</text>'
+        )
+    lowest = dict[float, float]()  # name at each cost, from the top
+    for cost, row in sorted(rows, key=lambda found: -found[1].mean):
+        x, y = across.at(cost), up.at(row.mean)
+        top, bottom = (up.at(value) for value in (max(row.points.values()), min(row.points.values())))
+        beside = lowest[cost] = max(y, lowest.get(cost, -LINE) + LINE)
+        name, said = escape(row.name), f"{row.mean:.5g}"
+        parts += [
+            f'<g class="{row.colour}">',
+            f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>',
+            f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{name}: {said}</title></circle>',
+            f'<line class="grid" x1="{x + 7:.1f}" x2="{x + 12:.1f}" y1="{y:.1f}" y2="{beside:.1f}"/>',
+            f'<text class="label" x="{x + 14:.1f}" y="{beside + 4:.1f}">{name}</text></g>',
+        ]
+    return Chart(title, "".join([*parts, "</svg>"]), [], "Means, and the range of the seeds.")
 
 
 def _summary(title: str, rows: Sequence[Row]) -> str:
