@@ -13,6 +13,7 @@ import torch
 from phantom.data.latent_set import Latents, LatentSet
 from phantom.data.shards import LATENTS
 from phantom.data.sources import worlds
+from phantom.model.context_parallel import TokenSplit
 from phantom.training.build import build_model
 from phantom.training.compilation import compile_blocks
 from phantom.training.conditioning import Batch
@@ -59,7 +60,7 @@ class Guesses(torch.nn.Module):
 
     def __init__(self, validation: Validation, guess) -> None:
         super().__init__()
-        self.blocks, self.guess = [], guess
+        self.blocks, self.video_split, self.guess = [], TokenSplit(), guess
         self.truths = [validation.samples.make(samples) for samples in validation.samples.rounds]
         self.calls = 0
 
