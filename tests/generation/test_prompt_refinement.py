@@ -151,6 +151,8 @@ def test_it_ends_where_nothing_is_left_to_correct(server, answers, videos, ended
         (json.dumps(REASONED), "It falls down.", "the prompt is written once, before the video"),
         ('Prompt: "It falls down."', "It falls down.", "the prompt is written once, before the video"),
         ('{"phenomena": ["it falls"]}', "A ball is let go.", "no prompt in the answer"),
+        ('{"phenomena": ["it falls"], "prompt": null}', "A ball is let go.", "no prompt in the answer"),
+        ('{"phenomena": ["it falls"], "pro', "A ball is let go.", "no prompt in the answer"),
         ("", "A ball is let go.", "no prompt in the answer"),
     ],
 )

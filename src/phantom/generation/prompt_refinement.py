@@ -171,7 +171,8 @@ class _Log:
         """The prompt that reasoning about `prompt` ends with; `prompt` itself where the answer has none."""
         answer = self._ask("reasoning", prompt=prompt)
         found = read_json(answer)
-        written = read_prompt(answer) if "prompt" in found or not found else ""
+        # JSON without a prompt, or cut off before it, is none.
+        written = read_prompt(answer) if as_text(found.get("prompt")) or "{" not in spoken(answer) else ""
         self.end("the prompt is written once, before the video" if written else "no prompt in the answer")
         if written:
             say(f"refine prompt: {written}")
