@@ -79,9 +79,10 @@ def test_without_a_remote_the_model_alone_comes_from_the_registry(checkout, tmp_
 
 
 def test_a_version_is_fetched_with_its_data_from_the_remote_of_its_run(checkout, tmp_path):
-    (checkout / ".dvc/config.local").write_text("['remote \"mine\"']\n    url = there\n")
+    theirs = "['remote \"phantom\"']\n    url = there\n"
+    (checkout / ".dvc/config.local").write_text(theirs)
     params = set_remote(checkout, f"{tmp_path}/remote")
-    assert (checkout / ".dvc/config.local").read_text() == "['remote \"mine\"']\n    url = there\n"
+    assert (checkout / ".dvc/config.local").read_text() == theirs and not (checkout / "there").exists()
     check_pulled(checkout, params, tmp_path / "elsewhere")
     # What the remote has of another evaluation than the registered one is not passed for it.
     client, version = registry(params)
@@ -98,6 +99,19 @@ def test_a_version_is_fetched_with_its_data_from_the_remote_of_its_run(checkout,
     assert (Path(result.folder) / "models/phantom/config.json").is_file()
     assert not list(tmp_path.rglob("stolen"))
     client.log_artifact(version.run_id, str(checkout / "dvc.lock"))
+
+
+def test_a_folder_with_other_files_is_left_alone(checkout):
+    before = {name: (checkout / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
+    with pytest.raises(UserError, match=r"^out: .*: there are other files; accepted: a new folder, or one of models:/"):
+        pull("1", load_params(checkout / "params.yaml"), Path(), root=checkout)
+    assert before == {name: (checkout / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("wrong", ["gs://bucket/dvc", "ssh://host/dvc", "s3:bucket", "a#b", "a,b"])
+def test_a_remote_of_another_kind_is_one_line(checkout, wrong):
+    with pytest.raises(UserError, match=r"storage.dvc: found .*; accepted: s3://bucket/folder, or a folder"):
+        load_params(checkout / "params.yaml", [f"storage.dvc='{wrong}'"])
 
 
 def test_outputs_that_cannot_be_pushed_fail_the_stage_and_are_pushed_by_the_next_run(tmp_path):

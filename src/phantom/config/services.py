@@ -35,6 +35,14 @@ class Storage(Section):
     dvc: str | None = None  # a folder or s3://: DVC's remote, to which a run pushes each stage's outputs; null: none
     models: str | None = None  # where register puts models (s3://); null: see `tracking.registered_model.destination`
 
+    @model_validator(mode="after")
+    def _check_remote(self) -> Storage:
+        """DVC takes other schemes, for which this project has no client, and its settings cut a name at # and ,."""
+        url = self.dvc
+        if url and ((":" in url and not url.startswith("s3://")) or set("#,") & set(url)):
+            raise ValueError(f"dvc: found {url!r}; accepted: s3://bucket/folder, or a folder, without # and ,")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _former(cls, tree: Any) -> Any:

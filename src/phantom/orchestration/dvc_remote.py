@@ -17,7 +17,7 @@ from phantom.data.storage import S3
 from phantom.errors import StageFailed
 from phantom.orchestration.privacy import NO_TELEMETRY
 
-REMOTE = "phantom"
+REMOTE = "phantom-storage-dvc"  # settings of the user would come before ours of the same name
 SETTINGS = Path(".dvc/tmp/phantom/remote")  # the folder of DVC's system-wide settings, for our commands
 
 
@@ -28,7 +28,7 @@ def push(stage: str, url: str, root: Path = Path()) -> None:
 
 def locate(url: str, root: Path) -> str:
     """A remote's URL wherever DVC runs: a folder is one of the checkout."""
-    return url if url.startswith(S3) else str((root / url).resolve())
+    return url if url.startswith(S3) else str((root / Path(url).expanduser()).resolve())
 
 
 def transfer(command: str, url: str, stages: Sequence[str], root: Path, show: bool = False) -> None:

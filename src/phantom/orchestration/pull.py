@@ -20,7 +20,7 @@ import yaml
 
 from phantom.config import Params
 from phantom.data.files import sha256
-from phantom.errors import StageFailed
+from phantom.errors import StageFailed, UserError
 from phantom.orchestration.dvc_remote import locate, transfer
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, STAGES
@@ -29,6 +29,7 @@ from phantom.tracking.registry import DVC_LOCK, version_identity
 from phantom.tracking.versions import Version, download_export, download_record, named_version
 
 PULLED = Path("pulled")
+MARK = ".pulled"  # file in a folder that `pull` made: the version
 DATA_STAGES, MODEL_STAGES = ("prepare", "encode"), ("train", "evaluate")
 
 
@@ -58,7 +59,7 @@ def pull(
     """
     version = named_version(run, params.register_.name, params.tracking.uri)
     folder = root / (out or PULLED / f"{version.name}-{version.number}")
-    folder.mkdir(parents=True, exist_ok=True)
+    _take(folder, version)
     tags = download_record(version, params.tracking.uri, ("params.yaml", DVC_LOCK), folder)
     settings, lock = (_read(folder / name) for name in ("params.yaml", DVC_LOCK))
     url = params.storage.dvc or (settings.get("storage") or {}).get("dvc")
@@ -78,6 +79,17 @@ def pull(
             f"{folder}: not what was registered as {version}: dvc.lock was of another model or evaluation"
         )
     return PullResult(str(version), str(folder), commit, stages)
+
+
+def _take(folder: Path, version: Version) -> None:
+    """Makes `folder`, or takes that of an earlier call. Raises UserError for any other that is not empty."""
+    mark = folder / MARK
+    if mark.is_file() and mark.read_text(encoding="utf-8") == str(version):
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out: {folder}: there are other files; accepted: a new folder, or one of {version}")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(str(version), encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:
