@@ -47,9 +47,10 @@ def test_a_run_attends_by_the_backend_that_was_set(run_params, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["_native_cudnn", "flash"])
-def test_a_backend_that_cannot_be_used_here_is_one_line(name):
+def test_a_backend_that_cannot_be_used_here_is_one_line(name, run_params):
+    settings = run_params(f"train.attention_backend={name}").train
     with pytest.raises(UserError) as refused:
-        pick_backend(name, torch.device("cpu"), torch.float32, 16)
+        pick_backend(settings, torch.device("cpu"), torch.float32, 16)
     said = str(refused.value)
     assert said.startswith(f"train.attention_backend: {name} cannot be used on this cpu in float32 (")
     assert "accepted here: auto, native, " in said and "\n" not in said

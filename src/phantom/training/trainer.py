@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import attention_backend
 
 from phantom import logs
 from phantom.config import Params
@@ -33,7 +32,7 @@ from phantom.tracking.runs import Tracker
 from phantom.training import checkpoint, process_group
 from phantom.training.activation_checkpointing import checkpointing_func, kept_blocks
 from phantom.training.alignment import AlignmentLoss
-from phantom.training.attention import pick_backend
+from phantom.training.attention import pick_backend, using_backend
 from phantom.training.build import build_model
 from phantom.training.checkpoint_writer import CheckpointWriter
 from phantom.training.compilation import compile_blocks
@@ -155,7 +154,7 @@ class Trainer:
         if self.settings.compile:
             compile_blocks(self.model)
         dtype, head_dim = getattr(torch, self.settings.precision), self.model.config.video["attention_head_dim"]
-        self.attention = pick_backend(self.settings.attention_backend, self.device, dtype, head_dim)
+        self.attention = pick_backend(self.settings, self.device, dtype, head_dim)
         half = self.settings.precision == "bfloat16" and self.settings.strategy != "fsdp2"  # which casts the weights
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=half)
         self.of_physics = PhysicsLoss.of(params)
@@ -225,7 +224,7 @@ class Trainer:
             samples = SampleVideos(heldout, self.params, self.device) if settings.sample_every else None
         batches = self._batches()
         try:
-            with attention_backend(self.attention), stop_on_signals() as stop, self._bar(start) as bar:
+            with using_backend(self.attention), stop_on_signals() as stop, self._bar(start) as bar:
                 self.throughput.start()
                 while self.step < settings.steps:
                     with self.throughput.waiting_for_data():
