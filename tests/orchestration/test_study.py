@@ -176,6 +176,13 @@ def test_a_study_goes_on_from_results_that_came_with_the_checkout(finished, tiny
     folders = {figures.parent.name for figures in (tmp_path / "checkpoints/studies").glob("*/figures-*.json")}
     assert folders == {run["key"]["run"] for run in results["runs"] if run["seed"] == 2}
     assert results["runs"][:4] == before["runs"] and results["base"] == before["base"] and results["finished"] == 6
+    # A damaged file of another study is said and left alone.
+    broken = tmp_path / "studies/broken"
+    broken.mkdir()
+    (broken / "study.yaml").write_bytes(path.read_bytes())
+    (broken / "results.json").write_text("<<<<<<< HEAD\n")
+    assert all(run.read(tmp_path) for run in study_runs(load_study("toy", tmp_path), (), tmp_path))
+    assert "broken/results.json: not the results of a study" in capsys.readouterr().err
     # Figures that are measured otherwise are not those of the run.
     write_study(tmp_path, study | {"heldout_clips": 3}, "other")
     runs = study_runs(load_study("other", tmp_path), (), tmp_path)

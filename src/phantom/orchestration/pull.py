@@ -62,7 +62,7 @@ def pull(
     _take(folder, version)
     tags = download_record(version, params.tracking.uri, ("params.yaml", DVC_LOCK), folder)
     settings, lock = (_read(folder / name) for name in ("params.yaml", DVC_LOCK))
-    url = params.storage.dvc or (settings.get("storage") or {}).get("dvc")
+    url = (settings.get("storage") or {}).get("dvc") or params.storage.dvc  # where its run has pushed, if it says so
     stages = tuple(
         name for name in (() if model_only else DATA_STAGES) + MODEL_STAGES if name in lock.get("stages", {})
     )

@@ -25,6 +25,7 @@ from phantom.evaluation.study.results import read_results
 from phantom.evaluation.study.spec import Arm, Study, arm_params, study_names
 from phantom.orchestration.stages import STAGES
 from phantom.orchestration.study_latents import StudyLatents
+from phantom.progress import say
 
 RUNS = Path("checkpoints/studies")
 PROCESSES, RUN_FILE = "processes", "run.json"  # in a run's folder: what each process is told
@@ -135,12 +136,16 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
 
 
 def _kept_figures(root: Path) -> dict[str, dict[str, Any]]:
-    """The figures in the results.json of all studies, by `StudyRun.key` in JSON.
-
-    Raises UserError if one is damaged.
-    """
+    """The figures in the results.json of all studies, by `StudyRun.key` in JSON, but for those that are damaged."""
     found = {}
-    for results in filter(None, (read_results(name, root) for name in study_names(root))):
+    for name in study_names(root):
+        try:
+            results = read_results(name, root)
+        except UserError as error:
+            say(f"{error}; the runs in it are not known")
+            continue
+        if results is None:
+            continue
         for row in filter(None, (results["base"], *results["runs"])):
             if "key" in row:  # that of earlier versions has none
                 found[json.dumps(row["key"])] = {"scalars": {}, "curves": {}, **row, "ids": results["ids"]}

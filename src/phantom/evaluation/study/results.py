@@ -156,8 +156,9 @@ def write_results(name: str, results: Mapping[str, Any], root: Path = Path()) ->
             parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
         else:
             parts.append(f"{json.dumps(key)}: {json.dumps(value, indent=None if key == 'base' else 1)}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    return path
+    new = path.with_name(f".{path.name}.new")  # a run's figures may be nowhere else
+    new.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    return new.replace(path)
 
 
 def read_results(name: str, root: Path = Path()) -> dict[str, Any] | None:
@@ -169,7 +170,7 @@ def read_results(name: str, root: Path = Path()) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if found["verdict"] and found["runs"] is not None else None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not the results of a study; `phantom study run {name}` writes it") from None
+        raise UserError(f"{path}: not the results of a study; accepted: an earlier version of it, or none") from None
 
 
 def page_path(name: str, root: Path = Path()) -> Path:
