@@ -176,6 +176,11 @@ def test_a_study_goes_on_from_results_that_came_with_the_checkout(finished, tiny
     folders = {figures.parent.name for figures in (tmp_path / "checkpoints/studies").glob("*/figures-*.json")}
     assert folders == {run["key"]["run"] for run in results["runs"] if run["seed"] == 2}
     assert results["runs"][:4] == before["runs"] and results["base"] == before["base"] and results["finished"] == 6
+    # Nor are figures lost that are nowhere else when the study is run with other settings.
+    write_study(tmp_path, study | {"seeds": [2], "heldout_clips": 2})
+    assert run_here(tmp_path)["finished"] == 2
+    write_study(tmp_path, study | {"seeds": [0, 1, 2]})
+    assert run_study("toy", root=tmp_path)["runs"] == results["runs"]
     # A damaged file of another study is said and left alone.
     broken = tmp_path / "studies/broken"
     broken.mkdir()

@@ -104,6 +104,26 @@ def test_a_few_videos_of_the_first_seed_are_kept_beside_the_page_and_shown_on_it
     assert (tmp_path / "studies/toy/index.html").read_text() == page
 
 
+def test_figures_of_weights_that_another_machine_trained_are_measured_anew_with_those_of_arms_that_need_them(
+    tmp_path, tiny_base
+):
+    write_study_latents(tmp_path, tiny_base)
+    write_study(tmp_path, toy_study(tiny_base, steps=1) | {"seeds": [0]})
+    before = {run["arm"]: run for run in run_here(tmp_path)["runs"]}
+    shutil.rmtree(tmp_path / "checkpoints")
+    path = tmp_path / "studies/toy/results.json"
+    found = json.loads(path.read_text())
+    for run in found["runs"]:
+        run["scalars"]["val_loss_video"] = 9.0  # as another machine might have it
+    path.write_text(json.dumps(found))
+    more = toy_study(tiny_base, steps=1) | {"seeds": [0]}
+    more["arms"].append({"label": "noise", "weights": "phantom", "intervention": "noise"})
+    write_study(tmp_path, more)
+    after = {run["arm"]: run["scalars"]["val_loss_video"] for run in run_here(tmp_path)["runs"]}
+    assert after["control"] == 9.0  # no run needs its weights
+    assert after["phantom"] == after["noise"] == before["phantom"]["scalars"]["val_loss_video"]
+
+
 def test_two_arms_with_the_same_settings_are_trained_once_at_the_same_time(tmp_path, tiny_base, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_study_latents(tmp_path, tiny_base)

@@ -29,7 +29,15 @@ from phantom.orchestration.privacy import stay_offline
 from phantom.orchestration.run_settings import PLATFORM
 from phantom.orchestration.study_latents import encode_missing
 from phantom.orchestration.study_processes import MakeRunner, pipeline_name, processes, run_all
-from phantom.orchestration.study_runs import SETTINGS, StudyRun, kept_videos, study_runs
+from phantom.orchestration.study_runs import (
+    OTHERS,
+    SETTINGS,
+    StudyRun,
+    kept_videos,
+    of_one_training,
+    others,
+    study_runs,
+)
 from phantom.progress import say
 
 WHERE = tuple(f"{section}." for section in PLATFORM)  # settings that a result does not depend on
@@ -66,7 +74,7 @@ def open_study(
     study, given = load_study(name, root), tuple(overrides)
     arms = [(arm.label, arm_params(study, arm, study.seeds[0], given)) for arm in study.arms]
     encode_missing(arms, root, lambda line: show(f"study {name}: {line}"))
-    runs = study_runs(study, given, root)
+    runs = of_one_training(study_runs(study, given, root), root)
     for line in remarks(study, runs, root):
         show(f"study {name}: {line}")
     finished, kept = sum(run.read(root) is not None for run in runs), sum(run.kept is not None for run in runs)
@@ -110,8 +118,10 @@ def write_report(name: str, results: dict[str, Any], runs: Sequence[StudyRun], r
     before = read_results(name, root)
     earlier = [*before["earlier"], before["sha256"]] if before else []
     results = {**results, "earlier": [digest for digest in dict.fromkeys(earlier) if digest != results["sha256"]]}
+    if set_aside := others(before, results, root):
+        results[OTHERS] = set_aside
     write_results(name, results, root)
-    gather_videos(name, _kept_videos(runs, root), root)
+    gather_videos(name, {run.arm for run in runs if run.arm}, _kept_videos(runs, root), root)
     write_page(name, results, root)
     return results
 

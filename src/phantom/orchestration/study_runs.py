@@ -31,6 +31,7 @@ RUNS = Path("checkpoints/studies")
 PROCESSES, RUN_FILE = "processes", "run.json"  # in a run's folder: what each process is told
 FORMAT = 1  # of the figures
 SETTINGS = STAGES["train"].settings  # those that a run's result depends on, beside the latents
+OTHERS = "others"  # in results.json: rows of other settings (`others`)
 SQLITE = "sqlite:///"
 
 
@@ -60,6 +61,11 @@ class StudyRun:
         return self.source or self
 
     @property
+    def weights(self) -> list[StudyRun]:
+        """The runs whose training its figures depend on: the one it measures, and the one that this begins from."""
+        return [run for run in (self.trained, self.trained.start) if run is not None]
+
+    @property
     def title(self) -> str:
         """How the run is called in lines for people."""
         return "base" if self.arm is None else f"{self.arm}, seed {self.seed}"
@@ -79,11 +85,19 @@ class StudyRun:
         """What names its figures in results.json: the run, and the file of each measure."""
         return {"run": self.folder.name, "files": sorted(measure["file"] for measure in self.measures.values())}
 
+    def is_exported(self, root: Path) -> bool:
+        """Whether its weights are here."""
+        return (root / self.folder / "models" / self.name / "result.json").is_file()
+
+    def is_measured(self, root: Path) -> bool:
+        """Whether its figures are here."""
+        return _is_here(self.key, root)
+
     def read(self, root: Path) -> dict[str, Any] | None:
         """Its figures, with `ids` by measure; None if it is not finished."""
-        paths = {name: root / self.folder / measure["file"] for name, measure in self.measures.items()}
-        if not all(path.is_file() for path in paths.values()):
+        if not self.is_measured(root):
             return None if self.kept is None else dict(self.kept)
+        paths = {name: root / self.folder / measure["file"] for name, measure in self.measures.items()}
         parts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
         clips = {key: values for part in parts.values() for key, values in part["clips"].items()}
         return parts["heldout"] | {"clips": clips, "ids": {name: part["ids"] for name, part in parts.items()}}
@@ -135,6 +149,24 @@ def study_runs(study: Study, overrides: tuple[str, ...], root: Path = Path()) ->
     return [found[i] for i in sorted(range(len(found)), key=lambda i: (i in repeated, found[i].start is not None))]
 
 
+def of_one_training(runs: Sequence[StudyRun], root: Path = Path()) -> list[StudyRun]:
+    """The same runs, without the kept figures of weights that are trained here, or will be for a run that needs them.
+
+    Else the figures of arms that share weights would come from two trainings of these, on two machines.
+    """
+    runs = list(runs)
+    while True:
+        unfinished = [run for run in runs if run.kept is None and not run.is_measured(root)]
+        here = {one.folder for run in unfinished for one in run.weights}
+        here |= {one.folder for run in runs if run.arm for one in run.weights if one.is_exported(root)}
+        again = [
+            replace(run, kept=None) if run.arm and here & {one.folder for one in run.weights} else run for run in runs
+        ]
+        if again == runs:
+            return runs
+        runs = again
+
+
 def _kept_figures(root: Path) -> dict[str, dict[str, Any]]:
     """The figures in the results.json of all studies, by `StudyRun.key` in JSON, but for those that are damaged."""
     found = {}
@@ -146,10 +178,30 @@ def _kept_figures(root: Path) -> dict[str, dict[str, Any]]:
             continue
         if results is None:
             continue
-        for row in filter(None, (results["base"], *results["runs"])):
+        for row in filter(None, (results["base"], *results["runs"], *results.get(OTHERS, ()))):
             if "key" in row:  # that of earlier versions has none
-                found[json.dumps(row["key"])] = {"scalars": {}, "curves": {}, **row, "ids": results["ids"]}
+                found[json.dumps(row["key"])] = {"scalars": {}, "curves": {}, "ids": results["ids"], **row}
     return found
+
+
+def others(before: Mapping[str, Any] | None, results: Mapping[str, Any], root: Path = Path()) -> list[dict[str, Any]]:
+    """The rows of a study's results `before` that `results` replace, and that are nowhere else on this machine.
+
+    They came with the checkout, and are of other settings or measures: a trial must not cost a month's figures.
+    """
+    if before is None:
+        return []
+    kept = {json.dumps(row["key"]) for row in filter(None, (results["base"], *results["runs"]))}
+    rows = [*filter(None, (before["base"], *before["runs"])), *before.get(OTHERS, ())]
+    return [
+        {"ids": before["ids"], **row}
+        for row in rows
+        if "key" in row and json.dumps(row["key"]) not in kept and not _is_here(row["key"], root)
+    ]
+
+
+def _is_here(key: Mapping[str, Any], root: Path) -> bool:
+    return all((root / RUNS / key["run"] / file).is_file() for file in key["files"])
 
 
 def _source(study: Study, run: StudyRun, runs: Sequence[StudyRun]) -> StudyRun | None:

@@ -151,7 +151,7 @@ def write_results(name: str, results: Mapping[str, Any], root: Path = Path()) ->
     path = root / STUDIES / name / RESULTS
     parts = []
     for key, value in results.items():
-        if key == "runs":
+        if key in ("runs", "others"):
             lines = ",\n".join(f"  {json.dumps(run)}" for run in value)
             parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
         else:

@@ -6,7 +6,7 @@ studies/<name>/videos/<world>/<arm>.mp4      of the first seed; _recording.mp4 a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ def keep_videos(rows: Sequence[Row], place: Path, made: Path, settings: Settings
             write_mp4(folder / f"{name}.mp4", shrunk(path, fps, size, layout.SECONDS), fps, crf=18)
 
 
-def gather_videos(name: str, kept: Mapping[str, Path], root: Path = Path()) -> None:
+def gather_videos(name: str, labels: Collection[str], kept: Mapping[str, Path], root: Path = Path()) -> None:
     """Copies the videos that runs have kept to the study's folder, in place of the arm's that are there.
 
-    Those of arms without any stay: they came with results of another machine. kept: by the label of the arm, or `BASE`,
-    the folder that `keep_videos` wrote.
+    Those of arms without any stay: they came with results of another machine. labels: of the study's arms; videos of
+    any other go. kept: by the label of the arm, or `BASE`, the folder that `keep_videos` wrote.
     """
     target = root / STUDIES / name / VIDEOS
     for label, source in kept.items():
@@ -55,7 +55,10 @@ def gather_videos(name: str, kept: Mapping[str, Path], root: Path = Path()) -> N
             (folder := target / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / f"{label}.mp4")
             shutil.copyfile(path.with_name(f"{RECORDING}.mp4"), folder / f"{RECORDING}.mp4")
-    for folder in target.glob("*"):  # worlds that no arm has a video of any more
+    for path in target.glob("*/*.mp4"):
+        if path.stem not in (RECORDING, BASE, *labels):
+            path.unlink()
+    for folder in target.glob("*/"):  # worlds that no arm has a video of any more
         if [path.name for path in folder.iterdir()] == [f"{RECORDING}.mp4"]:
             shutil.rmtree(folder)
 
@@ -80,7 +83,7 @@ def study_videos(
     errors = _errors(study, results)
     titles = {RECORDING: "Recording", BASE: "Frozen base", **{label: label for label in study.labels}}
     scenes, infos = [], []
-    for folder in sorted((root / STUDIES / name / VIDEOS).glob("*")):
+    for folder in sorted((root / STUDIES / name / VIDEOS).glob("*/")):
         shown = []
         for label, title in titles.items():
             path = folder / f"{label}.mp4"
