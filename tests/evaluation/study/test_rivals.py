@@ -32,7 +32,12 @@ def test_all_arms_that_are_trained_cost_the_same(study: Study):
 
 @pytest.mark.parametrize(
     ("other", "label", "theirs"),
-    [("twin-first", "control", "control"), ("twin-first", "phantom", "phantom"), ("arms", "LoRA", "lora")],
+    [
+        ("twin-first", "control", "control"),
+        ("twin-first", "phantom", "phantom"),
+        ("more-worlds", "phantom", "phantom"),
+        ("arms", "LoRA", "lora"),
+    ],
 )
 def test_runs_of_other_studies_are_not_repeated(study: Study, other: str, label: str, theirs: str):
     found = [params(study, label), params(load_study(other, ROOT), theirs)]

@@ -110,7 +110,7 @@ class Study(Section):
     test: Test
     preset: str
     settings: dict[str, Any] = {}  # of all arms, by dotted name
-    arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=12)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=12)]
     compare: Annotated[tuple[Comparison, ...], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=16)]  # 2^16 flips of signs
     equal: tuple[Equality, ...]  # what has to be the same in all arms
