@@ -38,6 +38,12 @@ def test_what_is_suggested_goes_together():
         full_size_params(*settings, *(one.removeprefix("--set ") for one in changes if one.startswith("--set")))
 
 
+def test_gpus_that_share_samples_are_suggested_before_another_model():
+    settings = ("train.processes=64", "train.batch_size=64", "train.accumulation=1")
+    changes = changes_to_fit(full_size_params(*settings), 24 * GIB, 64)
+    assert changes == ["--set train.accumulation=2", "--set train.mesh.context=2"]
+
+
 def test_training_checks_before_it_loads_anything(run_params, monkeypatch):  # noqa: F811
     monkeypatch.setattr(process_group, "memory_of", lambda device: 2**20)
     with pytest.raises(UserError, match=r"^train: needs about \d\.\d GiB of each GPU, which has 0\.00098 "):
