@@ -5,6 +5,8 @@ DVC, MLflow and, in the slow test, the S3 server are real; the stages are stubs.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -67,12 +69,16 @@ def check_pulled(checkout: Path, params: Params, elsewhere: Path) -> None:
     assert files(Path(result.folder)) == {name: before[name] if name in MODEL else None for name in before}
 
 
-def test_without_a_remote_the_model_alone_comes_from_the_registry(checkout, tmp_path):
+def test_without_a_remote_the_model_alone_comes_from_the_registry(checkout, tmp_path, monkeypatch):
     params = load_params(checkout / "params.yaml", ["storage.dvc=null"])
     for _ in range(2):
         result = pull("1", params, root=tmp_path)
         assert result.stages == () and "storage.dvc" in result.why
         assert files(Path(result.folder), MODEL[:1]) == files(checkout, MODEL[:1])
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StageFailed, match=r"^model: models:/phantom/1: .+"):
+        lost = params.model_copy(update={"tracking": params.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
+        pull("models:/phantom/1", lost, Path("lost"), root=tmp_path)
     for wrong, said in (("9", "models:/phantom/9: no such version"), ("0" * 32, "run 0+ has registered no version")):
         with pytest.raises(UserError, match=said):
             pull(wrong, params, root=tmp_path)
@@ -87,8 +93,11 @@ def test_a_version_is_fetched_with_its_data_from_the_remote_of_its_run(checkout,
     # What the remote has of another evaluation than the registered one is not passed for it.
     client, version = registry(params)
     client.set_model_version_tag("phantom", "1", "identity", "another")
-    with pytest.raises(StageFailed, match=r"out-0: not what was registered as models:/phantom/1"):
+    with pytest.raises(StageFailed, match=r"out-0: not what was registered as models:/phantom/1.*--registry fetches"):
         pull("1", params, Path("out-0"), root=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/out-0/models/phantom/config.json").write_text("of another")
+    result = pull("1", params, Path("out-0"), registry=True, root=tmp_path / "elsewhere")
+    assert result.stages == () and files(Path(result.folder), MODEL[:1]) == files(checkout, MODEL[:1])
     client.set_model_version_tag("phantom", "1", "identity", version.tags["identity"])
     # A lock names no place outside the folder.
     (tmp_path / "dvc.lock").write_text(
@@ -106,6 +115,21 @@ def test_a_folder_with_other_files_is_left_alone(checkout):
     with pytest.raises(UserError, match=r"^out: .*: there are other files; accepted: a new folder, or one of models:/"):
         pull("1", load_params(checkout / "params.yaml"), Path(), root=checkout)
     assert before == {name: (checkout / name).read_bytes() for name in before}
+
+
+def test_a_folder_of_the_run_is_found_from_elsewhere_and_the_cache_of_the_checkout_is_shared(tmp_path):
+    made = make_checkout(tmp_path / "checkout")
+    store = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
+    pipeline.write_params(made / "params.yaml", [*store, "storage.dvc=../remote"])
+    pipeline.run(root=made)
+    params = load_params(made / "params.yaml")
+    register(params, metric_gain, made)
+    elsewhere = make_checkout(tmp_path / "far/elsewhere")
+    command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(tmp_path / "cache")]
+    subprocess.run(command, cwd=elsewhere, check=True)
+    result = pull("1", params, root=elsewhere)
+    assert files(Path(result.folder)) == files(made)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("wrong", ["gs://bucket/dvc", "ssh://host/dvc", "s3:bucket", "a#b", "a,b"])

@@ -70,6 +70,9 @@ def pull(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder; by default pulled/NAME-NUMBER.", show_default=False)] = None,
     model_only: Annotated[bool, typer.Option("--model-only", help="Leave out clips and latents.")] = False,
+    registry: Annotated[
+        bool, typer.Option("--registry", help="The model alone, from the registry instead of the remote.")
+    ] = False,
     params: ParamsFile = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -80,7 +83,7 @@ def pull(
     from phantom.orchestration.pull import as_text
     from phantom.orchestration.pull import pull as fetch
 
-    result = fetch(run, settings(context, params, set_), out, model_only)
+    result = fetch(run, settings(context, params, set_), out, model_only, registry)
     show(asdict(result), as_json, as_text(result))
 
 

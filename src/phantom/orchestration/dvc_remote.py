@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from phantom.data.storage import S3
+from phantom.data.storage import S3, locate
 from phantom.errors import StageFailed
 from phantom.orchestration.privacy import NO_TELEMETRY
 
@@ -24,11 +24,6 @@ SETTINGS = Path(".dvc/tmp/phantom/remote")  # the folder of DVC's system-wide se
 def push(stage: str, url: str, root: Path = Path()) -> None:
     """Uploads the outputs of `stage` to the remote `url`, except what it has. Raises StageFailed."""
     transfer("push", locate(url, root), [stage], root)
-
-
-def locate(url: str, root: Path) -> str:
-    """A remote's URL wherever DVC runs: a folder is one of the checkout."""
-    return url if url.startswith(S3) else str((root / Path(url).expanduser()).resolve())
 
 
 def transfer(command: str, url: str, stages: Sequence[str], root: Path, show: bool = False) -> None:
@@ -51,8 +46,13 @@ def transfer(command: str, url: str, stages: Sequence[str], root: Path, show: bo
         text=True,
     )
     if done.returncode:
-        said = [line.removeprefix("ERROR: ") for line in (done.stderr or "").splitlines() if line.startswith("ERROR")]
-        raise StageFailed(f"storage.dvc: {url}: dvc {command} {' '.join(stages)}: {'; '.join(said) or 'failed'}")
+        raise StageFailed(f"storage.dvc: {url}: dvc {command} {' '.join(stages)}: {errors_of(done.stderr or '')}")
+
+
+def errors_of(stderr: str) -> str:
+    """What DVC says of a failure, in one line."""
+    said = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR")]
+    return "; ".join(said) or "failed"
 
 
 def _endpoint() -> dict[str, str]:

@@ -9,6 +9,7 @@ pulled/<model>-<version>/
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ import yaml
 from phantom.config import Params
 from phantom.data.files import sha256
 from phantom.errors import StageFailed, UserError
-from phantom.orchestration.dvc_remote import locate, transfer
+from phantom.orchestration.dvc_remote import errors_of, locate, transfer
 from phantom.orchestration.privacy import NO_TELEMETRY
 from phantom.orchestration.stages import EVALUATION, PHANTOM, STAGES
 from phantom.progress import say
-from phantom.tracking.registry import DVC_LOCK, version_identity
+from phantom.tracking.registry import DVC_LOCK, REMOTE_TAG, version_identity
 from phantom.tracking.versions import Version, download_export, download_record, named_version
 
 PULLED = Path("pulled")
@@ -48,37 +49,55 @@ class PullResult:
 
 
 def pull(
-    run: str, params: Params, out: Path | None = None, model_only: bool = False, root: Path = Path()
+    run: str,
+    params: Params,
+    out: Path | None = None,
+    model_only: bool = False,
+    registry: bool = False,
+    root: Path = Path(),
 ) -> PullResult:
     """Fetches a version's data, models and reports, or `model_only` the latter two, to `out`; what is there is kept.
 
     run: a version (models:/NAME/NUMBER, its number), an alias (models:/NAME@ALIAS, champion), or the MLflow id of the
-    run that registered it or of the pipeline around that. Without DVC's lock of the run, or a remote, the model alone
-    comes, from the registry. Raises UserError if there is no such version; StageFailed if the transfer fails, or what
-    has come is not what was registered.
+    run that registered it or of the pipeline around that. Without DVC's lock of the run, or a remote, or with
+    `registry`, the model alone comes, from the registry. Raises UserError if there is no such version; StageFailed if
+    the transfer fails, or what has come is not what was registered.
     """
     version = named_version(run, params.register_.name, params.tracking.uri)
     folder = root / (out or PULLED / f"{version.name}-{version.number}")
     _take(folder, version)
     tags = download_record(version, params.tracking.uri, ("params.yaml", DVC_LOCK), folder)
     settings, lock = (_read(folder / name) for name in ("params.yaml", DVC_LOCK))
-    url = (settings.get("storage") or {}).get("dvc") or params.storage.dvc  # where its run has pushed, if it says so
+    # Where its run has pushed, if it says so; the tag has the place of a folder that settings name from their checkout.
+    url = tags.get(REMOTE_TAG) or (settings.get("storage") or {}).get("dvc") or params.storage.dvc or ""
     stages = tuple(
         name for name in (() if model_only else DATA_STAGES) + MODEL_STAGES if name in lock.get("stages", {})
     )
     commit = tags.get("git_commit", "unknown")
-    if not url or "train" not in stages:
+    if why := _why_model_alone(url, stages, registry):
         _from_registry(version, params.tracking.uri, folder)
-        why = "its run names no remote of DVC (storage.dvc)" if not url else "its run has no dvc.lock with a model"
         return PullResult(str(version), str(folder), commit, (), why)
-    _make_repository(folder, lock, root)
     say(f"pull: {version}: {', '.join(stages)} from {url} to {folder}")
-    transfer("pull", locate(url, root), stages, folder, show=True)
-    if tags.get("identity") != version_identity(folder / EVALUATION.path, _digests(folder / PHANTOM.path)):
-        raise StageFailed(
-            f"{folder}: not what was registered as {version}: dvc.lock was of another model or evaluation"
-        )
+    try:
+        _make_repository(folder, lock, root)
+        transfer("pull", locate(url, root), stages, folder, show=True)
+        if tags.get("identity") != version_identity(folder / EVALUATION.path, _digests(folder / PHANTOM.path)):
+            raise StageFailed(
+                f"{folder}: not what was registered as {version}: dvc.lock was of another model or evaluation"
+            )
+    except StageFailed as failure:
+        raise StageFailed(f"{failure}; --registry fetches the model alone") from None
     return PullResult(str(version), str(folder), commit, stages)
+
+
+def _why_model_alone(url: str, stages: tuple[str, ...], registry: bool) -> str:
+    """The reason why DVC cannot or shall not be asked; empty if it is."""
+    if registry:
+        return "as was asked for (--registry)"
+    if not url:
+        return "its run names no remote of DVC (storage.dvc)"
+    missing = [name for name in MODEL_STAGES if name not in stages]
+    return f"its run has no dvc.lock with {' and '.join(missing)}" if missing else ""
 
 
 def _take(folder: Path, version: Version) -> None:
@@ -110,18 +129,29 @@ def _make_repository(folder: Path, lock: dict[str, Any], root: Path) -> None:
     if not (folder / ".dvc").is_dir():
         _dvc(folder, "init", "--no-scm")
         _dvc(folder, "config", "cache.type", "reflink,hardlink,copy")
-        if (cache := root / ".dvc/cache").is_dir():
-            _dvc(folder, "cache", "dir", "--local", str(cache.resolve()))
+        if (root / ".dvc").is_dir():
+            _dvc(folder, "cache", "dir", "--local", _dvc(root, "cache", "dir"))
 
 
-def _dvc(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
-    subprocess.run(command, cwd=folder, env={**NO_TELEMETRY, **os.environ}, check=True, stdin=subprocess.DEVNULL)
+def _dvc(folder: Path, *arguments: str) -> str:
+    """What a command of DVC prints. Raises StageFailed with its reason."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = {**NO_TELEMETRY, **os.environ}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise StageFailed(f"{folder}: dvc {' '.join(arguments)}: {errors_of(done.stderr)}")
+    return done.stdout.strip()
 
 
 def _from_registry(version: Version, tracking_uri: str, folder: Path) -> None:
-    """The export alone, as it was registered."""
-    if not (target := folder / PHANTOM.path).is_dir():
+    """The export alone, as it was registered, in place of one that came by DVC."""
+    target = folder / PHANTOM.path
+    if (by_dvc := folder / ".dvc").is_dir():
+        shutil.rmtree(by_dvc)
+        shutil.rmtree(target, ignore_errors=True)
+    if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder) as work:
             download_export(version, tracking_uri, Path(work)).rename(target)

@@ -20,6 +20,7 @@ from typing import Any
 
 from phantom.config import Params
 from phantom.data.files import sha256
+from phantom.data.storage import locate
 from phantom.errors import UserError
 from phantom.tracking import lineage
 from phantom.tracking.champion import Gain, evaluation_digest, why_not_better
@@ -28,6 +29,7 @@ from phantom.tracking.registered_model import Logged, destination, log_model, up
 EVALUATION, PAGE = Path("reports/evaluation.json"), Path("reports/index.html")
 EXPORT = Path("models/phantom")
 REGISTERED = Path("reports/registered.json")
+REMOTE_TAG = "dvc_remote"  # of a version: where its run pushed what the lock names
 DVC_LOCK = "dvc.lock"  # artifact of the run: the hash of every output of its stages, by which `phantom pull` finds them
 CARD_HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)  # YAML, which the Hugging Face hub reads
 EVALUATED, REASON = "evaluated_on", "challenger_because"  # tags of a version
@@ -84,6 +86,7 @@ def register(params: Params, gain: Gain, root: Path = Path(), promote: bool = Fa
         "metric": metric,
         "score": f"{scores[metric]:.6g}",
         EVALUATED: evaluation_digest(params, evaluation, metric),
+        **({REMOTE_TAG: locate(params.storage.dvc, root)} if params.storage.dvc else {}),
         **_gain_tags(scores, metric),
     }
     champion = _version_with_alias(client, name, "champion")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,23 +64,37 @@ def named_version(text: str, name: str, tracking_uri: str) -> Version:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    for found in client.search_model_versions(f"name='{name}'"):
-        if found.run_id and text in (found.run_id, client.get_run(found.run_id).data.tags.get(PARENT_TAG)):
-            return Version(name, int(found.version))
+    with _one_line(f"model: run {text}"):
+        for found in client.search_model_versions(f"name='{name}'"):
+            if found.run_id and text in (found.run_id, client.get_run(found.run_id).data.tags.get(PARENT_TAG)):
+                return Version(name, int(found.version))
     raise UserError(f"model: run {text} has registered no version of {name} in {tracking_uri}")
 
 
 def download_record(version: Version, tracking_uri: str, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Writes those of the files `names` to `folder` that were recorded with a version. Returns its tags."""
+    """Writes those of the files `names` to `folder` that were recorded with a version. Returns its tags.
+
+    Raises StageFailed if the registry cannot be asked.
+    """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    found = client.get_model_version(version.name, str(version.number))
-    for name in names:
-        with suppress(MlflowException, OSError), TemporaryDirectory() as work:
+    with _one_line(f"model: {version}"), TemporaryDirectory() as work:
+        found = client.get_model_version(version.name, str(version.number))
+        for name in {file.path for file in client.list_artifacts(str(found.run_id))}.intersection(names):
             shutil.copyfile(client.download_artifacts(str(found.run_id), name, work), folder / name)
     return dict(found.tags)
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Turns what MLflow raises into StageFailed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise StageFailed(f"{where}: {str(error).splitlines()[0]}") from None
 
 
 def download_export(version: Version, tracking_uri: str, folder: Path) -> Path:

@@ -26,12 +26,18 @@ __all__ = [
     "S3Folder",
     "escapes_folder",
     "fingerprint",
+    "locate",
     "open_folder",
     "open_latent_store",
 ]
 
 Folder = LocalFolder | S3Folder
 ReadFolder = Folder | PinnedFolder
+
+
+def locate(url: str, root: Path) -> str:
+    """The place that a setting names, wherever it is read: a folder is one of the checkout `root`."""
+    return url if url.startswith(S3) else str((root / Path(url).expanduser()).resolve())
 
 
 def open_folder(where: str, root: Path, settings: Storage) -> Folder:
