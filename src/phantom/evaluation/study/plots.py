@@ -12,6 +12,7 @@ ROW, FOOT = 46.0, 34.0  # height of a row, and of the axis below the rows
 EDGE = 16.0  # left of the drawing
 SAME = 1.05  # ratio of costs below which nothing is bought
 NAMES, LINE = 130.0, 16.0  # width left for the names beside the marks, and their least distance
+LETTER = 7.0  # width of a letter of a name, about
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def over_cost(
         parts.append(
             f'<text class="tick" x="{WIDTH - RIGHT:g}" y="{y - 5:.1f}" text-anchor="end">{escape(level[0])}</text>'
         )
-    lowest = dict[float, float]()  # name at each cost, from the top
+    written = list[tuple[float, float, float]]()  # left, right and height of the names so far, from the top
     for cost, row in sorted(rows, key=lambda found: -found[1].mean):
         x, y = across.at(cost), up.at(row.mean)
         top, bottom = (up.at(value) for value in (max(row.points.values()), min(row.points.values())))
-        beside = lowest[cost] = max(y, lowest.get(cost, -LINE) + LINE)
+        end = x + 14 + LETTER * len(row.name)
+        beside = max([y, *(above + LINE for left, right, above in written if left < end and x < right)])
+        written.append((x, end, beside))
         name, said = escape(row.name), f"{row.mean:.5g}"
         parts += [
             f'<g class="{row.colour}">',
