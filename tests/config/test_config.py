@@ -60,6 +60,9 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
         assert found["train"].keys() == tree["train"].keys()
     for key in ("vlm", "surprise"):
         del tree["evaluate"][key]
+    for key in ("forced", "fps", "more_balls", "pairs"):
+        del tree["data"]["worlds"][key]
+    assert identity(validate(tree), ("data",), without=())["data"]["worlds"].keys() == tree["data"]["worlds"].keys()
     for key in ("modality_guidance_scale", "refine", "best_of"):
         del tree["evaluate"]["sampling"][key]
     found = identity(validate(tree), ("evaluate",), without=())["evaluate"]

@@ -1,6 +1,7 @@
 """`phantom prepare` from simulated worlds."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -63,6 +64,18 @@ def test_what_worlds_cannot_be_is_refused_and_earlier_clips_stay(make_params, tm
     with pytest.raises(UserError, match=f"^{field}[^\n]*$"):
         prepare(make_params(*WORLDS, "data.frames=37", "data.path=videos", change), tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_clips_and_benchmark_have_the_rate_and_the_balls_that_are_asked_for(make_params, tmp_path):
+    more = ("data.worlds.fps=8", "data.fps=8", "data.worlds.more_balls=1", "data.frames=57")
+    prepare(make_params(*WORLDS, *more), tmp_path)
+    for clip in read_result(tmp_path)[0].values():
+        frames, fps = read_frames(tmp_path / "data/clips" / clip.path)
+        assert len(frames) == clip.frames == 57 and fps == clip.fps == 8 and "1 more falls" in clip.caption
+    (path,) = (tmp_path / "data/benchmark/full-videos/take-1").glob("*/*.mp4")
+    assert path.parent.name == "8FPS" and len(read_frames(path)[0]) == 64
+    (known,) = json.loads((tmp_path / "data/benchmark" / worlds_files.TRAJECTORIES).read_text()).values()
+    assert known["fps"] == 8 and [len(body["positions"]) for body in known["bodies"]] == [40, 40]
 
 
 def test_a_failure_at_the_last_step_leaves_the_earlier_clips(make_params, tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from phantom.data.sources import worlds
-from phantom.data.sources.worlds_files import CONDITION_FRAMES, benchmark_spec, scenario_name
+from phantom.data.sources.worlds_files import CONDITION_FRAMES, benchmark_spec, scenario_name, trajectory
+from phantom.evaluation.trajectories import track_all
 
 
 @pytest.mark.parametrize("index", range(len(worlds.KINDS)))
@@ -46,6 +47,35 @@ def test_the_worlds_of_clips_are_those_that_the_shipped_parts_were_trained_on(un
     assert hashlib.sha256(repr(drawn).encode()).hexdigest() == digest
 
 
+@pytest.mark.parametrize("index", range(12))
+def test_at_another_rate_it_is_the_same_world(index):
+    slow, fast = worlds.clip_spec(7, index), worlds.clip_spec(7, index, fps=8)
+    positions = [worlds.simulate(spec).positions for spec in (slow, fast)]
+    assert len(positions[1]) == 80 and np.array_equal(positions[0], positions[1][::2])
+    assert abs(fast.first_frame / 8 - slow.first_frame / 4) <= 1 / 8
+    assert worlds.find_spec(worlds.clip_id(fast, index), worlds.caption(fast), 7, fps=8) == fast != slow
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_further_balls_hang_free_of_everything_and_fall_with_the_rest(index):
+    plain, spec = worlds.clip_spec(7, index), worlds.clip_spec(7, index, more_balls=3)
+    assert replace(spec, others=()) == plain and len(spec.others) == 3
+    scene = worlds.simulate(spec)
+    known = trajectory(scene, 0, worlds.SCENE_FRAMES)
+    assert len({tuple(body["colour"]) for body in known["bodies"]}) == len(known["bodies"]) == scene.positions.shape[1]
+    gaps = np.linalg.norm(scene.positions[0, :, None] - scene.positions[0], axis=-1)
+    radii = np.array([body["radius"] for body in known["bodies"]])
+    assert (gaps > radii[:, None] + radii).sum() == len(radii) * (len(radii) - 1)
+    still, last = int(spec.release * worlds.FPS), scene.positions[:, -1]
+    assert (last[: still + 1] == last[0]).all() and last[still + 4, 1] > last[0, 1] + 3
+    tracked = track_all(worlds.render(scene, 0, 1), known)
+    assert np.abs([of.centres[0] for of in tracked[-3:]] - scene.positions[0, -3:]).max() < 0.5
+    caption = worlds.caption(spec)
+    assert "3 more fall" in caption and len(caption.encode()) < 96  # what the mini preset reads, with an end
+    assert worlds.find_spec(worlds.clip_id(spec, index), caption, 7, more_balls=3) == spec
+    assert worlds.find_spec(worlds.clip_id(spec, index), caption, 7) is None
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_scenario_beyond_training_changes_one_parameter_and_that_changes_its_motion(seed):
     changed = {kind: set() for kind in worlds.KINDS}
@@ -56,6 +86,21 @@ def test_a_scenario_beyond_training_changes_one_parameter_and_that_changes_its_m
         assert scenario_name(spec, index).split("-")[2:] == ["unseen", *outside][: 2 * len(outside)]
         changed[spec.kind].update(outside)
     assert changed == {kind: set(acting) for kind, acting in worlds.ACTING.items()}
+
+
+def test_pairs_differ_in_one_factor_and_in_what_it_does():
+    for index in range(36):
+        first, second = (benchmark_spec(3, number, pairs=True, more_balls=1) for number in (index, index + 6))
+        if index // 6 % 2:
+            continue
+        assert first == benchmark_spec(3, index, more_balls=1)
+        (factor,) = worlds.unseen_parameters(second)
+        same = replace(second, **{factor: getattr(first, factor)}, start=first.start, unseen=False)
+        assert factor in worlds.ACTING[second.kind] and same == first
+        ways = [worlds.simulate(spec) for spec in (first, second)]
+        assert np.abs(ways[0].positions - ways[1].positions).max() > 0.5
+        resting = [way.positions[0, 0, 1] + spec.radius for way, spec in zip(ways, (first, second), strict=True)]
+        assert second.kind != "collision" or resting[0] == pytest.approx(resting[1])
 
 
 @pytest.mark.parametrize("kind", worlds.KINDS)

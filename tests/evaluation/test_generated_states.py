@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from phantom.config import Worlds
 from phantom.data.physics_iq.layout import Name, Row
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import CONDITION_FRAMES, benchmark_spec
@@ -15,6 +16,7 @@ from phantom.evaluation.generated_states import GeneratedStates
 from phantom.evaluation.sampling_spec import Settings, VideoRequest
 
 PROBE = StateProbe(torch.zeros(4), torch.ones(4), torch.eye(4), torch.zeros(4))  # z is the state itself
+WORLDS = Worlds(train_clips=1, heldout_clips=0, scenarios=10, seed=3)
 ROWS = [Row(Name(number, "center", 1, f"world-{number}"), "", "") for number in range(1, 11)]
 
 
@@ -35,7 +37,7 @@ def test_the_mean_over_the_worlds_is_the_r2_of_what_follows_the_condition(make_p
     given = 1 + 2 * (tubelets // 7)  # tubelets of the condition
 
     def figures(name: str, change) -> tuple[dict, list]:
-        states, kept = GeneratedStates(PROBE, 3, settings, tmp_path / name), []
+        states, kept = GeneratedStates(PROBE, WORLDS, settings, tmp_path / name), []
         for row in ROWS:
             z = change(true_z(row, settings, tubelets))
             states.write([VideoRequest(row.name.generated, "", (0, 0))], z)
@@ -79,4 +81,4 @@ def _visible(row: Row, settings: Settings, tubelets: int) -> torch.Tensor:
 
 def test_nothing_is_read_of_videos_of_another_frame_rate(make_params):
     settings = Settings.for_physics_iq(make_params("evaluate.physics_iq.fps=8"), "multi")
-    assert GeneratedStates(PROBE, 3, settings, Path("nowhere")).figures(ROWS) == {}
+    assert GeneratedStates(PROBE, WORLDS, settings, Path("nowhere")).figures(ROWS) == {}

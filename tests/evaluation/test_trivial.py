@@ -43,7 +43,7 @@ def compare(frames, scene):
 def test_the_last_frame_is_held():
     _, scene = world("projectile")
     given = condition(scene, MULTI)
-    held = predictions.last_frame(given)
+    held = predictions.last_frame(given, TEST_FRAMES)
     assert (held == given[-1]).all() and compare(held, scene)["position_error"] > 10
 
 
@@ -71,17 +71,17 @@ def test_the_nearest_clip_goes_on_from_where_it_is_like_the_condition():
     clips = [noise(29, seed) for seed in range(4)]
     shown = np.clip(clips[2][5:8].astype(int) + 3, 0, 255).astype(np.uint8)
     other = clips[1][0:3]
-    found = predictions.nearest_continuations([shown, other], iter(clips), 29)
+    found = predictions.nearest_continuations([shown, other], iter(clips), 29, TEST_FRAMES)
     assert (found[0] == clips[2][8:28]).all() and (found[1] == clips[1][3:23]).all()
 
 
 def test_a_place_near_the_end_of_a_clip_is_not_used_unless_no_clip_is_longer():
     clips = [noise(29, seed) for seed in range(2)]
-    (found,) = predictions.nearest_continuations([clips[0][20:21]], clips, 29)
+    (found,) = predictions.nearest_continuations([clips[0][20:21]], clips, 29, TEST_FRAMES)
     assert not (found[0] == clips[0][21]).all()
 
     short = [clip[:9] for clip in clips]
-    (found,) = predictions.nearest_continuations([short[1][:3]], short, 9)
+    (found,) = predictions.nearest_continuations([short[1][:3]], short, 9, TEST_FRAMES)
     assert (found[:6] == short[1][3:]).all() and (found[6:] == short[1][-1]).all()
 
 
@@ -92,21 +92,21 @@ def test_the_simulator_goes_on_from_what_it_is_shown(kind, monkeypatch):
         spec, scene = world(kind, seed=3, release=1.9)  # one of those that the benchmark has
         given = condition(scene, frames)
         error = compare(predictions.simulated_anew(given, spec, 0, 1), scene)["position_error"]
-        assert error < share * compare(predictions.last_frame(given), scene)["position_error"]
+        assert error < share * compare(predictions.last_frame(given, TEST_FRAMES), scene)["position_error"]
 
 
 @pytest.mark.parametrize("kind", worlds.KINDS)
 def test_the_simulator_that_reads_pixels_and_the_one_that_knows_the_state(kind):
     spec, scene = world(kind, seed=3, release=1.9)
     given = condition(scene, MULTI)
-    held = compare(predictions.last_frame(given), scene)["position_error"]
-    assert compare(predictions.simulated_from_pixels(given), scene)["position_error"] < 0.6 * held
+    held = compare(predictions.last_frame(given, TEST_FRAMES), scene)["position_error"]
+    assert compare(predictions.simulated_from_pixels(given, worlds.FPS), scene)["position_error"] < 0.6 * held
     assert compare(predictions.simulated_from_state(given, spec), scene)["position_error"] < 0.4
 
 
 def test_what_cannot_be_read_is_held():
     given = np.full((3, 64, 64, 3), 200, np.uint8)
-    assert (predictions.simulated_from_pixels(given) == given[-1]).all()
+    assert (predictions.simulated_from_pixels(given, worlds.FPS) == given[-1]).all()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,25 @@ def test_videos_are_made_once_and_again_when_what_they_depend_on_changes(checkou
     assert {name for name in found["multi"] if again["multi"][name] != found["multi"][name]} == {"nearest_clip"}
     folder = make_params("data.source=folder", "data.path=videos", "data.worlds.scenarios=2")
     assert "nearest_clip" not in predict(root, folder)["multi"]
+
+
+def test_worlds_of_more_balls_at_eight_frames_per_second_are_continued_too(tmp_path, make_params, monkeypatch):
+    monkeypatch.setattr(predictions, "DRAWS", 2)
+    changes = ("data.worlds.fps=8", "data.fps=8", "evaluate.physics_iq.fps=8", "data.worlds.more_balls=2")
+    sizes = ("data.frames=57", "evaluate.physics_iq.prefix_frames=17", "data.worlds.scenarios=1")
+    params = make_params(*changes, *sizes, "data.worlds.train_clips=2", "data.worlds.heldout_clips=0")
+    write_benchmark(tmp_path / "data/benchmark", params)
+    write_training_clips(tmp_path, params)
+    found = predict(tmp_path, params)["multi"]
+    known = trajectory(worlds.simulate(benchmark_spec(0, 0, fps=8, more_balls=2)))
+    assert known["fps"] == 8 and len(known["bodies"]) == 3 and "simulator_pixels" not in found
+    errors = {}
+    for name, folder in found.items():
+        (path,) = folder.glob("*.mp4")
+        frames, fps = read_frames(path)
+        assert frames.shape == (40, 64, 64, 3) and fps == 8
+        errors[name] = trajectories.compare(track_all(frames, known), 8, known)["position_error"]
+    assert max(errors["simulator_state"], errors["other_take"]) < 3 < errors["last_frame"]
 
 
 def test_the_nearest_clip_is_one_that_was_trained_on(checkout, make_params):

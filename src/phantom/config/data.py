@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,20 @@ class Worlds(Section):
     scenarios: Positive  # of the benchmark, each with two takes
     seed: NonNegative
     forced: Fraction = 0.0  # fraction of clips in which a push or a wind acts
+    fps: Literal[4, 8] = 4  # of clips and benchmark
+    more_balls: Annotated[int, Field(ge=0, le=3)] = 0  # in every world, beside those of its kind
+
+    pairs: bool = False  # scenarios outside the training ranges are those within them, with one factor changed
+
+    @property
+    def variation(self) -> dict[str, Any]:
+        """Arguments of `worlds.vary`."""
+        return {"fps": self.fps, "more_balls": self.more_balls}
+
+    @property
+    def scenario_variation(self) -> dict[str, Any]:
+        """Arguments of `worlds_files.benchmark_spec`."""
+        return {**self.variation, "pairs": self.pairs}
 
 
 class OpenVid(Section):

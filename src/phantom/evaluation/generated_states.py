@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from phantom.config import Worlds
 from phantom.data.physics_iq.layout import Row
-from phantom.data.sources import worlds
-from phantom.data.sources.worlds_files import CONDITION_FRAMES, benchmark_spec
+from phantom.data.sources.worlds_files import CONDITION_SECONDS, benchmark_spec
 from phantom.data.state_probe import StateProbe, tokens_of_tubelets
 from phantom.evaluation.sampling_spec import Settings, VideoRequest
 from phantom.training.state_reader import true_states
@@ -26,11 +26,11 @@ NAMES = {"generated_z_r2_position": slice(0, 2), "generated_z_r2_velocity": slic
 class GeneratedStates:
     """What is read from generated z, kept beside the videos: `<video>.json`, states (T - 1, 4).
 
-    seed: `data.worlds.seed` of the worlds. settings: those that the videos are sampled with.
+    worlds: `data.worlds`, of which the scenarios are. settings: those that the videos are sampled with.
     """
 
     probe: StateProbe
-    seed: int
+    worlds: Worlds
     settings: Settings
     folder: Path
 
@@ -46,7 +46,7 @@ class GeneratedStates:
 
         Of the tubelets after the condition, whose own z is given. None at all for videos of another frame rate.
         """
-        if self.settings.fps != worlds.FPS:
+        if self.settings.fps != self.worlds.fps:
             return {}
         found = [self._pair(row) for row in rows]
         states = [pair[1] for pair in found if pair]
@@ -65,8 +65,9 @@ class GeneratedStates:
         path = self.folder / row.name.generated
         read = torch.tensor(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
         given = self.settings.prefix_frames
-        spec, count = benchmark_spec(self.seed, row.name.id - 1), len(read) + 1
-        states = true_states(spec, CONDITION_FRAMES - given, self.settings.num_frames, count)
+        spec = benchmark_spec(self.worlds.seed, row.name.id - 1, **self.worlds.scenario_variation)
+        start = CONDITION_SECONDS * spec.fps - given
+        states = true_states(spec, start, self.settings.num_frames, len(read) + 1)
         if states is None:
             return None
         first = (given - 1) * len(read) // (self.settings.num_frames - 1)  # of the condition, without tubelet 0

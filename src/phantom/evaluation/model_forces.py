@@ -57,6 +57,8 @@ def score_forces(
     """
     if count < 1:
         raise UserError(f"--worlds: found {count}, accepted: at least 1")
+    if (fps := params.data.worlds.fps) != worlds.FPS:
+        raise UserError(f"data.worlds.fps: found {fps}, accepted for forces: {worlds.FPS}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; accepted: an export (models/phantom)")
     pipe = load(folder, params)

@@ -14,7 +14,7 @@ from transformers import VJEPA2Model
 
 from phantom.config import Params
 from phantom.data.sources import worlds
-from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, trajectory
+from phantom.data.sources.worlds_files import CONDITION_SECONDS, TEST_SECONDS, trajectory
 from phantom.data.video import read_frames, write_mp4
 from phantom.encoders import VideoEncoder
 from phantom.errors import UserError
@@ -35,11 +35,20 @@ WORLDS = 36
 
 @dataclass(frozen=True)
 class World:
-    """A recorded world: uint8 RGB `frames` (F, 64, 64, 3), of which `known` describes the last TEST_FRAMES."""
+    """A recorded world: uint8 RGB `frames` (F, 64, 64, 3), of which `known` describes those of the last 5 s."""
 
     caption: str
     frames: np.ndarray
     known: dict[str, Any]
+
+    @property
+    def fps(self) -> int:
+        return int(self.known["fps"])
+
+    @property
+    def test(self) -> slice:
+        """The frames to predict."""
+        return slice(len(self.frames) - TEST_SECONDS * self.fps, None)
 
 
 def score_shapes(params: Params, folder: Path, count: int = WORLDS, physics: bool = True) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def measure(pipe: PhantomPipeline, params: Params, count: int = WORLDS, physics:
                 videos = generate(pipe, [w.caption for w in batch], conditions, noises, settings, physics)
                 for world, frames in zip(batch, videos, strict=True):
                     tracks = track_all(frames[settings.written], world.known)
-                    found = shapes.compare(tracks, worlds.FPS, world.known, same_world=settings.mode != "text")
+                    found = shapes.compare(tracks, world.fps, world.known, same_world=settings.mode != "text")
                     rows[settings.mode].append(found)
                 bar.advance(len(batch))
     generated = {name: shapes.summary(found) for name, found in rows.items()}
@@ -111,7 +120,7 @@ def measure_vae(vae: AutoencoderKLWan, params: Params, count: int = WORLDS) -> d
     for world in _draw(params, count):
         frames = encoder.decode(encoder.encode(torch.from_numpy(world.frames)[None]))[0].cpu().numpy()
         for rows, shown in ((recorded, world.frames), (decoded, frames)):
-            rows.append(shapes.compare(track_all(shown[-TEST_FRAMES:], world.known), worlds.FPS, world.known))
+            rows.append(shapes.compare(track_all(shown[world.test], world.known), world.fps, world.known))
     return {"recorded": shapes.summary(recorded), "vae": shapes.summary(decoded)}
 
 
@@ -121,10 +130,11 @@ def _draw(params: Params, count: int) -> list[World]:
     drawn = []
     with TemporaryDirectory() as folder:
         for index in range(count):
-            spec = worlds.draw_spec(seed, index)
+            spec = worlds.vary(worlds.draw_spec(seed, index), seed, index, **params.data.worlds.variation)
             scene = worlds.simulate(spec)
             path = Path(folder) / "clip.mp4"
-            write_mp4(path, worlds.render(scene, CONDITION_FRAMES - prefix, prefix + TEST_FRAMES), fps=worlds.FPS)
+            first, count = CONDITION_SECONDS * spec.fps - prefix, prefix + TEST_SECONDS * spec.fps
+            write_mp4(path, worlds.render(scene, first, count), fps=spec.fps)
             drawn.append(World(worlds.caption(spec), read_frames(path)[0], trajectory(scene)))
     return drawn
 
@@ -142,4 +152,4 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _condition(world: World, frames: int) -> np.ndarray | None:
     """The last `frames` frames before those to predict."""
-    return world.frames[-TEST_FRAMES - frames : -TEST_FRAMES] if frames else None
+    return world.frames[: world.test.start][-frames:] if frames else None

@@ -11,7 +11,6 @@ from typing import Any
 
 from phantom.config import Params, StateSource
 from phantom.data.physics_iq.layout import Row
-from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.data.state_probe import StateProbe
 from phantom.data.video import read_frames
@@ -51,7 +50,7 @@ def position_errors(
     requests = physics_iq_requests(rows, place, settings)
 
     def states_of(folder: Path) -> GeneratedStates | None:
-        return GeneratedStates(probe, params.data.worlds.seed, settings, folder) if probe else None
+        return GeneratedStates(probe, params.data.worlds, settings, folder) if probe else None
 
     def videos(of: Model, name: str) -> Path:
         provenance = record(of, requests, settings)
@@ -89,7 +88,7 @@ def prediction_errors(
     return {
         f"{figure}_{name}": values
         for name in names
-        for figure, values in _errors(folders[name], worlds.FPS, rows, known).items()
+        for figure, values in _errors(folders[name], params.data.worlds.fps, rows, known).items()
     }
 
 

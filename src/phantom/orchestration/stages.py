@@ -127,7 +127,8 @@ STAGES: dict[str, Stage] = {
             written_last=EVALUATION.path,
             settings=(
                 *("models", "evaluate", "data.frames", "data.fps", "data.height", "data.width"),
-                *("data.source", "data.worlds.seed", "encode.text_tokens"),
+                *("data.source", "encode.text_tokens"),
+                *(f"data.worlds.{name}" for name in ("seed", "fps", "more_balls", "pairs")),
             ),
             runs_as_job=True,
             retries=1,

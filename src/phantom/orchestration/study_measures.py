@@ -85,8 +85,9 @@ def _likephys(params: Params, folder: Path, export: Path | None, settings: dict[
 def _positions(params: Params, folder: Path, export: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Position errors in generated videos of simulated worlds, and what can be read of the z generated with them."""
     with _worlds(folder) as place:
-        code = short_digest({"code": [digest(Path(worlds.__file__)), digest(Path(worlds_files.__file__))]})
-        benchmark = place / f"benchmark-{params.data.worlds.seed}-{params.data.worlds.scenarios}-{code}"
+        drawn, code = params.data.worlds, [digest(Path(worlds.__file__)), digest(Path(worlds_files.__file__))]
+        varied = short_digest({"code": code, **drawn.scenario_variation})
+        benchmark = place / f"benchmark-{drawn.seed}-{drawn.scenarios}-{varied}"
         if not (benchmark / TRAJECTORIES).is_file():
             write_benchmark(benchmark, params)
     model = _model(params, folder, export, settings)

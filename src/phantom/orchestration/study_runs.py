@@ -213,7 +213,9 @@ def _source(study: Study, run: StudyRun, runs: Sequence[StudyRun]) -> StudyRun |
 def _measures(study: Study, arm: Arm | None, params: Params) -> dict[str, dict[str, Any]]:
     """`StudyRun.measures`: everything that the figures depend on beside model and latents names their file."""
     evaluate, size = params.evaluate, [params.data.height, params.data.width]
-    worlds = {"seed": params.data.worlds.seed, "size": size}
+    drawn = params.data.worlds
+    varied = drawn.model_dump(include=set(drawn.scenario_variation), exclude_defaults=True)
+    worlds = {"seed": drawn.seed, "size": size, **varied}
     found: dict[str, dict[str, Any]] = {"heldout": {"clips": study.heldout_clips, "sigmas": list(study.heldout_sigmas)}}
     if study.measures.likephys:
         settings = evaluate.likephys.model_dump(mode="json", exclude={"data", "groups"})

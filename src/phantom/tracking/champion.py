@@ -16,7 +16,7 @@ PROTOCOL = (
     *("preset", "models.base", "models.base_revision", "evaluate.seed", "evaluate.sampling"),
     *("data.frames", "data.fps", "data.height", "data.width"),
 )
-WORLDS = ("data.worlds.seed", "data.worlds.scenarios")
+WORLDS = tuple(f"data.worlds.{name}" for name in ("seed", "scenarios", "fps", "more_balls", "pairs"))
 PARTS = {"worlds": "physics_iq", "trivial": "physics_iq"}  # of evaluation.json, whose settings are another section's
 ROWS = {"per_scenario": "scenario", "per_prompt": "prompt"}
 

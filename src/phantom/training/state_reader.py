@@ -22,7 +22,7 @@ class StateReader:
     """
 
     def __init__(self, training: LatentSet, params: Params) -> None:
-        self.seed, self.is_of_worlds = params.data.worlds.seed, params.data.source == "worlds"
+        self.worlds, self.is_of_worlds = params.data.worlds, params.data.source == "worlds"
         self.probe: StateProbe | None = None
         rows = []
         for index in range(min(FIT_CLIPS, len(training)) if self.is_of_worlds else 0):
@@ -35,7 +35,9 @@ class StateReader:
 
     def states(self, clip: Latents) -> States | None:
         """The true states of `clip`, float32; None where they are not known."""
-        spec = worlds.find_spec(clip.id, clip.caption, self.seed) if self.is_of_worlds else None
+        if not self.is_of_worlds:
+            return None
+        spec = worlds.find_spec(clip.id, clip.caption, self.worlds.seed, **self.worlds.variation)
         if spec is None:
             return None
         return true_states(spec, spec.first_frame, 4 * (clip.video.shape[1] - 1) + 1, clip.physics.shape[1])

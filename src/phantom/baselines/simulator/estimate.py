@@ -22,7 +22,7 @@ from phantom.data.sources.worlds import FPS, Scene, WorldSpec
 CENTRE_NOISE = 0.1  # px: standard deviation of a centre that was read
 PLACE_PRIOR, VELOCITY_PRIOR = 0.3, 20.0  # px and px/s around the first guess
 RELEASE_PRIOR = 0.25  # s around the frame before the first with motion
-UNSEEN_MOTION = 3  # frames before that one in which a slow body may have moved, by less than STILL
+UNSEEN_MOTION = 0.75  # s before that one in which a slow body may have moved, by less than STILL
 # Around the reading's own values: half of the width of the training ranges.
 LAW_PRIORS = {"gravity": 3.0, "restitution": 0.15, "friction": 0.1, "speed": 3.0}
 LIMITS = {"gravity": (1.0, 40.0), "restitution": (0.0, 1.0), "friction": (0.0, 1.0), "speed": (0.0, 40.0)}
@@ -31,13 +31,13 @@ SIDEWAYS = 1.5  # px that a ball moves to the side if it was thrown
 EVALUATIONS = 20  # of the optimiser, at most; each takes a simulation per unknown
 
 
-def predict(frames: np.ndarray, count: int) -> Scene | None:
-    """The `count` frames after uint8 RGB frames (T, H, W, 3), H = W, of a simulated world at `worlds.FPS`.
+def predict(frames: np.ndarray, count: int, fps: int = FPS) -> Scene | None:
+    """The `count` frames after uint8 RGB frames (T, H, W, 3), H = W, of a simulated world at `fps`.
 
     None if the frames do not show its bodies.
     """
     found = read_world(frames)
-    return None if found is None else predict_reading(found, count)
+    return None if found is None else predict_reading(replace(found, spec=replace(found.spec, fps=fps)), count)
 
 
 def predict_reading(found: Reading, count: int) -> Scene | None:
@@ -62,22 +62,21 @@ def predict_reading(found: Reading, count: int) -> Scene | None:
 def _fit_release(found: Reading, start: int, count: int) -> Scene:
     """The scene of all frames and `count` more, of bodies that rest before frame `start` and are pushed then."""
     found = _with_push(found, start)
-    motion, centres = motion_of(found), found.centres
-    resting = np.array(
-        [np.nanmedian(of, axis=0) for of in centres[: max(1, start - UNSEEN_MOTION + 1)].transpose(1, 0, 2)]
-    )
+    motion, centres, fps = motion_of(found), found.centres, found.spec.fps
+    still = max(1, start - round(UNSEEN_MOTION * fps) + 1)
+    resting = np.array([np.nanmedian(of, axis=0) for of in centres[:still].transpose(1, 0, 2)])
     laws = (*motion.laws, *(("speed",) if found.spec.kind in ("projectile", "collision", "occluder") else ()))
     places = motion.places(resting)
 
     def world(values: np.ndarray) -> tuple[WorldSpec, State]:
-        release = float(np.clip(values[0], (start - 1 - UNSEEN_MOTION) / FPS, start / FPS))
+        release = float(np.clip(values[0], (start - 1) / fps - UNSEEN_MOTION, start / fps))
         spec = replace(_ruled(found.spec, laws, values[1:]), release=release)
         return spec, motion.state(spec, places, np.zeros_like(places))
 
     def simulate(values: np.ndarray, frames: int) -> Scene:
         return release_from(*world(values), frames)
 
-    guess = np.array([(start - 1) / FPS, *(getattr(found.spec, law) for law in laws)])
+    guess = np.array([(start - 1) / fps, *(getattr(found.spec, law) for law in laws)])
     scales = np.array([RELEASE_PRIOR, *(LAW_PRIORS[law] for law in laws)])
     steps = np.array([0.2, *[0.01] * len(laws)])  # the simulation's own step is 1/60 of the release's prior
     return simulate(_nearest(simulate, guess, scales, steps, centres), len(centres) + count)
@@ -156,7 +155,7 @@ def _first_velocities(motion: Motion, spec: WorldSpec, centres: np.ndarray) -> n
     if len(there) < 2:
         return np.zeros_like(motion.places(_first_seen(centres)))
     first, second = (motion.places(centres[t]) for t in there[:2])
-    seconds = (there[1] - there[0]) / FPS
+    seconds = (there[1] - there[0]) / spec.fps
     return (second - first) / seconds - motion.accelerations(spec, first) * seconds / 2
 
 

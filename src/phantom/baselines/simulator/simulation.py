@@ -22,7 +22,7 @@ class State:
 
 
 def continue_from(spec: WorldSpec, state: State, frames: int) -> Scene:
-    """The world `spec` from `state` on, which is that of the first of `frames` frames at `worlds.FPS`.
+    """The world `spec` from `state` on, which is that of the first of `frames` frames at its rate.
 
     The laws are those of `worlds.simulate`, with the scenery, gravity, elasticity, friction and radii of `spec`; its
     start, speed and release mean nothing.

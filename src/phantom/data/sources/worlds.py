@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,9 +21,11 @@ from phantom.data.sources.world_forces import MAGNITUDE, WorldForce
 
 KINDS = ("fall", "projectile", "collision", "pendulum", "incline", "occluder")
 SIZE = 64.0  # side length of the world
-FPS = 4
-SCENE_FRAMES = 40  # 10 s are simulated; clips and benchmark videos are windows of them
-SUBSTEPS = 60  # simulation steps per frame: dt = 1/240 s
+FPS = 4  # by default (`data.worlds.fps`); of the worlds that the shipped parts were trained on
+SCENE_SECONDS = 10  # are simulated; clips and benchmark videos are windows of them
+SCENE_FRAMES = SCENE_SECONDS * FPS
+STEPS = 240  # of the simulation, per second
+HALF_WALL = 8.0  # half the width of the wall that hides
 
 COLOURS = {
     "red": (214, 48, 49),
@@ -68,6 +70,16 @@ RELEASE = (1.75, 2.75)  # s
 
 
 @dataclass(frozen=True)
+class OtherBall:
+    """A further ball, which is dropped when the others are released: where it hangs until then, in px."""
+
+    colour: str
+    radius: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class WorldSpec:
     """The initial state of one world. `direction`: +1 right, -1 left; `jitter` perturbs a second take."""
 
@@ -87,9 +99,11 @@ class WorldSpec:
     direction: int
     release: float  # s
     unseen: bool  # some parameter lies outside the trained ranges
-    first_frame: int = 0  # start of a training clip's window
+    first_frame: int = 0  # start of a training clip's window, at `fps`
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # dx, dy in px; relative change of the speed
-    force: WorldForce | None = field(default=None, repr=False)  # hashes of drawn worlds are of all else
+    force: WorldForce | None = field(default=None, repr=False)  # hashes of drawn worlds are of all before
+    fps: int = field(default=FPS, repr=False)
+    others: tuple[OtherBall, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,9 @@ class Scene:
         if self.changed_look and body == self.changed_look[1] and frame >= self.changed_look[0]:
             return self.changed_look[2]
         spec = self.spec
+        own = 2 if spec.kind == "collision" else 1
+        if body >= own:
+            return Look(spec.others[body - own].colour, spec.others[body - own].radius)
         if body:
             return Look(spec.second_colour, spec.second_radius)
         return Look(spec.colour, spec.radius, "box" if spec.kind == "incline" else "ball")
@@ -178,6 +195,43 @@ def draw_spec(
     )
 
 
+def vary(spec: WorldSpec, seed: int, index: int, *, fps: int = FPS, more_balls: int = 0) -> WorldSpec:
+    """World `index` of `seed`, which `spec` is, at another rate, and with up to 3 more balls than its kind has."""
+    spec = replace(spec, fps=fps, first_frame=spec.first_frame * fps // FPS)
+    rng = np.random.default_rng([seed, index, 6])
+    colours = [colour for colour in COLOURS if colour not in (spec.colour, spec.second_colour)]
+    for colour in rng.permutation(colours)[:more_balls]:
+        spec = replace(spec, others=(*spec.others, _other_ball(spec, str(colour), rng)))
+    return spec
+
+
+def change(spec: WorldSpec, factor: str, seed: int, index: int) -> WorldSpec:
+    """`spec` with one parameter outside of the training ranges, and all else as it is: a counterfactual."""
+    rng = np.random.default_rng([seed, index, 7])
+    value = float(rng.uniform(*UNSEEN[factor][rng.integers(2)]))
+    x, y = spec.start
+    if factor == "radius" and spec.kind in ("collision", "occluder"):  # it lies on the floor
+        y = spec.floor - value
+    changed: dict[str, Any] = {factor: value, "start": (x, y), "unseen": True}
+    return replace(spec, **changed)
+
+
+def _other_ball(spec: WorldSpec, colour: str, rng: np.random.Generator) -> OtherBall:
+    """A ball that hangs above the floor where nothing else is, nor the wall, which would hide it."""
+    space = pymunk.Space()
+    _build(space, spec)
+    while True:  # what is there never fills the space
+        radius, x, y = (float(rng.uniform(*within)) for within in ((3.5, 4.5), (7, SIZE - 7), (6, 34)))
+        is_free = space.point_query_nearest((x, y), radius + 1, pymunk.ShapeFilter()) is None
+        if spec.kind == "occluder":
+            is_free &= abs(x - SIZE / 2) > HALF_WALL + radius
+        if spec.kind == "incline":  # not inside the slope
+            (top_x, top_y), (foot_x, foot_y) = _slope(spec)
+            is_free &= y < top_y + (x - top_x) / (foot_x - top_x) * (foot_y - top_y) or (x < top_x) == (x < foot_x)
+        if is_free:
+            return OtherBall(colour, radius, x, y)
+
+
 def unseen_parameters(spec: WorldSpec) -> list[str]:
     """The parameters of `spec` that lie outside the training ranges."""
     return [name for name, (low, high) in TRAINED.items() if not low <= getattr(spec, name) <= high]
@@ -215,6 +269,8 @@ def caption(spec: WorldSpec) -> str:
     if force and force.in_caption:  # in place of the background: 96 bytes are what the mini preset reads
         thing = f"{spec.second_colour if force.body else spec.colour} {'box' if spec.kind == 'incline' else 'ball'}"
         return f"{text}, {force.words(thing)}."
+    if spec.others:
+        text += f", {len(spec.others)} more fall{'s' * (len(spec.others) == 1)}"
     return f"{text}, {spec.background} background."
 
 
@@ -223,13 +279,15 @@ def clip_id(spec: WorldSpec, index: int) -> str:
     return f"{index:05d}-{spec.kind}" + ("-unseen" if spec.unseen else "") + ("-forced" if spec.force else "")
 
 
-def clip_spec(seed: int, index: int, *, unseen: bool = False, forced: float = 0.0) -> WorldSpec:
+def clip_spec(
+    seed: int, index: int, *, unseen: bool = False, forced: float = 0.0, fps: int = FPS, more_balls: int = 0
+) -> WorldSpec:
     """The world of training clip `index`: `draw_spec`, but every second round of kinds starts with the
     motion or during it, so that there are enough single frames from which motion continues.
 
-    forced: the fraction of clips on whose bodies a force acts (`add_force`).
+    forced: the fraction of clips on whose bodies a force acts (`add_force`). fps, more_balls: as in `vary`.
     """
-    spec = draw_spec(seed, index, unseen=unseen)
+    spec = vary(draw_spec(seed, index, unseen=unseen), seed, index, fps=fps, more_balls=more_balls)
     starts_with_motion = index // len(KINDS) % 2 == 1
     if starts_with_motion:
         spec = replace(spec, first_frame=max(spec.first_frame, released(spec)))
@@ -244,37 +302,38 @@ def add_force(spec: WorldSpec, seed: int, index: int) -> WorldSpec:
     rng = np.random.default_rng([seed, index, 3])
     is_push, at_rest, in_caption = rng.random() < 2 / 3, rng.random() < 0.5, rng.random() < 0.5
     angle, magnitude = float(rng.uniform(0, 360)), float(rng.uniform(*MAGNITUDE))
-    delay, body = int(rng.integers(0, 8)), int(rng.integers(2)) if spec.kind == "collision" else 0
+    delay, body = int(rng.integers(0, 8)) * spec.fps // FPS, int(rng.integers(2)) if spec.kind == "collision" else 0
     first = spec.first_frame if at_rest else max(spec.first_frame, released(spec))
     frame = first + delay * is_push
     if is_push and not at_rest:
         seen = is_visible(simulate(spec), body)
-        near = [other for other in range(first, first + 8) if seen[other]]
+        near = [other for other in range(first, first + 2 * spec.fps) if seen[other]]
         if near:
             frame = min(near, key=lambda other: abs(other - frame))
         else:  # it has left the picture, or is behind the wall
             at_rest, first = True, spec.first_frame
             frame = first + delay
     force = WorldForce("push" if is_push else "wind", angle, magnitude, frame, body, at_rest, in_caption)
-    release = frame / FPS if at_rest else spec.release
+    release = frame / spec.fps if at_rest else spec.release
     return replace(spec, first_frame=first, release=release, force=force)
 
 
 def released(spec: WorldSpec) -> int:
     """The first frame in which the bodies have been released."""
-    return math.ceil(spec.release * FPS)
+    return math.ceil(spec.release * spec.fps)
 
 
-def find_spec(id_: str, caption_: str, seed: int) -> WorldSpec | None:
+def find_spec(id_: str, caption_: str, seed: int, *, fps: int = FPS, more_balls: int = 0) -> WorldSpec | None:
     """The world of `seed` whose clip has this id and caption; None if there is none."""
     if not (found := re.fullmatch(r"(\d+)-\w+(-unseen)?(-forced)?", id_)):
         return None
-    spec = clip_spec(seed, int(found[1]), unseen=bool(found[2]), forced=float(bool(found[3])))
+    forced = float(bool(found[3]))
+    spec = clip_spec(seed, int(found[1]), unseen=bool(found[2]), forced=forced, fps=fps, more_balls=more_balls)
     return spec if (clip_id(spec, int(found[1])), caption(spec)) == (id_, caption_) else None
 
 
-def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | None = None) -> Scene:
-    """Simulates `frames` frames at 4 frames per second.
+def simulate(spec: WorldSpec, frames: int | None = None, on_frame: FrameHook | None = None) -> Scene:
+    """Simulates `frames` frames at `spec.fps`, by default those of 10 s.
 
     on_frame: may change the world at the start of a frame, for worlds that break its laws.
     """
@@ -282,10 +341,10 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | 
     wind_x, wind_y = spec.force.wind if spec.force else (0.0, 0.0)
     space.gravity = (wind_x, spec.gravity + wind_y)
     space.iterations = 30
-    bodies, launch = _BUILD[spec.kind](space, spec)
+    bodies, launch = _build(space, spec)
     positions, angles, velocities = [], [], []
-    released, time, dt = False, 0.0, 1.0 / (FPS * SUBSTEPS)
-    for frame in range(frames):
+    released, time, dt = False, 0.0, 1.0 / STEPS
+    for frame in range(SCENE_SECONDS * spec.fps if frames is None else frames):
         if on_frame is not None:
             on_frame(frame, space, bodies)
         positions.append([tuple(b.position) for b in bodies])
@@ -293,7 +352,7 @@ def simulate(spec: WorldSpec, frames: int = SCENE_FRAMES, on_frame: FrameHook | 
         velocities.append([tuple(b.velocity) if released else (0.0, 0.0) for b in bodies])
         if spec.force:
             spec.force.push(frame, bodies)
-        for _ in range(SUBSTEPS):
+        for _ in range(STEPS // spec.fps):
             time += dt
             if time < spec.release:
                 continue
@@ -320,6 +379,12 @@ def render(scene: Scene, first: int, count: int, size: int = 64) -> np.ndarray:
 
 
 # --- the six worlds -------------------------------------------------------------------------------------------------
+
+
+def _build(space: pymunk.Space, spec: WorldSpec) -> tuple[list[pymunk.Body], Callable[[], None]]:
+    """Adds scenery and bodies; returns the bodies, and what sets the first in motion."""
+    bodies, launch = _BUILD[spec.kind](space, spec)
+    return [*bodies, *(_ball(space, spec, one.x, one.y, one.radius) for one in spec.others)], launch
 
 
 def _segment(space: pymunk.Space, a: tuple[float, float], b: tuple[float, float], spec: WorldSpec) -> None:
@@ -467,13 +532,8 @@ def _draw_bodies(canvas: np.ndarray, scene: Scene, t: int) -> None:
     for body in range(scene.positions.shape[1]):
         _draw_body(canvas, scene, body, t)
     if spec.kind == "occluder":
-        half = 8.0
-        wall = [
-            (32 - half, spec.floor - 24),
-            (32 + half, spec.floor - 24),
-            (32 + half, spec.floor),
-            (32 - half, spec.floor),
-        ]
+        left, right = SIZE / 2 - HALF_WALL, SIZE / 2 + HALF_WALL
+        wall = [(left, spec.floor - 24), (right, spec.floor - 24), (right, spec.floor), (left, spec.floor)]
         _polygon(canvas, wall, OCCLUDER)
 
 
@@ -499,4 +559,4 @@ def is_visible(scene: Scene, body: int = 0) -> np.ndarray:
     """Whether the centre of `body` is inside the image and not behind the occluder: bool (T,)."""
     x, y = scene.positions[:, body, 0], scene.positions[:, body, 1]
     inside = (x >= 0) & (x <= SIZE) & (y >= 0) & (y <= SIZE)
-    return inside & (np.abs(x - SIZE / 2) > 8.0) if scene.spec.kind == "occluder" else inside
+    return inside & (np.abs(x - SIZE / 2) > HALF_WALL) if scene.spec.kind == "occluder" else inside

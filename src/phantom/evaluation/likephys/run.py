@@ -20,6 +20,7 @@ import torch
 import phantom
 from phantom.config import Params
 from phantom.data.sources.invalid_worlds_files import MOMENTS_FILE, write_groups
+from phantom.data.sources.worlds import FPS
 from phantom.errors import UserError
 from phantom.evaluation.likephys.denoisers import Denoiser, find_denoiser
 from phantom.evaluation.likephys.folder import ClipGroup, read_folder, read_sampled
@@ -113,6 +114,8 @@ def worlds_folder(params: Params, work: Path = WORK) -> Path:
     settings, data = params.evaluate.likephys, params.data
     if data.height != data.width:
         raise UserError(f"data.width: found {data.width}, accepted for simulated worlds: the height, {data.height}")
+    if data.worlds.fps != FPS:
+        raise UserError(f"data.worlds.fps: found {data.worlds.fps}, accepted for the worlds of LikePhys: {FPS}")
     what = [data.worlds.seed, settings.groups, settings.frames, data.height, *_code(WORLDS_CODE)]
     folder = work / f"worlds-{_key(what)[:16]}"
     if not (folder / MOMENTS_FILE).is_file():

@@ -10,7 +10,6 @@ from typing import Any
 from phantom.config import Params
 from phantom.cores import cores
 from phantom.data.physics_iq.layout import Row
-from phantom.data.sources import worlds
 from phantom.data.sources.worlds_files import TRAJECTORIES
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
@@ -110,7 +109,7 @@ def _trivial(
 
     def figures(mode: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         ours, our_world = (evaluation[part][mode]["phantom"]["per_scenario"] for part in ("physics_iq", "worlds"))
-        world = world_figures(rows, folders[mode][name], worlds.FPS, known)
+        world = world_figures(rows, folders[mode][name], params.data.worlds.fps, known)
         theirs, own = ([row["position_error"] for row in of] for of in (world["per_scenario"], our_world))
         return {
             **{key: found[key] for key in PARTS},

@@ -1,7 +1,7 @@
 """Predictions of a simulated world that need no model: from its condition frames to the 5 s after them.
 
-Videos are uint8 RGB (T, H, W, 3) at the worlds' 4 frames per second. What the condition frames show of a world (its
-kind, look, size, and where bodies are) is taken from its specification, as a perfect eye would read it off the pixels.
+Videos are uint8 RGB (T, H, W, 3) at the worlds' rate. What the condition frames show of a world (its kind, look, size,
+and where bodies are) is taken from its specification, as a perfect eye would read it off the pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from phantom.baselines.simulator import estimate
 from phantom.baselines.simulator.simulation import State, continue_from
 from phantom.data.sources import worlds
 from phantom.data.sources.worlds import Scene, WorldSpec
-from phantom.data.sources.worlds_files import CONDITION_FRAMES, TEST_FRAMES, TRUTH_SIZE, released_early
+from phantom.data.sources.worlds_files import CONDITION_SECONDS, TEST_SECONDS, TRUTH_SIZE, released_early
 
 TITLES = {
     "last_frame": ("Last frame held", "nothing moves"),
@@ -31,9 +31,9 @@ DRAWS = 256  # worlds among which the simulator chooses
 DRAW_SEED = 600_000  # added to evaluate.seed; no clip or scenario is drawn with it
 
 
-def last_frame(condition: np.ndarray) -> np.ndarray:
-    """The last condition frame held."""
-    return np.repeat(condition[-1:], TEST_FRAMES, axis=0)
+def last_frame(condition: np.ndarray, count: int) -> np.ndarray:
+    """The last condition frame held for `count` frames."""
+    return np.repeat(condition[-1:], count, axis=0)
 
 
 def constant_velocity(condition: np.ndarray, spec: WorldSpec) -> np.ndarray:
@@ -41,18 +41,19 @@ def constant_velocity(condition: np.ndarray, spec: WorldSpec) -> np.ndarray:
 
     A body that fewer than two condition frames show stays where it is. Drawn by the worlds' renderer.
     """
-    scene = worlds.simulate(spec, CONDITION_FRAMES)
-    positions = np.repeat(scene.positions[-1:], TEST_FRAMES, axis=0)
+    given, count = _frames(spec)
+    scene = worlds.simulate(spec, given)
+    positions = np.repeat(scene.positions[-1:], count, axis=0)
     for body in range(positions.shape[1]):
         shown = np.flatnonzero(worlds.is_visible(scene, body))
-        if len(shown := shown[shown >= CONDITION_FRAMES - len(condition)]) > 1:
+        if len(shown := shown[shown >= given - len(condition)]) > 1:
             before, last = shown[-2:]
             step = (scene.positions[last, body] - scene.positions[before, body]) / (last - before)
-            later = np.arange(CONDITION_FRAMES, CONDITION_FRAMES + TEST_FRAMES)[:, None] - last
+            later = np.arange(given, given + count)[:, None] - last
             positions[:, body] = scene.positions[last, body] + later * step
-    angles = np.repeat(scene.angles[-1:], TEST_FRAMES, axis=0)
+    angles = np.repeat(scene.angles[-1:], count, axis=0)
     moved = Scene(spec, positions, angles, np.zeros_like(positions))
-    return _rendered(moved, 0, TEST_FRAMES, condition)
+    return _rendered(moved, 0, count, condition)
 
 
 def simulated_anew(condition: np.ndarray, spec: WorldSpec, seed: int, number: int) -> np.ndarray:
@@ -62,46 +63,48 @@ def simulated_anew(condition: np.ndarray, spec: WorldSpec, seed: int, number: in
     drawn from the training ranges. If the first condition frame shows the start, the start is kept, and the speed,
     which the later frames show, may lie outside of its range.
     """
-    first = CONDITION_FRAMES - len(condition)
+    given, count = _frames(spec)
+    first = given - len(condition)
     drawn = [_draw_alike(spec, first, seed, number * DRAWS + n) for n in range(DRAWS)]
     distances = [
-        _distance(_rendered(worlds.simulate(one, CONDITION_FRAMES), first, len(condition), condition), condition)
-        for one in drawn
+        _distance(_rendered(worlds.simulate(one, given), first, len(condition), condition), condition) for one in drawn
     ]
     chosen = worlds.simulate(drawn[int(np.argmin(distances))])
-    return _rendered(chosen, CONDITION_FRAMES, TEST_FRAMES, condition)
+    return _rendered(chosen, given, count, condition)
 
 
-def simulated_from_pixels(condition: np.ndarray) -> np.ndarray:
+def simulated_from_pixels(condition: np.ndarray, fps: int) -> np.ndarray:
     """The simulator that sees nothing but the condition frames (`baselines.simulator`); what it cannot read is held."""
-    scene = estimate.predict(condition, TEST_FRAMES)
-    return last_frame(condition) if scene is None else _rendered(scene, 0, TEST_FRAMES, condition)
+    count = TEST_SECONDS * fps
+    scene = estimate.predict(condition, count, fps)
+    return last_frame(condition, count) if scene is None else _rendered(scene, 0, count, condition)
 
 
 def simulated_from_state(condition: np.ndarray, spec: WorldSpec) -> np.ndarray:
     """The simulator that knows the world and its bodies in the last condition frame, but for their spins."""
-    scene, last = worlds.simulate(spec, CONDITION_FRAMES), CONDITION_FRAMES - 1
+    given, count = _frames(spec)
+    scene, last = worlds.simulate(spec, given), given - 1
     state = State(scene.positions[last], scene.velocities[last], scene.angles[last], np.zeros(scene.angles.shape[1]))
-    return _rendered(continue_from(spec, state, 1 + TEST_FRAMES), 1, TEST_FRAMES, condition)
+    return _rendered(continue_from(spec, state, 1 + count), 1, count, condition)
 
 
 def nearest_continuations(
-    conditions: Sequence[np.ndarray], clips: Iterable[np.ndarray], longest: int
+    conditions: Sequence[np.ndarray], clips: Iterable[np.ndarray], longest: int, ahead: int
 ) -> list[np.ndarray]:
     """For each condition how the nearest clip goes on: where its frames differ least in their squares.
 
     clips: uint8 RGB (F, H, W, 3), read one by one. longest: frames of the longest. Only places that are followed by
-    5 s are compared, or by what is left of the longest clip; the last frame is held where a clip ends.
+    `ahead` frames are compared, or by what is left of the longest clip; the last frame is held where a clip ends.
     """
-    found = [(np.inf, last_frame(condition)) for condition in conditions]
+    found = [(np.inf, last_frame(condition, ahead)) for condition in conditions]
     for clip in clips:
         for number, condition in enumerate(conditions):
             count = min(len(condition), longest)
-            last = len(clip) - min(TEST_FRAMES, longest - count)
+            last = len(clip) - min(ahead, longest - count)
             for end in range(count, last + 1):
                 distance = _distance(clip[end - count : end], condition[-count:])
                 if distance < found[number][0]:
-                    picks = np.minimum(np.arange(end, end + TEST_FRAMES), len(clip) - 1)
+                    picks = np.minimum(np.arange(end, end + ahead), len(clip) - 1)
                     found[number] = distance, clip[picks]
     return [continuation for _, continuation in found]
 
@@ -111,9 +114,12 @@ def _draw_alike(spec: WorldSpec, first: int, seed: int, index: int) -> WorldSpec
     drawn = released_early(worlds.draw_spec(DRAW_SEED + seed, index, kind=spec.kind))
     look = {
         name: getattr(spec, name)
-        for name in ("colour", "second_colour", "background", "floor", "radius", "second_radius", "direction")
+        for name in (
+            *("colour", "second_colour", "background", "floor", "radius", "second_radius", "direction"),
+            *("fps", "others"),
+        )
     }
-    if spec.release > first / worlds.FPS:  # at rest in the first of them
+    if spec.release > first / spec.fps:  # at rest in the first of them
         rng = np.random.default_rng([DRAW_SEED + seed, index, 3])
         speed = float(rng.uniform(worlds.UNSEEN["speed"][0][0], worlds.UNSEEN["speed"][1][1]))
         return replace(drawn, **look, start=spec.start, angle=spec.angle, speed=speed)
@@ -125,6 +131,11 @@ def _draw_alike(spec: WorldSpec, first: int, seed: int, index: int) -> WorldSpec
         return replace(drawn, **look, start=spec.start)
     angle = spec.angle if spec.kind == "incline" else drawn.angle  # of the slope
     return replace(drawn, **look, start=(x, y), angle=angle)
+
+
+def _frames(spec: WorldSpec) -> tuple[int, int]:
+    """How many are given, of which a condition is the last ones, and how many are predicted."""
+    return CONDITION_SECONDS * spec.fps, TEST_SECONDS * spec.fps
 
 
 def _rendered(scene: Scene, first: int, count: int, like: np.ndarray) -> np.ndarray:

@@ -19,8 +19,7 @@ from phantom.data.clip_frames import ClipReader
 from phantom.data.manifest import CLIPS, find_manifest, read_manifest, training_clips
 from phantom.data.physics_iq import layout
 from phantom.data.physics_iq.layout import Row
-from phantom.data.sources import worlds
-from phantom.data.sources.worlds_files import TEST_FRAMES, benchmark_spec
+from phantom.data.sources.worlds_files import TEST_SECONDS, benchmark_spec
 from phantom.data.video import write_mp4
 from phantom.evaluation.physics_iq.conditions import find_condition, read_condition, read_truth
 from phantom.evaluation.provenance import claim, digest, short_digest
@@ -78,7 +77,8 @@ def predict(
     """
     folders: dict[str, dict[str, Path]] = {}
     for mode in modes or params.evaluate.physics_iq.modes:
-        settings = replace(Settings.for_physics_iq(params, mode), fps=worlds.FPS, frames=TEST_FRAMES)
+        fps = params.data.worlds.fps
+        settings = replace(Settings.for_physics_iq(params, mode), fps=fps, frames=TEST_SECONDS * fps)
         found = _predictions(params, root, place, rows, settings)
         wanted = [one for one in found if names is None or one.name in names]
         folders[mode] = {one.name: _write(one, place, rows, settings, work) for one in wanted}
@@ -87,10 +87,11 @@ def predict(
 
 def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], settings: Settings) -> list[Prediction]:
     """Those of a mode: a velocity takes two condition frames, and only clips of the same worlds are looked up."""
-    specs = [benchmark_spec(params.data.worlds.seed, row.name.id - 1) for row in rows]
+    drawn, fps, count = params.data.worlds, settings.fps, settings.frames
+    specs = [benchmark_spec(drawn.seed, row.name.id - 1, **drawn.scenario_variation) for row in rows]
     known = [asdict(spec) for spec in specs]
     numbers = [row.name.id for row in rows]
-    found = [Prediction("last_frame", None, partial(map, last_frame))]
+    found = [Prediction("last_frame", None, lambda given: (last_frame(one, count) for one in given))]
     if settings.prefix_frames > 1:
         found.append(Prediction("constant_velocity", known, lambda given: map(constant_velocity, given, specs)))
     if params.data.source == "worlds":
@@ -99,14 +100,17 @@ def _predictions(params: Params, root: Path, place: Path, rows: Sequence[Row], s
         reader = ClipReader(root / CLIPS, params)
         stored = map(reader.read, clips)
         digests = [clip.sha256 for clip in clips]
-        found.append(Prediction("nearest_clip", digests, lambda given: nearest_continuations(given, stored, longest)))
+        look_up = partial(nearest_continuations, clips=stored, longest=longest, ahead=count)
+        found.append(Prediction("nearest_clip", digests, look_up))
     seeds = repeat(settings.seed)
     found.append(Prediction("simulator", known, lambda given: map(simulated_anew, given, specs, seeds, numbers)))
-    found.append(Prediction("simulator_pixels", None, partial(map, simulated_from_pixels)))
+    if not drawn.more_balls:  # it takes a kind's own bodies for all there are
+        read = partial(simulated_from_pixels, fps=fps)
+        found.append(Prediction("simulator_pixels", None, partial(map, read)))
     found.append(Prediction("simulator_state", known, lambda given: map(simulated_from_state, given, specs)))
     takes = layout.recordings(place)
-    second = [layout.testing_video(place, takes[row.name.scenario, row.name.view, 2], worlds.FPS) for row in rows]
-    taken = (read_truth((path, worlds.FPS), settings)[: settings.frames] for path in second)
+    second = [layout.testing_video(place, takes[row.name.scenario, row.name.view, 2], fps) for row in rows]
+    taken = (read_truth((path, fps), settings)[: settings.frames] for path in second)
     found.append(Prediction("other_take", [digest(path) for path in second], lambda given: taken))
     return found
 
