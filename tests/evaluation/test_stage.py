@@ -435,5 +435,6 @@ def test_a_new_benchmark_is_evaluated(make_params, checkout, monkeypatch):
     evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
     assert list(result.scores["brightness"]) == ["base", "control", "phantom"] == list(evaluation["brightness"])
     assert evaluation["brightness"]["phantom"]["gain_over_control"]["prompts"] == 3
+    assert evaluation["verdict"].startswith("Phantom is not distinguishable from its control in Brightness (")
     assert "brightness.phantom.darkest" in flatten_metrics(evaluation)
     assert "Darkest, %" in (checkout / "reports/index.html").read_text()

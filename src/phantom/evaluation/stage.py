@@ -17,6 +17,7 @@ from phantom.evaluation.models import ORDER, find_models, intervened_models, sam
 from phantom.evaluation.protocol import Benchmark, Evaluated, Run, VideoSet
 from phantom.evaluation.report import evaluation_page
 from phantom.evaluation.score_tables import against_base, entries
+from phantom.evaluation.verdict import verdict
 from phantom.generation.processes import joined
 from phantom.progress import is_first_process
 
@@ -67,8 +68,8 @@ def evaluate(params: Params, root: Path = Path()) -> EvaluateResult | None:
     for found in evaluated:
         evaluation |= found.entries
         scores |= {mode: dict(models) for mode, models in found.scores.items()}
-    if verdict := next((found.verdict for found in evaluated if found.verdict), ""):
-        evaluation = {"verdict": verdict, **evaluation}
+    if said := " ".join(found.verdict for found in evaluated if found.verdict):
+        evaluation = {"verdict": said, **evaluation}
     tables = [table for found in evaluated for table in found.tables]
     shown = next((found.page for found in evaluated if found.page), None)
     _write(root / PAGE, evaluation_page(evaluation, params, root, tables, shown))
@@ -108,10 +109,12 @@ def _sample(
 def _score_folders(benchmark: Benchmark, run: Run) -> Evaluated:
     """The score of every model's videos, side by side."""
     scored = {mode: _score_models(benchmark, run.params, folders, run.work) for mode, folders in run.folders.items()}
+    found = {mode: entries(benchmark, models) for mode, models in scored.items()}
     return Evaluated(
-        {mode: entries(benchmark, models) for mode, models in scored.items()},
+        found,
         {mode: {name: found["score"] for name, found in models.items()} for mode, models in scored.items()},
         [against_base(benchmark, models) for models in scored.values()],
+        verdict=verdict(benchmark.title, benchmark.score_figure, found),
     )
 
 

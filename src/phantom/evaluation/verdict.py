@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from phantom.errors import listed
-from phantom.evaluation.cells import MODES
+from phantom.evaluation.cells import MODES, signed
 from phantom.evaluation.gains import is_clear
+from phantom.evaluation.protocol import Figure
 
 WAYS = ("ahead of", "behind", "not distinguishable from")
+COUNTED = ("scenarios", "prompts", "pairs")
 
 
-def verdict(evaluation: Mapping[str, Any]) -> str:
-    """From the contents of evaluation.json; empty without Physics-IQ, or with a single scenario."""
-    modes = {mode: found["phantom"] for mode, found in evaluation.get("physics_iq", {}).items()}
+def verdict(title: str, figure: Figure, modes: Mapping[str, Mapping[str, Any]], worst: str = "") -> str:
+    """From the entries of evaluation.json of a benchmark, by mode, or its name, and model; empty without intervals.
+
+    figure: of which `gain` and `gain_over_control` are. worst: where Phantom is worst, in a sentence; by default the
+    category with the worst score.
+    """
+    models = {mode: found["phantom"] for mode, found in modes.items()}
     key, reference = "gain_over_control", "its control"
-    if any(key not in found for found in modes.values()):
+    if any(key not in found for found in models.values()):
         key, reference = "gain", "its base"
-    gains = {mode: found[key] for mode, found in modes.items()}
-    if not modes or None in gains.values():
+    gains = {mode: found.get(key) for mode, found in models.items()}
+    if not models or None in gains.values():
         return ""
     parts = []
     for way in WAYS:
-        shown = [f"{MODES[mode]} {_points(gain)}" for mode, gain in gains.items() if _way(gain) == way]
+        shown = [_points(gain, figure, mode) for mode, gain in gains.items() if _way(gain, figure) == way]
         if shown:
-            parts.append(f"{way} {reference} in Physics-IQ ({listed(shown)})")
-    count = next(iter(gains.values()))["scenarios"]
-    said = f"95% intervals over {count} scenarios, of one training: another seed may differ by more"
-    return f"Phantom is {' and '.join(parts)}; {said}. {_worst(evaluation)}"
+            parts.append(f"{way} {reference} in {title} ({listed(shown)})")
+    first = next(iter(gains.values()))
+    count = next((f" over {first[name]} {name}" for name in COUNTED if name in first), "")
+    said = f"95% intervals{count}, of one training: another seed may differ by more"
+    return f"Phantom is {' and '.join(parts)}; {said}. {worst or _worst_category(figure, models)}".rstrip()
 
 
-def _way(gain: Mapping[str, Any]) -> str:
-    return WAYS[2] if not is_clear(gain) else WAYS[0] if gain["low"] > 0 else WAYS[1]
+def _way(gain: Mapping[str, Any], figure: Figure) -> str:
+    return WAYS[2] if not is_clear(gain) else WAYS[0] if gain["low"] * figure.better > 0 else WAYS[1]
 
 
-def _points(gain: Mapping[str, Any]) -> str:
-    return f"{gain['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]".replace("-", "−")
+def _points(gain: Mapping[str, Any], figure: Figure, mode: str) -> str:
+    value, low, high = (signed(gain[key] * figure.scale, 1) for key in ("gain", "low", "high"))
+    return f"{MODES.get(mode, '')} {value} [{low}, {high}]".lstrip()
 
 
-def _worst(evaluation: Mapping[str, Any]) -> str:
-    """The kind of scenario with the largest position error, or the lowest score, in the last mode."""
-    mode, models = list(evaluation["physics_iq"].items())[-1]
-    if "worlds" not in evaluation:
-        scored = [row for row in models["phantom"]["categories"] if row["score"] is not None]
-        lowest = min(scored, key=lambda row: row["score"])
-        return f"Its lowest score {MODES[mode]} is in {lowest['category']}, {lowest['score']:.1f}."
-    errors: dict[str, list[float]] = defaultdict(list)
-    for row in evaluation["worlds"][mode]["phantom"]["per_scenario"]:
-        if row["position_error"] is not None:
-            errors[row["kind"]].append(row["position_error"])
-    means = {kind: sum(of) / len(of) for kind, of in errors.items()}
-    kind = max(means, key=lambda kind: means[kind])
-    return f"It is worst at the {kind}, where bodies are off by {means[kind]:.1f} of 64 pixels {MODES[mode]}."
+def _worst_category(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> str:
+    """In the last mode; empty where there are no categories."""
+    mode, found = list(models.items())[-1]
+    scored = [row for row in found.get("categories", ()) if row.get("score") is not None]
+    if not scored:
+        return ""
+    worst = min(scored, key=lambda row: row["score"] * figure.better)
+    extreme = "lowest" if figure.better > 0 else "highest"
+    where = f" {MODES[mode]}" if mode in MODES else ""
+    return f"Its {extreme} score{where} is in {worst['category']}, {worst['score'] * figure.scale:.1f}."

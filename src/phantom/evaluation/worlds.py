@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def truth_figures(rows: Sequence[Row], place: Path, params: Params, known: dict[
         small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
         found.append(_against_world(row, small, fps, known))
     return trajectories.summary(found) | shapes.summary(found)
+
+
+def worst_kind(models: Mapping[str, Any]) -> str:
+    """The kind of world in which Phantom's position error is largest, in a sentence. models: the entries of a mode."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for row in models["phantom"]["per_scenario"]:
+        if row["position_error"] is not None:
+            errors[row["kind"]].append(row["position_error"])
+    means = {kind: sum(of) / len(of) for kind, of in errors.items()}
+    kind = max(means, key=lambda kind: means[kind])
+    return f"It is worst at the {kind}, where bodies are off by {means[kind]:.1f} of 64 pixels"
 
 
 def _against_world(row: Row, frames: np.ndarray, fps: int, known: dict[str, Any]) -> dict[str, Any]:

@@ -54,12 +54,14 @@ class LikePhys(Benchmark):
         from phantom.evaluation.likephys.run import WORK, score_models
         from phantom.evaluation.likephys.table import table
         from phantom.evaluation.models import ORDER
+        from phantom.evaluation.verdict import verdict
 
         found = score_models(run.params, run.models(), run.root, run.root / WORK)
         ranked = {name: found[name] for name in ORDER if name in found}
         entries = {n: {key: value for key, value in of.items() if key != "per_group"} for n, of in ranked.items()}
         scores = {name: of["score"] for name, of in ranked.items()}
-        return Evaluated({self.name: entries}, {self.name: scores}, [table(ranked)])
+        said = verdict(self.title, PPE, {self.name: entries})
+        return Evaluated({self.name: entries}, {self.name: scores}, [table(ranked)], verdict=said)
 
     def as_text(self, result: Scores) -> str:
         from phantom.evaluation.likephys.score import as_text

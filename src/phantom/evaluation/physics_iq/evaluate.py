@@ -11,10 +11,12 @@ from phantom.config import Params
 from phantom.cores import cores
 from phantom.data.physics_iq.layout import Row
 from phantom.data.sources.worlds_files import TRAJECTORIES
+from phantom.evaluation.cells import MODES
 from phantom.evaluation.gains import gain, mean_gain
 from phantom.evaluation.interventions_table import interventions_table, take_interventions
 from phantom.evaluation.models import intervened_models, sample_models
 from phantom.evaluation.page import Table
+from phantom.evaluation.physics_iq.figures import FIGURES
 from phantom.evaluation.physics_iq.folder import score_folders
 from phantom.evaluation.physics_iq.page import physics_iq_page
 from phantom.evaluation.physics_iq.requests import open_benchmark, recordings
@@ -22,7 +24,7 @@ from phantom.evaluation.protocol import Evaluated, Run
 from phantom.evaluation.trivial.run import predict
 from phantom.evaluation.trivial.table import table as trivial_table
 from phantom.evaluation.verdict import verdict
-from phantom.evaluation.worlds import truth_figures, with_gains, world_figures
+from phantom.evaluation.worlds import truth_figures, with_gains, world_figures, worst_kind
 
 NAME = "physics-iq"
 PARTS = ("score", "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
@@ -47,7 +49,15 @@ def evaluate(run: Run) -> Evaluated:
         tables.append(interventions_table(entries["interventions"]))
     scores = {mode: {name: of["score"] for name, of in found.items()} for mode, found in entries["physics_iq"].items()}
     page = physics_iq_page(entries, params, place, rows, run.folders)
-    return Evaluated(entries, scores, tables, page, verdict(entries))
+    return Evaluated(entries, scores, tables, page, _verdict(entries))
+
+
+def _verdict(entries: Mapping[str, Any]) -> str:
+    worst = ""
+    if "worlds" in entries:
+        mode, models = list(entries["worlds"].items())[-1]
+        worst = f"{worst_kind(models)} {MODES[mode]}."
+    return verdict("Physics-IQ", FIGURES[0], entries["physics_iq"], worst)
 
 
 def _physics_iq(
