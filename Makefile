@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run up install test test-all lint lint-workflows format types docs docs-serve
+.PHONY: help run up install test test-all axe lint lint-workflows format types docs docs-serve
 .PHONY: dist sbom images image-orchestrator image-train image-vbench publish pin-images docker-engine overlays kind lock clean
 
 help: ## what can be made
@@ -44,6 +44,12 @@ test: install ## the tests
 
 test-all: install ## the tests, the long ones too
 	@$(BIN)/python -m pytest
+
+AXE := 4.14.1
+axe: install ## fetch axe-core from npm, then look at every page with it in Chromium
+	@command -v npm > /dev/null || { echo "make axe: npm is not installed" >&2; exit 1; }
+	@mkdir -p .axe && cd .axe && npm pack --silent axe-core@$(AXE) > /dev/null && tar -xzf axe-core-$(AXE).tgz
+	@$(BIN)/python -m pytest tests/evaluation/test_accessible.py tests/serving/test_studio.py -k axe
 
 lint: install lint-workflows ## style, types, and the files of .github/
 	@$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from phantom.evaluation.page import (
 )
 from phantom.evaluation.protocol import Mark
 from phantom.evaluation.worlds_figures import WORLDS
+from tests.axe import WINDOWS
 
 FPS, SECONDS = 4, 5
 MARKS = [Mark(4.8, "Last frame held: 4.8"), Mark(80.7, "Other take: 80.7")]
@@ -236,9 +237,6 @@ def five_models(folder):
         files.append(f"{name}={path}")
     compare(files, folder / "page")
     return (folder / "page/index.html").as_uri()
-
-
-WINDOWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 
 
 @pytest.mark.parametrize(("width", "scheme"), WINDOWS)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.axe import WINDOWS, violations
 from tests.serving.service import SLOW, Service, wait
 from tests.serving.test_app import png
 
@@ -316,3 +317,8 @@ def test_nothing_overflows_and_everything_has_a_name(page: Page, width: int):
                 assert min(button.size.values()) >= 36, button.get_attribute("outerHTML")
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_axe_finds_nothing_in_the_studio(page, width, scheme):
+    assert violations(page.browser, width, scheme) == []
