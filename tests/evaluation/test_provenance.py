@@ -25,6 +25,7 @@ IRRELEVANT = {
     "evaluation/hub_models.py",  # a model of the hub is recorded by its id and commit
     "evaluation/physics_iq/__init__.py",
     "evaluation/provenance.py",
+    "generation/placement.py",  # where weights are
 }
 
 

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from phantom import cli
 from phantom.config import load_params, preset_names, preset_path
@@ -14,8 +20,9 @@ from phantom.data.video import read_frames
 from phantom.errors import UserError
 from phantom.evaluation import recipes
 from phantom.evaluation.recipes import Recipe, find_recipe, sampling_of
-from phantom.evaluation.sample import generate, load
+from phantom.evaluation.sample import RESIDENT_SHARE, generate, load
 from phantom.evaluation.sampling_spec import Settings
+from phantom.generation.placement import weight_bytes
 from phantom.model.noise import sample_generator
 from phantom.orchestration.privacy import needs_hub
 from tests.hub import in_hub_cache
@@ -238,3 +245,18 @@ def test_what_a_model_lacks_is_told_in_one_line(command, tiny_base, tmp_path, da
     with pytest.raises(UserError, match=message) as error:
         phantom(*command, folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("spare", "done"), [(1, "to"), (-1, "enable_model_cpu_offload")])
+def test_a_pipeline_too_large_for_the_gpu_is_brought_there_by_component(
+    tiny_base, make_params, monkeypatch, spare, done
+):
+    params, calls = make_params(), []
+    free = round(sum(weight_bytes(load(tiny_base, params)).values()) / RESIDENT_SHARE) + 2 * spare
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    for name in ("to", "enable_model_cpu_offload"):
+        monkeypatch.setattr(DiffusionPipeline, name, lambda *_, name=name: calls.append(name))
+    load(tiny_base, params)
+    assert calls[-1:] == [done]

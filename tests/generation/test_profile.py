@@ -14,7 +14,8 @@ from phantom.config import PUBLISHED_REFINE
 from phantom.errors import UserError
 from phantom.generation import profile
 from phantom.generation.generate import generate, generate_all
-from phantom.generation.profile import cache_bytes, place, stays_on_gpu, using_profile, weight_bytes
+from phantom.generation.placement import place, stays_on_gpu, weight_bytes
+from phantom.generation.profile import cache_bytes, using_profile
 from tests.generation.pipelines import SIZE, seeded
 
 GIB = 2**30

@@ -33,12 +33,14 @@ from phantom.evaluation.physics_iq.conditions import read_condition
 from phantom.evaluation.provenance import claim, component_identities, digest
 from phantom.evaluation.sampling_spec import Model, Settings, VideoRequest
 from phantom.generation.pipeline import PhantomPipeline
+from phantom.generation.placement import place
 from phantom.generation.schedulers import make_scheduler
 from phantom.model.hub import read_export_config
 from phantom.model.noise import sample_generator
 from phantom.progress import is_first_process, quiet_loading, track
 
 ALL = Part()
+RESIDENT_SHARE = 0.75  # of free GPU memory up to which weights stay there; the rest is for a step, of any pipeline
 
 
 def find_model(
@@ -279,4 +281,6 @@ def load(folder: Path, params: Params, text: bool = False) -> DiffusionPipeline:
     if kind == "PhantomPipeline" or kind.startswith("Wan"):
         pipe.scheduler = make_scheduler(params.evaluate.sampling.scheduler, params.evaluate.sampling.flow_shift)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        place(pipe, torch.device("cuda", torch.cuda.current_device()), RESIDENT_SHARE)
+    return pipe

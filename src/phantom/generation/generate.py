@@ -325,7 +325,7 @@ def load_pipeline(model: Path) -> PhantomPipeline:
 
     from phantom.encoders import first_line
     from phantom.generation.pipeline import PhantomPipeline
-    from phantom.generation.profile import place
+    from phantom.generation.placement import place
 
     on_gpu = torch.cuda.is_available()
     try:

@@ -15,6 +15,7 @@ from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
 
 from phantom.generation.arguments import check_profile
+from phantom.generation.placement import weight_bytes
 from phantom.model.positions import tubelets
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ LEAST_STEPS = 20
 FIRST_STEPS = 3  # which no cache skips
 THRESHOLD = 0.1  # of the first block cache
 ATTENTION = r"blocks\.\d+\.(video|physics)\.attn\d"
-RESIDENT_SHARE = 0.5  # of free GPU memory that all weights may take, if they are to stay there; the rest is for a step
 CACHE_SHARE = 0.5  # likewise, of what is free beside the weights, for the cache
 DECODER_TENSORS = 16  # of the decoder's largest activation, assumed to be held at once: an allowance, not a measurement
 
@@ -91,26 +91,6 @@ def choose_backend(pipe: PhantomPipeline) -> str:
         except (RuntimeError, ValueError, ImportError):
             continue
     return "native"
-
-
-def place(pipe: PhantomPipeline, device: torch.device) -> None:
-    """Puts all weights on the GPU `device` if they leave enough memory there; otherwise one component at a time."""
-    free, _ = torch.cuda.mem_get_info(device)
-    if stays_on_gpu(weight_bytes(pipe), free):
-        pipe.to(device)
-    else:
-        pipe.enable_model_cpu_offload(device.index)
-
-
-def stays_on_gpu(weights: dict[str, int], free: int) -> bool:
-    """Whether weights of so many bytes, by component, are to stay on a GPU with `free` bytes."""
-    return sum(weights.values()) <= RESIDENT_SHARE * free
-
-
-def weight_bytes(pipe: PhantomPipeline) -> dict[str, int]:
-    """Bytes of each component's weights."""
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return {name: sum(p.nbytes for p in [*part.parameters(), *part.buffers()]) for name, part in modules.items()}
 
 
 def free_bytes(pipe: PhantomPipeline) -> int | None:
