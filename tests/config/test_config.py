@@ -58,7 +58,7 @@ def test_settings_of_an_earlier_version_load_and_mean_what_they_meant():
     for change in ((), ("train.lora.rank=8",), ("train.alignment.block=2",), ("train.force_dropout=0.3",)):
         found = identity(validate(apply_overrides(tree, change)), ("train",), without=())
         assert found["train"].keys() == tree["train"].keys()
-    for key in ("vlm", "surprise"):
+    for key in ("phyground", "vlm", "surprise"):
         del tree["evaluate"][key]
     for key in ("forced", "fps", "more_balls", "pairs"):
         del tree["data"]["worlds"][key]

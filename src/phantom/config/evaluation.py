@@ -121,6 +121,14 @@ class VBench2(Section):
     judge: Judge
 
 
+class PhyGround(Section):
+    """PhyGround: the published prompts, their first frames, and the judge, PhyJudge-9B."""
+
+    prompts: str | None = None  # phyground.json
+    images: str | None = None  # the folder first_images; null: from the prompt alone
+    judge: Judge = Judge(command=None, weights=None)
+
+
 class LikePhys(Section):
     """LikePhys: matched possible and impossible clips, ranked by the model's denoising loss."""
 
@@ -188,5 +196,6 @@ class Evaluate(Section):
     videophy2: VideoPhy
     vbench2: VBench2
     likephys: LikePhys
+    phyground: PhyGround = PhyGround()
     vlm: Vlm = Vlm()
     surprise: Surprise = PUBLISHED_SURPRISE

@@ -7,6 +7,7 @@ import difflib
 from phantom.config import Params
 from phantom.errors import UserError
 from phantom.evaluation.likephys.benchmark import LIKEPHYS
+from phantom.evaluation.phyground import BENCHMARK as PHYGROUND
 from phantom.evaluation.physics_iq.benchmark import PHYSICS_IQ
 from phantom.evaluation.protocol import Benchmark
 from phantom.evaluation.vbench2_benchmark import VBENCH2
@@ -15,7 +16,7 @@ from phantom.evaluation.videophy2 import VIDEOPHY2
 from phantom.evaluation.vlm.benchmark import VLM
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, LIKEPHYS, VLM)
+    benchmark.name: benchmark for benchmark in (PHYSICS_IQ, VIDEOPHY, VIDEOPHY2, VBENCH2, PHYGROUND, LIKEPHYS, VLM)
 }
 
 
