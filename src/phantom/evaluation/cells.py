@@ -15,7 +15,8 @@ INTERVAL = (
     "95% interval",
     "Of a difference: 10,000 times the scenarios, or prompts, are drawn again with replacement, the same ones for both "
     "models; videos of a prompt from the same seed are compared one by one. An interval that holds 0 leaves open which "
-    "model is better. It is over scenarios alone: another training from another seed may differ by more.",
+    "model is better. Of a model with several runs in its score file, these are drawn again, too; otherwise it is over "
+    "scenarios alone, and another training from another seed may differ by more.",
 )
 COLOURS = "Green and red: the 95% interval of the difference, over at least 6 scenarios, excludes 0."
 

@@ -16,9 +16,12 @@ IOUS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou")
 Rows = Sequence[Mapping[str, Any]]  # `per_scenario` of a score
 
 
-def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any] | None:
+def gain(
+    base: Rows, other: Rows, protocol: str, seed: int = 0, runs: tuple[Sequence[Rows], Sequence[Rows]] = ((), ())
+) -> dict[str, Any] | None:
     """The gain of `other` over `base` in Physics-IQ points over their common scenarios, with a 95% interval.
 
+    runs: of each, the rows of several runs of which it is the mean; these are drawn again, too, each model's by itself.
     low, high: percentile interval over bootstrap resamples of the scenarios, the same resamples for both models,
         widened for few scenarios (`tail`).
     positive: share of resampled gains above 0. None with fewer than two scenarios in common.
@@ -28,13 +31,18 @@ def gain(base: Rows, other: Rows, protocol: str, seed: int = 0) -> dict[str, Any
     if len(shared) < 2:
         return None
     count = len(shared)
-    picks = _draw(count, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    picks = _draw(count, rng)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scores = [_scores([rows[name] for name in shared], picks, protocol) for rows in (ours, theirs)]
+        scores = [
+            _scores([rows[name] for name in shared], _values_of(of, rows, shared), picks, protocol, rng)
+            for rows, of in zip((ours, theirs), runs, strict=True)
+        ]
         difference = scores[1] - scores[0]
     if not np.isfinite(difference).all():
         return None
-    return _interval(difference, count) | {"scenarios": count}
+    several = {"runs": [len(of) or 1 for of in runs]} if any(runs) else {}
+    return _interval(difference, count) | {"scenarios": count, **several}
 
 
 def prompt_gain(base: Rows, other: Rows, weights: Mapping[str, float], seed: int = 0) -> dict[str, Any] | None:
@@ -136,14 +144,28 @@ def _interval(difference: np.ndarray, count: int) -> dict[str, float]:
     }
 
 
-def _scores(rows: Rows, picks: np.ndarray, protocol: str) -> np.ndarray:
-    """The scores, float64 (R,), of the resamples `picks` (R, n) of indices into `rows`."""
+def _values_of(runs: Sequence[Rows], mean: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Rows]:
+    """The rows of each run in the order of `names`; `mean`, by name, where there is one run."""
+    by_name: list[Mapping[str, Mapping[str, Any]]] = [{row["scenario"]: row for row in rows} for rows in runs]
+    return [[found[name] for name in names] for found in by_name or [mean]]
+
+
+def _scores(rows: Rows, runs: Sequence[Rows], picks: np.ndarray, protocol: str, rng: np.random.Generator) -> np.ndarray:
+    """The scores, float64 (R,), of the resamples `picks` (R, n) of indices into the rows, of as many of the runs."""
+    several = len(runs)
+    weights = np.ones((len(picks), 1))
+    if several > 1:
+        drawn = rng.multinomial(several, np.full(several, 1 / several), len(picks) - 1) / several
+        weights = np.concatenate([np.full((1, several), 1 / several), drawn])
+
+    def means(key: str) -> np.ndarray:
+        values = np.array([[row[key] for row in run] for run in runs], np.float64)
+        return np.take_along_axis(weights @ values, picks, 1).mean(1)
+
+    def of_takes(key: str) -> np.ndarray:
+        return np.array([row["physical_variance"][key] for row in rows], np.float64)[picks].mean(1)
+
     if protocol == "verified":
-        return np.array([row["verified"] for row in rows])[picks].mean(1)
-
-    def means(where: Rows, key: str) -> np.ndarray:
-        return np.array([row[key] for row in where], np.float64)[picks].mean(1)
-
-    takes = [row["physical_variance"] for row in rows]
-    ratios = [means(rows, key) / means(takes, key) for key in IOUS]
-    return np.clip(100 * (sum(ratios) / 3 - (means(rows, "mse") - means(takes, "mse"))), 0, 100)
+        return means("verified")
+    ratios = [means(key) / of_takes(key) for key in IOUS]
+    return np.clip(100 * (sum(ratios) / 3 - (means("mse") - of_takes("mse"))), 0, 100)

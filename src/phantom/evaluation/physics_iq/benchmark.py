@@ -138,12 +138,13 @@ class PhysicsIQ(Benchmark):
         return PAPER if protocol == "original" else NOTHING_PUBLISHED
 
     def gain(self, base: Scores, other: Scores) -> dict[str, Any] | None:
-        """Over the scenarios that both files have."""
+        """Over the scenarios that both files have, and over the runs that they are the means of."""
         from phantom.evaluation.gains import gain
 
         if not all("per_scenario" in scores for scores in (base, other)):
             return None
-        return gain(base["per_scenario"], other["per_scenario"], base.get("protocol", ""))
+        runs = base.get("per_run", ()), other.get("per_run", ())
+        return gain(base["per_scenario"], other["per_scenario"], base.get("protocol", ""), runs=runs)
 
     def figure_gain(self, figure: Figure, base: Scores, other: Scores) -> dict[str, Any] | None:
         from phantom.evaluation.gains import row_gain

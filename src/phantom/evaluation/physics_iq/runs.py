@@ -12,6 +12,7 @@ from phantom.evaluation.physics_iq.folder import score_csv, score_folder, score_
 from phantom.evaluation.physics_iq.score import spread
 
 PARTS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
+PER_RUN = ("scenario", "verified", *PARTS)  # of the rows of each run: what a difference to another model is made of
 
 
 def score_runs(
@@ -59,7 +60,8 @@ def mean_of_runs(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     known = [score for score in scores.values() if score is not None]
     seeds = sorted({seed for found in runs.values() for seed in found["seeds"]})
     both = {"seeds": seeds, "spread": spread(known) if len(known) == len(scores) else None, "runs": scores}
-    return _mean(list(runs.values())) | both
+    per_run = [[{key: row[key] for key in PER_RUN} for row in found["per_scenario"]] for found in runs.values()]
+    return _mean(list(runs.values())) | both | {"per_run": per_run}
 
 
 def _mean(trees: Sequence[Any]) -> Any:
