@@ -125,6 +125,19 @@ def test_a_job_is_its_workers_as_long_as_it_reports(queue: JobQueue):
     assert [found.id for found in queue.finished_since(0, "a")] == [id] and not queue.finished_since(0, "b")
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_leases_are_by_the_databases_clock(url: str, monkeypatch: pytest.MonkeyPatch):
+    queue = JobQueue(url, 20, KEEP_SECONDS)
+    id = submit(queue)
+    queue.claim("a:1", 60)
+    queue.report("a:1", "a", True, None, None)
+    monkeypatch.setattr("phantom.serving.jobs.time.time", lambda now=time.time: now() + 3600)  # of a hasty machine
+    queue.end_abandoned()
+    assert queue.claim("b:1", 60) is None and queue.get(id).status == "in_progress"
+    assert [row.id for row in queue.workers()] == ["a:1"] and abs(queue.now() - queue.get(id).started_at) < 600
+    queue.close()
+
+
 def test_a_job_that_ends_its_worker_twice_fails_and_one_that_is_given_back_does_not(queue: JobQueue):
     id = submit(queue)
     for _ in range(3):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -56,7 +55,7 @@ class Service:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.started_at = time.time()
+        self.started_at = self.queue.now()
         self.metrics = Metrics(self.queue, host())
         self.decoders = DecodeWorkers(LIMITS)
         self.decoding = ThreadPoolExecutor(DECODERS, "decode")

@@ -35,6 +35,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from phantom.errors import UserError
 
@@ -76,6 +78,26 @@ WORKERS = Table(
     Column("model", JSON),  # what it serves: `ServedModel.about`
     Column("error", Text),
 )
+
+
+class _Clock(FunctionElement):
+    """The database's clock, in seconds since 1970: the machines that share a queue need not agree on the time."""
+
+    type = Float()
+    inherit_cache = True
+
+
+CLOCK = _Clock()
+
+
+@compiles(_Clock, "sqlite")
+def _clock_of_sqlite(*_: Any, **__: Any) -> str:
+    return "phantom_clock()"  # `_configure_sqlite`
+
+
+@compiles(_Clock, "postgresql")
+def _clock_of_postgres(*_: Any, **__: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS double precision)"
 
 
 class Full(Exception):
@@ -123,11 +145,15 @@ class JobQueue:
         """Closes the connections."""
         self._engine.dispose()
 
+    def now(self) -> float:
+        """The time of all that the queue states, in seconds since 1970."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(CLOCK)).scalar_one()
+
     # --- jobs, as clients see them ---
 
     def submit(self, request: dict[str, Any], input: dict[str, str] | None = None, id: str | None = None) -> Row:
         """A new job at the end of the queue. Raises Full."""
-        now = time.time()
         with self._engine.begin() as connection:
             counted = update(ARRIVALS).where(ARRIVALS.c.id == 1).values(last=ARRIVALS.c.last + 1)
             number = connection.execute(counted.returning(ARRIVALS.c.last)).scalar_one()
@@ -135,7 +161,7 @@ class JobQueue:
                 raise Full
             values = {"id": id or new_id(), "number": number, "status": QUEUED, "request": request, "input": input}
             return connection.execute(
-                insert(JOBS).values(**values, created_at=now, updated_at=now).returning(*JOBS.c)
+                insert(JOBS).values(**values, created_at=CLOCK, updated_at=CLOCK).returning(*JOBS.c)
             ).one()
 
     def is_full(self) -> bool:
@@ -176,7 +202,7 @@ class JobQueue:
         with self._engine.begin() as connection:
             connection.execute(self._ended(JOBS.c.id == id, JOBS.c.status == QUEUED, error=CANCELLED))
             running = and_(JOBS.c.id == id, JOBS.c.status == RUNNING)
-            connection.execute(update(JOBS).where(running).values(cancelled=True, updated_at=time.time()))
+            connection.execute(update(JOBS).where(running).values(cancelled=True, updated_at=CLOCK))
             return connection.execute(select(JOBS).where(JOBS.c.id == id)).one_or_none()
 
     def remove(self, id: str) -> Row | None:
@@ -187,7 +213,7 @@ class JobQueue:
     def expired(self) -> Sequence[Row]:
         """Finished jobs that are to be removed by now."""
         with self._engine.connect() as connection:
-            return connection.execute(select(JOBS).where(JOBS.c.expires_at < time.time())).all()
+            return connection.execute(select(JOBS).where(JOBS.c.expires_at < CLOCK)).all()
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by status."""
@@ -212,21 +238,19 @@ class JobQueue:
 
     def claim(self, worker: str, lease_seconds: float) -> Row | None:
         """The next job: one that waits, or one whose worker is not heard of any more. None: there is none."""
-        now = time.time()
-        free = or_(JOBS.c.status == QUEUED, and_(JOBS.c.status == RUNNING, JOBS.c.lease_until < now))
+        free = or_(JOBS.c.status == QUEUED, and_(JOBS.c.status == RUNNING, JOBS.c.lease_until < CLOCK))
         first = select(JOBS.c.id).where(free, JOBS.c.attempts < MAX_ATTEMPTS, ~JOBS.c.cancelled)
         next_id = first.order_by(JOBS.c.number).limit(1).with_for_update(skip_locked=True).scalar_subquery()
         claimed = update(JOBS).where(JOBS.c.id == next_id)
-        values = {"worker": worker, "lease_until": now + lease_seconds, "started_at": now, "updated_at": now}
+        values = {"worker": worker, "lease_until": CLOCK + lease_seconds, "started_at": CLOCK, "updated_at": CLOCK}
         claimed = claimed.values(status=RUNNING, attempts=JOBS.c.attempts + 1, progress=0, **values)
         with self._engine.begin() as connection:
             return connection.execute(claimed.returning(*JOBS.c)).one_or_none()
 
     def beat(self, worker: str, id: str, progress: int, lease_seconds: float) -> str | None:
         """Extends the lease. Returns why the worker has to stop, "cancelled" or "lost"; None: it goes on."""
-        now = time.time()
         own = update(JOBS).where(JOBS.c.id == id, JOBS.c.worker == worker, JOBS.c.status == RUNNING)
-        changed = {"lease_until": now + lease_seconds, "progress": progress, "updated_at": now}
+        changed = {"lease_until": CLOCK + lease_seconds, "progress": progress, "updated_at": CLOCK}
         with self._engine.begin() as connection:
             found = connection.execute(own.values(**changed).returning(JOBS.c.cancelled)).one_or_none()
         return "lost" if found is None else "cancelled" if found.cancelled else None
@@ -242,7 +266,7 @@ class JobQueue:
     def release(self, worker: str) -> None:
         """Gives the worker's job back, which it was not able to end for no fault of the job."""
         own = update(JOBS).where(JOBS.c.worker == worker, JOBS.c.status == RUNNING)
-        values = {"status": QUEUED, "attempts": JOBS.c.attempts - 1, "progress": 0, "updated_at": time.time()}
+        values = {"status": QUEUED, "attempts": JOBS.c.attempts - 1, "progress": 0, "updated_at": CLOCK}
         with self._engine.begin() as connection:
             connection.execute(own.values(worker=None, lease_until=None, **values))
 
@@ -261,7 +285,7 @@ class JobQueue:
 
     def end_abandoned(self) -> None:
         """Ends jobs without a worker that no other worker may take: those that ended workers, or were cancelled."""
-        abandoned = or_(JOBS.c.status == QUEUED, and_(JOBS.c.status == RUNNING, JOBS.c.lease_until < time.time()))
+        abandoned = or_(JOBS.c.status == QUEUED, and_(JOBS.c.status == RUNNING, JOBS.c.lease_until < CLOCK))
         message = f"its worker process ended {MAX_ATTEMPTS} times while it made this video"
         died = {"code": "worker_died", "message": message}
         with self._engine.begin() as connection:
@@ -272,14 +296,14 @@ class JobQueue:
 
     def report(self, worker: str, host: str, ready: bool, model: dict[str, Any] | None, error: str | None) -> None:
         """States what a worker is doing."""
-        values = {"host": host, "ready": ready, "beat_at": time.time(), "model": model, "error": error}
+        values = {"host": host, "ready": ready, "beat_at": CLOCK, "model": model, "error": error}
         with self._engine.begin() as connection:
             if not connection.execute(update(WORKERS).where(WORKERS.c.id == worker).values(**values)).rowcount:
                 connection.execute(insert(WORKERS).values(id=worker, **values))
 
     def workers(self, host: str | None = None, seconds: float = 60.0) -> Sequence[Row]:
         """Workers heard of in the last `seconds`, those of `host` if it is given."""
-        query = select(WORKERS).where(WORKERS.c.beat_at > time.time() - seconds)
+        query = select(WORKERS).where(WORKERS.c.beat_at > CLOCK - seconds)
         if host is not None:
             query = query.where(WORKERS.c.host == host)
         with self._engine.connect() as connection:
@@ -294,8 +318,7 @@ class JobQueue:
             return bool(connection.execute(self._ended(*own, **values)).rowcount)
 
     def _ended(self, *where: Any, **values: Any) -> Any:
-        now = time.time()
-        ended = {"status": FAILED, "finished_at": now, "updated_at": now, "expires_at": now + self.keep_seconds}
+        ended = {"status": FAILED, "finished_at": CLOCK, "updated_at": CLOCK, "expires_at": CLOCK + self.keep_seconds}
         return update(JOBS).where(*where).values(**(ended | values))
 
 
@@ -309,3 +332,4 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA busy_timeout=30000")
     cursor.close()
+    connection.create_function("phantom_clock", 0, time.time)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +30,7 @@ class Metrics:
         )
         self.refused = Counter("phantom_jobs_refused", "Jobs that the full queue refused", registry=self.registry)
         self.registry.register(_QueueCollector(queue, host))
-        self._seen, self._lock = time.time(), threading.Lock()
+        self._seen, self._lock = queue.now(), threading.Lock()
 
     def text(self) -> bytes:
         """All metrics in Prometheus' format."""
