@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.generation.pipelines import model as phantom
 from tests.generation.pipelines import pipeline, with_metadata
 from tests.serving.service import wait
 from tests.serving.test_app import ABOUT, make
+from tests.serving.test_jobs import postgres, url  # noqa: F401
 
 RESULT = {"physics_view": False, "frames": 5}
 
@@ -89,6 +91,81 @@ def test_a_video_whose_job_was_deleted_in_the_last_moment_is_removed(worker: Wor
     assert worker.results.size(f"videos/{id}.mp4") is None
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_a_database_that_is_away_for_a_moment_costs_neither_the_model_nor_the_video(
+    worker: Worker,
+    url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    import psycopg2
+
+    server, _, name = url.replace("+psycopg2", "").rpartition("/")
+    connection = psycopg2.connect(f"{server}/postgres")
+    connection.autocommit = True
+
+    def set_away(away: bool) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {not away}")
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+    def make_video(_model: Any, _request: Any, folder: Path, id: str, *_: Any) -> dict[str, Any]:
+        (folder / f"{id}.mp4").write_text(id)
+        set_away(True)
+        return RESULT
+
+    monkeypatch.setattr(worker, "_make", make_video)
+    worker.queue = JobQueue(url, 3, 3600)
+    id = submit(worker.queue)
+    working = threading.Thread(target=lambda: worker._work(worker.queue.claim(worker.id, 60)))
+    working.start()
+    said = ""
+
+    def is_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return "it is asked again" in said
+
+    wait(is_said)
+    set_away(False)
+    working.join()
+    assert worker.queue.get(id).status == "completed" and worker.results.size(f"videos/{id}.mp4")
+    connection.close()
+
+
+def test_a_registry_that_does_not_answer_keeps_no_job_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+    former = SimpleNamespace(about=ABOUT, found=models.Found(Path("models/phantom"), "", "1"))
+    answered = threading.Event()
+    found = iter([former.found])
+
+    def find(_: Any) -> Any:
+        if (first := next(found, None)) is not None:
+            return first
+        answered.wait()
+        raise OSError("no registry")
+
+    monkeypatch.setattr(models, "find", find)
+    monkeypatch.setattr(models, "load", lambda *_: former)
+    monkeypatch.setattr("phantom.serving.worker.MODEL_POLL_SECONDS", 0.01)
+    running = threading.Thread(target=worker.run)
+    running.start()
+    id = submit(worker.queue)
+    try:
+        wait(lambda: worker.queue.get(id).status == "completed")
+        assert not answered.is_set()
+    finally:
+        worker.stop.set()
+        answered.set()
+        running.join()
+
+
+def test_a_job_may_take_its_time_for_each_of_the_videos_that_it_chooses_from(worker: Worker):
+    submit(worker.queue)
+    worker.queue.submit({"prompt": "a ball", "model": "phantom", "seed": 1, "best_of": 4})
+    one, four = (worker._seconds(worker.queue.claim(worker.id, 60)) for _ in range(2))
+    assert (one, four) == (worker.options.job_seconds, 4 * worker.options.job_seconds)
+
+
 def test_a_start_clears_what_dead_workers_of_this_machine_have_left(worker: Worker):
     others = worker.options.state / "work" / "another-machine" / "99999999"
     own = work_folder(worker.options.state) / "99999999"
@@ -108,7 +185,7 @@ def folder_of(place: Path) -> Path:
 
 
 def look(worker: Worker) -> None:
-    worker._looked_at = -1e9
+    worker._look()
     worker._follow_model()
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
+
 from phantom import logs
 from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.storage import open_folder
@@ -29,6 +31,7 @@ from phantom.serving.requests import VideoRequest, settings
 
 WRONG_MODEL = 2  # exit code of a worker that cannot load the model
 STUCK_SECONDS = 30.0  # after which a worker whose job was ended, and which does not stop, is ended
+AWAY_SECONDS = 600.0  # for which a worker keeps its model, and a video that is made, while the database is away
 MAKING_SHARE = 90  # percent of a job's progress that its denoising steps are
 
 
@@ -67,7 +70,8 @@ class Worker:
         self.queue = JobQueue(options.database, options.queue_limit, options.keep_hours * 3600)
         self.results = open_folder(options.results, Path(), options.storage)
         self.model: models.ServedModel | None = None
-        self._tried, self._said, self._looked_at = "", "", 0.0
+        self._found: models.Found | Exception | None = None  # by `_look`, until it is followed
+        self._tried, self._said = "", ""
         self._job: _Running | None = None
         self._parent = os.getppid()
 
@@ -76,33 +80,63 @@ class Worker:
         threading.Thread(target=self._report, daemon=True).start()
         with DecodeWorkers(LIMITS) as self.decoders:
             try:
+                self._look()
                 self._follow_model()
             except (UserError, StageFailed) as error:
                 self.queue.report(self.id, host(), False, None, str(error))
                 say(f"worker: {error}")
                 return WRONG_MODEL if isinstance(error, UserError) else 1  # trying again may help
+            threading.Thread(target=self._keep_looking, daemon=True).start()
             while not self.stop.is_set():
                 self._follow_model()
-                if (job := self.queue.claim(self.id, LEASE_SECONDS)) is None:
+                if (job := self._patiently(lambda: self.queue.claim(self.id, LEASE_SECONDS))) is None:
                     self.stop.wait(POLL_SECONDS)
                 else:
                     self._work(job)
-        self.queue.worker_died(self.id)
+        with suppress(DBAPIError):  # its lease ends by itself
+            self.queue.worker_died(self.id)
         return 0
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """What the queue answers. Where its database is away it is asked again, until AWAY_SECONDS have passed or the
+        worker is stopped: loading a model and making a video again take longer than a database is usually away."""
+        deadline, said = time.monotonic() + AWAY_SECONDS, False
+        while True:
+            try:
+                return ask()
+            except DBAPIError as error:
+                if self.stop.wait(1.0) or time.monotonic() > deadline:
+                    raise
+                if not said:
+                    say(f"worker: database: {str(error.orig).splitlines()[0]}; it is asked again")
+                    said = True
 
     # --- the model ---
 
+    def _look(self) -> None:
+        """Notes which model is to be served by now, or why that cannot be said. May download it."""
+        try:
+            self._found = models.find(self._options())
+        except Exception as error:
+            self._found = error
+
+    def _keep_looking(self) -> None:
+        """Runs in a thread: a registry that does not answer, and a download, keep no job waiting."""
+        while not self.stop.wait(MODEL_POLL_SECONDS):
+            self._look()
+
     def _follow_model(self) -> None:
-        """Loads the model if there is another one than before, and makes a video with it before it is used.
+        """Loads the model that was found if it is another than before, and makes a video with it before it is used.
 
         Once a model is served, another one that cannot be loaded is said once and otherwise left aside. A trained model
         is served on where its folder is empty for a while, as DVC leaves it while it trains anew.
         """
-        if time.monotonic() - self._looked_at < MODEL_POLL_SECONDS and self.model is not None:
+        found, self._found = self._found, None
+        if found is None:
             return
-        self._looked_at = time.monotonic()
         try:
-            found = models.find(self._options())
+            if isinstance(found, Exception):
+                raise found
             if found.version == self._tried:
                 return
             self._tried = found.version
@@ -117,7 +151,7 @@ class Worker:
                 say(f"worker: {line}; the former model is served on")
             return
         self.model, self._said = loaded, ""
-        self.queue.report(self.id, host(), True, loaded.about, None)
+        self._patiently(lambda: self.queue.report(self.id, host(), True, loaded.about, None))
         say(f"worker: {found.name} is ready")
 
     def _options(self) -> Options:
@@ -135,7 +169,7 @@ class Worker:
     # --- a job ---
 
     def _work(self, job: Any) -> None:
-        self._job = running = _Running(job, time.monotonic() + self.options.job_seconds)
+        self._job = running = _Running(job, time.monotonic() + self._seconds(job))
         try:
             self._finish(job, running)
         except Stopped as reason:
@@ -149,11 +183,15 @@ class Worker:
         finally:
             self._job = None
 
+    def _seconds(self, job: Any) -> float:
+        """The time that a job may take: `job_seconds` for each video that it makes."""
+        return self.options.job_seconds * (job.request.get("best_of") or 1)
+
     def _stopped(self, job: Any, reason: str) -> None:
         if reason == "shutdown":
             self.queue.release(self.id)
         elif reason == "timeout":
-            message = f"took more than {self.options.job_seconds:g} s"
+            message = f"took more than {self._seconds(job):g} s"
             self.queue.fail(self.id, job.id, "timeout", message)
         elif reason == "cancelled":
             self.queue.fail(self.id, job.id, "cancelled", "cancelled")
@@ -175,7 +213,7 @@ class Worker:
             names = [f"videos/{job.id}.mp4", *([f"videos/{job.id}.physics.mp4"] if result["physics_view"] else [])]
             for name in names:
                 self.results.upload(work / name.rpartition("/")[2], name)
-            if not self.queue.complete(self.id, job.id, result):
+            if not self._patiently(lambda: self.queue.complete(self.id, job.id, result)):
                 found = self.queue.get(job.id)
                 if found is None or found.status == FAILED:  # otherwise they are those of the worker that has it now
                     self.results.delete(names)
@@ -213,7 +251,8 @@ class Worker:
         out, states = folder / f"{id or 'warm-up'}.mp4", dict[int, Any]()  # z of each video, by its seed
 
         def make(seed: int) -> Any:
-            frames, states[seed] = make_video(model.pipe, request.prompt, seed, {**condition, **arguments}, count)
+            frames, z = make_video(model.pipe, request.prompt, seed, {**condition, **arguments}, count)
+            states[seed] = None if z is None else z.float().cpu()  # GPU memory is for the next video
             return frames
 
         chosen, found = request.seed, dict[str, Any]()
@@ -237,7 +276,7 @@ class Worker:
             facts["force"] = arguments["force"].to_dict()
         made = save_video(model.pipe, frames, out, request.prompt, chosen, fps, arguments, facts | found)
         if (z := states[chosen]) is not None:
-            colours = physics_colours(z.float().cpu(), made.frames, made.height, made.width)
+            colours = physics_colours(z, made.frames, made.height, made.width)
             write_mp4(out.with_suffix(".physics.mp4"), colours, fps)
         return {**asdict(made), "out": out.name, "physics_view": z is not None}
 
