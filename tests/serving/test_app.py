@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from phantom.config import load_params, preset_path
@@ -164,6 +165,29 @@ def test_videos_too_short_to_be_compared_are_refused_before_they_are_made():
     with pytest.raises(BadRequest, match=r"^frames: found 13; accepted with best_of: at least 16$"):
         settings(request, ABOUT | {"best_of_frames": 16}, False)
     settings(replace(request, best_of=1), ABOUT | {"best_of_frames": 16}, False)
+
+
+def test_what_is_held_in_memory_is_less_than_what_may_be_uploaded(tmp_path: Path):
+    picture = "data:image/png;base64," + base64.b64encode(bytes(9 * 2**20)).decode()
+    with TestClient(create_app(make(tmp_path, upload_mib=32.0)), base_url="http://127.0.0.1:8000") as client:
+        answer = client.post("/v1/videos", json={"prompt": "a", "input_reference": {"image_url": picture}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_long")
+        assert answer.json()["error"]["message"] == "body without a form's file: accepted: at most 8 MiB"
+        answer = client.post("/v1/videos", files={"prompt": (None, "a"), "input_reference[image_url]": (None, picture)})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+        files = {"input_reference": ("a.png", png() + bytes(9 * 2**20))}
+        assert client.post("/v1/videos", data={"prompt": "a"}, files=files).json()["input"] == "image"
+        assert client.post("/v1/videos", data={"prompt": "a ball", "seed": "7"}).json()["seed"] == 7  # as curl -d
+
+
+def test_a_database_that_is_away_is_said_in_one_line(client: TestClient, service: Service, monkeypatch):
+    def away(*_: Any) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("connection refused\nis it running?"))
+
+    monkeypatch.setattr(service.queue, "get", away)
+    answer = client.get("/v1/videos/video_1")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["message"] == "the queue's database does not answer; try again in 5 s"
 
 
 def test_bodies_that_are_no_form_and_no_object_are_refused(client: TestClient):

@@ -166,16 +166,20 @@ def test_a_job_may_take_its_time_for_each_of_the_videos_that_it_chooses_from(wor
     assert (one, four) == (worker.options.job_seconds, 4 * worker.options.job_seconds)
 
 
-def test_a_start_clears_what_dead_workers_of_this_machine_have_left(worker: Worker):
+def test_a_start_clears_what_dead_processes_of_this_machine_have_left(worker: Worker):
     others = worker.options.state / "work" / "another-machine" / "99999999"
     own = work_folder(worker.options.state) / "99999999"
-    for folder in (others, own):
+    ids = submit(worker.queue), "video_that_was_never_queued"
+    for folder in (others, own, *(own / "arrivals" / id for id in ids)):
         folder.mkdir(parents=True)
+    for id in ids:
+        worker.results.write(f"inputs/{id}.image", b"a picture")
     (own.parent / ".DS_Store").touch()
     supervisor = Supervisor(worker.options, worker.queue, worker.results, [], lambda _: None)
     supervisor.start()
     supervisor.stop()
     assert others.is_dir() and not own.exists()
+    assert [entry.name for entry in worker.results.list()] == [f"inputs/{ids[0]}.image"]
 
 
 def folder_of(place: Path) -> Path:

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -24,20 +26,24 @@ from starlette.types import Receive, Scope, Send
 from phantom import __version__
 from phantom.data.decode_workers import DecodeWorkers
 from phantom.data.storage import Folder
+from phantom.progress import say
 from phantom.serving import requests
 from phantom.serving.guard import Guard, TooLong, error, too_long
-from phantom.serving.inputs import LIMITS, check_input, fetch
+from phantom.serving.inputs import LIMITS, arriving, check_input, fetch, input_name
 from phantom.serving.jobs import DONE, FAILED, Full, JobQueue, new_id
 from phantom.serving.metrics import Metrics
 from phantom.serving.options import Options
-from phantom.serving.requests import BadRequest, VideoRequest
+from phantom.serving.requests import BadRequest
 from phantom.serving.supervisor import remove
 from phantom.serving.video import LIST_SCHEMA, REQUEST_SCHEMA, VIDEO_SCHEMA, describe
-from phantom.serving.worker import host
+from phantom.serving.worker import host, work_folder
 
 EVENT_SECONDS = 0.5  # between two looks for a change
 KEEP_ALIVE_SECONDS = 15.0  # between two comments, so that proxies keep a quiet stream open
 EVENTS_OF = 100  # newest videos whose changes are told by /v1/events, beside those that are not finished
+TEXT_BYTES = 8 * 2**20  # of a JSON body, or of a form's field: held in memory whole, where a form's file is on disk
+MAX_FIELDS = 40
+AWAY_SECONDS = 5  # after which clients are to try again, where the database is away
 DECODERS = 2  # uploads that are decoded at the same time
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
@@ -63,6 +69,10 @@ class Service:
     @property
     def max_bytes(self) -> int:
         return int(self.options.upload_mib * 2**20)
+
+    @property
+    def max_text_bytes(self) -> int:
+        return min(TEXT_BYTES, self.max_bytes)
 
     def about(self) -> dict[str, Any] | None:
         """What is served (`ServedModel.about`), here or by another service on the same queue; None: nothing yet."""
@@ -119,12 +129,18 @@ def create_app(service: Service) -> FastAPI:
         if await run_in_threadpool(queue.is_full):
             return await run_in_threadpool(_refused, service)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            async with request.form(max_files=1, max_fields=40, max_part_size=service.max_bytes) as form:
+        if kind == "multipart/form-data":
+            async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=service.max_text_bytes) as form:
                 fields, source = _from_form(list(form.multi_items()))
                 return await _submitted(service, fields, source)
+        text = await _text(request, service.max_text_bytes)
         try:
-            fields = json.loads(await request.body() or b"{}")
+            if kind == "application/x-www-form-urlencoded":
+                fields, _ = _from_form(parse_qsl(text.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+            else:
+                fields = json.loads(text or b"{}")
+        except BadRequest:
+            raise
         except (ValueError, RecursionError):
             raise BadRequest(None, "body: not valid JSON; accepted: a form or a JSON object") from None
         if not isinstance(fields, dict):
@@ -214,6 +230,18 @@ def _refused(service: Service) -> Response:
     return error(429, "queue_full", message, headers={"Retry-After": str(seconds)})
 
 
+async def _text(request: Request, most: int) -> bytes:
+    """The body of a request that is held in memory. Raises TooLong."""
+    parts: list[bytes] = []
+    left = most
+    async for part in request.stream():
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise TooLong(most, "body without a form's file")
+    return b"".join(parts)
+
+
 def _from_form(items: list[tuple[str, Any]]) -> tuple[dict[str, Any], UploadFile | None]:
     """The fields of a form, and its file. `input_reference[image_url]` is how OpenAI's client sends a nested field."""
     fields: dict[str, Any] = {}
@@ -251,11 +279,10 @@ def _submit(service: Service, fields: dict[str, Any], source: UploadFile | None)
     about, conditioned = service.about(), source is not None or reference is not None
     if about is not None:
         requests.settings(request, about, conditioned)
+    id, asked = new_id(), requests.as_json(request)
     if not conditioned:
-        return _queued(service, request, None, new_id(), about)
-    id = new_id()
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "input"
+        return service.describe(service.queue.submit(asked, None, id), about)
+    with arriving(id, work_folder(service.options.state), service.results) as path:
         if source is not None:
             with path.open("wb") as file:
                 while chunk := source.file.read(2**20):
@@ -264,19 +291,9 @@ def _submit(service: Service, fields: dict[str, Any], source: UploadFile | None)
             assert reference is not None
             fetch(reference, path, service.options)
         kind = check_input(path, service.decoders)
-        name = f"inputs/{id}.{kind}"
+        name = input_name(id, kind)
         service.results.upload(path, name)
-    try:
-        return _queued(service, request, {"kind": kind, "name": name}, id, about)
-    except Exception:
-        service.results.delete([name])
-        raise
-
-
-def _queued(
-    service: Service, request: VideoRequest, source: dict[str, str] | None, id: str, about: dict[str, Any] | None
-) -> Any:
-    job = service.queue.submit(requests.as_json(request), source, id)
+        job = service.queue.submit(asked, {"kind": kind, "name": name}, id)
     return service.describe(job, about)
 
 
@@ -364,8 +381,8 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
         return _refused(service)
 
     @app.exception_handler(TooLong)
-    def long(_request: Request, _found: TooLong) -> JSONResponse:
-        return too_long(service.max_bytes)
+    def long(_request: Request, found: TooLong) -> JSONResponse:
+        return too_long(found)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_request: Request, found: RequestValidationError) -> JSONResponse:
@@ -376,6 +393,12 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     def other(_request: Request, found: HTTPException) -> JSONResponse:
         return error(found.status_code, "invalid_request", str(found.detail))
+
+    @app.exception_handler(DBAPIError)
+    def away(_request: Request, found: DBAPIError) -> JSONResponse:
+        say(f"serve: database: {str(found.orig).splitlines()[0]}")
+        message = f"the queue's database does not answer; try again in {AWAY_SECONDS} s"
+        return error(503, "unavailable", message, headers={"Retry-After": str(AWAY_SECONDS)})
 
     @app.exception_handler(Exception)
     def failed(_request: Request, _found: Exception) -> JSONResponse:

@@ -15,7 +15,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class TooLong(Exception):
-    """The body is longer than is accepted."""
+    """The body is longer than the `max_bytes` that are accepted of its kind, `what`."""
+
+    def __init__(self, max_bytes: int, what: str = "body") -> None:
+        super().__init__(max_bytes, what)
+        self.max_bytes, self.what = max_bytes, what
 
 
 class Guard:
@@ -43,7 +47,7 @@ class Guard:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise TooLong
+                raise TooLong(self.max_bytes)
             return message
 
         await self.app(scope, counted, send)
@@ -65,7 +69,7 @@ class Guard:
             length = int(headers.get("content-length", 0))
         except ValueError:
             return error(400, "bad_request", "Content-Length: accepted: a number")
-        return too_long(self.max_bytes) if length > self.max_bytes else None
+        return too_long(TooLong(self.max_bytes)) if length > self.max_bytes else None
 
 
 def _hostname(host: str) -> str | None:
@@ -86,6 +90,7 @@ def error(
     return JSONResponse({"error": body}, status, headers)
 
 
-def too_long(max_bytes: int) -> JSONResponse:
+def too_long(found: TooLong) -> JSONResponse:
     """The answer to a body that is too long."""
-    return error(413, "too_long", f"body: accepted: at most {max_bytes / 2**20:g} MiB", "input_reference")
+    message = f"{found.what}: accepted: at most {found.max_bytes / 2**20:g} MiB"
+    return error(413, "too_long", message, "input_reference")

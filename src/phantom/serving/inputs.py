@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from phantom.data.decode_workers import DecodeWorkers, Limits
-from phantom.data.storage import S3, open_folder
+from phantom.data.storage import S3, Folder, open_folder
 from phantom.data.video import BadClip, probe
 from phantom.errors import StageFailed, UserError
+from phantom.serving.jobs import JobQueue
 from phantom.serving.options import Options
 from phantom.serving.requests import BadRequest
 
 PICTURES = ("PNG", "JPEG", "WEBP")
 LIMITS = Limits(memory_gib=4.0, cpu_seconds=60, wall_seconds=120.0)
 FETCH_SECONDS = 30.0  # until it answers, and until all of it has come
+ARRIVALS = "arrivals"  # folder of inputs that are being checked and stored
 KEYS = {"image_url": "image", "video_url": "video"}  # of an input_reference that names a URI
 
 Kind = Literal["image", "video"]
@@ -53,6 +58,40 @@ def check_input(path: Path, decoders: DecodeWorkers) -> Kind:
         return decoders.call(kind_of, path)
     except BadClip as reason:
         raise BadRequest("input_reference", f"input_reference: {reason}") from None
+
+
+def input_name(id: str, kind: Kind) -> str:
+    """The file of the results that a job's input is."""
+    return f"inputs/{id}.{kind}"
+
+
+@contextmanager
+def arriving(id: str, folder: Path, results: Folder) -> Iterator[Path]:
+    """A path for the input of a job that is to be queued inside; if it is not, no input of it stays in the results.
+
+    folder: `work_folder`. What a service that is killed inside leaves is removed by `clear_arrivals`.
+    """
+    place = folder / str(os.getpid()) / ARRIVALS / id
+    place.mkdir(parents=True)
+    try:
+        yield place / "input"
+    except BaseException:
+        with suppress(Exception):  # the storage is away: a next start tries again
+            _forget(place, results)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def clear_arrivals(folder: Path, queue: JobQueue, results: Folder) -> None:
+    """Removes the inputs that a service which has ended left in the results without a job. folder: its files."""
+    for place in folder.glob(f"{ARRIVALS}/*"):
+        if queue.get(place.name) is None:
+            _forget(place, results)
+
+
+def _forget(place: Path, results: Folder) -> None:
+    results.delete([input_name(place.name, kind) for kind in get_args(Kind)])
+    shutil.rmtree(place)
 
 
 def check_prefixes(prefixes: Sequence[str]) -> None:

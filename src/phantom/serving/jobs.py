@@ -80,7 +80,7 @@ WORKERS = Table(
 )
 
 
-class _Clock(FunctionElement):
+class _Clock(FunctionElement[float]):
     """The database's clock, in seconds since 1970: the machines that share a queue need not agree on the time."""
 
     type = Float()

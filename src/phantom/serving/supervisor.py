@@ -15,6 +15,7 @@ from typing import Any
 from phantom.data.storage import Folder
 from phantom.progress import say
 from phantom.serving import worker
+from phantom.serving.inputs import clear_arrivals
 from phantom.serving.jobs import JobQueue
 from phantom.serving.options import Options
 
@@ -47,7 +48,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Starts the workers."""
-        _clear_work(self.options)
+        self._clear_work()
         for slot in self._slots:
             slot.start(self.options)
         self._thread.start()
@@ -94,7 +95,19 @@ class Supervisor:
             self._stop.set()
             return
         say(f"serve: worker {process.pid} ended with exit code {process.exitcode}; it is started again")
-        _clear_work(self.options)
+        self._clear_work()
+
+    def _clear_work(self) -> None:
+        """Removes what killed processes of this machine have left."""
+        for folder in worker.work_folder(self.options.state).glob("[0-9]*"):
+            if _is_alive(int(folder.name)):
+                continue
+            try:
+                clear_arrivals(folder, self.queue, self.results)
+            except Exception as error:  # the database or the storage is away: a next start tries again
+                say(f"serve: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Slot:
@@ -153,13 +166,6 @@ def remove(job: Any, queue: JobQueue, results: Folder) -> None:
     else:
         results.delete(names)
         queue.remove(job.id)
-
-
-def _clear_work(options: Options) -> None:
-    """Removes what killed workers of this machine have left."""
-    for folder in worker.work_folder(options.state).glob("[0-9]*"):
-        if not _is_alive(int(folder.name)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
