@@ -27,7 +27,7 @@ class Up(Prefect):
         super().__init__(checkout, free_port())
         self.mlflow = free_port()
         ports = ("--prefect-port", str(self.port), "--mlflow-port", str(self.mlflow))
-        self.process = self.start("up.log", "phantom", "up", *ports)
+        self.process = self.start("up.log", "phantom", "up", *ports, "--set", "evaluate.sampling.steps=3")
 
     def said(self) -> str:
         return (self.checkout / "up.log").read_text(encoding="utf-8")
@@ -73,6 +73,8 @@ def test_it_says_where_everything_is_and_all_servers_answer(running: Up):
     wait(ready)
     with urllib.request.urlopen(studio, timeout=30) as answer:
         assert b"Phantom studio" in answer.read()
+    with urllib.request.urlopen(f"{studio}v1/models", timeout=30) as answer:
+        assert json.load(answer)["data"][0]["defaults"]["steps"] == 3  # as `up` was told
     assert (running.checkout / "mlflow.db").is_file() and (running.checkout / ".prefect/prefect.db").is_file()
 
 

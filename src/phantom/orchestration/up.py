@@ -14,6 +14,8 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import yaml
+
 from phantom.config import Params
 from phantom.errors import StageFailed, UserError
 from phantom.orchestration.privacy import NO_TELEMETRY
@@ -25,6 +27,7 @@ PIPELINE, STUDY = "phantom/full-pipeline", "phantom-study/study"  # deployments
 FLOWS = {PIPELINE: Path("flows/full_pipeline.py"), STUDY: Path("flows/study.py")}  # the scripts that serve them
 EXPORT = Path("models/phantom")  # what the studio serves, or as long as there is none the base
 STUDIO_PACKAGES = ("torch", "diffusers", "fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart")
+STUDIO_PARAMS = WORK_DIR / "studio.yaml"  # all settings of `up`, also those of its --set
 START_TIMEOUT_SECONDS = 300.0  # of each process, on a busy machine
 STOP_TIMEOUT_SECONDS = 15.0
 SAVE_TIMEOUT_SECONDS = 120.0  # of a deployment, whose running stages save first
@@ -69,7 +72,7 @@ def up(
     mlflow += ["--backend-store-uri", params.tracking.uri, "--default-artifact-root", params.tracking.artifacts]
 
     serve = [*python, "phantom.cli", "serve", "--host", HOST, "--port", str(ports["studio"])]
-    serve += ["--set", f"models.base={params.models.base}"]
+    serve += ["--params", str(STUDIO_PARAMS)]
     studio_url = f"http://{HOST}:{ports['studio']}"
     no_studio = _why_no_studio(params) if studio else "--no-studio"
 
@@ -81,6 +84,8 @@ def up(
             children["mlflow"] = _start("mlflow", mlflow, env)
             _wait(f"{mlflow_url}/health", "mlflow", children)
         if no_studio is None:
+            STUDIO_PARAMS.parent.mkdir(parents=True, exist_ok=True)
+            STUDIO_PARAMS.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
             children["studio"] = _start("studio", serve, env)
         _wait(f"{api}/health", "prefect", children)
         for flow in FLOWS.values():
