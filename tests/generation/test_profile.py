@@ -8,6 +8,7 @@ import sys
 import av
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 
 from phantom import cli
 from phantom.config import PUBLISHED_REFINE
@@ -78,6 +79,12 @@ def test_memory_at_hand_decides_on_cache_and_tiles(pipe, monkeypatch):
     assert not pipe.vae.use_tiling
     monkeypatch.setattr(profile, "free_bytes", lambda _: 100 * GIB)
     assert chosen(pipe)["cache"].startswith("TaylorSeer") and not chosen(pipe)["vae_tiling"]
+
+
+def test_an_attention_backend_that_is_asked_for_stays(pipe):
+    assert chosen(pipe)["attention_backend"] == "native"
+    with attention_backend("_native_math"):
+        assert chosen(pipe)["attention_backend"] == "_native_math"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
-from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
 
 from phantom.generation.arguments import check_profile
 from phantom.generation.placement import weight_bytes
@@ -78,7 +78,12 @@ def choose_cache(pipe: PhantomPipeline, call: dict[str, Any], free: int | None) 
 
 
 def choose_backend(pipe: PhantomPipeline) -> str:
-    """The fastest attention backend that is installed and takes the model, by diffusers' name."""
+    """The fastest attention backend that is installed and takes the model, by diffusers' name.
+
+    One that is asked for stays: by DIFFUSERS_ATTN_BACKEND, or by diffusers' `attention_backend` around the call.
+    """
+    if (asked := _AttentionBackendRegistry.get_active_backend()[0]) != AttentionBackendName.NATIVE:
+        return asked.value
     device, model = pipe._execution_device, pipe.transformer
     halves = model.dtype in (torch.float16, torch.bfloat16)
     if device.type != "cuda" or not halves or getattr(model, "_parallel_config", None) is not None:
