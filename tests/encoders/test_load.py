@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -5,6 +6,8 @@ import torch
 
 from phantom.encoders import load_encoders, load_physics_encoder
 from phantom.errors import UserError
+from phantom.training.build import build_model
+from tests import tiny
 
 
 def test_all_parts_are_frozen_and_the_vae_stays_float32(make_params):
@@ -63,3 +66,13 @@ def test_damaged_weights_are_a_user_error(make_params, tiny_base, tmp_path, file
     params = make_params(f"models.base={base}", f"models.physics_encoder={base / 'physics_encoder'}")
     with pytest.raises(UserError, match=r"^models\.[^\n]+$"):
         load_encoders(params)
+
+
+@pytest.mark.parametrize("load", [load_encoders, lambda params: build_model(params, tiny.PHYSICS_CHANNELS)])
+def test_a_base_that_was_distilled_to_a_few_steps_is_refused_with_the_reason(make_params, tiny_base, tmp_path, load):
+    base = tmp_path / "fast"
+    shutil.copytree(tiny_base, base)
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanDMDPipeline"}))
+    with pytest.raises(UserError, match="fast': a WanDMDPipeline, distilled to a few steps; accepted: a base that"):
+        load(make_params(f"models.base={base}"))

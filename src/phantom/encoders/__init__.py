@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, DiffusionPipeline
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from phantom.config import Params
+from phantom.config import Models, Params
 from phantom.encoders.text import TextEncoder
 from phantom.encoders.vae import VideoEncoder
 from phantom.encoders.vjepa import PhysicsEncoder, load_vjepa
 from phantom.errors import UserError
 from phantom.progress import quiet_loading
 
-__all__ = ["Encoders", "PhysicsEncoder", "TextEncoder", "VideoEncoder", "load_encoders", "load_physics_encoder"]
+__all__ = [
+    "Encoders",
+    "PhysicsEncoder",
+    "TextEncoder",
+    "VideoEncoder",
+    "check_base",
+    "first_line",
+    "load_encoders",
+    "load_physics_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ def load_encoders(params: Params, device: torch.device | str = "cpu") -> Encoder
     The VAE stays float32, as in Wan; the others use `models.dtype`.
     """
     models = params.models
-    models.check_folders()
+    check_base(models)
     base = {"pretrained_model_name_or_path": models.base, "revision": models.base_revision}
     dtype = getattr(torch, models.dtype)
     try:
@@ -63,6 +72,23 @@ def load_physics_encoder(params: Params, device: torch.device | str = "cpu") -> 
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"models.physics_encoder: {models.physics_encoder!r}: {first_line(error)}") from None
     return PhysicsEncoder(model.to(device), tubelets_per_latent=params.physics.tubelets_per_latent)
+
+
+def check_base(models: Models) -> None:
+    """Raises UserError for a base that is not there, and for one that was distilled to a few steps (docs/model.md).
+
+    The latter is known by the class of its pipeline, FastVideo's WanDMDPipeline and its kin, where the base names one.
+    """
+    models.check_folders()
+    try:
+        kind = str(DiffusionPipeline.load_config(models.base, revision=models.base_revision).get("_class_name"))
+    except (OSError, ValueError):  # a base of parts alone; what is missing is said as it is loaded
+        return
+    if "dmd" in kind.lower():
+        raise UserError(
+            f"models.base: {models.base!r}: a {kind}, distilled to a few steps; accepted: a base that predicts the "
+            "velocity at every noise level, as the loss asks"
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 
 from phantom.config import Params
 from phantom.data.physics_statistics import Statistics
-from phantom.encoders import first_line
+from phantom.encoders import check_base, first_line
 from phantom.errors import UserError
 from phantom.model import CouplingConfig, LoraConfig, PhantomTransformer3DModel, PhysicsConfig, force_config
 from phantom.model.alignment import AlignmentConfig, AlignmentProjector
@@ -37,7 +37,7 @@ def build_model(
     """
     units = asdict(statistics) if statistics else {}
     models = params.models
-    models.check_folders()
+    check_base(models)
     try:
         wan = WanTransformer3DModel.from_pretrained(
             models.base,
