@@ -82,6 +82,20 @@ def test_adapters_are_swapped_weighted_switched_off_and_removed():
 
 
 @torch.no_grad()
+def test_an_adapter_of_another_rank_takes_the_place_of_one_that_is_compiled():
+    first, second = wan_with_adapter(1), wan_with_adapter(2, rank=4, alpha=2.0)
+    model = phantom(coupled=False)
+    model.enable_lora_hotswap(target_rank=4)
+    model.load_lora_adapter(first[1], metadata=first[2], adapter_name="a")
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(backend="eager")
+    assert torch.allclose(model(**inputs()).sample, velocity(first[0]), atol=1e-5)
+    model.load_lora_adapter(second[1], metadata=second[2], adapter_name="a", hotswap=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.allclose(model(**inputs()).sample, velocity(second[0]), atol=1e-5)
+
+
+@torch.no_grad()
 def test_text_that_was_encoded_once_is_adapted_too():
     _, weights, about = wan_with_adapter(1)
     model, given = phantom(coupled=True), inputs()
