@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 
 from phantom.errors import UserError
@@ -26,6 +27,8 @@ from tests.generation.pipelines import pipeline, with_metadata
 from tests.serving.service import wait
 from tests.serving.test_app import ABOUT, make
 from tests.serving.test_jobs import postgres, url  # noqa: F401
+from tests.tracking.test_registry import Work
+from tests.tracking.test_versions import work  # noqa: F401
 
 RESULT = {"physics_view": False, "frames": 5}
 
@@ -223,6 +226,29 @@ def test_the_base_is_not_served_again_while_the_trained_model_is_made_anew(
     shutil.rmtree(trained)
     look(worker)
     assert worker.model.found.folder == trained
+
+
+def test_the_model_is_another_once_its_alias_moves(
+    worker: Worker,
+    work: Work,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    uri = work.store[0].partition("=")[2]
+    worker.options = replace(worker.options, model="models:/served@champion", tracking_uri=uri)
+    monkeypatch.setattr(models, "load", lambda found, _: SimpleNamespace(about=ABOUT, found=found))
+    worker.model = None
+    client, served = mlflow.MlflowClient(uri, uri), []
+    (worker.options.state / "models" / "mini").mkdir(parents=True)  # of the checkout, with --state .
+    for number in (2, 1):
+        client.set_registered_model_alias("served", "champion", number)
+        look(worker)
+        assert worker.model.found.name == f"models:/served/{number}"
+        served.append((worker.model.found.folder / "model.safetensors").read_text())
+        assert {path.name for path in (worker.options.state / "models").iterdir()} == {"mini", f"served-{number}"}
+    assert served == ["second", "first"]
+    client.delete_registered_model_alias("served", "champion")
+    look(worker)
+    assert worker.model.found.name == "models:/served/1"
 
 
 def stubborn(options: Options, _device: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from phantom.tracking.versions import PREFIX, download_export, find_version
 if TYPE_CHECKING:
     from phantom.generation.pipeline import PhantomPipeline
 
+MODELS = "models"  # folder of the state, with what was downloaded from the registry
 DEFAULTS = ("frames", "height", "width", "fps", "steps", "guidance_scale", "max_prefix_frames")
 
 
@@ -64,7 +67,7 @@ def find(options: Options) -> Found:
     """The model to serve just now; one of the registry is downloaded. Raises UserError, StageFailed."""
     if options.model.startswith(PREFIX):
         version = find_version(options.model, options.tracking_uri)
-        folder = download_export(version, options.tracking_uri, options.state / "models")
+        folder = download_export(version, options.tracking_uri, options.state / MODELS)
         return Found(folder, str(version), str(version))
     folder = Path(options.model)
     if options.fallback and not (folder / "config.json").is_file():
@@ -78,6 +81,16 @@ def find(options: Options) -> Found:
     stats = [(file.name, file.stat()) for file in sorted(files)]
     # Sizes and times, since an export's weights are gigabytes and are looked at every few seconds.
     return Found(folder, str(folder), "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
+
+
+def remove_former(found: Found, options: Options) -> None:
+    """Removes what was downloaded of other versions of the registry's model than `found`: it would fill the disk."""
+    if not options.model.startswith(PREFIX):
+        return
+    name = found.name.removeprefix(PREFIX).partition("/")[0]
+    for folder in (options.state / MODELS).iterdir():
+        if re.fullmatch(rf"{re.escape(name)}-\d+", folder.name) and not found.folder.is_relative_to(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(found: Found, options: Options) -> ServedModel:

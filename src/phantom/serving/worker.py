@@ -151,6 +151,7 @@ class Worker:
                 say(f"worker: {line}; the former model is served on")
             return
         self.model, self._said = loaded, ""
+        models.remove_former(found, self.options)
         self._patiently(lambda: self.queue.report(self.id, host(), True, loaded.about, None))
         say(f"worker: {found.name} is ready")
 
