@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from phantom.data.video import write_mp4
 from tests.axe import WINDOWS, violations
 from tests.serving.service import SLOW, Service, wait
 from tests.serving.test_app import png
@@ -214,6 +216,21 @@ def test_an_arrow_on_the_picture_is_the_force_of_phantoms_video(page: Page, tmp_
     page.find("force").clear()
     page.click("#source button")
     page.browser.get_log("browser")  # of the refused request
+
+
+def test_a_clips_last_frame_is_what_an_arrow_is_drawn_on(page: Page, tmp_path: Path):
+    frames = np.zeros((9, 48, 64, 3), np.uint8)
+    frames[-1] = (20, 200, 40)
+    write_mp4(tmp_path / "clip.mp4", frames, 4)
+    page.find("file").send_keys(str(tmp_path / "clip.mp4"))
+    pixel = (
+        "const copy = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
+        "copy.drawImage(document.getElementById('board'), 100, 100, 1, 1, 0, 0, 1, 1);"
+        "return [...copy.getImageData(0, 0, 1, 1).data]"
+    )
+    until(lambda: page.browser.execute_script(pixel)[1] > 120)
+    page.click("#source button")
+    until(lambda: page.browser.execute_script(pixel)[3] == 0)
 
 
 def test_a_running_video_is_cancelled_and_deleted(page: Page):
