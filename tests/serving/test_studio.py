@@ -233,6 +233,15 @@ def test_a_clips_last_frame_is_what_an_arrow_is_drawn_on(page: Page, tmp_path: P
     until(lambda: page.browser.execute_script(pixel)[3] == 0)
 
 
+def test_what_the_served_model_lacks_is_said(page: Page):
+    said = page.browser.execute_script(
+        "const whole = served, said = [{}, {takes_force: false}, {models: ['base']}].map((less) => {"
+        "served = {...whole, ...less}; describe(); return document.getElementById('lacks').textContent; });"
+        "served = whole; describe(); return said;"
+    )
+    assert said[0] == "" and "takes no force" in said[1] and "The base alone is served" in said[2]
+
+
 def test_a_running_video_is_cancelled_and_deleted(page: Page):
     page.ask("a ball", **SLOW)
     until(lambda: page.cells("in_progress") == 1 and page.all("#cells progress")[0].get_attribute("value") != "0")
