@@ -126,8 +126,7 @@ def test_a_job_is_its_workers_as_long_as_it_reports(queue: JobQueue):
 
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_leases_are_by_the_databases_clock(url: str, monkeypatch: pytest.MonkeyPatch):
-    queue = JobQueue(url, 20, KEEP_SECONDS)
+def test_leases_are_by_the_databases_clock(queue: JobQueue, monkeypatch: pytest.MonkeyPatch):
     id = submit(queue)
     queue.claim("a:1", 60)
     queue.report("a:1", "a", True, None, None)
@@ -135,7 +134,6 @@ def test_leases_are_by_the_databases_clock(url: str, monkeypatch: pytest.MonkeyP
     queue.end_abandoned()
     assert queue.claim("b:1", 60) is None and queue.get(id).status == "in_progress"
     assert [row.id for row in queue.workers()] == ["a:1"] and abs(queue.now() - queue.get(id).started_at) < 600
-    queue.close()
 
 
 def test_a_job_that_ends_its_worker_twice_fails_and_one_that_is_given_back_does_not(queue: JobQueue):

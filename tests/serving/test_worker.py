@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,9 +120,6 @@ def test_a_database_that_is_away_for_a_moment_costs_neither_the_model_nor_the_vi
 
     monkeypatch.setattr(worker, "_make", make_video)
     worker.queue = JobQueue(url, 3, 3600)
-    id = submit(worker.queue)
-    working = threading.Thread(target=lambda: worker._work(worker.queue.claim(worker.id, 60)))
-    working.start()
     said = ""
 
     def is_said() -> bool:
@@ -129,11 +127,16 @@ def test_a_database_that_is_away_for_a_moment_costs_neither_the_model_nor_the_vi
         said += capsys.readouterr().err
         return "it is asked again" in said
 
-    wait(is_said)
-    set_away(False)
-    working.join()
-    assert worker.queue.get(id).status == "completed" and worker.results.size(f"videos/{id}.mp4")
-    connection.close()
+    with closing(connection), closing(worker.queue):
+        id = submit(worker.queue)
+        working = threading.Thread(target=lambda: worker._work(worker.queue.claim(worker.id, 60)))
+        working.start()
+        try:
+            wait(is_said)
+        finally:
+            set_away(False)
+            working.join()
+        assert worker.queue.get(id).status == "completed" and worker.results.size(f"videos/{id}.mp4")
 
 
 def test_a_registry_that_does_not_answer_keeps_no_job_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch):
