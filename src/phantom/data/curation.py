@@ -7,7 +7,6 @@ selects training clips by them (`config.clip_filter` says what each means). Near
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from phantom.data.manifest import Curation
+from phantom.data.near_duplicates import find_first_alike
 from phantom.data.shots import find_cuts
 
 SIDE = 64  # pixels of the longer side of the pictures that are measured
@@ -23,9 +23,7 @@ STATIC_LEVELS = 10  # codec noise stays below this
 BLACK_LEVELS = 20  # of 255: black, with codec noise
 HASHED_FRAMES, FIELDS = 4, 16  # a bit for each of 16 x 16 fields of each of these frames
 HASH_LEVELS = 2  # a difference of fewer levels is noise
-MAX_DISTANCE, MAX_SHARE = 48, 0.1  # bits in which near-duplicates differ, and their share of those that are set
-BAND_BYTES = 4  # hashes that near agree in most of these parts
-COLOUR_FIELDS, COLOUR_LEVELS = 4, 24  # near-duplicates differ in colour by less, in each of 4 x 4 fields
+COLOUR_FIELDS = 4  # a side
 
 
 @dataclass(frozen=True)
@@ -67,32 +65,12 @@ def reduced(frames: np.ndarray) -> np.ndarray:
 
 def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
     """The columns by clip id, with `duplicate_of`: of clips that nearly equal each other, all but the first have it."""
-    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)  # (band, its bits) -> firsts, as rows of `hashes`
-    hashes = np.array([[*bytes.fromhex(one.hash)] for _, one in found], np.uint8)
+    hashes = np.array([np.frombuffer(bytes.fromhex(one.hash), np.uint8) for _, one in found])
     colours = np.array([np.frombuffer(bytes.fromhex(one.colours), np.int8) for _, one in found], np.int16)
-    marked: dict[str, Curation] = {}
-    for row, (id_, one) in enumerate(found):
-        own = hashes[row].tobytes()
-        parts = [(start, own[start : start + BAND_BYTES]) for start in range(0, len(own), BAND_BYTES)]
-        bands = [part for part in parts if any(part[1])] or [(-1, b"")]  # flat fields are in any clip
-        near = np.array(sorted({first for band in bands for first in buckets[band]}), int)
-        near = near[2 * np.abs(colours[near] - colours[row]).max(1, initial=0) < COLOUR_LEVELS]
-        first = _nearest(hashes[row], hashes[near])
-        marked[id_] = one.curation if first is None else replace(one.curation, duplicate_of=found[near[first]][0])
-        if first is None:
-            for band in bands:
-                buckets[band].append(row)
-    return marked
-
-
-def _nearest(own: np.ndarray, others: np.ndarray) -> int | None:
-    """The index of the hash among `others` (N, bytes) that is nearest to `own`, if it is near enough."""
-    if not len(others):
-        return None
-    distances = np.bitwise_count(others ^ own).sum(1)
-    best = int(distances.argmin())
-    is_set = min(int(np.bitwise_count(hash_).sum()) for hash_ in (own, others[best]))
-    return best if distances[best] <= min(MAX_DISTANCE, MAX_SHARE * is_set) else None
+    return {
+        id_: one.curation if first < 0 else replace(one.curation, duplicate_of=found[first][0])
+        for (id_, one), first in zip(found, find_first_alike(hashes, colours), strict=True)
+    }
 
 
 def _black_share(brightest: np.ndarray) -> float:
