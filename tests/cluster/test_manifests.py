@@ -20,7 +20,7 @@ from phantom.cluster.render import render
 from phantom.cluster.spec import ENV_OF_ONE_RUN, JobSpec, last_spec, make_spec
 from phantom.cluster.submit import run_job
 from phantom.cluster.validation import validate_manifest, validate_pod
-from phantom.config import load_params, preset_path
+from phantom.config import Compute, load_params, preset_path
 from phantom.errors import UserError
 from phantom.orchestration.run_settings import START
 from tests.cluster.conftest import OF_THE_RUNTIME, Cluster
@@ -342,7 +342,7 @@ def test_from_outside_everything_goes_through_the_login():
 # --- job templates ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["train.yaml", "encode.yaml", "evaluate.yaml", "trainer-v2/train.yaml"])
+@pytest.mark.parametrize("file", [*(f"{stage}.yaml" for stage in Compute.model_fields), "trainer-v2/train.yaml"])
 def test_a_job_template_equals_the_submitted_job_but_is_suspended(file: str):
     templates = load((K8S / "jobs" / file).read_text(encoding="utf-8"))
     stage = Path(file).stem

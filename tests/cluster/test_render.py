@@ -16,7 +16,7 @@ from phantom.errors import UserError
 from phantom.training.metrics import METRICS_PORT_ENV
 from tests.cluster.schemas import schema_errors
 
-STAGES = ("encode", "train", "evaluate")
+STAGES = ("prepare", "encode", "train", "evaluate")
 EVERYTHING = [
     "cluster.nodes=2",
     "cluster.queue=gpus",
@@ -83,6 +83,20 @@ def test_videos_and_scores_of_an_evaluation_have_a_gpu_each():
         assert pod(render(spec))["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert render(parts)["spec"]["completions"] == render(parts)["spec"]["parallelism"] == 4
     assert make_spec("evaluate", params("cluster.evaluate_pods=1")).indexes is None
+
+
+def test_prepare_has_no_gpu_and_is_known_by_its_source(tmp_path):
+    parts = make_spec("prepare", params("data.source=folder", "data.path=videos", "cluster.prepare_pods=4"), tmp_path)
+    for spec in (parts, last_spec(parts)):
+        assert "gpu" not in json.dumps(pod(render(spec))["containers"][0]["resources"])
+    assert render(parts)["spec"]["completions"] == render(parts)["spec"]["parallelism"] == 4
+    assert make_spec("prepare", params("data.source=worlds", "cluster.prepare_pods=4"), tmp_path).indexes is None
+    (tmp_path / "videos").mkdir()
+    names = []
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "videos" / name).touch()
+        names.append(make_spec("prepare", params("data.source=folder", "data.path=videos"), tmp_path).name)
+    assert len({*names, parts.name}) == 3
 
 
 def test_no_gpu_is_requested_without_cluster_gpu():

@@ -26,7 +26,7 @@ def test_a_job_runs_the_stage_with_its_settings_and_its_log_is_shown(cluster: Cl
     assert (result.stage, result.pods, result.restarts, result.adopted, result.here) == ("train", 1, 0, False, True)
     assert (cluster.root / "seen").read_text(encoding="utf-8").startswith("-m phantom.cli train --params /")
     seen = yaml.safe_load((cluster.root / "seen.yaml").read_text(encoding="utf-8"))
-    assert seen["compute"] == {"encode": "local", "train": "local", "evaluate": "local"}
+    assert seen["compute"] == dict.fromkeys(("prepare", "encode", "train", "evaluate"), "local")
     assert seen["train"] == params.model_dump(mode="json")["train"]
     assert seen["evaluate"]["sampling"]["negative_prompt"] == "costs $(HOME) $$ €"
     said = capfd.readouterr().err.splitlines()
@@ -68,6 +68,26 @@ esac"""
     assert run_job("encode", params, cluster.root).adopted
     assert sorted((cluster.root / "parts").read_text(encoding="utf-8").split()) == parts
     assert run_job("evaluate", cluster.params(), cluster.root).here
+
+
+def test_prepare_is_an_indexed_job_and_one_that_writes_the_manifest(cluster: Cluster):
+    cluster.image(
+        python="""
+case "$4" in
+--index) echo "$5/$7" >> parts;;
+*) mkdir -p data/clips; cp parts data/clips/manifest.parquet;;
+esac"""
+    )
+    videos = cluster.root / "videos"
+    videos.mkdir()
+    params = cluster.params("cluster.prepare_pods=3", "data.source=folder", "data.path=videos")
+    assert run_job("prepare", params, cluster.root).here
+    manifest = cluster.root / "data/clips/manifest.parquet"
+    assert sorted(manifest.read_text(encoding="utf-8").split()) == ["0/3", "1/3", "2/3"]
+    assert [job["metadata"]["name"].endswith("-manifest") for job in cluster.api.find("jobs")] == [False, True]
+    assert run_job("prepare", params, cluster.root).adopted
+    (videos / "new.mp4").touch()
+    assert not run_job("prepare", params, cluster.root).adopted
 
 
 def test_the_videos_of_an_evaluation_are_an_indexed_job_and_its_scores_another(cluster: Cluster):

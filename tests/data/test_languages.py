@@ -27,3 +27,9 @@ def test_languages_are_told_apart_and_each_caption_is_looked_at_once(tmp_path, m
     assert asked == [""]
     asked.clear()
     assert caption_languages([*CAPTIONS], known) == [*CAPTIONS.values()] and asked == [""]
+    asked.clear()
+    other = known.with_name("languages-00002-00001.txt")  # of another process
+    caption_languages(["Two dogs play.", "Two cats sleep."], other)
+    assert asked == ["Two cats sleep."] and len(other.read_text().splitlines()) == 1
+    caption_languages(["Two cats sleep."], known)
+    assert asked == ["Two cats sleep."]

@@ -24,18 +24,41 @@ from phantom.progress import is_first_process
 
 
 @app.command()
-def prepare(context: typer.Context, params: ParamsFile = None, set_: Set = None, as_json: AsJson = False) -> None:
-    """Prepare the clips in data/clips, and data/benchmark for the simulated worlds."""
-    with stage("prepare", context, params, set_) as tree:
-        from phantom.data.prepare import prepare
-        from phantom.orchestration.run import write_placeholder
-        from phantom.orchestration.stages import BENCHMARK
-        from phantom.tracking.records import log_stage
+def prepare(
+    context: typer.Context,
+    index: Annotated[
+        int | None, typer.Option(help="Look at one part of the source's videos only: its number, from 0.", min=0)
+    ] = None,
+    of: Annotated[int | None, typer.Option(help="Number of parts, with --index.", min=1)] = None,
+    launcher: Launcher = None,
+    params: ParamsFile = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare the clips in data/clips, and data/benchmark for the simulated worlds.
 
-        result = prepare(tree)
-        if tree.evaluate.physics_iq.benchmark != "worlds":
-            write_placeholder(BENCHMARK.path, f"The benchmark of this run is {tree.evaluate.physics_iq.benchmark}.")
-        log_stage("prepare", tree, result)
+    Parts of the videos may be looked at before, at the same time, anywhere.
+    """
+    part = find_part(index, of)
+    with stage("prepare", context, params, set_, launcher) as tree:
+        if tree.compute.prepare == "kubernetes" and part is None:
+            result: Any = run_on_cluster("prepare", tree)
+        else:
+            from phantom.cluster.outputs import keep
+            from phantom.data.part import Part
+            from phantom.data.prepare import prepare, prepare_part
+            from phantom.orchestration.run import write_placeholder
+            from phantom.orchestration.stages import BENCHMARK
+            from phantom.tracking.records import log_stage
+
+            if part is not None:
+                result = prepare_part(tree, Part(*part))
+            else:
+                result = prepare(tree)
+                if (benchmark := tree.evaluate.physics_iq.benchmark) != "worlds":
+                    write_placeholder(BENCHMARK.path, f"The benchmark of this run is {benchmark}.")
+                keep("prepare")
+                log_stage("prepare", tree, result)
     show(result, as_json)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from phantom.cluster.outputs import KEEP_ENV, KEPT
 from phantom.config import Cluster, Params
+from phantom.data.storage import source_fingerprint
 from phantom.errors import OUTCOME_ENV, UserError
 from phantom.logs import LOG_ENV
 from phantom.orchestration.stages import identity_files, result_settings
@@ -50,9 +51,12 @@ class JobSpec:
 
 
 def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
-    """The job of a stage ("encode", "train" or "evaluate"). Raises UserError if the settings do not fit."""
+    """The job of a stage, "prepare", "encode", "train" or "evaluate". Raises UserError if the settings do not fit."""
     cluster = params.cluster
-    pods = {"encode": cluster.encode_pods, "train": cluster.nodes, "evaluate": cluster.evaluate_pods}[stage]
+    if stage == "prepare":
+        pods = 1 if params.data.source == "worlds" else cluster.prepare_pods
+    else:
+        pods = {"encode": cluster.encode_pods, "train": cluster.nodes, "evaluate": cluster.evaluate_pods}[stage]
     processes = 1
     if stage == "train":
         processes, left = divmod(params.train.processes, pods)
@@ -63,7 +67,7 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
                 f"cluster.nodes: found {pods}, accepted: divisors of train.processes {whole}; nearest valid: {near}"
             )
     indexes = (cluster.encode_indexes or pods) if stage == "encode" else None
-    if stage == "evaluate" and pods > 1:
+    if stage in ("prepare", "evaluate") and pods > 1:
         indexes = pods
     name = f"phantom-{stage}-{_identity(stage, params, root)}"
     key = f"{name}-{hashlib.sha256(cluster.image.encode()).hexdigest()[:6]}"
@@ -77,14 +81,17 @@ def make_spec(stage: str, params: Params, root: Path = Path()) -> JobSpec:
         env={**_environment(stage, params), KEEP_ENV: str(KEPT / stage / key)},
         settings=cluster,
         indexes=indexes,
+        has_gpus=stage != "prepare",
     )
 
 
 def last_spec(parts: JobSpec) -> JobSpec:
-    """The job after the parts: of encode one without a GPU that makes data/latents, of evaluate one that scores."""
+    """The job after the parts: of prepare one that writes the manifest, of encode one without a GPU that makes
+    data/latents, of evaluate one that scores."""
     one = replace(parts, pods=1, indexes=None)
-    if parts.stage == "evaluate":
-        return replace(one, name=f"{parts.name}-score", command=_script("evaluate"))
+    if parts.stage in ("prepare", "evaluate"):
+        suffix = {"prepare": "manifest", "evaluate": "score"}[parts.stage]
+        return replace(one, name=f"{parts.name}-{suffix}", command=_script(parts.stage))
     most = {key: min(getattr(parts.settings, key), value) for key, value in MERGE_AT_MOST.items()}
     settings = parts.settings.model_copy(update={"resources": (), **most})
     command = _script("encode", "--merge")
@@ -144,6 +151,8 @@ def _given(cluster: Cluster) -> dict[str, str]:
 def _identity(stage: str, params: Params, root: Path) -> str:
     """A hash of the work: the settings that the result depends on, and those of its inputs that exist here."""
     digest = hashlib.sha256(json.dumps([stage, result_settings(stage, params)], sort_keys=True).encode())
+    if stage == "prepare":
+        digest.update((source_fingerprint(params, root) or "").encode())
     for path in identity_files(stage):
         if (root / path).is_file():
             digest.update(hashlib.sha256((root / path).read_bytes()).digest())

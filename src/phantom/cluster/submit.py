@@ -46,8 +46,8 @@ class JobResult:
 def run_job(stage: str, params: Params, root: Path = Path()) -> JobResult:
     """Runs a stage as a job until it finishes. A job for the same work that already exists is adopted.
 
-    Encode is two: the parts, and data/latents made of them; so is evaluate in several pods: the videos, and their
-    scores. Finished parts are done again only after the second was.
+    Encode is two: the parts, and data/latents made of them; so is prepare in several pods: what the videos are, and the
+    manifest; and evaluate: the videos, and their scores. Finished parts are done again only after the second was.
 
     On KeyboardInterrupt it deletes the job, whose pods then save a checkpoint; on Terminated it leaves the job. Raises
     UserError, Interrupted or StageFailed, as the stage did.

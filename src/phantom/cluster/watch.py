@@ -194,7 +194,7 @@ class JobWatcher:
                 if stamp > last:
                     self._read[uid, attempt] = (stamp, now)
                     self._tails.setdefault(uid, deque(maxlen=KEPT_LINES)).append(line)
-                    self.on_line(f"{name}: {line}" if self.stage == "encode" and len(self._live) > 1 else line)
+                    self.on_line(f"{name}: {line}" if self.stage != "train" and len(self._live) > 1 else line)
 
     def _save_log(self, name: str, uid: str, attempt: int, lines: Sequence[str] = (), tail: str = "") -> Sequence[str]:
         """Writes and returns a container's last lines: `lines`, else those read so far, else those of `tail`."""

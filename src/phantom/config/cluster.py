@@ -12,6 +12,7 @@ from phantom.config.base import KeyValue, NonNegative, Positive, Section
 class Compute(Section):
     """Where each stage runs. Does not affect results; not a DVC parameter."""
 
+    prepare: Literal["local", "kubernetes"] = "local"
     encode: Literal["local", "kubernetes"]
     train: Literal["local", "kubernetes"]
     evaluate: Literal["local", "kubernetes"]
@@ -33,6 +34,7 @@ class Cluster(Section):
     priority_class: str | None
     node_selector: tuple[KeyValue, ...]
     nodes: Positive  # pods of a training job; train.processes are divided among them
+    prepare_pods: Positive = 1  # pods that look at the source's videos in parallel
     encode_pods: Positive  # pods that encode in parallel
     encode_indexes: Positive | None = None  # parts that the clips are encoded in; null: one per pod
     evaluate_pods: Positive = 1  # pods that generate the videos of an evaluation in parallel

@@ -31,6 +31,10 @@ class Part:
         """Whether what has this key belongs to the part: a function of the key alone."""
         return int(key[:16], 16) % self.of == self.index
 
+    def piece(self, items: Sequence[T]) -> list[T]:
+        """Its share of `items`: neighbours, as those of one zip."""
+        return list(items[len(items) * self.index // self.of : len(items) * (self.index + 1) // self.of])
+
     def take(self, items: Sequence[T]) -> list[T]:
         """Its share of `items`: every `of`-th one."""
         return list(items[self.index :: self.of])

@@ -11,17 +11,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map(function, items)`, in order, with up to `workers` items in flight beyond the one in use.
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
+) -> Iterator[Result]:
+    """`map(function, items)`, in order, with up to `ahead` items (default: `workers`) beyond the one in use.
 
-    Threads suffice: video decoding and encoding release the GIL, and no thread outlives a killed process.
+    More of them than workers keep these busy beside an item that takes long. Threads suffice: video decoding and
+    encoding release the GIL, and no thread outlives a killed process.
     """
+    ahead = workers if ahead is None else ahead
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > workers:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,17 +14,27 @@ from phantom.config import Data, Params
 from phantom.data.clip_file import VERSION
 from phantom.data.curation import mark_duplicates
 from phantom.data.files import exclusive, fresh_folder, replace_folder
+from phantom.data.languages import KNOWN
 from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, by_kind, write_manifest, write_quarantine
+from phantom.data.part import Part
 from phantom.data.sources import folder, openvid, worlds_files
-from phantom.data.sources.clips import Places, SourceContents
-from phantom.data.storage import LocalFolder, open_folder
-from phantom.errors import UserError
+from phantom.data.sources.clips import (
+    FilteredOut,
+    Places,
+    PreparedVideo,
+    SourceContents,
+    Videos,
+    make_clips,
+    prepare_videos,
+)
+from phantom.data.storage import Folder, LocalFolder, Refused, open_folder
+from phantom.errors import StageFailed, UserError
 
 BENCHMARK = Path("data/benchmark")
 REPORT = "report.json"
 WORK = Path("checkpoints/prepare")  # not under data/, which is an output of DVC's
 LOCK = Path("checkpoints/prepare.lock")
-LANGUAGES = "languages.txt"  # of captions, by hash
+FindVideos = Callable[[Folder, Data, Path, Part], tuple[SourceContents, Videos]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,17 @@ class PrepareResult:
     folder: str
 
 
+@dataclass(frozen=True)
+class PartResult:
+    """Of a part: the videos that were looked at, the clips that they give, and those refused or filtered out."""
+
+    videos: int
+    clips: int
+    refused: int
+    removed: int
+    folder: str
+
+
 def prepare(params: Params, root: Path = Path()) -> PrepareResult:
     """Makes data/clips and, where the benchmark is the simulated worlds, data/benchmark.
 
@@ -55,9 +77,33 @@ def prepare(params: Params, root: Path = Path()) -> PrepareResult:
         return _prepare(params, root)
 
 
+def prepare_part(params: Params, part: Part, root: Path = Path()) -> PartResult:
+    """Looks at a part of the source's videos, and keeps what it finds for `prepare`, which makes data/clips of it.
+
+    Parts may be done at the same time, in any order, and more than once. Raises UserError for wrong settings only,
+    StageFailed where another attempt may succeed.
+    """
+    if params.data.source == "worlds":
+        raise UserError("--index: found with data.source worlds, which are made at once; accepted: folder, openvid")
+    counts: Counter[str] = Counter()
+    try:
+        found, videos = _find_videos(params, root, part)
+        for _, result in prepare_videos(found.videos, videos, _places(params, root), params.data):
+            if isinstance(result, PreparedVideo):
+                counts["clips"] += len(result.made.clips)
+            else:
+                counts["removed" if isinstance(result, FilteredOut) else "refused"] += 1
+    except Refused as error:
+        raise StageFailed(str(error)) from None
+    except FileNotFoundError as error:  # `prepare` has ended meanwhile, and tidied up
+        raise StageFailed(f"{error.filename}: has gone while a part was prepared; run again to go on") from None
+    work = root / WORK / _recipe_digest(params.data)
+    return PartResult(len(found.videos), counts["clips"], counts["refused"], counts["removed"], str(work))
+
+
 def _prepare(params: Params, root: Path) -> PrepareResult:
     out, benchmark = root / CLIPS, root / BENCHMARK
-    new, new_benchmark = (fresh_folder(path.with_name(path.name + ".new")) for path in (out, benchmark))
+    new, new_benchmark = (fresh_folder(_new(path)) for path in (out, benchmark))
     try:
         found = _make_clips(new, params, root)
         _check_quarantine(found, params.data, root / WORK / QUARANTINE)
@@ -79,7 +125,7 @@ def _prepare(params: Params, root: Path) -> PrepareResult:
 def _tidy(work: Path, recipe: str) -> None:
     """Leaves only what is known of captions, and the records of the clips: the next call makes no clip twice."""
     for path in work.glob("*"):
-        if path.name not in (recipe, LANGUAGES):
+        if path.name != recipe and not path.match(KNOWN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in work.glob(f"{recipe}/*"):
         if path.suffix != ".json":
@@ -94,14 +140,29 @@ def _make_clips(new: Path, params: Params, root: Path) -> SourceContents:
     if data.source == "worlds":
         clips, measured = worlds_files.write_clips(new, params)
         return SourceContents(clips=clips, measured=measured)
+    found, videos = _find_videos(params, root, Part())
+    return make_clips(found, videos, _places(params, root), data)
+
+
+def _find_videos(params: Params, root: Path, part: Part) -> tuple[SourceContents, Videos]:
+    data = params.data
     source = open_folder(str(data.path), root, params.storage)
     if isinstance(source, LocalFolder):
         here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
-    make_clips = {"folder": folder.make_clips, "openvid": openvid.make_clips}[data.source]
-    work = root / WORK
-    return make_clips(source, data, Places(new, root / CLIPS, work / _recipe_digest(data), work / LANGUAGES))
+    name = "languages.txt" if part == Part() else f"languages-{part.name}.txt"  # KNOWN
+    kinds: dict[str, FindVideos] = {"folder": folder.find_videos, "openvid": openvid.find_videos}
+    return kinds[data.source](source, data, root / WORK / name, part)
+
+
+def _places(params: Params, root: Path) -> Places:
+    return Places(_new(root / CLIPS), root / CLIPS, root / WORK / _recipe_digest(params.data))
+
+
+def _new(folder: Path) -> Path:
+    """Where a folder is made before it takes its place."""
+    return folder.with_name(folder.name + ".new")
 
 
 def _curated(found: SourceContents) -> list[Clip]:

@@ -59,7 +59,8 @@ def doctor(params: Params, root: Path = Path()) -> list[Check]:
         "dvc remote": lambda name: _dvc_remote(name, root),
         "video encoder": _video,
     }
-    if version("torch") is None and set(params.compute.model_dump().values()) == {"kubernetes"}:
+    needs_torch = params.compute.model_dump(exclude={"prepare"})
+    if version("torch") is None and set(needs_torch.values()) == {"kubernetes"}:
         checks |= dict.fromkeys(("device", "settings", "frozen parts"), _skipped)
         checks["packages"] = lambda name: check_packages(name, PACKAGES, root)
     return [attempt(name, check) for name, check in checks.items()]

@@ -24,7 +24,7 @@ from typing import Any
 
 from phantom.config import Params, load_params
 from phantom.data.files import lock_file
-from phantom.data.storage import S3, fingerprint, open_folder
+from phantom.data.storage import source_fingerprint
 from phantom.errors import OUTCOME_ENV, Interrupted, Outcome, StageFailed, Terminated, UserError, read_outcome
 from phantom.evaluation.benchmarks import check_benchmarks
 from phantom.logs import relay, text_of
@@ -163,7 +163,7 @@ def run_stage(
     work.mkdir(parents=True, exist_ok=True)
     outcome_file, log = work / f"{stage}.json", work / f"{stage}.log"
     outcome_file.unlink(missing_ok=True)
-    source = _source_fingerprint(params, root) if stage == "prepare" else None
+    source = source_fingerprint(params, root) if stage == "prepare" else None
     # DVC ignores SIGTERM, as it does SIGINT, and ends once the stage has: stages set a handler of their own.
     command = ["/bin/sh", "-c", "trap '' TERM; exec \"$@\"", "sh", sys.executable]
     command += ["-m", "dvc", "repro", "--quiet", "--single-item", stage]
@@ -382,14 +382,6 @@ def _failure(stage: str, outcome: Outcome | None, root: Path) -> Exception:
     if dry_run.returncode and errors:
         return StageFailed(f"{stage}: {errors[0].removeprefix('ERROR: ')}")
     return StageFailed(f"{stage}: its process was killed (out of memory?); run again to go on, or {hint}")
-
-
-def _source_fingerprint(params: Params, root: Path) -> str | None:
-    """Identifies the clips of the source and their versions; None if it is not a folder or does not exist."""
-    path = params.data.path or ""
-    if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
-        return None
-    return fingerprint(open_folder(path, root, params.storage))
 
 
 def _is_number(value: Any) -> bool:

@@ -25,7 +25,7 @@ ALLOWED = (
     *(f"evaluate.likephys.{name}" for name in ("groups", "frames", "timesteps", "guidance_scale")),
     *(f"evaluate.{name}.samples" for name in ("videophy", "videophy2", "vlm")),
     *("storage.prefetch", "compute"),
-    *(f"cluster.{name}" for name in ("nodes", "encode_pods", "encode_indexes", "evaluate_pods", "cpu")),
+    *(f"cluster.{name}" for name in ("nodes", "prepare_pods", "encode_pods", "encode_indexes", "evaluate_pods", "cpu")),
     *(f"cluster.{name}" for name in ("memory_gib", "shared_memory_gib", "restarts", "grace_seconds", "keep_hours")),
 )
 PATHS = ("data.path", "train.init_from")  # among them: must lie in the workspace

@@ -87,7 +87,7 @@ STAGES: dict[str, Stage] = {
                 ),
                 *("evaluate.physics_iq.benchmark", "evaluate.physics_iq.fps"),
             ),
-            runs_as_job=False,
+            runs_as_job=True,
             retries=1,
             timeout_seconds=24 * HOUR,
         ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,6 +37,7 @@ FILE_ERRNOS = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP),
     *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL),
 )
+AHEAD = 8  # videos for each core that are looked at beyond the oldest one, which may take long
 MAX_CAPTION = 10_000  # characters; more is not a caption but, for example, a csv with a missing quote
 
 
@@ -109,13 +110,11 @@ class PreparedVideo:
 
 @dataclass(frozen=True)
 class Places:
-    """Folders: of new clips, of those that the call before has made, and of clips that are finished, with records; and
-    the file that knows the languages of captions."""
+    """Folders: of new clips, of those that the call before has made, and of clips that are finished, with records."""
 
     out: Path
     former: Path
     work: Path
-    languages: Path
 
 
 PREPARED_VIDEO = TypeAdapter(PreparedVideo)
@@ -129,25 +128,19 @@ def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data
     disk or the network fails, rather than the file itself.
     """
     work = places.work
-    work.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, PreparedVideo] = {}
     first: dict[tuple[str, ...], SourceVideo] = {}  # sha256 of the clips -> the first video that they were made of
-    with DecodeWorkers() as workers, track("prepare", len(found.videos), "clips") as bar:
-        make = partial(_prepare_video, videos=videos, data=data, places=places, workers=workers)
-        for video, result in zip(found.videos, prefetch(make, found.videos, cores()), strict=True):
-            if isinstance(result, PreparedVideo) and not result.made.clips:
-                result = FilteredOut("cuts")
-            if isinstance(result, PreparedVideo):
-                key = tuple(clip.sha256 for clip in result.made.clips)
-                if first.setdefault(key, video) != video:
-                    result = f"duplicate: the same video as {first[key].path}"
-            if isinstance(result, PreparedVideo):
-                prepared[video.id] = result
-            elif isinstance(result, FilteredOut):
-                found.removed[str(result)] += 1
-            else:
-                found.quarantine(video.id, video.path, result)
-            bar.advance()
+    for video, result in prepare_videos(found.videos, videos, places, data):
+        if isinstance(result, PreparedVideo):
+            key = tuple(clip.sha256 for clip in result.made.clips)
+            if first.setdefault(key, video) != video:
+                result = f"duplicate: the same video as {first[key].path}"
+        if isinstance(result, PreparedVideo):
+            prepared[video.id] = result
+        elif isinstance(result, FilteredOut):
+            found.removed[str(result)] += 1
+        else:
+            found.quarantine(video.id, video.path, result)
     videos_of_clips = [(video, prepared[video.id]) for video in found.videos if video.id in prepared]
     origins = {video.id: _origin(video, one) for video, one in videos_of_clips}
     counts: Counter[str] = Counter()
@@ -175,9 +168,25 @@ def make_clips(found: SourceContents, videos: Videos, places: Places, data: Data
     return found
 
 
-def name_languages(found: SourceContents, places: Places) -> None:
+def prepare_videos(
+    wanted: Sequence[SourceVideo], videos: Videos, places: Places, data: Data
+) -> Iterator[tuple[SourceVideo, PreparedVideo | FilteredOut | str]]:
+    """Decodes each of the videos whose record is not in `places.work` yet, and leaves it there.
+
+    Yields what became of it: its clips, or why there are none. Any number of processes may do so at once.
+    """
+    places.work.mkdir(parents=True, exist_ok=True)
+    with DecodeWorkers() as workers, track("prepare", len(wanted), "clips") as bar:
+        make = partial(_prepare_video, videos=videos, data=data, places=places, workers=workers)
+        for video, result in zip(wanted, prefetch(make, wanted, cores(), AHEAD * cores()), strict=True):
+            is_dropped = isinstance(result, PreparedVideo) and not result.made.clips
+            yield video, FilteredOut("cuts") if is_dropped else result
+            bar.advance()
+
+
+def name_languages(found: SourceContents, known: Path) -> None:
     """Has the videos of `found` state the languages of their captions."""
-    languages = caption_languages([video.caption for video in found.videos], places.languages)
+    languages = caption_languages([video.caption for video in found.videos], known)
     found.videos = [replace(video, language=one) for video, one in zip(found.videos, languages, strict=True)]
 
 
@@ -275,7 +284,7 @@ def _prepare_video(
     work, record = places.work, _record_path(places.work, video)
     if finished := _find_finished(video, record, places, data):
         return finished
-    part = work / f"{threading.get_ident()}.part"  # another thread may make the same clip
+    part = work / f"{os.urandom(8).hex()}.part"  # another thread, or machine, may make the same clip
     try:
         with videos.open(video) as (file, span):
             source = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256(file)

@@ -16,10 +16,18 @@ from typing import Any
 
 from phantom.config import Data
 from phantom.data.manifest import Probe, Reference
+from phantom.data.part import Part
 from phantom.data.prefetch import prefetch
 from phantom.data.references import make_segment
-from phantom.data.sources import clips
-from phantom.data.sources.clips import Places, SourceContents, SourceVideo, Span, caption_text, printable, read_failure
+from phantom.data.sources.clips import (
+    SourceContents,
+    SourceVideo,
+    Span,
+    caption_text,
+    name_languages,
+    printable,
+    read_failure,
+)
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import Folder
 from phantom.data.video import BadClip
@@ -29,14 +37,15 @@ CSV, JSONL = "captions.csv", "captions.jsonl"
 CAPTION_READERS = 16  # caption files read in parallel
 
 
-def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
-    """Makes a clip of every usable mp4 of `folder`; see clips.make_clips.
+def find_videos(folder: Folder, data: Data, languages: Path, part: Part) -> tuple[SourceContents, FolderVideos]:
+    """The mp4 of a part of `folder`, and access to them; `languages`: see `caption_languages`.
 
     Raises UserError if the folder, its videos or its captions are missing.
     """
     found = list_videos(folder)
-    clips.name_languages(found, places)
-    return clips.make_clips(found, FolderVideos(folder, str(data.path)), places, data)
+    found.videos = part.piece(found.videos)
+    name_languages(found, languages)
+    return found, FolderVideos(folder, str(data.path))
 
 
 class FolderVideos:

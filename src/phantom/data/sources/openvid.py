@@ -17,15 +17,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from string import ascii_lowercase
 from typing import Any, BinaryIO, cast
 
 from phantom.config import Data, OpenVid
 from phantom.data.manifest import Probe, Reference, Scores, Segment
+from phantom.data.part import Part
 from phantom.data.references import DECOMPRESS, make_segment
-from phantom.data.sources import clips
-from phantom.data.sources.clips import FilteredOut, Places, SourceContents, SourceVideo, Span, caption_text
+from phantom.data.sources.clips import FilteredOut, SourceContents, SourceVideo, Span, caption_text, name_languages
 from phantom.data.sources.tables import TOO_MANY_CELLS, csv_rows
 from phantom.data.storage import ConcatenatedFile, Folder, escapes_folder
 from phantom.data.video import BadClip
@@ -51,19 +51,20 @@ ZIP_ERRORS = (
 )
 
 
-def make_clips(folder: Folder, data: Data, places: Places) -> SourceContents:
-    """Makes a clip of every usable video of `folder` that passes the filters; see clips.make_clips.
+def find_videos(folder: Folder, data: Data, languages: Path, part: Part) -> tuple[SourceContents, ZipVideos]:
+    """The videos of a part of `folder` that pass the filters, and access to them; `languages`: `caption_languages`.
 
     Raises UserError if the csv or the zips are missing or incomplete.
     """
     zips = ZipParts(folder)
     found, members = list_videos(folder, zips, data.openvid)
-    clips.name_languages(found, places)
+    found.videos = part.piece(found.videos)
+    name_languages(found, languages)
     if (wanted := data.openvid.language) is not None:
         kept = [video for video in found.videos if video.language == wanted]
         found.removed["language"] += len(found.videos) - len(kept)
         found.videos = kept
-    return clips.make_clips(found, ZipVideos(zips, members, data), places, data)
+    return found, ZipVideos(zips, members, data)
 
 
 class ZipVideos:

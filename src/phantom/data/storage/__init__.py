@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from phantom.config import Storage
+from phantom.config import Params, Storage
 from phantom.data.storage.files import Changed, ConcatenatedFile, Entry, NotFound, Refused, escapes_folder
 from phantom.data.storage.local import LocalFolder
 from phantom.data.storage.pinned import PinnedFolder
@@ -29,6 +29,7 @@ __all__ = [
     "locate",
     "open_folder",
     "open_latent_store",
+    "source_fingerprint",
 ]
 
 Folder = LocalFolder | S3Folder
@@ -56,8 +57,15 @@ def open_latent_store(root: Path, settings: Storage) -> ReadFolder | None:
     store = open_folder(settings.latents, root, settings)
     if settings.pin_gb is None or isinstance(store, LocalFolder):
         return store
-    name = hashlib.sha256(str(store).encode()).hexdigest()[:12]  # a folder for each store
-    return PinnedFolder(store, root / settings.cache / "pinned" / name, int(settings.pin_gb * 2**30))
+    return PinnedFolder(store, root / settings.cache / "pinned", int(settings.pin_gb * 2**30))
+
+
+def source_fingerprint(params: Params, root: Path) -> str | None:
+    """Identifies the clips of the source and their versions; None if it is not a folder or does not exist."""
+    path = params.data.path or ""
+    if params.data.source == "worlds" or not (path.startswith(S3) or (root / path).is_dir()):
+        return None
+    return fingerprint(open_folder(path, root, params.storage))
 
 
 def fingerprint(folder: Folder) -> str:
