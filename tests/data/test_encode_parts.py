@@ -350,6 +350,19 @@ def test_a_part_that_still_runs_while_the_merge_publishes_ends_well(params, tmp_
     assert_whole(tmp_path)
 
 
+def test_what_a_killed_process_was_writing_into_a_shared_folder_is_deleted_later(make_params, tmp_path):
+    store = tmp_path / "store"
+    params = make_params(*SETTINGS, f"storage.latents={store}")
+    for name, age in ((".killed.safetensors", 7200), ("records/x/.killed.part", 7200), (".written.safetensors", 0)):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).touch()
+        os.utime(store / name, (time.time() - age,) * 2)
+    write_clips(tmp_path, LENGTHS[:2])
+    encode(params, tmp_path)
+    assert [path.name for path in store.rglob(".*")] == [".written.safetensors"]
+    assert len([*store.glob("[!.]*.safetensors")]) == len(read_index(tmp_path / LATENTS)["shards"]) + 1
+
+
 def test_a_merge_before_the_end_says_what_is_missing_and_a_plain_call_does_the_rest(params, encoded_clips, tmp_path):
     write_clips(tmp_path, LENGTHS)
     done = encode_part(params, Part(0, OF), tmp_path).clips

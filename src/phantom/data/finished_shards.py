@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from phantom.cores import cores
 from phantom.data.encode_job import EncodeJob
@@ -108,13 +108,16 @@ def delete_records(job: EncodeJob) -> None:
     """Deletes the records of what data/latents has now, and what is kept of this recipe on this machine.
 
     In `storage.latents` the records of other clips stay, which another checkout may be about to merge; here files that
-    a part which still runs is writing, of clips that others have finished.
+    a part which still runs is writing, of clips that others have finished. Those that a killed one was writing go.
     """
     published = {key for one in job.clips for key in (one.key, one.text_key)}
     if job.params.storage.latents is not None:
         job.records.delete([name for name, one in _records(job, lambda _: True).items() if one.keys <= published])
     work = LocalFolder(job.work)
     work.delete([entry.name for entry in _list(work, hidden=True) if not _is_being_written(job.work / entry.name)])
+    if isinstance(store := job.shards, LocalFolder):
+        hidden = [entry.name for entry in _list(store, hidden=True) if PurePosixPath(entry.name).name.startswith(".")]
+        store.delete([name for name in hidden if not _is_being_written(store.path / name)])
 
 
 def _is_being_written(path: Path) -> bool:
