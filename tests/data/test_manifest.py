@@ -1,5 +1,6 @@
+import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +23,11 @@ from phantom.data.manifest import (
     find_manifest,
     read_manifest,
     read_quarantine,
+    read_training_ids,
     write_manifest,
     write_quarantine,
 )
+from phantom.data.part import Part
 from phantom.errors import UserError
 
 GOOD = Clip("a", "a.mp4", "A ball falls.", 29, 4.0, "0" * 64, "train")
@@ -70,6 +73,19 @@ def test_all_that_is_known_of_a_clip_comes_back_in_groups_of_rows(tmp_path, monk
     before = path.read_bytes()
     write_manifest(path, clips)
     assert path.read_bytes() == before
+
+
+def test_a_part_is_read_without_the_other_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_table, "ROWS_PER_GROUP", 4)
+    path, digests = tmp_path / MANIFEST, [hashlib.sha256(bytes([number])).hexdigest() for number in range(20)]
+    clips = [
+        replace(FULL, id=digest[:4], sha256=digest, split=("train", "heldout")[digest < "8"]) for digest in digests
+    ]
+    write_manifest(path, clips)
+    parts = [read_manifest(path, Part(index, 3)) for index in range(3)]
+    assert parts == [[clip for clip in clips if Part(index, 3).contains(clip.sha256)] for index in range(3)]
+    assert all(parts) and sum(map(len, parts)) == 20
+    assert read_training_ids(path) == [clip.id for clip in clips if clip.split == "train"]
 
 
 def test_a_manifest_that_is_none_is_named_and_so_is_a_column_that_is_off(tmp_path):

@@ -71,12 +71,12 @@ def encode(params: Params, root: Path = Path(), shard: str | None = None) -> Enc
         for left in job.out.parent.glob(f"{job.out.name}.new*"):  # by a killed process
             shutil.rmtree(left)
         finished = intact_shards(job, without=shard)
-        missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
+        missing = _find_missing(job, {key for shard in finished for key in shard.keys})
         if (processes := min(params.encode.processes, len(missing.clips))) > 1 and shard is None:
             encode_in_processes(encode_part, params, root, processes)
             made = new_shards(job, finished)
         else:
-            made = _encode_missing(job, Part(), missing)
+            made = _encode_missing(job, missing)
         return _publish(job, missing, [*finished, *made])
 
 
@@ -86,10 +86,10 @@ def encode_part(params: Params, part: Part, root: Path = Path()) -> EncodeResult
     Parts may be encoded at the same time, in any order, and more than once. Raises UserError for wrong settings only;
     InvalidData for a clip that does not match the manifest, and StageFailed where another attempt may succeed.
     """
-    job = describe_job(params, root)
+    job = describe_job(params, root, part)
     try:
-        missing = _find_missing(job, part, finished_keys(job, part))
-        made = _encode_missing(job, part, missing)
+        missing = _find_missing(job, finished_keys(job))
+        made = _encode_missing(job, missing)
     except Refused as error:
         raise StageFailed(str(error)) from None
     except FileNotFoundError as error:  # a merge of what others have finished removes the folder
@@ -113,7 +113,7 @@ def merge_parts(params: Params, root: Path = Path()) -> EncodeResult:
             pass
         job = describe_job(params, root)
         finished = intact_shards(job)
-        missing = _find_missing(job, Part(), {key for shard in finished for key in shard.keys})
+        missing = _find_missing(job, {key for shard in finished for key in shard.keys})
         if missing:
             count = len(missing.clips) + len(missing.texts)
             raise StageFailed(
@@ -154,22 +154,21 @@ class _Missing:
         return self.total, self.kept, self.captions
 
 
-def _find_missing(job: EncodeJob, part: Part, have: set[str]) -> _Missing:
-    """What is not in `have`, keys, of a part."""
-    mine = [one for one in job.clips if part.contains(one.key)]
-    new = [one for one in mine if one.key not in have]
-    recaptioned = [one for one in mine if one.key in have and one.text_key not in have]
+def _find_missing(job: EncodeJob, have: set[str]) -> _Missing:
+    """What is not in `have`, keys, of the job's clips."""
+    new = [one for one in job.clips if one.key not in have]
+    recaptioned = [one for one in job.clips if one.key in have and one.text_key not in have]
     return _Missing(
-        total=len(mine),
-        kept=len(mine) - len(new) - len(recaptioned),
+        total=len(job.clips),
+        kept=len(job.clips) - len(new) - len(recaptioned),
         captions=len(recaptioned),
         clips=[*{one.key: one for one in reversed(new)}.values()][::-1],
         texts={one.text_key: one.clip.caption for one in recaptioned},
-        empty_text=part.index == 0 and not has_empty_text(job),
+        empty_text=job.part.index == 0 and not has_empty_text(job),
     )
 
 
-def _encode_missing(job: EncodeJob, part: Part, missing: _Missing) -> list[Shard]:
+def _encode_missing(job: EncodeJob, missing: _Missing) -> list[Shard]:
     """Encodes what is missing, into shards which are returned. What was encoded before an interruption is kept."""
     if not missing:
         return []
@@ -187,8 +186,9 @@ def _encode_missing(job: EncodeJob, part: Part, missing: _Missing) -> list[Shard
     batches = [group[i : i + size] for _, group in sorted(by_shape.items()) for i in range(0, len(group), size)]
     keys = [*missing.texts]
     bar = track("encode", missing.total, "clips", done=missing.kept)
+    name, statistics_keys = job.part.name, frozenset(job.sampled)
     writer = ShardWriter(
-        job.shards, job.records, part.name, settings.shard_mb, job.dtype, job.physics_storage, frozenset(job.sampled)
+        job.shards, job.records, name, settings.shard_mb, job.dtype, job.physics_storage, statistics_keys
     )
     with bar as progress, writer:
         read = partial(_read_batch, ClipReader(job.folder, job.params))

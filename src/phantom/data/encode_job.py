@@ -13,7 +13,8 @@ from phantom.data.clip_table import CLIP_TABLE, ClipTable
 from phantom.data.files import sha256
 from phantom.data.latent_keys import ENCODING, RESIZE, KeyedClip, digest, keyed_clips, text_key
 from phantom.data.latent_set import read_index
-from phantom.data.manifest import CLIPS, Clip, find_manifest, read_manifest
+from phantom.data.manifest import CLIPS, Clip, find_manifest, read_manifest, read_training_ids
+from phantom.data.part import ALL, Part
 from phantom.data.physics_statistics import statistics_sample
 from phantom.data.quantization import physics_storage
 from phantom.data.recipe import make_recipe
@@ -35,14 +36,17 @@ class FormerLatents:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What to encode, and where finished shards are until data/latents is made of them.
+    """What to encode, of all clips or of a part of them, and where finished shards are until data/latents is made.
 
     shards: also where those of data/latents are, with `storage.latents`. records: a JSON file for each finished shard
-    that data/latents does not have yet, in a folder of this recipe.
+    that data/latents does not have yet, in a folder of this recipe. sample: the ids of the training clips whose physics
+    latents the statistics are of.
     """
 
     params: Params
+    part: Part
     clips: list[KeyedClip]
+    sample: list[str]
     empty_text: str  # the key of the caption ""
     recipe: dict[str, Any]
     manifest_digest: str
@@ -61,16 +65,19 @@ class EncodeJob:
 
     @property
     def sampled(self) -> list[str]:
-        """The keys of the clips whose physics latents the statistics are of."""
-        keys = {one.clip.id: one.key for one in self.clips if one.clip.split == "train"}
-        return [keys[id_] for id_ in statistics_sample(list(keys))]
+        """The keys of the clips of the part whose physics latents the statistics are of."""
+        keys = {one.clip.id: one.key for one in self.clips}
+        return [keys[id_] for id_ in self.sample if id_ in keys]
 
 
-def describe_job(params: Params, root: Path) -> EncodeJob:
-    """The job of encoding data/clips with `params`. Raises UserError if the clips were prepared with other settings."""
+def describe_job(params: Params, root: Path, part: Part = ALL) -> EncodeJob:
+    """The job of encoding a part of data/clips with `params`, without making objects and keys of the other clips.
+
+    Raises UserError if the clips were prepared with other settings.
+    """
     manifest = find_manifest(root / CLIPS)
-    clips = read_manifest(manifest)
-    if not clips:
+    clips = read_manifest(manifest, part)
+    if not clips and part == ALL:
         raise UserError(f"{manifest}: no clip in it; run `phantom prepare` again")
     for clip in clips:
         _check_clip(clip, params, manifest)
@@ -81,6 +88,8 @@ def describe_job(params: Params, root: Path) -> EncodeJob:
     records = open_folder(f"{where}/records/{work.name}", root, params.storage) if where else shards
     return EncodeJob(
         params=params,
+        part=part,
+        sample=statistics_sample(read_training_ids(manifest)),
         clips=keyed_clips(clips, params, weights),
         empty_text=text_key("", params, weights),
         recipe=recipe,

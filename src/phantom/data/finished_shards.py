@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from phantom.cores import cores
 from phantom.data.encode_job import EncodeJob
 from phantom.data.files import link, sha256
-from phantom.data.part import Part
 from phantom.data.prefetch import prefetch
 from phantom.data.shards import EMPTY_TEXT, Shard, shard_name
 from phantom.data.storage import Entry, Folder, LocalFolder, NotFound
@@ -22,13 +21,13 @@ TEXT_FIELDS = ("text_key", "text")
 SCRATCH_SECONDS = 3600  # after which a hidden file is what a killed process has left
 
 
-def finished_keys(job: EncodeJob, part: Part) -> set[str]:
+def finished_keys(job: EncodeJob) -> set[str]:
     """The keys of data/latents, of this part, and of parts of another size, whose shards are there, of the right size.
 
     Without reading what else data/latents says of its clips. Records of shards that are not there are deleted: they
     would stand in the way of those of the same clips.
     """
-    own, others = f"{part.name}-", f"{part.of:05d}-"
+    own, others = f"{job.part.name}-", f"{job.part.of:05d}-"
     records = _records(job, lambda name: name.startswith(own) or not name.startswith(others))
     sizes = _sizes(job.shards)
     lost = [name for name, one in records.items() if _size(job, one, sizes) != one.bytes]

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from phantom.config import ClipFilter
+from phantom.data.part import ALL, Part
 from phantom.errors import UserError
 
 CLIPS = Path("data/clips")
@@ -176,21 +177,35 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     write_rows(path, map(_to_row, clips))
 
 
-def read_manifest(path: Path) -> list[Clip]:
-    """Reads the clips of `path`, in its order: a manifest of this version or of an earlier one.
+def read_manifest(path: Path, part: Part = ALL) -> list[Clip]:
+    """Reads the clips of `path`, in its order, or those whose sha256 is in `part`: a manifest of this version or of an
+    earlier one.
 
     Raises UserError naming what is invalid: a column, or a line of a former manifest; or the id that two clips have.
     """
     from phantom.data.manifest_table import read_rows
 
     _check_exists(path)
-    clips = _read(path, Clip) if path.suffix == ".jsonl" else [Clip(**row) for row in read_rows(path, NESTED)]
+    if path.suffix == ".jsonl":
+        clips = [clip for clip in _read(path, Clip) if part.contains(clip.sha256)]
+    else:
+        clips = [Clip(**row) for row in read_rows(path, NESTED, part)]
     numbers: dict[str, int] = {}
     for number, clip in enumerate(clips, 1):
         if numbers.setdefault(clip.id, number) != number:
             unit = "line" if path.suffix == ".jsonl" else "row"
             raise UserError(f"{path} {unit} {number}: id {clip.id!r} stands in {unit} {numbers[clip.id]} too")
     return clips
+
+
+def read_training_ids(path: Path) -> list[str]:
+    """The ids of the training clips in the manifest at `path`, in its order."""
+    from phantom.data import manifest_table
+
+    _check_exists(path)
+    if path.suffix == ".jsonl":
+        return [clip.id for clip in _read(path, Clip) if clip.split == "train"]
+    return manifest_table.read_training_ids(path)
 
 
 def count_clips(path: Path) -> int:

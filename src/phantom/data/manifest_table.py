@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phantom.data.part import ALL, Part
 from phantom.errors import UserError
 
 ROWS_PER_GROUP = 2**14
@@ -93,8 +94,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             writer.write_batch(pa.RecordBatch.from_pylist(group, schema=SCHEMA))
 
 
-def read_rows(path: Path, makers: Makers) -> Iterator[dict[str, Any]]:
-    """The rows of `path`, with what `makers`, by name, make of the fields of each struct, in their order.
+def read_rows(path: Path, makers: Makers, part: Part = ALL) -> Iterator[dict[str, Any]]:
+    """The rows of `path` whose sha256 is in `part`, with what `makers`, by name, make of the fields of each struct, in
+    their order.
 
     Raises UserError if it is no such file, or a column is missing or of another type.
     """
@@ -108,6 +110,9 @@ def read_rows(path: Path, makers: Makers) -> Iterator[dict[str, Any]]:
         names = SCHEMA.names
         try:
             for batch in file.iter_batches(ROWS_PER_GROUP, columns=names):
+                if part != ALL:
+                    is_wanted = [part.contains(sha256) for sha256 in batch.column("sha256").to_pylist()]
+                    batch = batch.filter(pa.array(is_wanted, pa.bool_()))
                 columns = [_values(name, batch.column(name), makers) for name in names]
                 for values in zip(*columns, strict=True):
                     yield dict(zip(names, values, strict=True))
@@ -127,6 +132,13 @@ def _values(name: str, column: pa.Array, makers: Makers) -> list[Any]:
         items, offsets = _values(name, column.values, makers), column.offsets.to_pylist()
         return [tuple(items[start:stop]) for start, stop in pairwise(offsets)]
     return column.to_pylist()
+
+
+def read_training_ids(path: Path) -> list[str]:
+    """The ids of the training clips. Raises UserError if it is no such file."""
+    with _open(path) as file:
+        columns = file.read(["id", "split"]).to_pydict()
+    return [id_ for id_, split in zip(columns["id"], columns["split"], strict=True) if split == "train"]
 
 
 def count_rows(path: Path) -> int:

@@ -28,7 +28,7 @@ class Part:
         return f"{self.of:05d}-{self.index:05d}"
 
     def contains(self, key: str) -> bool:
-        """Whether what has this key belongs to the part: a function of the key alone."""
+        """Whether what has this key, a hash in hexadecimal, belongs to the part: a function of the key alone."""
         return int(key[:16], 16) % self.of == self.index
 
     def piece(self, items: Sequence[T]) -> list[T]:
@@ -38,3 +38,6 @@ class Part:
     def take(self, items: Sequence[T]) -> list[T]:
         """Its share of `items`: every `of`-th one."""
         return list(items[self.index :: self.of])
+
+
+ALL = Part()
