@@ -16,7 +16,7 @@ from phantom.data.encode import encode, encode_part, merge_parts
 from phantom.data.latent_set import LatentSet
 from phantom.data.part import Part
 from phantom.data.shards import INDEX, LATENTS
-from phantom.data.storage import PinnedFolder, Refused, S3Folder, open_folder
+from phantom.data.storage import PinnedFolder, Refused, S3Folder, open_folder, open_latent_store
 from phantom.data.storage import s3 as s3_folder
 from phantom.data.storage.s3 import ERROR_MESSAGES
 from phantom.errors import StageFailed, UserError
@@ -111,25 +111,42 @@ def test_a_pinned_share_stays_within_its_bound_and_is_not_fetched_again(params, 
     plain, pinned = read(params(), root), params(f"storage.pin_gb={bound / 2**30}")
     store = open_folder(params().storage.latents, root, params().storage)
     store.write(f"{'0' * 64}.safetensors", bytes(bound))  # of other clips: first by name, and as large as the share
-    of_another_store = root / "checkpoints/cache/pinned/other/shard"
-    of_another_store.mkdir(parents=True)
     read(pinned, root)
-    (place,) = (path for path in of_another_store.parents[1].iterdir() if path.name != "other")
+    (place,) = (root / "checkpoints/cache/pinned").iterdir()
     (place / "shard of before").mkdir()
     requests = []
     for _ in range(2):
         s3.reads.clear()
         found = read(pinned, root)
         assert all(same(*pair) for pair in zip(found, plain, strict=True))
-        assert 0 < bytes_in(place) <= bound and {path.name.partition(".")[0] for path in place.iterdir()} < set(sizes)
+        assert 0 < bytes_in(place) <= bound
+        assert {path.name.partition(".")[0] for path in place.glob("[!.]*")} < set(sizes)
         requests.append(len(s3.reads))
-    assert requests[1] < requests[0] and of_another_store.is_dir()
+    assert requests[1] < requests[0]
     for path in place.rglob("*-*"):  # as a bad disk would
         raw = bytearray(path.read_bytes())
         raw[-10] ^= 1
         path.write_bytes(raw)
     assert all(same(*pair) for pair in zip(read(pinned, root), plain, strict=True))
     assert "damaged: clip 'clip/" in capsys.readouterr().err
+
+
+def test_data_sets_that_are_in_use_keep_their_shares_and_others_are_deleted(params, root):
+    settings = params("storage.pin_gb=1")
+    place, shards_ = root / "checkpoints/cache/pinned", read_index(root / LATENTS)["shards"]
+    names = [f"{shard['sha256']}.safetensors" for shard in shards_]
+    used = []
+    for some in (names[:2], names[2:]):  # two data sets in one store
+        used.append(open_latent_store(root, settings.storage))
+        used[-1].pin(some)
+        for name in some:
+            used[-1].read_ranges(name, [(0, 100)])
+    kept = {path.parent.name for path in place.rglob("*-*")}
+    assert kept == set(names)
+    used.clear()
+    last = open_latent_store(root, settings.storage)
+    last.pin(names[2:])
+    assert {path.parent.name for path in place.rglob("*-*")} == set(names[2:]) and len([*place.iterdir()]) == 1
 
 
 def test_a_pinned_shard_that_another_process_drops_meanwhile_is_read_all_the_same(params, root, monkeypatch):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
+from phantom.data.files import NoLocks, lock_file
 from phantom.data.storage.files import Arrays, Entry, Ranges, read_file_ranges
 from phantom.data.storage.s3 import S3Folder
 
+LOCK = ".lock"  # of the folder of a data set, held by each process that reads it
+
 
 class PinnedFolder:
-    """`store`, of whose files those that `pin` names are kept in `place`, range by range, within `limit` bytes.
+    """`store`, of whose files those that `pin` names are kept under `place`, range by range, within `limit` bytes.
 
-    Any number of processes may share `place`: which files these are is a function of the names, and nothing is evicted
-    but files of others. Names that are hashes make it a random share.
+    Any number of processes may share `place`: which files these are is a function of the names, and each set of names
+    has a folder, deleted only when no process has it any more. Names that are hashes make it a random share.
     """
 
     is_remote = True
@@ -26,21 +32,32 @@ class PinnedFolder:
     def __init__(self, store: S3Folder, place: Path, limit: int) -> None:
         self.store, self.place, self.limit = store, place, limit
         self._pinned: set[str] = set()
+        self._folder = place  # of the data set
+        self._lock: IO[Any] | None = None
 
     def __str__(self) -> str:
         return str(self.store)
 
     def pin(self, names: Iterable[str]) -> None:
-        """Keeps the first of these files, by name, that fit; what else is kept is deleted."""
+        """Keeps the first of these files, by name, that fit; what else is kept, and not used, is deleted."""
         sizes = {entry.name: entry.size for entry in self.store.list()}
+        wanted = sorted({*names} & sizes.keys())
         left, self._pinned = self.limit, set()
-        for name in sorted({*names} & sizes.keys()):
+        for name in wanted:
             if (left := left - sizes[name]) < 0:
                 break
             self._pinned.add(name)
-        for path in self.place.glob("*"):
-            if path.name not in self._pinned:
+        key = hashlib.sha256("\n".join([str(self.store), *wanted]).encode()).hexdigest()[:12]
+        self._folder = self.place / key
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _hold(self._folder, fcntl.LOCK_SH)
+        for path in self._folder.iterdir():
+            if path.name not in {*self._pinned, LOCK}:
                 shutil.rmtree(path, ignore_errors=True)
+        for folder in self.place.iterdir():
+            if folder != self._folder and (lock := _hold(folder, fcntl.LOCK_EX)):
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.close()
 
     def list(self) -> list[Entry]:
         """As `S3Folder.list`."""
@@ -59,17 +76,17 @@ class PinnedFolder:
 
     def invalidate(self, name: str) -> None:
         """Drops what is kept of the file `name`, so that it is fetched again."""
-        shutil.rmtree(self.place / name, ignore_errors=True)
+        shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray | None:
         try:
-            (raw,) = read_file_ranges(self.place / name / f"{start}-{stop}", [(0, stop - start)])
+            (raw,) = read_file_ranges(self._folder / name / f"{start}-{stop}", [(0, stop - start)])
         except FileNotFoundError:
             return None
         return raw if len(raw) == stop - start else None
 
     def _write(self, name: str, start: int, stop: int, raw: np.ndarray) -> None:
-        path = self.place / name / f"{start}-{stop}"
+        path = self._folder / name / f"{start}-{stop}"
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
         try:
@@ -78,3 +95,18 @@ class PinnedFolder:
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _hold(folder: Path, kind: int) -> IO[Any] | None:
+    """The lock of a data set's folder, held until it is closed; None if another process has it, or it is gone."""
+    try:
+        file = (folder / LOCK).open("a+")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        with suppress(NoLocks):  # then the newest data set evicts the others
+            lock_file(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
