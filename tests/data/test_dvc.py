@@ -14,7 +14,9 @@ import yaml
 
 from phantom.data.encode import encode
 from phantom.data.latent_set import LatentSet
+from phantom.data.manifest import CLIPS
 from phantom.data.shards import INDEX, LATENTS
+from phantom.data.storage import open_latent_store
 from tests.conftest import ROOT
 from tests.data.latents import SETTINGS, contents, write_clips
 
@@ -55,6 +57,45 @@ def test_push_and_pull_move_shards_not_clips(make_params, encode_params, s3, buc
     dvc(tmp_path, "pull")
     assert contents(tmp_path / LATENTS) == before
     assert len(LatentSet(tmp_path / LATENTS, "train")) == 6
+
+
+def git(root, *arguments):
+    name = ("-c", "user.name=n", "-c", "user.email=n@example.com")
+    subprocess.run(["git", "-C", root, *name, *arguments], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_checkout_of_an_old_commit_trains_on_the_old_data(encode_params, s3, bucket, tmp_path):
+    params = encode_params(*SETTINGS, f"storage.latents=s3://{bucket}/latents")
+    git(tmp_path, "init")
+    write_stage(tmp_path, "true")
+    dvc(tmp_path, "init")
+    remote = f"[core]\nremote = there\n['remote \"there\"']\nurl = s3://{bucket}/dvc\nendpointurl = {s3.url}\n"
+    (tmp_path / ".dvc/config").write_text(remote)
+
+    def read():
+        latents = LatentSet(tmp_path / LATENTS, "train", open_latent_store(tmp_path, params.storage))
+        return {clip.id: (clip.video.tolist(), clip.physics.tolist()) for clip in map(latents.__getitem__, range(3))}
+
+    seen = []
+    for lengths in (LENGTHS[:4], LENGTHS[4:7]):
+        shutil.rmtree(tmp_path / CLIPS, ignore_errors=True)
+        write_clips(tmp_path, lengths)
+        encode(params, tmp_path)
+        dvc(tmp_path, "commit", "--force", "encode")
+        dvc(tmp_path, "push")
+        git(tmp_path, "add", "dvc.yaml", "dvc.lock")
+        git(tmp_path, "commit", "-m", "Encode")
+        seen.append(read())
+    shutil.rmtree(tmp_path / LATENTS)
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    git(tmp_path, "checkout", "HEAD~1")
+    dvc(tmp_path, "pull")
+    assert read() == seen[0] != seen[1]
+    pushed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix="dvc/")["Contents"]
+    shard = min(one["bytes"] for one in json.loads((tmp_path / LATENTS / INDEX).read_text())["shards"])
+    assert max(found["Size"] for found in pushed) < shard  # the index alone is DVC's
 
 
 @pytest.mark.slow
