@@ -16,7 +16,7 @@ from phantom.data.curation import mark_duplicates
 from phantom.data.files import exclusive, fresh_folder, replace_folder
 from phantom.data.languages import KNOWN
 from phantom.data.manifest import CLIPS, MANIFEST, QUARANTINE, Clip, by_kind, write_manifest, write_quarantine
-from phantom.data.part import Part
+from phantom.data.part import ALL, Part
 from phantom.data.sources import folder, openvid, worlds_files
 from phantom.data.sources.clips import (
     FilteredOut,
@@ -140,7 +140,7 @@ def _make_clips(new: Path, params: Params, root: Path) -> SourceContents:
     if data.source == "worlds":
         clips, measured = worlds_files.write_clips(new, params)
         return SourceContents(clips=clips, measured=measured)
-    found, videos = _find_videos(params, root, Part())
+    found, videos = _find_videos(params, root, ALL)
     return make_clips(found, videos, _places(params, root), data)
 
 
@@ -151,7 +151,7 @@ def _find_videos(params: Params, root: Path, part: Part) -> tuple[SourceContents
         here, there = source.path.resolve(), (root / CLIPS).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(f"data.path: found {data.path}, accepted: a folder apart from {CLIPS}, which is replaced")
-    name = "languages.txt" if part == Part() else f"languages-{part.name}.txt"  # KNOWN
+    name = "languages.txt" if part == ALL else f"languages-{part.name}.txt"  # KNOWN
     kinds: dict[str, FindVideos] = {"folder": folder.find_videos, "openvid": openvid.find_videos}
     return kinds[data.source](source, data, root / WORK / name, part)
 
