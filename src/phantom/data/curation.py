@@ -65,6 +65,8 @@ def reduced(frames: np.ndarray) -> np.ndarray:
 
 def mark_duplicates(found: Sequence[tuple[str, Measured]]) -> dict[str, Curation]:
     """The columns by clip id, with `duplicate_of`: of clips that nearly equal each other, all but the first have it."""
+    if not found:
+        return {}
     hashes = np.array([np.frombuffer(bytes.fromhex(one.hash), np.uint8) for _, one in found])
     colours = np.array([np.frombuffer(bytes.fromhex(one.colours), np.int8) for _, one in found], np.int16)
     return {
