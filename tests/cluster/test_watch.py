@@ -50,12 +50,12 @@ def test_the_gpu_hours_of_every_attempt_are_counted(cluster: Cluster, monkeypatc
     cluster.image(torchrun=f"test -e again || {{ touch again; exit 1; }}\n{DONE}")
     before = cost.gpu_hours()
     result = run_job("train", cluster.params("cluster.gpu=nvidia.com/gpu", *PROCESSES), cluster.root)
-    assert result.gpu_hours == cost.gpu_hours() - before == 2.0  # twice half an hour of two GPUs
+    assert result.gpu_hours == pytest.approx(cost.gpu_hours() - before) == 2.0  # twice half an hour of two GPUs
     script = 'test "$4" = --index && exit; mkdir -p reports; echo "{}" > reports/evaluation.json'
     cluster.image(python=script)
     before = cost.gpu_hours()
     result = run_job("evaluate", cluster.params("cluster.gpu=nvidia.com/gpu", "cluster.evaluate_pods=3"), cluster.root)
-    assert result.gpu_hours == cost.gpu_hours() - before == 2.0  # three parts and their scores, half an hour each
+    assert result.gpu_hours == pytest.approx(cost.gpu_hours() - before) == 2.0
 
 
 def test_a_pod_that_changes_is_polled_at_once(cluster: Cluster, capfd: Any, monkeypatch: pytest.MonkeyPatch):

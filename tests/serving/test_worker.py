@@ -141,12 +141,13 @@ def test_a_database_that_is_away_for_a_moment_costs_neither_the_model_nor_the_vi
 
 def test_a_registry_that_does_not_answer_keeps_no_job_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch):
     former = SimpleNamespace(about=ABOUT, found=models.Found(Path("models/phantom"), "", "1"))
-    answered = threading.Event()
+    asked, answered = threading.Event(), threading.Event()
     found = iter([former.found])
 
     def find(_: Any) -> Any:
         if (first := next(found, None)) is not None:
             return first
+        asked.set()
         answered.wait()
         raise OSError("no registry")
 
@@ -155,8 +156,9 @@ def test_a_registry_that_does_not_answer_keeps_no_job_waiting(worker: Worker, mo
     monkeypatch.setattr("phantom.serving.worker.MODEL_POLL_SECONDS", 0.01)
     running = threading.Thread(target=worker.run)
     running.start()
-    id = submit(worker.queue)
     try:
+        wait(asked.is_set)
+        id = submit(worker.queue)
         wait(lambda: worker.queue.get(id).status == "completed")
         assert not answered.is_set()
     finally:
