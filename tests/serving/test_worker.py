@@ -141,6 +141,7 @@ def test_a_database_that_is_away_for_a_moment_costs_neither_the_model_nor_the_vi
 
 def test_a_registry_that_does_not_answer_keeps_no_job_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch):
     former = SimpleNamespace(about=ABOUT, found=models.Found(Path("models/phantom"), "", "1"))
+    worker.model = None
     asked, answered = threading.Event(), threading.Event()
     found = iter([former.found])
 
