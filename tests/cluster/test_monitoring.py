@@ -80,6 +80,9 @@ def exported() -> set[str]:
     class Queue:
         limit = 1
 
+        def now(self) -> float:
+            return 0.0
+
         def counts(self) -> dict[str, int]:
             return {"queued": 0}
 

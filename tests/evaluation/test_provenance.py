@@ -13,6 +13,8 @@ PACKAGE = Path(phantom.__file__).parent
 # Imported while sampling, but without influence on what a video shows: settings are recorded by value.
 IRRELEVANT = {
     "__init__.py",
+    "data/__init__.py",
+    "data/near_duplicates.py",
     "errors.py",
     "logs.py",
     "progress.py",

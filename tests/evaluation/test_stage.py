@@ -330,7 +330,7 @@ def test_benchmarks_of_prompts_are_sampled_judged_and_shown(make_params, checkou
     params = make_params(*SMALL, *asked, "evaluate.benchmarks=[videophy, videophy2]", "evaluate.videophy.samples=2")
     result = evaluate(params, checkout)
     evaluation = json.loads((checkout / "reports/evaluation.json").read_text())
-    assert list(evaluation) == ["videophy", "videophy2"] == list(result.scores)
+    assert list(evaluation)[-2:] == ["videophy", "videophy2"] == list(result.scores)
     assert list(evaluation["videophy"]) == ["base", "control", "phantom"]
     assert evaluation["videophy"]["phantom"]["gain"].keys() >= {"gain", "low", "high", "paired"}
     assert evaluation["videophy"]["phantom"]["gain"]["paired"] == 1

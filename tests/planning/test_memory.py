@@ -209,8 +209,9 @@ def test_what_changes_least_is_suggested_first():
         params = load_params(preset_path("wan2.2-ti2v-5b"), [*one, f"physics.num_layers={count}"])
         assert plan(params, "H100", 1)["fits"] == fits
     many = plan(full_size_params("train.mesh.replicate=2", "train.activation_checkpointing=none"), "4090", 8)["changes"]
-    assert many[:3] == ["--set train.accumulation=8", "--set train.mesh.replicate=null", "--set train.mesh.shard=null"]
-    assert many[3:5] == ["--set train.activation_checkpointing=full", "--set train.ema_decay=null"]
+    assert many[:2] == ["--set train.accumulation=64", "--set train.mesh.replicate=null"]
+    assert many[2:4] == ["--set train.activation_checkpointing=full", "--set train.mesh.context=8"]
+    assert many[4] == "--set train.ema_decay=null"
 
 
 @pytest.mark.parametrize(

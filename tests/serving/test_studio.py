@@ -234,6 +234,7 @@ def test_a_clips_last_frame_is_what_an_arrow_is_drawn_on(page: Page, tmp_path: P
 
 
 def test_what_the_served_model_lacks_is_said(page: Page):
+    until(lambda: page.browser.execute_script("return Boolean(served && served.models)"))
     said = page.browser.execute_script(
         "const whole = served, said = [{}, {takes_force: false}, {models: ['base']}].map((less) => {"
         "served = {...whole, ...less}; describe(); return document.getElementById('lacks').textContent; });"
